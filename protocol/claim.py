@@ -1,0 +1,263 @@
+"""Claims, votes and agreements: what members sign in a round, and the rules by which a round is committed.
+
+    claim       made before its author sees anyone's update: "from this base I did this much work, and this is my update"
+    vote        "after averaging this group's updates, my state has this digest"
+    agreement   a round's claims and votes, together with the members' certificates: proof that the round was committed
+
+These rules do no I/O. Peers apply them to commit, the coordinator to grant credit, a verifier to believe a checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from protocol import canonical, certificate, envelope
+from protocol.envelope import Envelope
+from protocol.errors import FormatError, RefusedError, VerificationError
+from protocol.invite import Hex64
+from protocol.keys import PeerIdentity
+
+CLAIM_TYPE = "application/vnd.potluck.claim.v1+json"
+VOTE_TYPE = "application/vnd.potluck.vote.v1+json"
+MAX_GROUP = 1024
+MAX_AGREEMENT_BYTES = 8 << 20
+MAX_TOKENS = 2**40  # tokens one peer can claim for one round
+GROWTH_CAP = 4  # a member counts at most this many times what it had agreed in the round before
+
+
+class _Statement(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class UpdateDigest(_Statement):
+    """Binds a claim to one encoded update."""
+
+    root: Hex64  # Merkle root over the encoded chunks
+    values: int = Field(ge=1, le=2**40)  # fp32 values before encoding
+    chunk_values: int = Field(ge=1, le=1 << 24)  # per chunk, the last may be shorter
+    codec: str = Field(max_length=32)
+
+
+class Claim(_Statement):
+    """One peer's statement about its update of one round."""
+
+    run: Hex64
+    round: int = Field(ge=1, le=10**9)  # the round this work is for
+    base: Hex64  # state digest it started from
+    tokens: int = Field(ge=1, le=MAX_TOKENS)  # trained on, padding not counted
+    flops: int = Field(ge=0, le=2**53 - 1)
+    first_batch: int = Field(ge=0, le=2**40)  # sequences drawn from PRF(seed, round, peer id): from here …
+    batches: int = Field(ge=1, le=2**40)  # … this many
+    update: UpdateDigest
+    segments: tuple[Hex64, ...] = Field(default=(), max_length=1024)  # digests of the local state, for replay
+
+    def sign(self, identity: PeerIdentity) -> Envelope:
+        return envelope.sign(self.model_dump(mode="json"), CLAIM_TYPE, identity)
+
+
+class Vote(_Statement):
+    """One member's statement about the state after the round."""
+
+    run: Hex64
+    round: int = Field(ge=1, le=10**9)
+    attempt: int = Field(ge=0, le=10**6)  # which try at this round
+    group: Hex64  # digest of the group's claims, in order
+    base: Hex64
+    state: Hex64  # digest after the outer step
+
+    def sign(self, identity: PeerIdentity) -> Envelope:
+        return envelope.sign(self.model_dump(mode="json"), VOTE_TYPE, identity)
+
+
+def open_claim(data: bytes) -> tuple[str, Claim]:
+    """Check a claim's signature and form; returns (peer id, claim). Raises: FormatError, SignatureError."""
+    peer_id, value = envelope.open_by_peer(data, CLAIM_TYPE)
+    return peer_id, _parse(Claim, value)
+
+
+def open_vote(data: bytes) -> tuple[str, Vote]:
+    """Check a vote's signature and form; returns (peer id, vote). Raises: FormatError, SignatureError."""
+    peer_id, value = envelope.open_by_peer(data, VOTE_TYPE)
+    return peer_id, _parse(Vote, value)
+
+
+def group_digest(claims: list[Envelope]) -> str:
+    """Names a group: who is in it, with which claims, in which order."""
+    return canonical.digest([claim.digest for claim in claims])
+
+
+def weights(claims: Mapping[str, Claim], previous: Mapping[str, int]) -> dict[str, int]:
+    """What each claim counts for in the average, the vote and the credit.
+
+    A member counts its claimed tokens, but at most `GROWTH_CAP` times what it was agreed to have done in the round
+    before; one that was not in that round counts at most as much as the strongest that was. All peers compute this
+    from the same two agreements, so all get the same weights.
+
+    Args:
+        claims: peer id -> claim.
+        previous: the weights of the round before; empty for round 1.
+    """
+    newcomer_cap = max(previous.values(), default=MAX_TOKENS)
+    return {
+        peer_id: min(claim.tokens, GROWTH_CAP * previous[peer_id] if peer_id in previous else newcomer_cap)
+        for peer_id, claim in claims.items()
+    }
+
+
+def has_majority(voters: set[str], of: Mapping[str, int]) -> bool:
+    """Whether `voters` hold more than half of the weight; an even split goes to the side of the first peer id by digest.
+
+    With no weights at all (before round 1 was agreed) everyone has a majority.
+    """
+    total = sum(of.values())
+    if total == 0:
+        return True
+    held = sum(weight for peer_id, weight in of.items() if peer_id in voters)
+    if 2 * held == total:
+        return min(of, key=lambda peer_id: canonical.sha256_hex(peer_id.encode())) in voters
+    return 2 * held > total
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A committed round: what was claimed, and who signed the state that came of it."""
+
+    run: str
+    round: int
+    base: str
+    state: str
+    weights: Mapping[str, int]  # what each member of the group counts for
+    claims: Mapping[str, Claim]
+    claim_envelopes: tuple[Envelope, ...]  # in group order
+    vote_envelopes: tuple[Envelope, ...]
+    certificates: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "claims": [
+                canonical.loads(item.to_bytes(), max_bytes=envelope.MAX_ENVELOPE_BYTES) for item in self.claim_envelopes
+            ],
+            "votes": [
+                canonical.loads(item.to_bytes(), max_bytes=envelope.MAX_ENVELOPE_BYTES) for item in self.vote_envelopes
+            ],
+            "certificates": dict(self.certificates),
+            "weights": dict(self.weights),
+        }
+
+    def to_bytes(self) -> bytes:
+        return canonical.dumps(self.to_json())
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, run: str, membership_key: Ed25519PublicKey) -> Agreement:
+        """Read and check an agreement that came from outside. Raises: FormatError, RefusedError."""
+        return cls.from_json(
+            canonical.loads(data, max_bytes=MAX_AGREEMENT_BYTES), run=run, membership_key=membership_key
+        )
+
+    @classmethod
+    def from_json(cls, value: Any, *, run: str, membership_key: Ed25519PublicKey) -> Agreement:
+        """Check every signature and the majority.
+
+        The weights stand in the agreement because they depend on the round before; they are checked never to exceed
+        the claims, and against that round by whoever holds it (`check_against`).
+
+        Raises:
+            FormatError: not an agreement.
+            RefusedError: a signature, a certificate or the majority does not hold.
+        """
+        try:
+            claims_raw, votes_raw = value["claims"], value["votes"]
+            certificates, weights_given = dict(value["certificates"]), dict(value["weights"])
+            if not 1 <= len(claims_raw) <= MAX_GROUP or not 1 <= len(votes_raw) <= MAX_GROUP:
+                raise FormatError(f"an agreement has 1 to {MAX_GROUP} claims and votes")
+            claim_bytes = [canonical.dumps(item) for item in claims_raw]
+            vote_bytes = [canonical.dumps(item) for item in votes_raw]
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError("not an agreement: expected claims, votes, certificates, weights") from error
+        opened = [open_claim(item) for item in claim_bytes]
+        votes = [open_vote(item) for item in vote_bytes]
+        claims = dict(opened)
+        if len(claims) != len(opened):
+            raise VerificationError("a peer has two claims in one agreement")
+        envelopes = tuple(Envelope.from_bytes(item) for item in claim_bytes)
+        first_vote = votes[0][1]
+        _check_claims(claims, weights_given, run, first_vote)
+        for peer_id in claims:
+            member = certificate.check(str(certificates.get(peer_id)), membership_key, run=run, accept_expired=True)
+            if member.peer_id != peer_id:
+                raise VerificationError(f"the certificate shown for {peer_id} belongs to {member.peer_id}")
+        voters = _check_votes(votes, claims, group_digest(list(envelopes)), first_vote)
+        if not has_majority(voters, weights_given):
+            raise VerificationError(f"round {first_vote.round}: the votes do not make a majority of the claimed work")
+        return cls(
+            run=run,
+            round=first_vote.round,
+            base=first_vote.base,
+            state=first_vote.state,
+            weights=weights_given,
+            claims=claims,
+            claim_envelopes=envelopes,
+            vote_envelopes=tuple(Envelope.from_bytes(item) for item in vote_bytes),
+            certificates={peer_id: certificates[peer_id] for peer_id in claims},
+        )
+
+    def check_against(self, previous: Mapping[str, int]) -> None:
+        """Check that the weights follow from the claims and the round before. Raises: VerificationError."""
+        expected = weights(self.claims, previous)
+        if dict(self.weights) != expected:
+            raise VerificationError(f"round {self.round}: the weights do not follow from the claims")
+
+
+def _check_claims(claims: Mapping[str, Claim], given: Mapping[str, Any], run: str, vote: Vote) -> None:
+    if set(given) != set(claims):
+        raise VerificationError("the weights name other peers than the claims")
+    for peer_id, claim in claims.items():
+        weight = given[peer_id]
+        if not isinstance(weight, int) or isinstance(weight, bool) or not 1 <= weight <= claim.tokens:
+            raise VerificationError(
+                f"{peer_id}: a weight is between 1 and the {claim.tokens} claimed tokens, got {weight!r}"
+            )
+        if (claim.run, claim.round, claim.base) != (run, vote.round, vote.base):
+            raise VerificationError(f"{peer_id}: the claim is for another run, round or base")
+
+
+def _check_votes(votes: list[tuple[str, Vote]], claims: Mapping[str, Claim], group: str, first: Vote) -> set[str]:
+    voters: set[str] = set()
+    for peer_id, vote in votes:
+        if peer_id not in claims:
+            raise VerificationError(f"{peer_id} voted and is not in the group")
+        if peer_id in voters:
+            raise VerificationError(f"{peer_id} voted twice")
+        if vote != first or vote.group != group or vote.run != next(iter(claims.values())).run:
+            raise VerificationError(f"{peer_id} voted for another state, group or attempt")
+        voters.add(peer_id)
+    return voters
+
+
+def _parse(model: type[Any], value: Any) -> Any:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise FormatError(f"not a {model.__name__.lower()}: {first['loc']}: {first['msg']}") from error
+
+
+__all__ = [
+    "CLAIM_TYPE",
+    "VOTE_TYPE",
+    "Agreement",
+    "Claim",
+    "RefusedError",
+    "UpdateDigest",
+    "Vote",
+    "group_digest",
+    "has_majority",
+    "open_claim",
+    "open_vote",
+    "weights",
+]

@@ -1,0 +1,165 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class GetRunRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetRunReply(_message.Message):
+    __slots__ = ("run_card", "root_public_key", "genesis_files", "model_files")
+    RUN_CARD_FIELD_NUMBER: _ClassVar[int]
+    ROOT_PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    GENESIS_FILES_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FILES_FIELD_NUMBER: _ClassVar[int]
+    run_card: bytes
+    root_public_key: bytes
+    genesis_files: _containers.RepeatedCompositeFieldContainer[ModelFile]
+    model_files: _containers.RepeatedCompositeFieldContainer[ModelFile]
+    def __init__(self, run_card: _Optional[bytes] = ..., root_public_key: _Optional[bytes] = ..., genesis_files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., model_files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ...) -> None: ...
+
+class ModelFile(_message.Message):
+    __slots__ = ("path", "sha256", "size_bytes")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    sha256: str
+    size_bytes: int
+    def __init__(self, path: _Optional[str] = ..., sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class GetChallengeRequest(_message.Message):
+    __slots__ = ("peer_id",)
+    PEER_ID_FIELD_NUMBER: _ClassVar[int]
+    peer_id: str
+    def __init__(self, peer_id: _Optional[str] = ...) -> None: ...
+
+class GetChallengeReply(_message.Message):
+    __slots__ = ("challenge",)
+    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
+    challenge: bytes
+    def __init__(self, challenge: _Optional[bytes] = ...) -> None: ...
+
+class EnrollRequest(_message.Message):
+    __slots__ = ("peer_id", "challenge", "signature", "code")
+    PEER_ID_FIELD_NUMBER: _ClassVar[int]
+    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    peer_id: str
+    challenge: bytes
+    signature: bytes
+    code: str
+    def __init__(self, peer_id: _Optional[str] = ..., challenge: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., code: _Optional[str] = ...) -> None: ...
+
+class EnrollReply(_message.Message):
+    __slots__ = ("certificate", "swarm_addresses")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    SWARM_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    certificate: str
+    swarm_addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, certificate: _Optional[str] = ..., swarm_addresses: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class FetchFileRequest(_message.Message):
+    __slots__ = ("certificate", "sha256", "offset")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    certificate: str
+    sha256: str
+    offset: int
+    def __init__(self, certificate: _Optional[str] = ..., sha256: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class FilePart(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class AnnounceRequest(_message.Message):
+    __slots__ = ("certificate", "swarm_addresses", "round", "tokens_per_s", "states")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    SWARM_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    certificate: str
+    swarm_addresses: _containers.RepeatedScalarFieldContainer[str]
+    round: int
+    tokens_per_s: float
+    states: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, certificate: _Optional[str] = ..., swarm_addresses: _Optional[_Iterable[str]] = ..., round: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., states: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class AnnounceReply(_message.Message):
+    __slots__ = ("swarm_addresses", "want_state", "round", "finished")
+    SWARM_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    WANT_STATE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    swarm_addresses: _containers.RepeatedScalarFieldContainer[str]
+    want_state: str
+    round: int
+    finished: bool
+    def __init__(self, swarm_addresses: _Optional[_Iterable[str]] = ..., want_state: _Optional[str] = ..., round: _Optional[int] = ..., finished: _Optional[bool] = ...) -> None: ...
+
+class ReportRequest(_message.Message):
+    __slots__ = ("certificate", "agreement")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    certificate: str
+    agreement: bytes
+    def __init__(self, certificate: _Optional[str] = ..., agreement: _Optional[bytes] = ...) -> None: ...
+
+class ReportReply(_message.Message):
+    __slots__ = ("accepted", "reason")
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    accepted: bool
+    reason: str
+    def __init__(self, accepted: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class StatePart(_message.Message):
+    __slots__ = ("certificate", "state", "manifest", "data")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    certificate: str
+    state: str
+    manifest: bytes
+    data: bytes
+    def __init__(self, certificate: _Optional[str] = ..., state: _Optional[str] = ..., manifest: _Optional[bytes] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class UploadStateReply(_message.Message):
+    __slots__ = ("accepted",)
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    accepted: bool
+    def __init__(self, accepted: _Optional[bool] = ...) -> None: ...
+
+class GetReceiptsRequest(_message.Message):
+    __slots__ = ("certificate", "after_round")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_ROUND_FIELD_NUMBER: _ClassVar[int]
+    certificate: str
+    after_round: int
+    def __init__(self, certificate: _Optional[str] = ..., after_round: _Optional[int] = ...) -> None: ...
+
+class GetReceiptsReply(_message.Message):
+    __slots__ = ("receipts",)
+    RECEIPTS_FIELD_NUMBER: _ClassVar[int]
+    receipts: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, receipts: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class GetStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStatusReply(_message.Message):
+    __slots__ = ("status",)
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    status: bytes
+    def __init__(self, status: _Optional[bytes] = ...) -> None: ...

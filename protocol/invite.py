@@ -1,0 +1,74 @@
+"""The invite: one copy-and-paste string that says where a run is and whom to believe.
+
+potluck1.<base64url of canonical JSON>.<first 8 hex digits of its SHA-256>
+
+{"addresses":["203.0.113.7:4700"],"root":"<fingerprint>","run":"<run digest>","tls":"<SHA-256 of the certificate>","code":"…"}
+
+>>> invite = Invite(addresses=("127.0.0.1:4700",), run="a" * 64, tls="b" * 64, root="c" * 64)
+>>> Invite.parse(str(invite)) == invite
+True
+>>> Invite.parse(str(invite)[:-1])
+Traceback (most recent call last):
+...
+protocol.errors.FormatError: the invite is damaged: its check digits do not match
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from protocol import canonical
+from protocol.errors import FormatError
+
+MAX_INVITE_CHARS = 4096
+_PREFIX = "potluck1."
+Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Invite(BaseModel):
+    """Where a run is and whom to believe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    addresses: tuple[Annotated[str, Field(max_length=255, pattern=r"^\S+:\d{1,5}$")], ...] = Field(
+        min_length=1, max_length=8
+    )
+    run: Hex64  # digest of the run spec
+    tls: Hex64  # SHA-256 of the coordinator's DER certificate
+    root: Hex64  # fingerprint of the run's root key
+    code: str | None = Field(default=None, max_length=128)  # admission code
+
+    def __str__(self) -> str:
+        payload = canonical.dumps(self.model_dump(mode="json", exclude_none=True))
+        return (
+            _PREFIX + base64.urlsafe_b64encode(payload).decode().rstrip("=") + "." + canonical.sha256_hex(payload)[:8]
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> Invite:
+        """Read an invite, forgiving white space and line breaks that a chat program put in.
+
+        Raises:
+            FormatError: not an invite, or one that was cut short.
+        """
+        text = "".join(text.split())
+        if len(text) > MAX_INVITE_CHARS or not text.startswith(_PREFIX):
+            raise FormatError(
+                "not an invite", "an invite begins with 'potluck1.'; copy the whole line the host sent you"
+            )
+        body, _, check = text[len(_PREFIX) :].partition(".")
+        hint = "copy the whole line the host sent you"
+        try:
+            payload = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
+        except (binascii.Error, ValueError) as error:
+            raise FormatError("the invite is damaged: it is not base64", hint) from error
+        if canonical.sha256_hex(payload)[:8] != check:
+            raise FormatError("the invite is damaged: its check digits do not match", hint)
+        try:
+            return cls.model_validate(canonical.loads(payload, max_bytes=MAX_INVITE_CHARS))
+        except ValidationError as error:
+            raise FormatError(f"the invite is damaged: {error.errors()[0]['msg']}", hint) from error

@@ -1,0 +1,197 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Progress(_message.Message):
+    __slots__ = ("certificate", "round", "base", "tokens", "tokens_per_s", "leaving", "attempt", "addresses", "history_tokens")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    certificate: str
+    round: int
+    base: str
+    tokens: int
+    tokens_per_s: float
+    leaving: bool
+    attempt: int
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    history_tokens: int
+    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., tokens: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., leaving: _Optional[bool] = ..., attempt: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., history_tokens: _Optional[int] = ...) -> None: ...
+
+class Proposal(_message.Message):
+    __slots__ = ("certificate", "round", "base", "attempt", "timeout_s")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    certificate: str
+    round: int
+    base: str
+    attempt: int
+    timeout_s: float
+    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., attempt: _Optional[int] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class ProposalReply(_message.Message):
+    __slots__ = ("accepted", "reason", "certificate", "claim", "voted", "can_reduce", "attempt")
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    CLAIM_FIELD_NUMBER: _ClassVar[int]
+    VOTED_FIELD_NUMBER: _ClassVar[int]
+    CAN_REDUCE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    accepted: bool
+    reason: str
+    certificate: str
+    claim: bytes
+    voted: _containers.RepeatedCompositeFieldContainer[Vote]
+    can_reduce: bool
+    attempt: int
+    def __init__(self, accepted: _Optional[bool] = ..., reason: _Optional[str] = ..., certificate: _Optional[str] = ..., claim: _Optional[bytes] = ..., voted: _Optional[_Iterable[_Union[Vote, _Mapping]]] = ..., can_reduce: _Optional[bool] = ..., attempt: _Optional[int] = ...) -> None: ...
+
+class Vote(_message.Message):
+    __slots__ = ("envelope",)
+    ENVELOPE_FIELD_NUMBER: _ClassVar[int]
+    envelope: bytes
+    def __init__(self, envelope: _Optional[bytes] = ...) -> None: ...
+
+class GroupMember(_message.Message):
+    __slots__ = ("certificate", "claim", "can_reduce")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    CLAIM_FIELD_NUMBER: _ClassVar[int]
+    CAN_REDUCE_FIELD_NUMBER: _ClassVar[int]
+    certificate: str
+    claim: bytes
+    can_reduce: bool
+    def __init__(self, certificate: _Optional[str] = ..., claim: _Optional[bytes] = ..., can_reduce: _Optional[bool] = ...) -> None: ...
+
+class Group(_message.Message):
+    __slots__ = ("certificate", "round", "base", "attempt", "members", "complete")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    certificate: str
+    round: int
+    base: str
+    attempt: int
+    members: _containers.RepeatedCompositeFieldContainer[GroupMember]
+    complete: str
+    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., attempt: _Optional[int] = ..., members: _Optional[_Iterable[_Union[GroupMember, _Mapping]]] = ..., complete: _Optional[str] = ...) -> None: ...
+
+class GroupReply(_message.Message):
+    __slots__ = ("accepted", "reason")
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    accepted: bool
+    reason: str
+    def __init__(self, accepted: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Part(_message.Message):
+    __slots__ = ("certificate", "group", "attempt", "chunk", "data", "proof", "error")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    certificate: str
+    group: str
+    attempt: int
+    chunk: int
+    data: bytes
+    proof: _containers.RepeatedScalarFieldContainer[bytes]
+    error: str
+    def __init__(self, certificate: _Optional[str] = ..., group: _Optional[str] = ..., attempt: _Optional[int] = ..., chunk: _Optional[int] = ..., data: _Optional[bytes] = ..., proof: _Optional[_Iterable[bytes]] = ..., error: _Optional[str] = ...) -> None: ...
+
+class VoteMessage(_message.Message):
+    __slots__ = ("certificate", "vote")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    VOTE_FIELD_NUMBER: _ClassVar[int]
+    certificate: str
+    vote: bytes
+    def __init__(self, certificate: _Optional[str] = ..., vote: _Optional[bytes] = ...) -> None: ...
+
+class VoteReply(_message.Message):
+    __slots__ = ("vote",)
+    VOTE_FIELD_NUMBER: _ClassVar[int]
+    vote: bytes
+    def __init__(self, vote: _Optional[bytes] = ...) -> None: ...
+
+class Abort(_message.Message):
+    __slots__ = ("certificate", "group", "round", "attempt", "reason")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    certificate: str
+    group: str
+    round: int
+    attempt: int
+    reason: str
+    def __init__(self, certificate: _Optional[str] = ..., group: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Ack(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class HeadRequest(_message.Message):
+    __slots__ = ("certificate",)
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    certificate: str
+    def __init__(self, certificate: _Optional[str] = ...) -> None: ...
+
+class HeadReply(_message.Message):
+    __slots__ = ("certificate", "round", "state", "agreement", "manifest", "history_tokens")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    certificate: str
+    round: int
+    state: str
+    agreement: bytes
+    manifest: bytes
+    history_tokens: int
+    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., state: _Optional[str] = ..., agreement: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., history_tokens: _Optional[int] = ...) -> None: ...
+
+class StateRequest(_message.Message):
+    __slots__ = ("certificate", "state", "leaves", "first_chunk", "chunks")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    LEAVES_FIELD_NUMBER: _ClassVar[int]
+    FIRST_CHUNK_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    certificate: str
+    state: str
+    leaves: bool
+    first_chunk: int
+    chunks: int
+    def __init__(self, certificate: _Optional[str] = ..., state: _Optional[str] = ..., leaves: _Optional[bool] = ..., first_chunk: _Optional[int] = ..., chunks: _Optional[int] = ...) -> None: ...
+
+class StateChunk(_message.Message):
+    __slots__ = ("chunk", "data", "error")
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    chunk: int
+    data: bytes
+    error: str
+    def __init__(self, chunk: _Optional[int] = ..., data: _Optional[bytes] = ..., error: _Optional[str] = ...) -> None: ...
