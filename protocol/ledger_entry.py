@@ -1,0 +1,94 @@
+"""What stands in the ledger: canonical JSON, one leaf each, appended by the coordinator and never changed.
+
+{"type":"run","run":"<run digest>","genesis":"<state digest>","root_key":"<fingerprint>"}          always leaf 0
+{"type":"credit","run":…,"round":12,"peer_id":"12D3…","tokens":81920,"flops":…,"claim":"<payload digest>","state":"<state digest>"}
+{"type":"checkpoint","run":…,"round":10,"payload":"<payload digest>","state":"<state digest>","parent":"<payload digest>"}
+
+>>> entry = CheckpointEntry(run="a" * 64, round=0, payload="b" * 64, state="c" * 64)
+>>> parse_entry(entry.to_bytes()) == entry
+True
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from protocol import canonical
+from protocol.errors import FormatError
+from protocol.invite import Hex64
+
+MAX_ENTRY_BYTES = 2048
+PeerId = Annotated[str, Field(pattern=r"^[1-9A-HJ-NP-Za-km-z]{40,64}$")]
+Round = Annotated[int, Field(ge=0, le=10**9)]
+Counter = Annotated[int, Field(ge=0, le=2**53 - 1)]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    def to_bytes(self) -> bytes:
+        """The leaf's data."""
+        return canonical.dumps(self.to_json())
+
+
+class RunEntry(_Entry):
+    """The first leaf: which run the ledger is of."""
+
+    type: Literal["run"] = "run"
+    run: Hex64  # run digest
+    genesis: Hex64  # state digest of round 0
+    root_key: Hex64  # fingerprint
+
+
+class CreditEntry(_Entry):
+    """Verified work of one member in one round."""
+
+    type: Literal["credit"] = "credit"
+    run: Hex64
+    round: Annotated[int, Field(ge=1, le=10**9)]
+    peer_id: PeerId
+    tokens: Counter  # the agreed weight
+    flops: Counter
+    claim: Hex64  # payload digest of the claim's envelope
+    state: Hex64  # what the round agreed on
+
+
+class CheckpointEntry(_Entry):
+    """A published checkpoint."""
+
+    type: Literal["checkpoint"] = "checkpoint"
+    run: Hex64
+    round: Round
+    payload: Hex64  # payload digest
+    state: Hex64
+    parent: Hex64 | None = None  # payload digest of the parent; None for genesis
+
+
+Entry: TypeAlias = RunEntry | CreditEntry | CheckpointEntry
+_ENTRY: TypeAdapter[Entry] = TypeAdapter(Annotated[Entry, Field(discriminator="type")])
+
+
+def parse_entry(data: bytes) -> Entry:
+    """Read a leaf's data.
+
+    Raises:
+        FormatError: not an entry, or not in canonical form.
+    """
+    entry = entry_from_json(canonical.loads(data, max_bytes=MAX_ENTRY_BYTES))
+    if entry.to_bytes() != data:
+        raise FormatError("the ledger entry is not in canonical form")
+    return entry
+
+
+def entry_from_json(value: Any) -> Entry:
+    """Read an entry from parsed JSON. Raises: FormatError."""
+    try:
+        return _ENTRY.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise FormatError(f"not a ledger entry: {first['loc']}: {first['msg']}") from error
