@@ -1,0 +1,418 @@
+"""The volunteer's side of the coordinator's gRPC service. `potluck join` and the peer's background tasks call it.
+
+Calls are synchronous, each has a deadline, and none retries: `CoordinatorAway` tells the caller to try again later, with
+jitter, while training goes on. What comes back is believed only as far as the invite, the run card or a digest vouch for
+it. One client may be shared by threads. Close it (or use `with`) before forking.
+
+    with CoordinatorClient(Invite.parse(text)) as client:
+        run = client.get_run()
+        enrollment = client.enroll(identity)
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import grpc
+
+from peer.downloads import Download, Progress, is_complete, read_url
+from peer.pinned_channel import open_channel, translate
+from protocol import certificate, coordinator_pb2, coordinator_pb2_grpc
+from protocol.errors import (
+    CoordinatorAway,
+    FormatError,
+    InputError,
+    NetworkError,
+    RefusedError,
+    SignatureError,
+    VerificationError,
+)
+from protocol.files import MAX_FILES, check_relative, tree_digest
+from protocol.invite import Invite
+from protocol.keys import PeerIdentity, fingerprint, load_public_pem
+from protocol.rpc import MAX_ADDRESSES, MAX_CHALLENGE_BYTES, PART_BYTES, check_swarm_address, enroll_message
+from protocol.run_card import RunCard
+from protocol.state import StateManifest
+from protocol.status import RunStatus
+
+STREAM_TIMEOUT_S = 600.0  # of one call that fetches a file or uploads a state; a fetch then resumes
+FETCH_ATTEMPTS = 8  # in a row without a single new byte
+
+
+class RemoteFile(NamedTuple):
+    """A file that the coordinator offers."""
+
+    path: str  # relative, forward slashes
+    sha256: str  # hex
+    size_bytes: int
+
+
+class RunDescription(NamedTuple):
+    """A run, as the root key in the invite vouches for it."""
+
+    card: RunCard
+    card_bytes: bytes
+    root_public_pem: bytes
+    genesis_files: tuple[RemoteFile, ...]  # a signed folder: verify it before use
+    model_files: tuple[RemoteFile, ...]  # LoRA only: the base model; their tree digest is the spec's
+
+
+class RunFiles(NamedTuple):
+    """Where the files of a run lie on this machine."""
+
+    genesis: Path  # the folder step-000000
+    base_model: Path | None  # LoRA only
+    data: Path
+
+
+class Enrollment(NamedTuple):
+    """What a member holds."""
+
+    certificate: str  # JWT
+    expires: int  # Unix seconds
+    swarm_addresses: tuple[str, ...]
+
+
+class Announcement(NamedTuple):
+    """What the coordinator answers to `announce`."""
+
+    swarm_addresses: tuple[str, ...]  # where other live members can be reached
+    want_state: str  # digest of the state to upload; empty: none
+    round: int  # the newest in the ledger
+    finished: bool
+
+
+class ReportAnswer(NamedTuple):
+    """What became of a report; a refusal is final."""
+
+    accepted: bool
+    reason: str
+
+
+class CoordinatorClient:
+    """Talks to the coordinator of one run.
+
+    Args:
+        invite: says where it is, and which keys to believe.
+        timeout_s: deadline of each short call.
+    """
+
+    def __init__(self, invite: Invite, *, timeout_s: float = 15.0) -> None:
+        self._invite = invite
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._channel: grpc.Channel | None = None
+        self._stub: Any = None
+        self._run: RunDescription | None = None
+
+    def get_run(self) -> RunDescription:
+        """The run card and the lists of files, held against the invite.
+
+        Raises:
+            CoordinatorAway: it cannot be reached.
+            SignatureError: it is not the coordinator, or not the run, of the invite.
+            FormatError: an answer that does not parse.
+        """
+        reply = self._call("GetRun", coordinator_pb2.GetRunRequest())
+        root = load_public_pem(reply.root_public_key)
+        if fingerprint(root) != self._invite.root:
+            raise SignatureError(
+                f"the run's root key is {fingerprint(root)[:16]}…, the invite names {self._invite.root[:16]}…",
+                "ask the host for a fresh invite",
+            )
+        card = RunCard.open(reply.run_card, root)
+        if card.run != self._invite.run:
+            raise SignatureError(
+                f"the coordinator serves run {card.run[:16]}…, the invite is for {self._invite.run[:16]}…",
+                "the host has started another run; ask for its invite",
+            )
+        model_files = _files(reply.model_files)
+        if model_files and tree_digest({file.path: file[1:] for file in model_files}) != card.spec.model.digest:
+            raise SignatureError("the base model's files are not those that the run spec pins")
+        if (card.spec.method.kind == "lora") != bool(model_files):
+            raise FormatError("expected base model files exactly when the run trains an adapter")
+        self._run = RunDescription(
+            card, reply.run_card, reply.root_public_key, _files(reply.genesis_files), model_files
+        )
+        return self._run
+
+    def enroll(self, identity: PeerIdentity) -> Enrollment:
+        """Become a member, or renew the membership of the same identity.
+
+        Raises:
+            CoordinatorAway: it cannot be reached.
+            RefusedError: wrong or missing admission code, or the challenge came too late.
+        """
+        request = coordinator_pb2.GetChallengeRequest(peer_id=identity.peer_id)
+        challenge = self._call("GetChallenge", request).challenge
+        if len(challenge) > MAX_CHALLENGE_BYTES:
+            raise FormatError(f"a challenge has at most {MAX_CHALLENGE_BYTES} bytes, got {len(challenge)}")
+        reply = self._call(
+            "Enroll",
+            coordinator_pb2.EnrollRequest(
+                peer_id=identity.peer_id,
+                challenge=challenge,
+                signature=identity.sign(enroll_message(self._invite.run, challenge)),
+                code=self._invite.code or "",
+            ),
+        )
+        run = self._run or self.get_run()
+        member = certificate.check(reply.certificate, run.card.member_key, run=run.card.run)
+        if member.peer_id != identity.peer_id:
+            raise SignatureError(f"the certificate is for {member.peer_id}, expected {identity.peer_id}")
+        return Enrollment(reply.certificate, member.expires, _addresses(reply.swarm_addresses))
+
+    def fetch_file(
+        self, certificate: str, sha256: str, size_bytes: int, destination: Path, progress: Progress | None = None
+    ) -> Path:
+        """Fetch one file by digest; goes on where an earlier attempt stopped. Returns `destination`.
+
+        Raises:
+            CoordinatorAway: it went away, and stayed away.
+            VerificationError: it sent other bytes.
+            InputError: it has no such file, or the disk is full.
+        """
+
+        def read(offset: int) -> Iterator[bytes]:
+            request = coordinator_pb2.FetchFileRequest(certificate=certificate, sha256=sha256, offset=offset)
+            return self._stream("FetchFile", request)
+
+        return _fetch(read, RemoteFile(destination.name, sha256, size_bytes), destination, progress)
+
+    def fetch_run_files(self, certificate: str, folder: Path, progress: Progress | None = None) -> RunFiles:
+        """Fetch genesis, base model and data into `folder`; what is already there and whole is not fetched again.
+
+        The genesis folder must still be verified as the checkpoint that it is.
+
+        Raises: as `fetch_file`.
+        """
+        run = self._run or self.get_run()
+        genesis, base_model, data = folder / "step-000000", folder / "base-model", folder / "data" / "data"
+        wanted = [(file, genesis / file.path) for file in run.genesis_files]
+        wanted += [(file, base_model / file.path) for file in run.model_files]
+        for file, destination in wanted:
+            self.fetch_file(certificate, file.sha256, file.size_bytes, destination, progress)
+        self._fetch_data(certificate, data, progress)
+        return RunFiles(genesis, base_model if run.model_files else None, data)
+
+    def _fetch_data(self, certificate: str, destination: Path, progress: Progress | None) -> None:
+        assert self._run is not None
+        pinned = self._run.card.spec.data
+        if pinned.url is None:
+            self.fetch_file(certificate, pinned.digest, pinned.size_bytes, destination, progress)
+            return
+        url = pinned.url
+
+        def read(offset: int) -> Iterator[bytes]:
+            return read_url(url, offset, self._timeout_s, STREAM_TIMEOUT_S)
+
+        _fetch(read, RemoteFile("data", pinned.digest, pinned.size_bytes), destination, progress)
+
+    def announce(
+        self,
+        certificate: str,
+        *,
+        swarm_addresses: Iterable[str] = (),
+        round: int = 0,
+        tokens_per_s: float = 0.0,
+        states: Iterable[str] = (),
+    ) -> Announcement:
+        """Say "I am here"; learn who else is, and whether the coordinator wants a state.
+
+        Args:
+            round: the last one committed.
+            states: digests of states that can still be uploaded.
+
+        Raises:
+            CoordinatorAway: it cannot be reached.
+            RefusedError: the certificate no longer holds: enroll again.
+        """
+        request = coordinator_pb2.AnnounceRequest(
+            certificate=certificate,
+            swarm_addresses=swarm_addresses,
+            round=round,
+            tokens_per_s=tokens_per_s,
+            states=states,
+        )
+        reply = self._call("Announce", request)
+        return Announcement(_addresses(reply.swarm_addresses), reply.want_state, reply.round, reply.finished)
+
+    def report(self, certificate: str, agreement: bytes) -> ReportAnswer:
+        """Report a committed round (`Agreement.to_bytes`); harmless twice.
+
+        Raises:
+            CoordinatorAway: it cannot be reached, or has no room now: keep the report and try again.
+            RefusedError: the certificate no longer holds: enroll again.
+        """
+        request = coordinator_pb2.ReportRequest(certificate=certificate, agreement=agreement)
+        reply = self._call("Report", request, timeout_s=4 * self._timeout_s)
+        return ReportAnswer(reply.accepted, reply.reason)
+
+    def upload_state(self, certificate: str, manifest: StateManifest, chunks: Iterable[bytes]) -> bool:
+        """Upload the state that `announce` asked for: parameters, then outer vectors, in order.
+
+        Args:
+            chunks: pieces of any length up to 1 MiB.
+
+        Returns:
+            whether the coordinator took it; False when it no longer wants it.
+
+        Raises:
+            CoordinatorAway: it went away.
+            RefusedError: the bytes are not the state that was agreed on, or the certificate does not hold.
+        """
+
+        def parts() -> Iterator[coordinator_pb2.StatePart]:
+            yield coordinator_pb2.StatePart(
+                certificate=certificate, state=manifest.digest, manifest=manifest.to_bytes()
+            )
+            for chunk in chunks:
+                for start in range(0, len(chunk), PART_BYTES):
+                    yield coordinator_pb2.StatePart(data=bytes(chunk[start : start + PART_BYTES]))
+
+        return bool(self._call("UploadState", parts(), timeout_s=STREAM_TIMEOUT_S).accepted)
+
+    def receipts(self, certificate: str, after_round: int = 0) -> list[bytes]:
+        """Receipts for the rounds after `after_round`, oldest first; not yet checked (`peer.receipts` does).
+
+        Raises:
+            CoordinatorAway: it cannot be reached.
+            RefusedError: the certificate no longer holds: enroll again.
+        """
+        request = coordinator_pb2.GetReceiptsRequest(certificate=certificate, after_round=after_round)
+        return list(self._call("GetReceipts", request).receipts)
+
+    def status(self) -> RunStatus:
+        """The run's status. Raises: CoordinatorAway, FormatError."""
+        return RunStatus.from_bytes(self._call("GetStatus", coordinator_pb2.GetStatusRequest()).status)
+
+    def close(self) -> None:
+        """Close the connection; the next call opens a new one."""
+        with self._lock:
+            channel, self._channel, self._stub = self._channel, None, None
+        if channel is not None:
+            channel.close()
+
+    def __enter__(self) -> CoordinatorClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, method: str, request: Any, timeout_s: float | None = None) -> Any:
+        try:
+            return getattr(self._connected(), method)(request, timeout=timeout_s or self._timeout_s)
+        except grpc.RpcError as error:
+            raise self._broken(error) from error
+
+    def _stream(self, method: str, request: Any) -> Iterator[bytes]:
+        try:
+            for part in getattr(self._connected(), method)(request, timeout=STREAM_TIMEOUT_S):
+                yield part.data
+        except grpc.RpcError as error:
+            raise self._broken(error) from error
+
+    def _broken(self, error: grpc.RpcError) -> Exception:
+        if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.UNAVAILABLE:
+            self.close()  # a restarted host may show up at another of the invite's addresses
+        return translate(error)
+
+    def _connected(self) -> Any:
+        """The stub, over a channel to the first address of the invite that answers."""
+        with self._lock:
+            if self._stub is None:
+                self._channel = self._first_channel()
+                self._stub = coordinator_pb2_grpc.CoordinatorStub(self._channel)
+            return self._stub
+
+    def _first_channel(self) -> grpc.Channel:
+        away: CoordinatorAway | None = None
+        for address in self._invite.addresses:
+            try:
+                return open_channel(address, self._invite.tls, min(self._timeout_s, 5.0))
+            except CoordinatorAway as error:
+                away = error
+        assert away is not None, "an invite has at least one address"
+        raise away
+
+
+def _fetch(
+    read: Callable[[int], Iterator[bytes]], file: RemoteFile, destination: Path, progress: Progress | None
+) -> Path:
+    """Bring one file to `destination` from a source that can be read from any offset.
+
+    Raises:
+        NetworkError: the source failed `FETCH_ATTEMPTS` times in a row without a new byte.
+        VerificationError: twice the wrong bytes; once may be a leftover of an earlier attempt.
+    """
+    if is_complete(destination, file.sha256, file.size_bytes):
+        return destination
+    failures = wrong = 0
+    with Download(destination, file.sha256, file.size_bytes) as download:
+        while True:
+            before = download.received
+            try:
+                if download.received < file.size_bytes:
+                    for piece in read(download.received):
+                        download.write(piece)
+                        if progress is not None:
+                            progress(file.path, download.received, file.size_bytes)
+                if download.received == file.size_bytes:
+                    download.finish()
+                    return destination
+                failures = 0 if download.received > before else failures + 1
+                if failures == FETCH_ATTEMPTS:
+                    raise NetworkError(f"{file.path}: stopped at {download.received} of {file.size_bytes} bytes")
+            except VerificationError:
+                wrong += 1
+                if wrong == 2:
+                    raise
+            except NetworkError:
+                failures = 1 if download.received > before else failures + 1
+                if failures >= FETCH_ATTEMPTS:
+                    raise
+                time.sleep(min(0.25 * 2**failures, 10.0) * random.uniform(0.5, 1.5))
+
+
+def _files(files: Iterable[coordinator_pb2.ModelFile]) -> tuple[RemoteFile, ...]:
+    result = tuple(RemoteFile(file.path, file.sha256, file.size_bytes) for file in files)
+    if len(result) > MAX_FILES or len({file.path for file in result}) != len(result):
+        raise FormatError(f"expected at most {MAX_FILES} files, each once, got {len(result)}")
+    for file in result:
+        check_relative(file.path)
+        if len(file.sha256) != 64 or set(file.sha256) - set("0123456789abcdef"):
+            raise FormatError(f"{file.path}: not a SHA-256: {file.sha256[:80]!r}")
+    return result
+
+
+def _addresses(addresses: Iterable[str]) -> tuple[str, ...]:
+    """Those that are swarm addresses; an odd one is left out, since there are others."""
+    good = []
+    for address in addresses:
+        try:
+            check_swarm_address(address)
+        except FormatError:
+            continue
+        good.append(address)
+    return tuple(good[: 64 * MAX_ADDRESSES])
+
+
+__all__ = [
+    "Announcement",
+    "CoordinatorClient",
+    "Enrollment",
+    "InputError",
+    "RefusedError",
+    "RemoteFile",
+    "ReportAnswer",
+    "RunDescription",
+    "RunFiles",
+]

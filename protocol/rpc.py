@@ -1,0 +1,46 @@
+"""What both ends of the coordinator's gRPC service keep to: names, limits, and the bytes that enrolling signs.
+
+"potluck-enroll-v1\\n" | run digest (64 hex digits) | "\\n" | challenge          signed by the peer's Ed25519 key
+
+>>> enroll_message("ab" * 32, b"challenge")[:24]
+b'potluck-enroll-v1\\nababab'
+"""
+
+from __future__ import annotations
+
+import re
+
+from protocol.claim import MAX_AGREEMENT_BYTES
+from protocol.errors import FormatError
+
+TLS_NAME = "potluck"  # the name in the coordinator's certificate, whatever its address
+HINT_KEY = "potluck-hint-bin"  # trailing metadata: an error's hint, UTF-8
+MAX_MESSAGE_BYTES = MAX_AGREEMENT_BYTES + (1 << 20)  # either way
+PART_BYTES = 1 << 20  # of a file or a state, in one message
+MAX_CHALLENGE_BYTES = 256
+MAX_CODE_CHARS = 128
+MAX_ADDRESSES = 16  # that one peer announces
+MAX_ADDRESS_CHARS = 256
+MAX_STATES = 64  # that one peer offers
+
+_MULTIADDRESS = re.compile(
+    r"/(ip4/\d{1,3}(\.\d{1,3}){3}|ip6/[0-9a-fA-F:]{2,39}|dns[46]?/[A-Za-z0-9.-]{1,253})"
+    r"/(tcp|udp)/\d{1,5}[!-~]{0,160}/p2p/([1-9A-HJ-NP-Za-km-z]{40,64})"
+)
+
+
+def enroll_message(run: str, challenge: bytes) -> bytes:
+    """The bytes a peer signs to prove that it holds its key."""
+    return b"potluck-enroll-v1\n" + run.encode() + b"\n" + challenge
+
+
+def check_swarm_address(address: str) -> str:
+    """The peer id at the end of a libp2p multiaddress like `/ip4/203.0.113.7/tcp/4701/p2p/12D3KooW…`.
+
+    Raises:
+        FormatError: not such an address.
+    """
+    match = _MULTIADDRESS.fullmatch(address) if len(address) <= MAX_ADDRESS_CHARS else None
+    if match is None:
+        raise FormatError(f"not a swarm address: {address[:80]!r}", "expected /ip4/…/tcp/…/p2p/<peer id>")
+    return match[5]

@@ -1,0 +1,97 @@
+"""The run status: what a host shows of its run, as JSON. Nobody signs it and nothing is decided by it.
+
+The coordinator writes it to `status.json` and answers `GetStatus` with it; `potluck status`, the host's display and
+the demo read it.
+
+    >>> status = RunStatus(name="shakespeare", run="a" * 64, rounds=20, ledger=LedgerStatus(size=0, root="b" * 64))
+    >>> RunStatus.from_bytes(status.to_bytes()) == status
+    True
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from protocol import canonical
+from protocol.errors import FormatError
+from protocol.invite import Hex64
+
+MAX_STATUS_BYTES = 8 << 20
+
+Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+PeerId = Annotated[str, Field(max_length=64)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")  # a newer coordinator may say more
+
+
+class PeerStatus(_Part):
+    """One member, live or not, as the coordinator knows it."""
+
+    peer_id: PeerId
+    round: Count = 0  # the last one it said it had committed
+    tokens_per_s: Number = 0.0  # by its own word; 0 when it is not live
+    credit_tokens: Count = 0  # granted, in the ledger
+    rounds: Count = 0  # in which it was granted credit
+    last_seen_s: Number | None = None  # seconds since its last announcement; None: not since the coordinator started
+
+
+class Evaluation(_Part):
+    """The held-out loss of the state after one round."""
+
+    round: Count
+    held_out_loss: Number  # nats per token
+    tokens: Count  # agreed tokens of all rounds up to this one
+    time: Number  # Unix seconds
+
+
+class CheckpointStatus(_Part):
+    """One published checkpoint, or one that was held back."""
+
+    round: Count
+    folder: str = ""  # relative to the run folder; empty when held back
+    payload: str = ""  # payload digest; empty when held back
+    held_out_loss: Number | None = None
+    published: bool = True
+    reason: str = ""  # why it was held back
+
+
+class LedgerStatus(_Part):
+    size: Count
+    root: Hex64
+
+
+class RunStatus(_Part):
+    """A run at one moment."""
+
+    name: str
+    run: Hex64  # run digest
+    round: Count = 0  # the newest in the ledger
+    rounds: Count = 0  # the run ends after this one; 0: open end
+    tokens: Count = 0  # agreed, of all rounds
+    tokens_per_s: Number = 0.0  # of the live members together, by their own word
+    peers: tuple[PeerStatus, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
+    checkpoints: tuple[CheckpointStatus, ...] = ()
+    ledger: LedgerStatus
+    finished: bool = False  # all rounds are in the ledger and the last checkpoint is decided
+
+    def to_bytes(self) -> bytes:
+        return canonical.dumps(self.model_dump(mode="json"))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> RunStatus:
+        """Read a status that came from outside.
+
+        Raises:
+            FormatError: not a run status.
+        """
+        try:
+            return cls.model_validate(canonical.loads(data, max_bytes=MAX_STATUS_BYTES))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise FormatError(f"not a run status: {first['loc']}: {first['msg']}") from error
