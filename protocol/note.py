@@ -178,7 +178,7 @@ def _split(note: str) -> tuple[str, list[tuple[str, bytes]]]:
     text, separator, block = note.rpartition("\n\n")
     if not separator or not block.endswith("\n"):
         raise FormatError("a note has a text, an empty line, and signature lines")
-    signatures = []
+    signatures: list[tuple[str, bytes]] = []
     for line in block.splitlines(keepends=True):
         match = _SIGNATURE_LINE.fullmatch(line)
         if match is None or len(signatures) == MAX_SIGNATURES:

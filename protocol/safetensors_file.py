@@ -1,0 +1,208 @@
+"""Weights in safetensors files, read strictly, in a fixed order, without numpy or torch.
+
+    8 bytes   little-endian length n of the header
+    n bytes   JSON: {"name": {"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}, …, "__metadata__": {…}}
+    the rest  the tensors' bytes, without gaps or overlaps
+
+The safetensors library accepts duplicate keys, NaN and infinities; this reader refuses them, and everything that is
+not fp32. The verifier holds `Weights.state_root` against the members' agreement (see `protocol.state`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from protocol import canonical, merkle
+from protocol.errors import FormatError, VerificationError
+from protocol.files import open_regular, read_bounded
+from protocol.state import STATE_CHUNK_BYTES
+
+MAX_HEADER_BYTES = 16 << 20
+MAX_TENSORS = 100_000
+MAX_DIMENSIONS = 8
+MAX_INDEX_BYTES = 16 << 20
+FULL_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+_INFINITE = b"\x00\x00\x80\x7f"  # fp32, little-endian: all exponent bits
+_ONE_MORE = b"\x00\x00\x80\x00"  # added to the exponent: carries into the sign bit if all its bits were set
+_SIGN = b"\x00\x00\x00\x80"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where one fp32 tensor lies."""
+
+    name: str
+    shape: tuple[int, ...]
+    path: Path
+    start: int  # bytes from the beginning of the file
+    size_bytes: int
+
+
+def read_header(file: BinaryIO, path: Path) -> list[Tensor]:
+    """The tensors of one safetensors file, in the order of their bytes.
+
+    Args:
+        file: opened for reading bytes.
+        path: named in errors and in the result.
+
+    Raises:
+        FormatError: not a safetensors file, a tensor that is not fp32, or tensors that overlap or leave gaps.
+    """
+    size = file.seek(0, 2)
+    file.seek(0)
+    prefix = file.read(8)
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or length > MAX_HEADER_BYTES or 8 + length > size:
+        raise FormatError(f"{path.name}: the header is cut short or longer than {MAX_HEADER_BYTES} bytes")
+    raw = file.read(length)
+    if not raw.startswith(b"{"):
+        raise FormatError(f"{path.name}: the header is not a JSON object")
+    header = canonical.loads(raw, max_bytes=MAX_HEADER_BYTES)
+    _check_metadata(header.pop("__metadata__", {}), path)
+    if not 1 <= len(header) <= MAX_TENSORS:
+        raise FormatError(f"{path.name}: expected 1 to {MAX_TENSORS} tensors, got {len(header)}")
+    tensors = [_tensor(name, entry, path, 8 + length) for name, entry in header.items()]
+    tensors.sort(key=lambda tensor: (tensor.start, tensor.size_bytes))
+    position = 8 + length
+    for tensor in tensors:
+        if tensor.start != position:
+            raise FormatError(f"{path.name}: the tensor {tensor.name[:80]!r} overlaps another, or leaves a gap")
+        position += tensor.size_bytes
+    if position != size:
+        raise FormatError(f"{path.name}: the tensors end at byte {position}, the file at byte {size}")
+    return tensors
+
+
+class Weights:
+    """All tensors of a model folder: one file, an adapter, or shards with their index.
+
+    >>> import tempfile
+    >>> from safetensors.numpy import save_file
+    >>> import numpy
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_file({"b": numpy.ones(3, "f4"), "a": numpy.ones((2, 2), "f4")}, Path(folder) / FULL_FILE)
+    ...     Weights.open(Path(folder), [FULL_FILE]).layout
+    (('a', (2, 2)), ('b', (3,)))
+    """
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.tensors = sorted(tensors, key=lambda tensor: tensor.name)
+
+    @classmethod
+    def open(cls, folder: Path, names: list[str]) -> Weights:
+        """Read the headers of a model folder's weight files.
+
+        Args:
+            folder: the model folder.
+            names: relative paths of all files in it.
+
+        Raises:
+            FormatError: a file that cannot be read as safetensors, or an index that does not match its shards.
+            VerificationError: no weights, or weight files that no rule puts together.
+        """
+        files = sorted(name for name in names if name.endswith(".safetensors"))
+        found: dict[str, Tensor] = {}
+        for name in files:
+            path = folder / name
+            with open_regular(path) as file:
+                for tensor in read_header(file, path):
+                    if tensor.name in found:
+                        raise FormatError(f"the tensor {tensor.name[:80]!r} stands in two files")
+                    found[tensor.name] = tensor
+        if INDEX_FILE in names:
+            _check_index(read_bounded(folder / INDEX_FILE, MAX_INDEX_BYTES), found, files)
+        elif files not in ([FULL_FILE], [ADAPTER_FILE]):
+            raise VerificationError(
+                f"expected the weights in {FULL_FILE}, in {ADAPTER_FILE}, or in shards with an index; got {files[:5]}"
+            )
+        return cls(list(found.values()))
+
+    @property
+    def layout(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """(name, shape), sorted by name: as in a state manifest."""
+        return tuple((tensor.name, tensor.shape) for tensor in self.tensors)
+
+    def state_root(self) -> str:
+        """Hex Merkle root of the parameters' 1 MiB chunks, as in a state manifest.
+
+        Raises:
+            VerificationError: a value is NaN or infinite, or a file shrank meanwhile.
+        """
+        return merkle.root(self._chunk_hashes()).hex()
+
+    def _chunk_hashes(self) -> Iterator[bytes]:
+        hasher, filled = hashlib.sha256(b"\x00"), 0
+        for tensor in self.tensors:
+            with open_regular(tensor.path) as file:
+                file.seek(tensor.start)
+                left = tensor.size_bytes
+                while left:
+                    piece = file.read(min(left, STATE_CHUNK_BYTES - filled))
+                    if not piece or len(piece) % 4:
+                        raise VerificationError(f"{tensor.path.name}: the file changed while it was read")
+                    if not all_finite(piece):
+                        raise VerificationError(f"the tensor {tensor.name!r} holds NaN or infinite values")
+                    hasher.update(piece)
+                    left, filled = left - len(piece), filled + len(piece)
+                    if filled == STATE_CHUNK_BYTES:
+                        yield hasher.digest()
+                        hasher, filled = hashlib.sha256(b"\x00"), 0
+        if filled:
+            yield hasher.digest()
+
+
+def all_finite(values: bytes) -> bool:
+    """Whether little-endian fp32 values hold neither NaN nor an infinity.
+
+    All values are looked at together, as one long integer: adding one to an exponent of all ones carries into the
+    (cleared) sign bit, and nothing else does. About 300 MB/s without numpy.
+
+    >>> all_finite(bytes.fromhex("0000803f ffff7f7f")), all_finite(bytes.fromhex("0000803f 0000c0ff"))
+    (True, False)
+    """
+    count = len(values) // 4
+    exponents = int.from_bytes(values, "little") & int.from_bytes(_INFINITE * count, "little")
+    carried = exponents + int.from_bytes(_ONE_MORE * count, "little")
+    return carried & int.from_bytes(_SIGN * count, "little") == 0
+
+
+def _tensor(name: str, entry: Any, path: Path, offset: int) -> Tensor:
+    where = f"{path.name}: the tensor {name[:80]!r}"
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise FormatError(f"{where} is not described by dtype, shape and data_offsets")
+    if entry["dtype"] != "F32":
+        raise FormatError(f"{where} is {str(entry['dtype'])[:20]}, expected F32")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _is_counts(shape, MAX_DIMENSIONS) or not _is_counts(offsets, 2) or len(offsets) != 2:
+        raise FormatError(f"{where} has no sound shape or offsets")
+    start, end = offsets
+    if end - start != 4 * math.prod(shape):
+        raise FormatError(f"{where} has {end - start} bytes, its shape says {4 * math.prod(shape)}")
+    return Tensor(name, tuple(shape), path, offset + start, end - start)
+
+
+def _is_counts(value: Any, at_most: int) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= at_most
+        and all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in value)
+    )
+
+
+def _check_metadata(value: Any, path: Path) -> None:
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise FormatError(f"{path.name}: __metadata__ is not an object of strings")
+
+
+def _check_index(data: bytes, found: dict[str, Tensor], files: list[str]) -> None:
+    index = canonical.loads(data, max_bytes=MAX_INDEX_BYTES)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if weight_map != {name: tensor.path.name for name, tensor in found.items()}:
+        raise FormatError(f"{INDEX_FILE} does not name each tensor of the {len(files)} shards, and its shard")
