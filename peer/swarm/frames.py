@@ -1,0 +1,64 @@
+"""Frames: how protobuf messages travel on a libp2p stream, with a bound that is checked before anything is read.
+
+    4-byte big-endian length | protobuf message
+
+hivemind's own framing believes any 8-byte length that a stranger sends; this one does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from protocol.errors import FormatError, NetworkError
+
+MAX_FRAME_BYTES = 12 << 20  # the largest is a group of 1024 signed claims
+_HEADER_BYTES = 4
+
+M = TypeVar("M", bound=Message)
+
+
+async def send(writer: asyncio.StreamWriter, message: Message, *, timeout_s: float) -> None:
+    """Send one message, waiting for the other side to take it.
+
+    Raises:
+        NetworkError: the stream broke, or the other side took nothing for `timeout_s`.
+    """
+    data = message.SerializeToString()
+    try:
+        writer.write(len(data).to_bytes(_HEADER_BYTES, "big"))
+        writer.write(data)
+        await asyncio.wait_for(writer.drain(), timeout_s)
+    except (OSError, TimeoutError, RuntimeError) as error:
+        raise NetworkError(f"could not send: {type(error).__name__}") from error
+
+
+async def receive(
+    reader: asyncio.StreamReader, kind: type[M], *, timeout_s: float, max_bytes: int = MAX_FRAME_BYTES
+) -> M:
+    """Receive one message.
+
+    Raises:
+        NetworkError: the stream ended, or nothing came for `timeout_s`.
+        FormatError: longer than `max_bytes`, or not a message of this kind.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            size = int.from_bytes(await reader.readexactly(_HEADER_BYTES), "big")
+            if size > max_bytes:
+                raise FormatError(f"expected a message of at most {max_bytes} bytes, got {size}")
+            data = await reader.readexactly(size)
+    except asyncio.IncompleteReadError as error:
+        raise NetworkError("the other side closed the stream") from error
+    except TimeoutError as error:
+        raise NetworkError(f"nothing came for {timeout_s:.1f} s") from error
+    except OSError as error:
+        raise NetworkError(f"the stream broke: {error}") from error
+    message = kind()
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise FormatError(f"not a {kind.__name__}") from error
+    return message

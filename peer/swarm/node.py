@@ -1,0 +1,254 @@
+"""The node: this process's place on the network. libp2p streams (by hivemind's P2P) and a hivemind DHT node.
+
+One asyncio loop runs it all; the only child process is libp2p's daemon, p2pd, which is put in a session of its own so
+that Ctrl-C does not take it away under a round, and which does not outlive this process, not even after kill -9.
+
+    node = await Node.start(identity_path, listen="127.0.0.1:0")
+    await node.connect(["/ip4/127.0.0.1/tcp/4701/p2p/12D3…"])
+    await node.serve("potluck/<run>/progress", handler)
+    reply = await node.call(peer_id, "potluck/<run>/progress", request, Progress, timeout_s=2)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from google.protobuf.message import Message
+from hivemind.dht.node import DHTNode
+from hivemind.dht.validation import RecordValidatorBase
+from hivemind.p2p import P2P, P2PDaemonError, P2PHandlerError, PeerID
+from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
+from hivemind.utils.multiaddr import Multiaddr
+from hivemind.utils.multiaddr.exceptions import Error as MultiaddrError
+
+from peer.swarm import frames
+from protocol.errors import FormatError, InputError, NetworkError
+
+logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 5.0
+START_TIMEOUT_S = 30.0
+MAX_ADDRESS_CHARS = 300
+
+M = TypeVar("M", bound=Message)
+Handler = Callable[[str, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Node:
+    """A started node; `await close()` when done."""
+
+    def __init__(self, p2p: P2P, dht: DHTNode, reaper: subprocess.Popen[bytes]) -> None:
+        self._p2p, self._dht, self._reaper = p2p, dht, reaper
+        self.peer_id: str = p2p.peer_id.to_base58()
+
+    @classmethod
+    async def start(
+        cls,
+        identity_path: Path,
+        *,
+        listen: str,
+        announce: str | None = None,
+        validator: RecordValidatorBase | None = None,
+    ) -> Node:
+        """Start p2pd and a DHT node that knows nobody yet.
+
+        Args:
+            identity_path: the 68-byte libp2p identity file.
+            listen: "host:port"; port 0 takes a free one.
+            announce: a host that others reach this one by, when it is not the one it listens on.
+            validator: which DHT records this node stores and believes.
+
+        Raises:
+            InputError: `listen` cannot be used.
+            NetworkError: p2pd did not start in time.
+        """
+        host, port = split_host_port(listen)
+        loopback = ipaddress.ip_address(host).is_loopback
+        try:
+            with _children_in_their_own_session():
+                p2p = await asyncio.wait_for(
+                    P2P.create(
+                        identity_path=str(identity_path),
+                        check_if_identity_free=False,
+                        host_maddrs=[_to_multiaddr(host, port)],
+                        announce_maddrs=[_to_multiaddr(announce, port)] if announce and port else None,
+                        auto_nat=not loopback,
+                        nat_port_map=not loopback,
+                    ),
+                    START_TIMEOUT_S,
+                )
+        except (P2PDaemonError, TimeoutError) as error:
+            raise NetworkError(f"libp2p did not start: {error}", f"is {listen} taken by another program?") from error
+        reaper = _start_reaper(p2p)
+        dht = await DHTNode.create(p2p=p2p, record_validator=validator, cache_refresh_before_expiry=0)
+        return cls(p2p, dht, reaper)
+
+    async def close(self) -> None:
+        """Stop the DHT node, p2pd and the reaper."""
+        await self._dht.shutdown()
+        await self._p2p.shutdown()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._reaper.pid, signal.SIGKILL)
+        self._reaper.stdin.close()  # type: ignore[union-attr]
+        self._reaper.wait(timeout=5)
+
+    async def addresses(self) -> list[str]:
+        """Where others can reach this node, as multiaddrs that end in /p2p/<peer id>."""
+        return [str(address) for address in await self._p2p.get_visible_maddrs(latest=True)]
+
+    async def connect(self, addresses: Iterable[str]) -> set[str]:
+        """Connect to nodes and make their acquaintance in the DHT; returns the peer ids that answered.
+
+        Addresses that cannot be parsed or reached are left out.
+        """
+        by_peer: dict[PeerID, list[Multiaddr]] = {}
+        for address in addresses:
+            with contextlib.suppress(FormatError):
+                peer_id, bare = parse_address(address)
+                if peer_id != self.peer_id:
+                    by_peer.setdefault(PeerID.from_base58(peer_id), []).append(bare)
+        outcomes = await asyncio.gather(*(self._connect_one(peer, maddrs) for peer, maddrs in by_peer.items()))
+        return {peer.to_base58() for peer, reached in zip(by_peer, outcomes, strict=True) if reached}
+
+    async def _connect_one(self, peer: PeerID, maddrs: list[Multiaddr]) -> bool:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await self._p2p._client.connect(peer, maddrs)
+                await self._dht.protocol.call_ping(peer, validate=False)
+        except (P2PDaemonError, P2PHandlerError, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+            logger.debug("could not connect to %s: %s", peer, error)
+            return False
+        return True
+
+    async def serve(self, name: str, handler: Handler) -> None:
+        """Let others open streams called `name`; `handler(peer_id, reader, writer)` gets each."""
+
+        async def handle(info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                await handler(info.peer_id.to_base58(), reader, writer)
+            except (NetworkError, FormatError) as error:
+                logger.debug("%s from %s: %s", name, info.peer_id, error)
+            finally:
+                writer.close()
+
+        await self._p2p.add_binary_stream_handler(name, handle)
+
+    @contextlib.asynccontextmanager
+    async def stream(self, peer_id: str, name: str):  # type: ignore[no-untyped-def]
+        """Open a stream to `peer_id`; yields (reader, writer).
+
+        Raises:
+            NetworkError: the peer cannot be reached, or does not serve `name`.
+        """
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                _, reader, writer = await self._p2p.call_binary_stream_handler(PeerID.from_base58(peer_id), name)
+        except (P2PDaemonError, P2PHandlerError, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+            raise NetworkError(f"cannot reach {short(peer_id)}: {str(error) or type(error).__name__}") from error
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+
+    async def call(self, peer_id: str, name: str, request: Message, reply: type[M], *, timeout_s: float) -> M:
+        """Send one message and get one back.
+
+        Raises:
+            NetworkError: no answer within `timeout_s`.
+            FormatError: the answer is none.
+        """
+        async with self.stream(peer_id, name) as (reader, writer):
+            await frames.send(writer, request, timeout_s=timeout_s)
+            return await frames.receive(reader, reply, timeout_s=timeout_s)
+
+    async def store_record(self, key: str, subkey: str, value: bytes, expires: float) -> bool:
+        """Put a record into the DHT, to be found until `expires` (Unix seconds)."""
+        return await asyncio.wait_for(self._dht.store(key, value, expires, subkey=subkey), timeout=15)
+
+    async def find_records(self, key: str) -> dict[str, bytes]:
+        """The DHT's records under `key`: subkey -> value. Nothing in them is believed yet."""
+        found = await asyncio.wait_for(self._dht.get(key, latest=True), timeout=15)
+        if found is None or not isinstance(found.value, dict):
+            return {}
+        return {
+            subkey: item.value
+            for subkey, item in found.value.items()
+            if isinstance(subkey, str) and isinstance(item.value, bytes)
+        }
+
+
+def short(peer_id: str) -> str:
+    """The last eight characters: what people see of a peer id."""
+    return peer_id[-8:]
+
+
+def split_host_port(text: str) -> tuple[str, int]:
+    """("127.0.0.1", 4701) from "127.0.0.1:4701". Raises: InputError."""
+    host, colon, port = text.rpartition(":")
+    try:
+        return str(ipaddress.ip_address(host.strip("[]"))), int(port) if 0 <= int(port) < 65536 and colon else 1 // 0
+    except (ValueError, ZeroDivisionError) as error:
+        raise InputError(f"expected an address like 0.0.0.0:4701, got {text!r}") from error
+
+
+def parse_address(text: str) -> tuple[str, Multiaddr]:
+    """(peer id, address without it) of a multiaddr that ends in /p2p/<peer id>. Raises: FormatError."""
+    if len(text) > MAX_ADDRESS_CHARS or "/p2p/" not in text:
+        raise FormatError(f"expected a multiaddr that ends in /p2p/<peer id>, got {text[:80]!r}")
+    bare, _, peer_id = text.rpartition("/p2p/")
+    try:
+        PeerID.from_base58(peer_id)
+        return peer_id, Multiaddr(bare)
+    except (ValueError, MultiaddrError) as error:
+        raise FormatError(f"not a multiaddr: {text[:80]!r}") from error
+
+
+def _to_multiaddr(host: str, port: int) -> str:
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        return f"/dns/{host}/tcp/{port}"
+    return f"/ip{version}/{host}/tcp/{port}"
+
+
+@contextlib.contextmanager
+def _children_in_their_own_session() -> Iterator[None]:
+    """While this is entered, asyncio starts subprocesses in sessions of their own.
+
+    hivemind gives no way to say so, and without it a Ctrl-C in the terminal kills p2pd before the round is handed over.
+    """
+    original = asyncio.subprocess.create_subprocess_exec
+
+    async def in_own_session(*args, **kwargs):  # type: ignore[no-untyped-def]
+        return await original(*args, **{**kwargs, "start_new_session": True})
+
+    asyncio.subprocess.create_subprocess_exec = in_own_session  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        asyncio.subprocess.create_subprocess_exec = original
+
+
+def _start_reaper(p2p: P2P) -> subprocess.Popen[bytes]:
+    """A shell that waits for this process to end, however it ends, and then takes p2pd and its sockets away.
+
+    It holds the reading end of a pipe whose other end only this process has: the kernel closes it even on kill -9.
+    """
+    script = 'cat >/dev/null; kill "$1" 2>/dev/null; sleep 1; kill -9 "$1" 2>/dev/null; rm -f "$2" "$3"'
+    sockets = [str(p2p._daemon_listen_maddr["unix"]), str(p2p._client_listen_maddr["unix"])]
+    return subprocess.Popen(
+        ["/bin/sh", "-c", script, "potluck-reaper", str(p2p._child.pid), *sockets],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
