@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from typing import Any, NoReturn
 
 import rfc8785
@@ -22,6 +24,10 @@ from protocol.errors import FormatError
 
 MAX_DEPTH = 32  # levels of nesting
 MAX_SAFE_INTEGER = 2**53 - 1  # RFC 8785 numbers are IEEE doubles
+# A string, or the rest of the text where a string does not end: so one pass suffices, whatever the input.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def dumps(value: Any) -> bytes:
@@ -32,7 +38,7 @@ def dumps(value: Any) -> bytes:
     """
     try:
         return rfc8785.dumps(value)
-    except rfc8785.CanonicalizationError as error:
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError) as error:
         raise FormatError(f"cannot be written as canonical JSON: {error}") from error
 
 
@@ -54,41 +60,36 @@ def loads(data: bytes, *, max_bytes: int) -> Any:
         max_bytes: refuse anything longer before looking at it.
 
     Raises:
-        FormatError: too long, too deep, not JSON, a key twice, NaN or an infinity, or an integer beyond 2**53.
+        FormatError: too long, too deep, not JSON, half a surrogate pair, a key twice, NaN or an infinity, or an
+            integer beyond 2**53.
     """
     if len(data) > max_bytes:
         raise FormatError(f"expected at most {max_bytes} bytes of JSON, got {len(data)}")
     if _depth(data) > MAX_DEPTH:
         raise FormatError(f"JSON is nested deeper than {MAX_DEPTH} levels")
     try:
-        return json.loads(
+        value = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_object_without_repeats,
             parse_constant=_no_constant,
+            parse_float=_finite_float,
             parse_int=_bounded_int,
         )
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        if _SURROGATE.search(data):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except (UnicodeError, json.JSONDecodeError) as error:
         raise FormatError(f"not JSON: {error}") from error
+    return value
 
 
 def _depth(data: bytes) -> int:
     """How deeply brackets nest, strings left out: known before the recursive parser runs."""
     depth = deepest = 0
-    in_string = escaped = False
-    for byte in data:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                in_string = False
-        elif byte == 0x22:
-            in_string = True
-        elif byte in b"[{":
+    for byte in _STRING.sub(b"", data).translate(None, delete=_NO_BRACKET):
+        if byte in b"[{":
             depth += 1
             deepest = max(deepest, depth)
-        elif byte in b"]}":
+        else:
             depth -= 1
     return deepest
 
@@ -104,6 +105,13 @@ def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(word: str) -> NoReturn:
     raise FormatError(f"{word} is not a JSON number")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise FormatError(f"the number {text[:20]} is too large")
+    return value
 
 
 def _bounded_int(text: str) -> int:
