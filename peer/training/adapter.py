@@ -1,0 +1,80 @@
+"""LoRA: puts the run's adapter on a base model, and writes it as a folder that peft loads.
+
+The adapter's settings come from the run spec alone; what stands in a folder's adapter_config.json is for others.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
+from transformers.pytorch_utils import Conv1D
+
+from peer.training.state import NamesShapes
+from peer.training.weights import ADAPTER_FILE
+from protocol.errors import InputError
+from protocol.run_spec import Method
+
+
+def add_lora(model: Any, method: Method, seed: int, base_name: str) -> PeftModel:
+    """Freeze a model and put a fresh adapter on it, the same for the same seed and version of torch.
+
+    Args:
+        model: a transformers causal LM.
+        base_name: what adapter_config.json calls the base model.
+
+    Raises:
+        InputError: the model has no modules of the names in `method.targets`.
+    """
+    config = LoraConfig(
+        r=method.rank,
+        lora_alpha=method.alpha,  # type: ignore[arg-type]  # peft computes alpha / rank; floats are fine
+        target_modules=sorted(method.targets) or "all-linear",
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        base_model_name_or_path=base_name,
+    )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            adapted: PeftModel = get_peft_model(model, config)  # type: ignore[assignment]
+    except ValueError as error:
+        raise InputError(f"method.targets: {error}", f"this model has {', '.join(_linear_names(model))}") from error
+    adapted.peft_config["default"].base_model_name_or_path = base_name
+    return adapted
+
+
+def _linear_names(model: torch.nn.Module) -> list[str]:
+    kinds = (torch.nn.Linear, Conv1D)
+    return sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, kinds)})
+
+
+def adapter_parameters(model: PeftModel) -> dict[str, torch.nn.Parameter]:
+    """The adapter's parameters under the names that they have in a peft folder."""
+    by_storage = {parameter.data_ptr(): parameter for parameter in model.parameters() if parameter.requires_grad}
+    saved = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if model.device.type == "meta":  # no storage: match by peft's rule for names
+        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        return {name.replace(".default.", "."): parameter for name, parameter in trainable.items()}
+    return {name: by_storage[tensor.data_ptr()] for name, tensor in saved.items()}
+
+
+def save_adapter(model: PeftModel, folder: Path, names_shapes: NamesShapes, tensors: dict[str, torch.Tensor]) -> None:
+    """Write adapter_model.safetensors and adapter_config.json, the same bytes for the same adapter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensors[name] for name, _ in names_shapes}, folder / ADAPTER_FILE, {"format": "pt"})
+    config = model.peft_config["default"]
+    inference_mode, config.inference_mode = config.inference_mode, True
+    config.save_pretrained(str(folder))
+    config.inference_mode = inference_mode
+    path = folder / "adapter_config.json"
+    value = json.loads(path.read_text())
+    if isinstance(value.get("target_modules"), list):
+        value["target_modules"].sort()  # peft keeps a set, whose order differs between processes
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,164 @@
+"""A run's data as sequences of tokens, the same on every machine that has the same file and the same tokenizer.
+
+`load_dataset` reads the one file that the run spec pins. Each record (text: each block of a sequence's length) goes to
+the held-out split or to training by a hash of its own tokens, so that copies of a record fall on one side:
+
+    SHA-256("potluck-held-out-v1\\n" | token ids, i32 little-endian), first 8 bytes as a big-endian fraction of 1,
+    below `held_out`: kept out; of these, the `held_out_sequences` sequences with the lowest numbers are evaluated
+
+Sequences have one length. With packing, records follow each other, an end-of-sequence token after each, and only the
+last sequence is padded; without, each record begins a sequence. Padding comes after the tokens, so a causal model never
+sees it from a real token, and carries no loss. Legend: S sequences, T tokens in each, B sequences in a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from peer.training.draw import draw
+from peer.training.records import Record, read_records, read_text_tokens
+from protocol.errors import InputError
+from protocol.run_spec import DataSource, PinnedData, RunSpec
+
+__all__ = ["Dataset", "Sequences", "draw", "load_dataset"]
+NO_LOSS = -100  # torch.nn.functional.cross_entropy's ignore_index
+_HELD_OUT = b"potluck-held-out-v1\n"
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """Token sequences of one length.
+
+    Args:
+        tokens_ST: int32.
+        loss_ST: bool, True where the model has to predict the token.
+        lengths: of each sequence, padding not counted.
+    """
+
+    tokens_ST: torch.Tensor
+    loss_ST: torch.Tensor
+    lengths: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.tokens_ST.shape[0]
+
+    @cached_property
+    def loss_tokens(self) -> tuple[int, ...]:
+        """How many tokens of each sequence are predicted; the first of a sequence never is."""
+        return tuple(self.loss_ST[:, 1:].sum(dim=1).tolist())
+
+    def batch(self, indices: Sequence[int], device: str | torch.device = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+        """(tokens_BT, labels_BT), int64; labels are the tokens, or -100 where there is no loss (not shifted)."""
+        rows = torch.tensor(indices, dtype=torch.int64)
+        tokens_BT = self.tokens_ST[rows].to(torch.int64)
+        labels_BT = tokens_BT.masked_fill(~self.loss_ST[rows], NO_LOSS)
+        if torch.device(device).type == "cpu":
+            return tokens_BT, labels_BT
+        return tokens_BT.to(device, non_blocking=True), labels_BT.to(device, non_blocking=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """What peers train on, and what they never see."""
+
+    train: Sequences
+    held_out: Sequences
+
+
+def load_dataset(spec: RunSpec, tokenizer: Any, data_path: Path) -> Dataset:
+    """Read, tokenize and split the run's data.
+
+    Args:
+        tokenizer: a fast transformers tokenizer, as it lies in the genesis folder.
+        data_path: the file whose digest the run spec pins; the caller has compared it.
+
+    Raises:
+        InputError: unreadable, a bad record (its line is named), or too little data.
+    """
+    return build_dataset(spec.data, tokenizer, data_path)
+
+
+def build_dataset(data: PinnedData | DataSource, tokenizer: Any, data_path: Path) -> Dataset:
+    """`load_dataset` with the one part of the spec that it needs."""
+    length = data.sequence_length
+    tokenizer.backend_tokenizer.no_truncation()  # what a tokenizer.json may have been saved with
+    tokenizer.backend_tokenizer.no_padding()
+    if data.kind == "text":
+        tokens = read_text_tokens(data_path, tokenizer)
+        records: Iterable[Record] = (Record(block) for block in _blocks(tokens, length))
+        packing = False  # a block already fills a sequence
+    else:
+        records, packing = read_records(data, tokenizer, data_path), data.packing
+    train, held_out = _split(records, data.held_out)
+    if not train or not held_out:
+        raise InputError(
+            f"{data_path}: too little data: {len(train) + len(held_out)} records or blocks of {length} tokens",
+            "give more data, or a smaller data.sequence_length",
+        )
+    kept_out = _sequences(held_out, length, packing)
+    order = sorted(range(len(kept_out)), key=lambda i: (_place(kept_out.tokens_ST[i].numpy()), i))
+    return Dataset(
+        train=_sequences(train, length, packing),
+        held_out=_take(kept_out, sorted(order[: data.held_out_sequences])),
+    )
+
+
+def _blocks(tokens: np.ndarray, length: int) -> Iterable[np.ndarray]:
+    for start in range(0, len(tokens) - 1, length):  # a last block of one token would predict nothing
+        yield tokens[start : start + length]
+
+
+def _place(tokens: np.ndarray) -> int:
+    """Where a record falls between 0 and 2**64: below the held-out share it is kept out."""
+    data = np.ascontiguousarray(tokens, dtype="<i4").tobytes()
+    return int.from_bytes(hashlib.sha256(_HELD_OUT + data).digest()[:8], "big")
+
+
+def _split(records: Iterable[Record], share: float) -> tuple[list[Record], list[Record]]:
+    """(train, held out); a small file keeps out the record with the lowest place, and that one alone."""
+    train: list[Record] = []
+    held_out: list[Record] = []
+    lowest = (1 << 64, -1)
+    for record in records:
+        place = _place(record.tokens)
+        if place < share * 2**64:
+            held_out.append(record)
+        else:
+            lowest = min(lowest, (place, len(train)))
+            train.append(record)
+    if not held_out and len(train) > 1:
+        held_out.append(train.pop(lowest[1]))
+    return train, held_out
+
+
+def _sequences(records: list[Record], length: int, packing: bool) -> Sequences:
+    """Lay records into rows of `length`; rows in which nothing is predicted are left out."""
+    if packing:
+        stream = Record(np.concatenate([r.tokens for r in records]), np.concatenate([r.loss_mask for r in records]))
+        records = [stream]
+    pieces = [
+        (record.tokens[start : start + length], record.loss_mask[start : start + length])
+        for record in records
+        for start in range(0, len(record.tokens), length)
+    ]
+    pieces = [(tokens, loss) for tokens, loss in pieces if loss[1:].any()]
+    tokens_ST = np.zeros((len(pieces), length), dtype=np.int32)
+    loss_ST = np.zeros((len(pieces), length), dtype=bool)
+    for row, (tokens, loss) in enumerate(pieces):
+        tokens_ST[row, : len(tokens)] = tokens
+        loss_ST[row, : len(loss)] = loss
+    lengths = tuple(len(tokens) for tokens, _ in pieces)
+    return Sequences(torch.from_numpy(tokens_ST), torch.from_numpy(loss_ST), lengths)
+
+
+def _take(sequences: Sequences, rows: list[int]) -> Sequences:
+    lengths = tuple(sequences.lengths[row] for row in rows)
+    return Sequences(sequences.tokens_ST[rows].clone(), sequences.loss_ST[rows].clone(), lengths)

@@ -1,0 +1,210 @@
+"""The model that a peer trains: a transformers causal LM, whole or with a LoRA adapter, behind one flat vector.
+
+The trainable parameters are views into one flat fp32 tensor in the order of the shared state, so taking a state over,
+reading it back, and an update are one vector operation each. Models come from local folders only: safetensors, no remote
+code, no hub. Dropout is off, so that the same work on the same data gives the same update.
+
+Legend: N trainable parameters, B sequences, T tokens in each.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from peer.training import adapter, weights
+from peer.training.data import NO_LOSS
+from peer.training.state import NamesShapes
+from protocol.errors import FormatError, InputError
+from protocol.run_spec import RunSpec
+
+
+def load_trainable(
+    spec: RunSpec, genesis_model_dir: Path, base_model_dir: Path | None = None, device: str | torch.device = "cpu"
+) -> TrainableModel:
+    """Load the model of a run with the weights of a checkpoint of it.
+
+    Args:
+        genesis_model_dir: the `model/` folder of the genesis, or of any later checkpoint.
+        base_model_dir: LoRA: the base model's folder, whose digest the caller has compared.
+        device: where to train.
+
+    Raises:
+        InputError: a folder is missing, damaged, a pickle, of another shape than the run, or needs remote code.
+    """
+    if spec.method.kind == "full":
+        model = load_causal_lm(genesis_model_dir)
+        trainable = TrainableModel(model, full_parameters(model), load_tokenizer(genesis_model_dir), device)
+    else:
+        if base_model_dir is None:
+            raise InputError("a LoRA run needs its base model's folder too")
+        adapted = adapter.add_lora(load_causal_lm(base_model_dir), spec.method, spec.run.seed, spec.model.name)
+        parameters = adapter.adapter_parameters(adapted)
+        trainable = TrainableModel(adapted, parameters, load_tokenizer(genesis_model_dir), device)
+    trainable.write(weights.read_flat(genesis_model_dir, trainable.names_shapes))
+    return trainable
+
+
+def load_causal_lm(folder: Path) -> PreTrainedModel:
+    """A causal LM from a local folder, fp32, on the CPU.
+
+    Raises:
+        InputError: missing, damaged, a pickle, needs remote code, or lacks weights that the architecture has.
+    """
+    weights.read_shapes(folder)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{folder}: not a causal LM that transformers can load: {first}") from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise InputError(f"{folder}: lacks {len(missing)} weights of the architecture, {missing[0]} among them")
+    return model  # type: ignore[no-any-return]
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The fast tokenizer in a folder.
+
+    Raises:
+        InputError: there is none, or it needs remote code.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{folder}: no tokenizer that transformers can load: {first}") from error
+    if not tokenizer.is_fast:
+        raise InputError(f"{folder}: the tokenizer has no tokenizer.json", "save it with transformers >= 5 first")
+    return tokenizer
+
+
+def full_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """All parameters, tied ones once, under the names that transformers saves them by."""
+    return dict(model.named_parameters(remove_duplicate=True))
+
+
+class TrainableModel:
+    """A causal LM whose trainable parameters are one flat fp32 vector.
+
+    Args:
+        model: a transformers or peft model; taken over.
+        parameters: name in the shared state -> parameter; the others are frozen.
+        tokenizer: saved along with the model.
+        device: where to train.
+    """
+
+    def __init__(
+        self, model: Any, parameters: dict[str, torch.nn.Parameter], tokenizer: Any, device: str | torch.device = "cpu"
+    ) -> None:
+        self.device = torch.device(device)
+        self.tokenizer = tokenizer
+        self.model = model.to(self.device).eval()
+        self.model.config.use_cache = False
+        self._parameters = dict(sorted(parameters.items()))
+        self.names_shapes: NamesShapes = tuple((name, tuple(p.shape)) for name, p in self._parameters.items())
+        self.parameters_trainable = sum(parameter.numel() for parameter in self._parameters.values())
+        self.parameters_total = sum(parameter.numel() for parameter in self.model.parameters())
+        self.flat_N = torch.empty(self.parameters_trainable, device=self.device)
+        self._gradient_N: torch.Tensor | None = None
+        for parameter, view in zip(self._parameters.values(), self._views(self.flat_N), strict=True):
+            view.copy_(parameter.data)
+            parameter.data = view
+
+    def _views(self, flat_N: torch.Tensor) -> list[torch.Tensor]:
+        sizes = [math.prod(shape) for _, shape in self.names_shapes]
+        pieces = flat_N.split(sizes)
+        return [piece.view(shape) for piece, (_, shape) in zip(pieces, self.names_shapes, strict=True)]
+
+    @property
+    def gradient_N(self) -> torch.Tensor:
+        """The flat gradient, into which backward passes add; made when first asked for."""
+        if self._gradient_N is None:
+            self._gradient_N = torch.zeros_like(self.flat_N)
+            for parameter, view in zip(self._parameters.values(), self._views(self._gradient_N), strict=True):
+                parameter.grad = view
+        return self._gradient_N
+
+    def read(self) -> torch.Tensor:
+        """A copy of the trainable parameters: flat fp32 [N] on the CPU."""
+        return self.flat_N.detach().to("cpu", copy=True)
+
+    def write(self, flat: torch.Tensor) -> None:
+        """Take over parameters: flat fp32 [N]. Raises: FormatError: another length or dtype."""
+        if flat.shape != self.flat_N.shape or flat.dtype != torch.float32:
+            raise FormatError(f"expected fp32 {tuple(self.flat_N.shape)}, got {flat.dtype} {tuple(flat.shape)}")
+        self.flat_N.copy_(flat)
+
+    def loss(self, tokens_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+        """The cross-entropy summed over predicted tokens (labels other than -100, the first of each sequence left out).
+
+        Labels are not shifted: label t is token t. Padding follows the tokens, so no attention mask is needed.
+        """
+        logits_BTV = self.model(input_ids=tokens_BT, use_cache=False).logits
+        targets_BT = torch.nn.functional.pad(labels_BT[:, 1:], (0, 1), value=NO_LOSS)
+        return torch.nn.functional.cross_entropy(
+            logits_BTV.float().view(-1, logits_BTV.shape[-1]),
+            targets_BT.view(-1),
+            ignore_index=NO_LOSS,
+            reduction="sum",
+        )
+
+    def flops(self, tokens: int) -> int:
+        """Floating-point operations of training on that many tokens, attention's quadratic term left out.
+
+        Forward and backward take 2 + 4 operations for each parameter and token (Kaplan et al. 2020, section 2.1);
+        of the backward's 4, 2 make the weights' own gradients, which frozen weights do not need.
+        """
+        return tokens * (4 * self.parameters_total + 2 * self.parameters_trainable)
+
+    def save_model(self, folder: Path) -> None:
+        """Write the model and its tokenizer as a folder that transformers (peft for LoRA) loads by itself.
+
+        Raises:
+            InputError: what was written is not exactly the shared state's tensors (an architecture whose files do not
+                mirror its parameters).
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        flat = self.read()
+        pieces = zip(self.names_shapes, self._views(flat), strict=True)
+        tensors = {name: piece.clone() for (name, _), piece in pieces}  # save_pretrained takes views for tied weights
+        if hasattr(self.model, "peft_config"):
+            adapter.save_adapter(self.model, folder, self.names_shapes, tensors)
+        else:
+            self.model.save_pretrained(str(folder), state_dict=tensors)
+        self.tokenizer.save_pretrained(str(folder))
+        saved = weights.read_flat(folder, self.names_shapes)
+        if not torch.equal(saved.view(torch.int32), flat.view(torch.int32)):
+            raise InputError(f"{folder}: the saved weights are not the shared state's", "choose another architecture")
+
+    @torch.no_grad()
+    def generate(self, prompt: str, max_new_tokens: int = 64, seed: int = 0) -> str:
+        """The prompt and a sampled continuation (temperature 0.8, top-p 0.95)."""
+        ids = self.tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=False).ids
+        tokens_BT = torch.tensor([ids], device=self.device)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            result = self.model.generate(
+                input_ids=tokens_BT,
+                attention_mask=torch.ones_like(tokens_BT),
+                max_new_tokens=max_new_tokens,
+                do_sample=True,
+                temperature=0.8,
+                top_p=0.95,
+                top_k=0,
+                use_cache=True,
+                pad_token_id=self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0,
+            )
+        text: str = self.tokenizer.decode(result[0].tolist(), skip_special_tokens=True)
+        return text
