@@ -44,3 +44,8 @@ def check_swarm_address(address: str) -> str:
     if match is None:
         raise FormatError(f"not a swarm address: {address[:80]!r}", "expected /ip4/…/tcp/…/p2p/<peer id>")
     return match[5]
+
+
+def transfer_timeout_s(size_bytes: int) -> float:
+    """How long one transfer of `size_bytes` may take: ten minutes, and more where 1 Mbit/s needs more."""
+    return 600.0 + size_bytes / 125_000

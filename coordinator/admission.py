@@ -1,0 +1,175 @@
+"""Who becomes a member: challenges, admission codes, certificates. `service` calls `Admission`; the rules do no I/O.
+
+A challenge keeps no state until it is used: it carries its own deadline and an HMAC that binds it to one peer id.
+
+    challenge, 56 bytes: 16 random | deadline, Unix seconds, u64 big-endian | HMAC-SHA256 over both and the peer id
+
+    >>> challenges = Challenges(key=bytes(32))
+    >>> challenge = challenges.issue("12D3KooWexample", now=1000.0)
+    >>> challenges.check(challenge, "12D3KooWexample", now=1030.0)
+    >>> challenges.check(challenge, "12D3KooWexample", now=1061.0)
+    Traceback (most recent call last):
+    ...
+    protocol.errors.RefusedError: the challenge is older than 60 s
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import struct
+import threading
+import time
+from collections import OrderedDict
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from coordinator.ledger import Ledger
+from coordinator.store import MemberRow
+from protocol import certificate
+from protocol.errors import FormatError, NetworkError, RefusedError
+from protocol.keys import peer_public_key, verify_peer_signature
+from protocol.rpc import MAX_CHALLENGE_BYTES, MAX_CODE_CHARS, enroll_message
+
+logger = logging.getLogger(__name__)
+
+CHALLENGE_LIFETIME_S = 60
+MAX_USED = 100_000  # challenges that were answered and have not expired
+MAX_GUESSERS = 10_000  # addresses that sent a wrong code
+LONGEST_WAIT_S = 64.0  # after wrong codes
+_CHALLENGE = struct.Struct(">16sQ32s")
+
+
+class Challenges:
+    """Gives out challenges and takes each back once."""
+
+    def __init__(self, key: bytes | None = None) -> None:
+        self._key = os.urandom(32) if key is None else key
+        self._used: OrderedDict[bytes, int] = OrderedDict()  # HMAC -> deadline
+
+    def issue(self, peer_id: str, now: float) -> bytes:
+        nonce, deadline = os.urandom(16), int(now) + CHALLENGE_LIFETIME_S
+        return _CHALLENGE.pack(nonce, deadline, self._tag(nonce, deadline, peer_id))
+
+    def check(self, challenge: bytes, peer_id: str, now: float) -> None:
+        """Check that this challenge was issued to this peer and is fresh.
+
+        Raises:
+            FormatError: not a challenge.
+            RefusedError: another coordinator's, another peer's, or too old.
+        """
+        nonce, deadline, tag = self._parse(challenge)
+        if not hmac.compare_digest(tag, self._tag(nonce, deadline, peer_id)):
+            raise RefusedError("the challenge was not given to this peer by this coordinator", "ask for a new one")
+        if now > deadline:
+            raise RefusedError(f"the challenge is older than {CHALLENGE_LIFETIME_S} s", "ask for a new one")
+
+    def use(self, challenge: bytes, now: float) -> None:
+        """Spend a challenge that was checked.
+
+        Raises:
+            RefusedError: it was spent before.
+            NetworkError: too many were spent in the last minute.
+        """
+        _, deadline, tag = self._parse(challenge)
+        while self._used and next(iter(self._used.values())) < now:
+            self._used.popitem(last=False)
+        if tag in self._used:
+            raise RefusedError("the challenge was used before", "ask for a new one")
+        if len(self._used) >= MAX_USED:
+            raise NetworkError("too many peers enroll at once", "try again in a minute")
+        self._used[tag] = deadline
+
+    def _tag(self, nonce: bytes, deadline: int, peer_id: str) -> bytes:
+        return hmac.digest(self._key, nonce + deadline.to_bytes(8, "big") + peer_id.encode(), hashlib.sha256)
+
+    def _parse(self, challenge: bytes) -> tuple[bytes, int, bytes]:
+        if len(challenge) != _CHALLENGE.size or len(challenge) > MAX_CHALLENGE_BYTES:
+            raise FormatError(f"a challenge has {_CHALLENGE.size} bytes, got {len(challenge)}")
+        nonce, deadline, tag = _CHALLENGE.unpack(challenge)
+        return nonce, deadline, tag
+
+
+class CodeGuard:
+    """Compares admission codes, and makes an address that sends wrong ones wait, twice as long each time."""
+
+    def __init__(self, code: str | None) -> None:
+        self._code = code
+        self._guessers: OrderedDict[str, tuple[int, float]] = OrderedDict()  # address -> (wrong codes, wait until)
+
+    def check(self, code: str, address: str, now: float) -> None:
+        """Check a code that came from `address`.
+
+        Raises:
+            RefusedError: a wrong code, or one that came before the wait was over.
+        """
+        if self._code is None:
+            return
+        wrong, until = self._guessers.get(address, (0, 0.0))
+        if now < until:
+            raise RefusedError(
+                f"too many wrong admission codes: wait {until - now:.0f} s", "ask the host for a fresh invite"
+            )
+        if len(code) <= MAX_CODE_CHARS and hmac.compare_digest(code.encode(), self._code.encode()):
+            self._guessers.pop(address, None)
+            return
+        self._guessers[address] = (wrong + 1, now + min(2.0**wrong, LONGEST_WAIT_S))
+        self._guessers.move_to_end(address)
+        if len(self._guessers) > MAX_GUESSERS:
+            self._guessers.popitem(last=False)
+        raise RefusedError("the admission code is wrong or missing", "ask the host for an invite with the code")
+
+
+class Admission:
+    """Makes members of one run.
+
+    Args:
+        ledger: whose store remembers the members.
+        key: signs certificates; the run card names it.
+        run: run digest.
+        code: the admission code; None admits everyone who has the invite.
+        lifetime_s: of certificates.
+    """
+
+    def __init__(self, ledger: Ledger, key: Ed25519PrivateKey, run: str, code: str | None, lifetime_s: int) -> None:
+        self._ledger, self._key, self._run, self._lifetime_s = ledger, key, run, lifetime_s
+        self._challenges = Challenges()
+        self._guard = CodeGuard(code)
+        self._lock = threading.Lock()
+
+    def challenge(self, peer_id: str, now: float | None = None) -> bytes:
+        """A challenge for `peer_id`. Raises: FormatError: not a peer id."""
+        peer_public_key(peer_id)
+        return self._challenges.issue(peer_id, time.time() if now is None else now)
+
+    def enroll(
+        self, peer_id: str, challenge: bytes, signature: bytes, code: str, address: str, now: float | None = None
+    ) -> str:
+        """Admit a peer, or renew its membership; returns its certificate. A member that renews needs no code.
+
+        Args:
+            address: where the call came from; wrong codes are counted by it.
+
+        Raises:
+            FormatError: not a peer id or not a challenge.
+            RefusedError: the challenge, the signature or the code does not hold.
+        """
+        now = time.time() if now is None else now
+        self._challenges.check(challenge, peer_id, now)
+        verify_peer_signature(peer_id, signature, enroll_message(self._run, challenge))
+        with self._ledger.reading() as session:
+            known = session.get(MemberRow, peer_id) is not None
+        with self._lock:
+            if not known:
+                self._guard.check(code, address, now)
+            self._challenges.use(challenge, now)
+        with self._ledger.writing() as write:
+            row = write.session.get(MemberRow, peer_id)
+            if row is None:
+                write.session.add(MemberRow(peer_id=peer_id, enrolled=now, renewed=now))
+                logger.info("admitted %s", peer_id)
+            else:
+                row.renewed = now
+        return certificate.issue(self._key, run=self._run, peer_id=peer_id, lifetime_s=self._lifetime_s, now=now)

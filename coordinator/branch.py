@@ -1,0 +1,64 @@
+"""Which agreements extend the run: rules without I/O. `reports` applies them to what it has stored.
+
+A run is a chain of states: the base of round r is the state of round r-1. Reports come from many peers, late, twice and
+out of order, and an admitted peer can sign an agreement with itself alone. So
+
+- an agreement on the next round is committed at once when its voters hold a majority of the last round's weight;
+- one without that majority (peers left, or somebody works apart from the rest) is committed only after
+  `MINORITY_WAIT_S` in which no other came: of two branches the heavier is the run;
+- an agreement further ahead waits until the gap closes;
+- one on another state for a committed round, or from another base, is a fork and is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from protocol.claim import Agreement, has_majority
+
+MINORITY_WAIT_S = 10.0
+
+
+class Verdict(Enum):
+    COMMIT = "commit"
+    KNOWN = "known"  # this round is committed with this state
+    WAIT = "wait"
+    FORK = "fork"
+
+
+@dataclass(frozen=True)
+class Tip:
+    """The newest committed round."""
+
+    round: int  # 0: genesis
+    state: str  # state digest
+    weights: Mapping[str, int]  # of that round; empty for genesis
+
+
+def judge(agreement: Agreement, tip: Tip, committed_state: str | None, waited_s: float) -> Verdict:
+    """What to do with a checked agreement.
+
+    Args:
+        committed_state: of the agreement's own round, if that is committed.
+        waited_s: how long the coordinator has known this agreement.
+
+    Raises:
+        VerificationError: its weights do not follow from the round before.
+    """
+    if agreement.round <= tip.round:
+        return Verdict.KNOWN if agreement.state == committed_state else Verdict.FORK
+    if agreement.round > tip.round + 1:
+        return Verdict.WAIT
+    if agreement.base != tip.state:
+        return Verdict.FORK
+    agreement.check_against(tip.weights)
+    if has_majority(voters(agreement), tip.weights) or waited_s >= MINORITY_WAIT_S:
+        return Verdict.COMMIT
+    return Verdict.WAIT
+
+
+def voters(agreement: Agreement) -> set[str]:
+    """The peer ids that signed the state."""
+    return {vote.keyid for vote in agreement.vote_envelopes}

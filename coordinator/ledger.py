@@ -1,0 +1,194 @@
+"""The ledger: an append-only RFC 6962 log in the store, whose every head is signed. The one place that writes the store.
+
+`reports` appends credit and `publisher` checkpoints, each in the same transaction as its own rows:
+
+    with ledger.writing() as write:
+        index = write.leaf(CreditEntry(...))
+        write.session.add(CreditRow(leaf=index, ...))
+    proof = ledger.proof(index)
+
+On start the whole tree is built anew and held against every head that was ever signed, so a ledger that was changed or
+cut short does not start.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from coordinator.store import HeadRow, LeafRow
+from protocol import merkle, note, tlog_proof
+from protocol.checkpoint import LedgerState
+from protocol.errors import FormatError, InputError, NetworkError, RefusedError
+from protocol.ledger_entry import Entry, RunEntry
+from protocol.note import LedgerHead
+from protocol.tlog_proof import LogProof
+
+logger = logging.getLogger(__name__)
+
+WRITE_TIMEOUT_S = 30.0
+_RESTORE = "restore the run folder from a backup; a ledger is never repaired by hand"
+
+
+class Writing:
+    """One transaction: rows through `session`, ledger entries through `leaf`."""
+
+    def __init__(self, session: Session, tree: merkle.Tree) -> None:
+        self.session = session
+        self._tree = tree
+
+    def leaf(self, entry: Entry) -> int:
+        """Append an entry; returns its index."""
+        data = entry.to_bytes()
+        index = self._tree.append(merkle.leaf_hash(data))
+        self.session.add(LeafRow(index=index, data=data))
+        self.session.flush()
+        return index
+
+
+class Ledger:
+    """The log of one run.
+
+    Args:
+        engine: the store.
+        key: signs heads.
+        origin: the log's name (`note.origin`).
+        first: leaf 0, appended if the ledger is new.
+
+    Raises:
+        InputError: what is stored is not what was signed, or is of another run.
+    """
+
+    def __init__(self, engine: Engine, key: Ed25519PrivateKey, origin: str, first: RunEntry) -> None:
+        self.engine = engine
+        self.origin = origin
+        self.verifier = note.verifier_key(origin, key.public_key())
+        self._key = key
+        self._lock = threading.RLock()
+        self._tree, self._head, self._note = self._checked()
+        if self._tree.size == 0:
+            with self.writing() as write:
+                write.leaf(first)
+        elif self.entry(0) != first.to_bytes():
+            raise InputError("ledger.db: leaf 0 is of another run or another root key", _RESTORE)
+
+    @property
+    def size(self) -> int:
+        """How many leaves the newest signed head vouches for."""
+        return self._head.size
+
+    @property
+    def head(self) -> LedgerHead:
+        return self._head
+
+    @property
+    def head_note(self) -> str:
+        """The newest signed head."""
+        return self._note
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A session for reading."""
+        with Session(self.engine) as session:
+            yield session
+
+    @contextmanager
+    def writing(self) -> Iterator[Writing]:
+        """A transaction; when it ends well and appended leaves, the new head is signed in it.
+
+        Raises:
+            NetworkError: another transaction did not end in time.
+        """
+        with self._locked():
+            size, committed = self._tree.size, False
+            try:
+                with Session(self.engine, expire_on_commit=False) as session, session.begin():
+                    yield Writing(session, self._tree)
+                    head, text = self._head, self._note
+                    if self._tree.size != size:
+                        head = LedgerHead(self.origin, self._tree.size, self._tree.root)
+                        text = note.sign_head(head, self._key)
+                        session.add(HeadRow(size=head.size, note=text, time=time.time()))
+                committed = True
+                self._head, self._note = head, text
+            finally:
+                if not committed and self._tree.size != size:
+                    self._tree, self._head, self._note = self._checked()
+
+    def proof(self, index: int) -> LogProof:
+        """The proof that leaf `index` stands in the ledger as it is now."""
+        with self._locked():
+            return tlog_proof.make(self._tree, index, self._head, self._note)
+
+    def state_after(self, parent: LedgerState | None) -> tuple[LedgerState, str]:
+        """The newest head as a checkpoint states it, and its note; `parent` is what the parent checkpoint states."""
+        with self._locked():
+            return LedgerState.of(self._tree, self._head, parent), self._note
+
+    def entry(self, index: int) -> bytes:
+        """The data of leaf `index`."""
+        with self.reading() as session:
+            return session.scalars(select(LeafRow.data).where(LeafRow.index == index)).one()
+
+    def check_extends(self, head: LedgerHead, where: str) -> None:
+        """Check that the ledger still holds what an older head says.
+
+        Raises:
+            InputError: it does not: the store is older than `where`, or was changed.
+        """
+        if head.origin != self.origin:
+            raise InputError(f"{where}: of the ledger {head.origin}, expected {self.origin}", _RESTORE)
+        with self._locked():
+            if head.size > self._tree.size or self._tree.root_at(head.size) != head.root:
+                raise InputError(f"ledger.db does not hold the {head.size} leaves that {where} vouches for", _RESTORE)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        if not self._lock.acquire(timeout=WRITE_TIMEOUT_S):
+            raise NetworkError(f"the ledger was busy for {WRITE_TIMEOUT_S:.0f} s", "try again")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _checked(self) -> tuple[merkle.Tree, LedgerHead, str]:
+        """The tree of the stored leaves, and the newest head that was signed, held against each other."""
+        tree = merkle.Tree()
+        with self.reading() as session:
+            rows = session.execute(select(LeafRow.index, LeafRow.data).order_by(LeafRow.index))
+            for index, data in rows.yield_per(1000):
+                if index != tree.size:
+                    raise InputError(f"ledger.db: leaf {tree.size} is missing", _RESTORE)
+                tree.append(merkle.leaf_hash(data))
+            text = session.scalars(select(HeadRow.note).order_by(HeadRow.size.desc()).limit(1)).first()
+        if text is None:
+            if tree.size:
+                raise InputError(f"ledger.db: {tree.size} leaves, and no signed head", _RESTORE)
+            return tree, LedgerHead(self.origin, 0, merkle.EMPTY_ROOT), ""
+        try:
+            head = note.open_head(text, self.verifier)
+        except (FormatError, RefusedError) as error:
+            raise InputError(f"ledger.db: the newest head: {error.message}", _RESTORE) from error
+        if head.size != tree.size:
+            raise InputError(f"ledger.db: expected {head.size} leaves, got {tree.size}", _RESTORE)
+        if head.root != tree.root:
+            raise InputError(f"ledger.db: a leaf was changed: {self._where_changed(tree)}", _RESTORE)
+        return tree, head, text
+
+    def _where_changed(self, tree: merkle.Tree) -> str:
+        """Between which two heads the tree leaves what was signed."""
+        size = 0
+        with self.reading() as session:
+            for text in session.scalars(select(HeadRow.note).order_by(HeadRow.size)):
+                head = LedgerHead.from_text(text.rpartition("\n\n")[0] + "\n")
+                if tree.root_at(head.size) != head.root:
+                    return f"one of {size} to {head.size - 1}"
+                size = head.size
+        return "no one head shows which"
