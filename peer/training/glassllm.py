@@ -23,6 +23,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from peer.training.quiet import no_progress_bars
 from protocol.errors import InputError, PotluckError
 
 _SPECIALS = ["<pad>", "<unk>", "<bos>", "<eos>"]
@@ -47,7 +48,8 @@ def write_folder(out: Path, language: str = "en") -> Path:
     settings = json.loads(str(arrays.pop("__config__")))
     model = convert_model(settings, arrays)
     out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(str(out))
+    with no_progress_bars():
+        model.save_pretrained(str(out))
     convert_tokenizer(json.loads(vocabulary.read_text(encoding="utf-8")), settings["max_len"]).save_pretrained(str(out))
     return out
 

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from peer.training import adapter, weights
 from peer.training.data import NO_LOSS
+from peer.training.quiet import no_progress_bars
 from peer.training.state import NamesShapes
 from protocol.errors import FormatError, InputError
 from protocol.run_spec import RunSpec
@@ -57,14 +58,15 @@ def load_causal_lm(folder: Path) -> PreTrainedModel:
     """
     weights.read_shapes(folder)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with no_progress_bars():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{folder}: not a causal LM that transformers can load: {first}") from error
@@ -182,8 +184,11 @@ class TrainableModel:
         if hasattr(self.model, "peft_config"):
             adapter.save_adapter(self.model, folder, self.names_shapes, tensors)
         else:
-            self.model.save_pretrained(str(folder), state_dict=tensors)
+            with no_progress_bars():
+                self.model.save_pretrained(str(folder), state_dict=tensors)
         self.tokenizer.save_pretrained(str(folder))
+        for path in weights.weight_files(folder):
+            path.chmod(0o644)  # safetensors makes files that only their owner may read
         saved = weights.read_flat(folder, self.names_shapes)
         if not torch.equal(saved.view(torch.int32), flat.view(torch.int32)):
             raise InputError(f"{folder}: the saved weights are not the shared state's", "choose another architecture")

@@ -1,0 +1,105 @@
+"""From a base model to the run's genesis: where the host's model comes from, how big it is, and the state of round 0.
+
+    model_dir = prepare_model(config.model, run_toml.parent, cache)       a local transformers folder
+    total, trainable = count_parameters(config.method, model_dir)         for RunConfig.pin
+    state = build_genesis(spec, model_dir, out / "model")                 writes the genesis `model/` folder
+
+The coordinator's `host` calls these, once in a run's life.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from peer.training import adapter, weights
+from peer.training.hub import fetch_model
+from peer.training.model import TrainableModel, full_parameters, load_causal_lm, load_tokenizer
+from peer.training.state import SharedState
+from protocol.errors import InputError
+from protocol.run_spec import Method, ModelSource, RunSpec
+
+
+def prepare_model(source: ModelSource, base: Path, cache: Path, endpoint: str | None = None) -> Path:
+    """The base model as a local folder.
+
+    Args:
+        source: `[model]` of run.toml.
+        base: the folder of run.toml, which its paths start from.
+        cache: where a model from a hub is kept.
+        endpoint: of the hub; default: huggingface_hub's.
+
+    Raises:
+        InputError: no such folder, no safetensors in it, or a checkpoint that is an adapter.
+        NetworkError: the hub cannot be reached.
+    """
+    if source.hub is not None:
+        folder = fetch_model(source.hub, source.revision or "", cache, endpoint)
+    elif source.checkpoint is not None:
+        folder = base / source.checkpoint / "model"
+        if (folder / weights.ADAPTER_FILE).is_file():
+            raise InputError(
+                f"{base / source.checkpoint}: this checkpoint is an adapter, not a whole model",
+                "merge it into its base model first (peft: `merge_and_unload`), and give the merged folder as path",
+            )
+    else:
+        folder = base / (source.path or "")
+    weights.read_shapes(folder)
+    return folder
+
+
+def count_parameters(method: Method, model_dir: Path) -> tuple[int, int]:
+    """(in all, trainable), without loading any weights.
+
+    Raises:
+        InputError: not a model that transformers knows without remote code, or no modules of the method's names.
+    """
+    try:
+        config = AutoConfig.from_pretrained(str(model_dir), local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (ValueError, OSError, KeyError) as error:
+        raise InputError(f"{model_dir}: not a causal LM that transformers knows: {error}") from error
+    model.tie_weights()
+    if method.kind == "lora":
+        adapted = adapter.add_lora(model, method, 0, "base")
+        trainable = sum(p.numel() for p in adapter.adapter_parameters(adapted).values())
+        return sum(p.numel() for p in adapted.parameters()), trainable
+    count = sum(p.numel() for p in full_parameters(model).values())
+    return count, count
+
+
+def build_genesis(spec: RunSpec, model_dir: Path, out_model_dir: Path) -> SharedState:
+    """Write the genesis `model/` folder and return the state of round 0.
+
+    full: the base model as fp32. LoRA: a fresh adapter, the same for the same run seed; the base model itself travels
+    apart, pinned by its digest.
+
+    Args:
+        model_dir: the base model.
+        out_model_dir: to write; it may exist.
+
+    Raises:
+        InputError: the model cannot be trained, or its files do not mirror its parameters.
+    """
+    model, tokenizer = load_causal_lm(model_dir), load_tokenizer(model_dir)
+    if spec.method.kind == "full":
+        trainable = TrainableModel(model, full_parameters(model), tokenizer)
+    else:
+        adapted = adapter.add_lora(model, spec.method, spec.run.seed, spec.model.name)
+        trainable = TrainableModel(adapted, adapter.adapter_parameters(adapted), tokenizer)
+    trainable.save_model(out_model_dir)
+    return SharedState(0, trainable.names_shapes, trainable.read())
+
+
+def load_state(model_dir: Path, round: int = 0) -> SharedState:
+    """The state whose parameters a `model/` folder holds, nothing remembered by the outer optimizer: round 0's.
+
+    Raises:
+        InputError: damaged, or not fp32.
+    """
+    shapes = weights.read_shapes(model_dir)
+    names_shapes = tuple((name, shapes[name][0]) for name in sorted(shapes))
+    return SharedState(round, names_shapes, weights.read_flat(model_dir, names_shapes))
