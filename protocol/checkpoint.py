@@ -146,13 +146,16 @@ class CheckpointInfo(_Part):
 
     @classmethod
     def from_bytes(cls, data: bytes) -> CheckpointInfo:
-        """Read a checkpoint.json; nothing in it is believed yet. Raises: FormatError."""
+        """Read a checkpoint.json in canonical form; nothing in it is believed yet. Raises: FormatError."""
         try:
-            return cls.model_validate(canonical.loads(data, max_bytes=MAX_INFO_BYTES))
+            info = cls.model_validate(canonical.loads(data, max_bytes=MAX_INFO_BYTES))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(step) for step in first["loc"])
             raise FormatError(f"checkpoint.json: {where}: {first['msg']}") from error
+        if info.to_bytes() != data:
+            raise FormatError("checkpoint.json is not in canonical form")
+        return info
 
 
 def step_name(round_number: int) -> str:

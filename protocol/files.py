@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,37 +41,61 @@ def list_files(
         allow_empty_dirs: whether a directory without files is tolerated; no signature covers one.
 
     Raises:
-        InputError: no such directory, or it cannot be read.
-        VerificationError: a symlink, a device, socket or pipe, an empty directory, or more than the limits.
+        InputError: no such directory.
+        VerificationError: a symlink, a device, socket or pipe, an empty directory, something that cannot be read, or
+            more than the limits.
+    """
+    found, problems = survey(folder, max_files=max_files, max_bytes=max_bytes, allow_empty_dirs=allow_empty_dirs)
+    if problems:
+        raise VerificationError(problems[0])
+    return found
+
+
+def survey(
+    folder: Path,
+    *,
+    max_files: int = MAX_FILES,
+    max_bytes: int = MAX_FOLDER_BYTES,
+    allow_empty_dirs: bool = False,
+) -> tuple[dict[str, Path], list[str]]:
+    """As `list_files`, with every problem named instead of the first one raised.
+
+    Returns:
+        (relative path -> path of the regular files, what is wrong with the rest).
+
+    Raises:
+        InputError: no such directory.
     """
     if folder.is_symlink() or not folder.is_dir():
         raise InputError(f"{folder}: not a directory", "give the path of a folder, not of a link to one")
     found: dict[str, Path] = {}
+    problems: list[str] = []
     total = seen = 0
     waiting = [(folder, "", 0)]
     while waiting:
         directory, prefix, depth = waiting.pop()
-        entries = _entries(directory)
-        if not entries and prefix and not allow_empty_dirs:
-            raise VerificationError(f"{prefix[:-1]}: an empty directory, which no signature covers")
-        for entry in entries:
-            name = prefix + entry.name
+        try:
+            entries = _entries(directory)
+        except OSError as error:
+            problems.append(f"{prefix or folder.name}: cannot be read: {error.strerror}")
+            continue
+        if not entries and not allow_empty_dirs:
+            problems.append(f"{prefix or folder.name}: an empty directory, which no signature covers")
+        for path, name, info in ((Path(entry.path), prefix + entry.name, info) for entry, info in entries):
             seen += 1
-            if seen > max_files or depth > MAX_FOLDER_DEPTH:
-                raise VerificationError(f"{folder.name}: more than {max_files} files, or nested too deep")
-            info = entry.stat(follow_symlinks=False)
+            total += info.st_size if stat.S_ISREG(info.st_mode) else 0
+            if seen > max_files or depth > MAX_FOLDER_DEPTH or total > max_bytes:
+                limits = f"{max_files} files, {max_bytes} bytes, {MAX_FOLDER_DEPTH} levels"
+                return found, [*problems, f"{folder.name}: more than it may hold ({limits})"]
             if stat.S_ISLNK(info.st_mode):
-                raise VerificationError(f"{name}: a symbolic link, which may point anywhere")
-            if stat.S_ISDIR(info.st_mode):
-                waiting.append((Path(entry.path), name + "/", depth + 1))
-                continue
-            if not stat.S_ISREG(info.st_mode):
-                raise VerificationError(f"{name}: neither a file nor a directory")
-            total += info.st_size
-            if total > max_bytes:
-                raise VerificationError(f"{folder.name}: more than {max_bytes} bytes in all")
-            found[name] = Path(entry.path)
-    return dict(sorted(found.items()))
+                problems.append(f"{name}: a symbolic link, which may point anywhere")
+            elif stat.S_ISDIR(info.st_mode):
+                waiting.append((path, name + "/", depth + 1))
+            elif stat.S_ISREG(info.st_mode):
+                found[name] = path
+            else:
+                problems.append(f"{name}: neither a file nor a directory")
+    return dict(sorted(found.items())), problems
 
 
 def file_sha256(path: Path) -> str:
@@ -141,9 +166,11 @@ def check_relative(path: str) -> None:
         raise VerificationError(f"{path[:80]!r}: a path holds neither backslashes nor control characters")
 
 
-def _entries(directory: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(directory) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise InputError(f"{directory}: {error.strerror}") from error
+def is_signature_name(name: str) -> bool:
+    """Whether a file is named as a maintainer's signature: <64 hex digits>.sig"""
+    return re.fullmatch(r"[0-9a-f]{64}\.sig", name) is not None
+
+
+def _entries(directory: Path) -> list[tuple[os.DirEntry[str], os.stat_result]]:
+    with os.scandir(directory) as entries:
+        return sorted(((entry, entry.stat(follow_symlinks=False)) for entry in entries), key=lambda pair: pair[0].name)

@@ -108,20 +108,22 @@ class Weights:
             VerificationError: no weights, or weight files that no rule puts together.
         """
         files = sorted(name for name in names if name.endswith(".safetensors"))
-        found: dict[str, Tensor] = {}
-        for name in files:
-            path = folder / name
-            with open_regular(path) as file:
-                for tensor in read_header(file, path):
-                    if tensor.name in found:
-                        raise FormatError(f"the tensor {tensor.name[:80]!r} stands in two files")
-                    found[tensor.name] = tensor
-        if INDEX_FILE in names:
-            _check_index(read_bounded(folder / INDEX_FILE, MAX_INDEX_BYTES), found, files)
-        elif files not in ([FULL_FILE], [ADAPTER_FILE]):
+        # Loaders prefer the one file over shards, so the two must not stand side by side.
+        sharded = INDEX_FILE in names and files and not {FULL_FILE, ADAPTER_FILE} & set(files)
+        if not sharded and (INDEX_FILE in names or files not in ([FULL_FILE], [ADAPTER_FILE])):
             raise VerificationError(
                 f"expected the weights in {FULL_FILE}, in {ADAPTER_FILE}, or in shards with an index; got {files[:5]}"
             )
+        found: dict[str, Tensor] = {}
+        places: dict[str, str] = {}
+        for name in files:
+            with open_regular(folder / name) as file:
+                for tensor in read_header(file, folder / name):
+                    if tensor.name in found:
+                        raise FormatError(f"the tensor {tensor.name[:80]!r} stands in two files")
+                    found[tensor.name], places[tensor.name] = tensor, name
+        if sharded:
+            _check_index(read_bounded(folder / INDEX_FILE, MAX_INDEX_BYTES), places)
         return cls(list(found.values()))
 
     @property
@@ -201,8 +203,7 @@ def _check_metadata(value: Any, path: Path) -> None:
         raise FormatError(f"{path.name}: __metadata__ is not an object of strings")
 
 
-def _check_index(data: bytes, found: dict[str, Tensor], files: list[str]) -> None:
+def _check_index(data: bytes, places: dict[str, str]) -> None:
     index = canonical.loads(data, max_bytes=MAX_INDEX_BYTES)
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if weight_map != {name: tensor.path.name for name, tensor in found.items()}:
-        raise FormatError(f"{INDEX_FILE} does not name each tensor of the {len(files)} shards, and its shard")
+    if not isinstance(index, dict) or index.get("weight_map") != places:
+        raise FormatError(f"{INDEX_FILE} does not name each of the {len(places)} tensors and the shard that holds it")

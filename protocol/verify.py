@@ -1,0 +1,123 @@
+"""Checking a checkpoint or a receipt, offline: yes or no, with the reason in plain words.
+
+`potluck verify` calls these; a peer calls `verify_checkpoint` on genesis before it loads a byte of it. They import
+neither torch nor numpy, follow no link, bound what they read, and answer hostile input with a refusal, not an exception.
+
+A key never counts because it lies beside the checkpoint: who is trusted comes from the caller, as fingerprints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from protocol import checkpoint, files, lineage
+from protocol.errors import InputError
+from protocol.inspection import Inspection, inspect
+from protocol.keys import fingerprint
+from protocol.ledger_entry import CreditEntry
+from protocol.receipt import MAX_RECEIPT_BYTES, Receipt
+from protocol.report import NotChecked, Report
+from protocol.run_card import RunCard
+
+
+def verify_checkpoint(
+    step_dir: Path,
+    *,
+    trusted: Collection[str],
+    keys: Iterable[ec.EllipticCurvePublicKey] = (),
+    checkpoints_dir: Path | None = None,
+) -> Report:
+    """Check a checkpoint folder.
+
+    Args:
+        step_dir: the folder that holds model/ and model.sig.
+        trusted: fingerprints of the root keys that the user has confirmed.
+        keys: keys of further maintainers, to check signatures/ with.
+        checkpoints_dir: the folder of all checkpoints, to check the chain back to genesis.
+
+    Raises:
+        InputError: `step_dir` or `checkpoints_dir` is no directory; nothing else.
+    """
+    if step_dir.is_symlink() or not step_dir.is_dir():
+        raise InputError(
+            f"{step_dir}: not a directory", f"give a checkpoint's folder, such as {checkpoint.step_name(0)}"
+        )
+    seen = inspect(step_dir.absolute(), trusted=trusted, keys={fingerprint(key): key for key in keys})
+    _check_lineage(seen, checkpoints_dir)
+    return seen.report
+
+
+def verify_receipt(path: Path, trusted: Collection[str]) -> Report:
+    """Check a receipt file.
+
+    Args:
+        path: the file.
+        trusted: fingerprints of the root keys that the user has confirmed.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file", "give the path of a receipt")
+    return _ReceiptInspection(Report(path.name, "receipt")).inspect(path, trusted)
+
+
+def _check_lineage(seen: Inspection, checkpoints_dir: Path | None) -> None:
+    report, chain = seen.report, list[Inspection]()
+    at_hand = None if checkpoints_dir is None else lineage.find_checkpoints(checkpoints_dir)
+
+    def walk() -> str:
+        if seen.info is None or seen.signature is None:
+            raise NotChecked("needs checkpoint.json and the signature, which do not hold")
+        if seen.info.round == 0:
+            return "this is genesis"
+        if at_hand is None:
+            raise NotChecked("give the folder of checkpoints to check the chain back to genesis")
+        chain.extend(lineage.collect(seen, at_hand))
+        return f"{len(chain) - 1} ancestors, each verified, back to genesis"
+
+    if report.run("lineage", walk) and chain:
+        report.run("rounds", lambda: lineage.check_links(chain))
+        report.run("ledger growth", lambda: lineage.check_ledgers(chain))
+        report.run("contributors", lambda: lineage.check_contributors(chain))
+
+
+class _ReceiptInspection:
+    """The checks of one receipt, in order."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.receipt: Receipt | None = None
+        self.card: RunCard | None = None
+
+    def inspect(self, path: Path, trusted: Collection[str]) -> Report:
+        report = self.report
+        report.run("form", lambda: self.check_form(path))
+        report.run("run card", self.check_card)
+        report.run("log proof", self.check_proof)
+        if self.card is not None and self.receipt is not None:
+            report.confirm(self.receipt.fingerprint, trusted)
+        return report
+
+    def check_form(self, path: Path) -> str:
+        self.receipt = Receipt.from_bytes(files.read_bounded(path, MAX_RECEIPT_BYTES))
+        entry = self.receipt.entry
+        self.report.facts |= entry.to_json()
+        if isinstance(entry, CreditEntry):
+            return f"credit of {entry.tokens} tokens to {entry.peer_id} for round {entry.round}"
+        return f"a ledger entry of the type {entry.type}"
+
+    def check_card(self) -> str:
+        if self.receipt is None:
+            raise NotChecked("needs a receipt that can be read")
+        self.card = self.receipt.open_card()
+        return f"run {self.card.spec.run.name}, digest {self.card.run[:16]}…, signed by {self.receipt.fingerprint}"
+
+    def check_proof(self) -> str:
+        if self.receipt is None or self.card is None:
+            raise NotChecked("needs the run card, which does not hold")
+        head = self.receipt.check_proof(self.card)
+        return f"the entry stands in {head.origin}, {head.size} leaves, signed by the run's ledger"
