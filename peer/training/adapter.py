@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
 from peer.training.state import NamesShapes
-from peer.training.weights import ADAPTER_FILE
 from protocol.errors import InputError
 from protocol.run_spec import Method
+from protocol.safetensors_file import ADAPTER_FILE
 
 
 def add_lora(model: Any, method: Method, seed: int, base_name: str) -> PeftModel:

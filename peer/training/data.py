@@ -93,7 +93,7 @@ def build_dataset(data: PinnedData | DataSource, tokenizer: Any, data_path: Path
     tokenizer.backend_tokenizer.no_padding()
     if data.kind == "text":
         tokens = read_text_tokens(data_path, tokenizer)
-        records: Iterable[Record] = (Record(block) for block in _blocks(tokens, length))
+        records: Iterable[Record] = (Record.of(block) for block in _blocks(tokens, length))
         packing = False  # a block already fills a sequence
     else:
         records, packing = read_records(data, tokenizer, data_path), data.packing

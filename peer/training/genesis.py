@@ -18,8 +18,12 @@ from peer.training import adapter, weights
 from peer.training.hub import fetch_model
 from peer.training.model import TrainableModel, full_parameters, load_causal_lm, load_tokenizer
 from peer.training.state import SharedState
-from protocol.errors import InputError
+from protocol import checkpoint
+from protocol.errors import FormatError, InputError, VerificationError
 from protocol.run_spec import Method, ModelSource, RunSpec
+from protocol.safetensors_file import ADAPTER_FILE
+
+_VERIFY = "see what `potluck verify` says of it"
 
 
 def prepare_model(source: ModelSource, base: Path, cache: Path, endpoint: str | None = None) -> Path:
@@ -38,15 +42,28 @@ def prepare_model(source: ModelSource, base: Path, cache: Path, endpoint: str | 
     if source.hub is not None:
         folder = fetch_model(source.hub, source.revision or "", cache, endpoint)
     elif source.checkpoint is not None:
-        folder = base / source.checkpoint / "model"
-        if (folder / weights.ADAPTER_FILE).is_file():
-            raise InputError(
-                f"{base / source.checkpoint}: this checkpoint is an adapter, not a whole model",
-                "merge it into its base model first (peft: `merge_and_unload`), and give the merged folder as path",
-            )
+        folder = _checkpoint_model(base / source.checkpoint)
     else:
         folder = base / (source.path or "")
-    weights.read_shapes(folder)
+    weights.check_headers(folder)
+    return folder
+
+
+def _checkpoint_model(step_dir: Path) -> Path:
+    """The `model/` folder of another run's checkpoint; its weights are held against the state that it states."""
+    folder = step_dir / checkpoint.MODEL
+    if (folder / ADAPTER_FILE).is_file():
+        raise InputError(
+            f"{step_dir}: this checkpoint is an adapter, not a whole model",
+            "merge it into its base model first (peft: `merge_and_unload`), and give the merged folder as path",
+        )
+    try:
+        stated = checkpoint.read_info(step_dir).state
+        found = weights.open_weights(folder)
+        if found.layout != stated.tensors or found.state_root() != stated.parameters:
+            raise InputError(f"{step_dir}: the weights are not those of the state that checkpoint.json states", _VERIFY)
+    except (FormatError, VerificationError) as error:
+        raise InputError(f"{step_dir}: not a sound checkpoint: {error.message}", _VERIFY) from error
     return folder
 
 
@@ -94,12 +111,12 @@ def build_genesis(spec: RunSpec, model_dir: Path, out_model_dir: Path) -> Shared
     return SharedState(0, trainable.names_shapes, trainable.read())
 
 
-def load_state(model_dir: Path, round: int = 0) -> SharedState:
-    """The state whose parameters a `model/` folder holds, nothing remembered by the outer optimizer: round 0's.
+def load_state(model_dir: Path) -> SharedState:
+    """The state of round 0 from the genesis' `model/` folder: its parameters, and nothing remembered yet.
 
     Raises:
-        InputError: damaged, or not fp32.
+        InputError: not sound fp32 weights.
+        FormatError: values that are not finite.
     """
-    shapes = weights.read_shapes(model_dir)
-    names_shapes = tuple((name, shapes[name][0]) for name in sorted(shapes))
-    return SharedState(round, names_shapes, weights.read_flat(model_dir, names_shapes))
+    names_shapes = weights.open_weights(model_dir).layout
+    return SharedState(0, names_shapes, weights.read_flat(model_dir, names_shapes))

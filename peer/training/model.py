@@ -56,10 +56,11 @@ def load_causal_lm(folder: Path) -> PreTrainedModel:
     Raises:
         InputError: missing, damaged, a pickle, needs remote code, or lacks weights that the architecture has.
     """
-    weights.read_shapes(folder)
+    weights.check_headers(folder)
+    from_pretrained: Any = AutoModelForCausalLM.from_pretrained  # typed without output_loading_info
     try:
         with no_progress_bars():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            model, info = from_pretrained(
                 str(folder),
                 dtype=torch.float32,
                 local_files_only=True,

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ from protocol.run_spec import DataSource, PinnedData
 MAX_LINE_BYTES = 8 << 20
 TEXT_PIECE_BYTES = 1 << 16  # part of what makes tokens the same everywhere: do not change
 
+_BATCH_PIECES = 8
+_BATCH_RECORDS = 256
+
 
 @dataclass(frozen=True, eq=False)
 class Record:
@@ -35,20 +39,25 @@ class Record:
 
     Args:
         tokens: int32.
-        loss_mask: bool, True where the token is to be predicted; default: everywhere.
+        loss_mask: bool, True where the token is to be predicted.
     """
 
     tokens: np.ndarray
-    loss_mask: np.ndarray = field(default=None)  # type: ignore[assignment]
+    loss_mask: np.ndarray
 
-    def __post_init__(self) -> None:
-        if self.loss_mask is None:
-            object.__setattr__(self, "loss_mask", np.ones(len(self.tokens), dtype=bool))
+    @classmethod
+    def of(cls, tokens: np.ndarray) -> Record:
+        """A record in which every token is to be predicted."""
+        return cls(tokens, np.ones(len(tokens), dtype=bool))
 
 
 def read_text_tokens(path: Path, tokenizer: Any) -> np.ndarray:
     """All tokens of a text file, int32. Raises: InputError: unreadable, or not UTF-8 (the line is named)."""
-    parts = [np.asarray(_encode(tokenizer, piece), dtype=np.int32) for piece in _text_pieces(path)]
+    parts = [
+        np.asarray(ids, dtype=np.int32)
+        for pieces in _batches(_text_pieces(path), _BATCH_PIECES)
+        for ids in _encode_all(tokenizer, pieces)
+    ]
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
 
 
@@ -77,21 +86,23 @@ def read_records(data: PinnedData | DataSource, tokenizer: Any, path: Path) -> I
         raise InputError(
             "the model's tokenizer has no end-of-sequence token, which jsonl records need", "use kind text"
         )
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        where = f"{path}: line {number}"
-        value = _json_object(line, where)
-        if data.kind == "jsonl":
-            text = value.get(data.text_field)
-            if not isinstance(text, str):
-                raise InputError(f"{where}: expected a string in {data.text_field!r}, got {type(text).__name__}")
-            tokens = np.asarray([*_encode(tokenizer, text), eos], dtype=np.int32)
-            if len(tokens) > 1:
-                yield Record(tokens)
-        else:
-            tokens, loss = encode_chat(tokenizer, messages_of(value, where), where)
-            yield Record(tokens, loss)
+    values = ((f"{path}: line {number}", line) for number, line in _lines(path) if line.strip())
+    objects = ((where, _json_object(line, where)) for where, line in values)
+    if data.kind == "chat":
+        for where, value in objects:
+            yield Record(*encode_chat(tokenizer, messages_of(value, where), where))
+        return
+    for texts in _batches((_text_field(value, data.text_field, where) for where, value in objects), _BATCH_RECORDS):
+        for ids in _encode_all(tokenizer, texts):
+            if ids:
+                yield Record.of(np.asarray([*ids, eos], dtype=np.int32))
+
+
+def _text_field(value: dict[str, Any], field_name: str, where: str) -> str:
+    text = value.get(field_name)
+    if not isinstance(text, str):
+        raise InputError(f"{where}: expected a string in {field_name!r}, got {type(text).__name__}")
+    return text
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -120,7 +131,14 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
     return value
 
 
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    # the backend, and not the tokenizer's own call: no warning about long texts, no truncation, no special tokens
-    ids: list[int] = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
-    return ids
+def _encode_all(tokenizer: Any, texts: list[str]) -> Iterator[list[int]]:
+    # the backend, and not the tokenizer's own call: no warning about long texts, no truncation, no special tokens;
+    # "fast" leaves out offsets, which take twice the time of the tokens
+    for encoding in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+        yield encoding.ids
+
+
+def _batches(items: Iterable[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -124,14 +124,14 @@ class SharedState:
             raise FormatError(f"expected a chunk index below {self.chunk_count}, got {index}")
         split = chunk_count(4 * self.parameters.numel())
         if index < split:
-            return _bytes_of(self.parameters)[index * STATE_CHUNK_BYTES : (index + 1) * STATE_CHUNK_BYTES]
+            return bytes_of(self.parameters)[index * STATE_CHUNK_BYTES : (index + 1) * STATE_CHUNK_BYTES]
         start = (index - split) * STATE_CHUNK_BYTES
         size = 4 * self.parameters.numel()
         end = min(start + STATE_CHUNK_BYTES, size * len(self.outer))
         if start // size == (end - 1) // size:
-            return _bytes_of(self.outer[start // size])[start % size : (end - 1) % size + 1]
+            return bytes_of(self.outer[start // size])[start % size : (end - 1) % size + 1]
         joined = b"".join(
-            _bytes_of(vector)[max(start - i * size, 0) : max(end - i * size, 0)] for i, vector in enumerate(self.outer)
+            bytes_of(vector)[max(start - i * size, 0) : max(end - i * size, 0)] for i, vector in enumerate(self.outer)
         )
         return memoryview(joined)  # this chunk lies across vectors
 
@@ -241,7 +241,7 @@ class StateAssembler:
         for i, vector in enumerate(vectors):
             low, high = max(start, i * size), min(end, (i + 1) * size)
             if low < high:
-                _bytes_of(vector)[low - i * size : high - i * size] = source[low - start : high - start]
+                bytes_of(vector)[low - i * size : high - i * size] = source[low - start : high - start]
         self._missing.discard(index)
 
     def _span(self, index: int) -> tuple[int, int]:
@@ -289,6 +289,6 @@ def is_finite(vector: torch.Tensor) -> bool:
     return math.isfinite(low.item()) and math.isfinite(high.item())
 
 
-def _bytes_of(vector: torch.Tensor) -> memoryview:
+def bytes_of(vector: torch.Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, not copied."""
-    return memoryview(vector.detach().numpy()).cast("B")
+    return memoryview(vector.detach().numpy().data).cast("B")

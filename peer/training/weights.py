@@ -1,9 +1,8 @@
-"""Reads weights from a folder: safetensors only, and only what the files' headers say is there.
+"""Reads weights from a folder: safetensors only.
 
-The model and the genesis use it to load weights, and to check that a saved folder holds exactly the shared state.
-
-    model/model.safetensors                       or model-00001-of-00002.safetensors, ... (full)
-    model/adapter_model.safetensors               (LoRA)
+Two kinds of folder come by. A base model holds whatever precision its makers chose, and transformers loads it: here only
+the headers are looked at. A checkpoint's `model/` folder holds exactly the shared state's parameters as fp32; these are
+read strictly (`protocol.safetensors_file`), straight into the flat vector.
 """
 
 from __future__ import annotations
@@ -13,11 +12,14 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from peer.training.state import NamesShapes
-from protocol.errors import InputError
+from peer.training.state import NamesShapes, bytes_of
+from protocol.errors import FormatError, InputError, VerificationError
+from protocol.safetensors_file import Weights
 
-ADAPTER_FILE = "adapter_model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_OTHER_NAMES = (
+    "this architecture keeps weights in files under other names than it trains them by; choose another, or LoRA"
+)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -40,62 +42,57 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_shapes(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """name -> (shape, dtype such as "F32") of every tensor in the folder.
+def check_headers(folder: Path) -> None:
+    """Check that a base model's folder has weights that open.
 
     Raises:
-        InputError: not a model folder, a damaged file, or a tensor that stands in two files.
+        InputError: no folder, no safetensors files, or a damaged one.
     """
-    found: dict[str, tuple[tuple[int, ...], str]] = {}
     for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (not a dict)
-                    if name in found:
-                        raise InputError(f"{path}: the tensor {name} stands in two files")
-                    piece = file.get_slice(name)
-                    found[name] = (tuple(piece.get_shape()), piece.get_dtype())
+                file.keys()
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: damaged: {error}", "fetch or copy the file again") from error
-    return found
+
+
+def open_weights(folder: Path) -> Weights:
+    """The fp32 weights of a checkpoint's `model/` folder.
+
+    Raises:
+        InputError: no folder, no weights, or files that are not sound fp32 safetensors.
+    """
+    weight_files(folder)
+    try:
+        return Weights.open(folder, [path.name for path in folder.iterdir() if path.is_file()])
+    except (FormatError, VerificationError) as error:
+        raise InputError(f"{folder}: {error.message}", "fetch or write the folder again") from error
 
 
 def read_flat(folder: Path, names_shapes: NamesShapes) -> torch.Tensor:
-    """The tensors of a folder, which must be exactly these and fp32, laid end to end: flat fp32 [N].
+    """The tensors of a `model/` folder, which must be exactly these, laid end to end: flat fp32 [N].
 
     Raises:
-        InputError: a tensor is missing, extra, or of another shape or dtype.
+        InputError: a tensor is missing, extra, of another shape or dtype, or cut short.
     """
-    check_tensors(folder, names_shapes)
-    flat = torch.empty(sum(torch.Size(shape).numel() for _, shape in names_shapes))
-    slots, start = {}, 0
-    for name, shape in names_shapes:
-        count = torch.Size(shape).numel()
-        slots[name] = flat[start : start + count].view(shape)
-        start += count
-    for path in weight_files(folder):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                slots[name].copy_(file.get_tensor(name))
+    found = open_weights(folder)
+    _check_layout(folder, dict(found.layout), dict(names_shapes))
+    flat = torch.empty(sum(tensor.size_bytes for tensor in found.tensors) // 4)
+    target, position = bytes_of(flat), 0
+    for tensor in found.tensors:  # sorted by name, as the state is
+        with tensor.path.open("rb") as file:
+            file.seek(tensor.start)
+            if file.readinto(target[position : position + tensor.size_bytes]) != tensor.size_bytes:
+                raise InputError(f"{tensor.path}: cut short", "fetch or write the folder again")
+        position += tensor.size_bytes
     return flat
 
 
-def check_tensors(folder: Path, names_shapes: NamesShapes) -> None:
-    """Check that a folder holds exactly these tensors, as fp32.
-
-    Raises:
-        InputError: names the first tensor that is missing, extra, or different.
-    """
-    found, wanted = read_shapes(folder), dict(names_shapes)
+def _check_layout(folder: Path, found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
     missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     if missing or extra:
         what = f"lacks the tensor {missing[0]}" if missing else f"has the extra tensor {extra[0]}"
-        raise InputError(f"{folder}: {what} ({len(missing)} missing, {len(extra)} extra)", _UNSUPPORTED)
-    for name, shape in names_shapes:
-        if found[name] != (tuple(shape), "F32"):
-            raise InputError(f"{folder}: {name}: expected F32 {tuple(shape)}, got {found[name][1]} {found[name][0]}")
-
-
-_UNSUPPORTED = (
-    "this architecture keeps its weights in files under other names than it trains them by; choose another, or LoRA"
-)
+        raise InputError(f"{folder}: {what} ({len(missing)} missing, {len(extra)} extra)", _OTHER_NAMES)
+    for name, shape in wanted.items():
+        if found[name] != shape:
+            raise InputError(f"{folder}: {name}: expected shape {shape}, got {found[name]}")

@@ -20,7 +20,7 @@ import torch
 
 from peer.training.data import Dataset, draw
 from peer.training.model import TrainableModel
-from peer.training.state import SharedState, is_finite
+from peer.training.state import SharedState, bytes_of, is_finite
 from protocol.errors import FormatError, RoundAborted
 from protocol.run_spec import RunSpec
 
@@ -188,4 +188,4 @@ class LocalWork:
         self._pending_sequences = self._pending_tokens = 0
         self._optimizer_steps += 1
         if self._segment_steps and self._optimizer_steps % self._segment_steps == 0:
-            self._segments.append(hashlib.sha256(memoryview(self.model.read().numpy()).cast("B")).hexdigest())
+            self._segments.append(hashlib.sha256(bytes_of(self.model.read())).hexdigest())
