@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Progress(_message.Message):
-    __slots__ = ("certificate", "round", "base", "tokens", "tokens_per_s", "leaving", "attempt", "addresses", "history_tokens")
+    __slots__ = ("certificate", "round", "base", "tokens", "tokens_per_s", "leaving", "attempt", "addresses", "history_tokens", "step_s", "can_reduce")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,8 @@ class Progress(_message.Message):
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     HISTORY_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STEP_S_FIELD_NUMBER: _ClassVar[int]
+    CAN_REDUCE_FIELD_NUMBER: _ClassVar[int]
     certificate: str
     round: int
     base: str
@@ -26,7 +28,9 @@ class Progress(_message.Message):
     attempt: int
     addresses: _containers.RepeatedScalarFieldContainer[str]
     history_tokens: int
-    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., tokens: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., leaving: _Optional[bool] = ..., attempt: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., history_tokens: _Optional[int] = ...) -> None: ...
+    step_s: float
+    can_reduce: bool
+    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., tokens: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., leaving: _Optional[bool] = ..., attempt: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., history_tokens: _Optional[int] = ..., step_s: _Optional[float] = ..., can_reduce: _Optional[bool] = ...) -> None: ...
 
 class Proposal(_message.Message):
     __slots__ = ("certificate", "round", "base", "attempt", "timeout_s")
@@ -55,16 +59,20 @@ class ProposalReply(_message.Message):
     reason: str
     certificate: str
     claim: bytes
-    voted: _containers.RepeatedCompositeFieldContainer[Vote]
+    voted: _containers.RepeatedCompositeFieldContainer[Voted]
     can_reduce: bool
     attempt: int
-    def __init__(self, accepted: _Optional[bool] = ..., reason: _Optional[str] = ..., certificate: _Optional[str] = ..., claim: _Optional[bytes] = ..., voted: _Optional[_Iterable[_Union[Vote, _Mapping]]] = ..., can_reduce: _Optional[bool] = ..., attempt: _Optional[int] = ...) -> None: ...
+    def __init__(self, accepted: _Optional[bool] = ..., reason: _Optional[str] = ..., certificate: _Optional[str] = ..., claim: _Optional[bytes] = ..., voted: _Optional[_Iterable[_Union[Voted, _Mapping]]] = ..., can_reduce: _Optional[bool] = ..., attempt: _Optional[int] = ...) -> None: ...
 
-class Vote(_message.Message):
-    __slots__ = ("envelope",)
-    ENVELOPE_FIELD_NUMBER: _ClassVar[int]
-    envelope: bytes
-    def __init__(self, envelope: _Optional[bytes] = ...) -> None: ...
+class Voted(_message.Message):
+    __slots__ = ("vote", "group", "holds")
+    VOTE_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
+    vote: bytes
+    group: Group
+    holds: bool
+    def __init__(self, vote: _Optional[bytes] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., holds: _Optional[bool] = ...) -> None: ...
 
 class GroupMember(_message.Message):
     __slots__ = ("certificate", "claim", "can_reduce")
@@ -133,28 +141,32 @@ class VoteReply(_message.Message):
     def __init__(self, vote: _Optional[bytes] = ...) -> None: ...
 
 class Abort(_message.Message):
-    __slots__ = ("certificate", "group", "round", "attempt", "reason")
+    __slots__ = ("certificate", "group", "round", "attempt", "reason", "culprit")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    CULPRIT_FIELD_NUMBER: _ClassVar[int]
     certificate: str
     group: str
     round: int
     attempt: int
     reason: str
-    def __init__(self, certificate: _Optional[str] = ..., group: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    culprit: str
+    def __init__(self, certificate: _Optional[str] = ..., group: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., reason: _Optional[str] = ..., culprit: _Optional[str] = ...) -> None: ...
 
 class Ack(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class HeadRequest(_message.Message):
-    __slots__ = ("certificate",)
+    __slots__ = ("certificate", "state")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
     certificate: str
-    def __init__(self, certificate: _Optional[str] = ...) -> None: ...
+    state: str
+    def __init__(self, certificate: _Optional[str] = ..., state: _Optional[str] = ...) -> None: ...
 
 class HeadReply(_message.Message):
     __slots__ = ("certificate", "round", "state", "agreement", "manifest", "history_tokens")

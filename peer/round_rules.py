@@ -1,0 +1,161 @@
+"""The rules of a round that must hold whatever the network does. No I/O here: a simulator can run them.
+
+Members may commit different states for one round only if these rules are broken. They are those of single-decree Paxos,
+with weights for votes: the acceptors of round r are the members of round r-1's agreement, each with the weight it had
+there (minus those who have said that they leave). An *attempt* is a ballot number.
+
+    promise    a member that has joined attempt a joins and votes in no attempt below a
+    lock       a state that may already have been committed in an earlier attempt must be completed before another is tried
+    commit     a state is committed when its voters, in one attempt, hold a majority of the acceptors' weight *and* of
+               the weight claimed in the group whose updates it averages
+
+Two majorities share a member, that member keeps its promise, and so there is never a second state.
+
+    >>> box = BallotBox()
+    >>> box.promise(1, 3, "leader-a")
+    >>> box.promise(1, 2, "leader-b")
+    Traceback (most recent call last):
+    ...
+    peer.round_rules.Bound: round 1: bound to attempt 3 by leader-a
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from protocol import canonical
+from protocol.claim import has_majority
+from protocol.errors import FormatError, RoundAborted
+
+
+class Bound(RoundAborted):
+    """A member has promised a later attempt, or another leader. `attempt` is the one it is bound to."""
+
+    def __init__(self, message: str, attempt: int) -> None:
+        super().__init__(message)
+        self.attempt = attempt
+
+
+class Ballot(NamedTuple):
+    """What a member voted for: in `attempt`, that averaging `group` gives `state`."""
+
+    attempt: int
+    group: str
+    state: str
+
+
+@dataclass
+class BallotBox:
+    """One member's promises and votes for the round in hand; saved before anyone hears of them.
+
+    Args:
+        save: called with the bytes to keep before a promise or vote is given; must not return before they are safe.
+    """
+
+    save: Callable[[bytes], None] = lambda data: None
+    round: int = 0
+    attempt: int = -1
+    leader: str = ""
+    ballots: list[Ballot] = field(default_factory=list)
+
+    def restore(self, data: bytes) -> None:
+        """Take up where the process before left off. Raises: FormatError."""
+        value = canonical.loads(data, max_bytes=1 << 20)
+        try:
+            self.round, self.attempt, self.leader = int(value["round"]), int(value["attempt"]), str(value["leader"])
+            self.ballots = [Ballot(int(a), str(g), str(s)) for a, g, s in value["ballots"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError("not a ballot box") from error
+
+    def promise(self, round: int, attempt: int, leader: str) -> None:
+        """Join an attempt: none below it will be joined or voted in any more.
+
+        Raises:
+            Bound: promised a later attempt, or this one to another leader.
+        """
+        if round < self.round:
+            raise Bound(f"round {round} is over", self.attempt)
+        if round == self.round and (attempt < self.attempt or (attempt == self.attempt and leader != self.leader)):
+            raise Bound(f"round {round}: bound to attempt {self.attempt} by {self.leader[-8:]}", self.attempt)
+        if round > self.round:
+            self.ballots = []
+        self.round, self.attempt, self.leader = round, attempt, leader
+        self._save()
+
+    def vote(self, round: int, ballot: Ballot) -> None:
+        """Vote, in the attempt that was promised and in no other, and for one state only.
+
+        Raises:
+            Bound: promised another attempt since.
+        """
+        if (round, ballot.attempt) != (self.round, self.attempt):
+            raise Bound(f"round {round}: attempt {ballot.attempt} was given up", self.attempt)
+        earlier = [other for other in self.ballots if other.attempt == ballot.attempt]
+        if earlier and earlier != [ballot]:
+            raise Bound(f"round {round}: voted for another state in attempt {ballot.attempt}", self.attempt)
+        if not earlier:
+            self.ballots.append(ballot)
+            self._save()
+
+    def next_attempt(self, round: int) -> int:
+        return self.attempt + 1 if round == self.round else 0
+
+    def _save(self) -> None:
+        value = {
+            "round": self.round,
+            "attempt": self.attempt,
+            "leader": self.leader,
+            "ballots": [list(ballot) for ballot in self.ballots],
+        }
+        self.save(json.dumps(value).encode())
+
+
+def is_committed(voters: set[str], acceptors: Mapping[str, int], group: Mapping[str, int]) -> bool:
+    """Whether the voters for one state in one attempt commit it."""
+    return has_majority(voters, acceptors) and has_majority(voters, group)
+
+
+def must_complete(
+    answers: Mapping[str, Iterable[Ballot]],
+    acceptors: Mapping[str, int],
+    groups: Mapping[str, Mapping[str, int]],
+) -> Ballot | None:
+    """The state that may already be committed somewhere, given what the members of a new attempt say they voted for.
+
+    Whoever did not answer may have voted for anything. A state is free to be dropped only when even with all of
+    their votes it cannot have had its majorities.
+
+    Args:
+        answers: member -> the ballots it cast in this round; empty for one that cast none.
+        acceptors: peer id -> weight in the agreement of the round before.
+        groups: group digest -> peer id -> weight, for each group that is voted for.
+
+    Returns:
+        the ballot to complete, or None when a new group may average.
+    """
+    cast = {ballot for ballots in answers.values() for ballot in ballots}
+    for ballot in sorted(cast, reverse=True):
+        group = groups[ballot.group]
+        voters = {peer for peer, ballots in answers.items() if ballot in set(ballots)}
+        silent = (set(group) | set(acceptors)) - set(answers)
+        if is_committed(voters | silent, acceptors, group):
+            return ballot
+    return None
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One history of a run, as seen from outside."""
+
+    round: int
+    state: str
+    history_tokens: int  # agreed tokens of all its rounds
+    supporters: int  # live members that work from this state
+
+
+def prefers(theirs: Branch, mine: Branch) -> bool:
+    """Whether to leave one's own branch for another: more live members stand on it, or as many and more work is in it."""
+    return (theirs.supporters, theirs.history_tokens, theirs.state) > (mine.supporters, mine.history_tokens, mine.state)

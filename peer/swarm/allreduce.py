@@ -1,0 +1,222 @@
+"""The all-reduce of one attempt: a butterfly, as hivemind's, with what that one lacks.
+
+Each reducer owns a range of chunks. A member opens one stream to each reducer, sends its chunks of that range and gets the
+averaged ones back on the same stream. What differs from hivemind's: a chunk counts only with a Merkle proof that its
+sender claimed it before the group formed; weights come from the claims; chunks are averaged in group order, whenever they
+came; the average is encoded once and all members, the reducer too, decode the same bytes; and a part that does not
+come fails the attempt for everybody instead of being averaged without.
+
+    reduction = Reduction(group, me, update, transport, limits)
+    averaged = await reduction.run()      # flat fp32 [N]; or RoundAborted, and nothing has changed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from peer.swarm import frames
+from peer.swarm.group import Group
+from peer.swarm.node import Node, short
+from peer.training.aggregate import weighted_mean
+from peer.training.codec import EncodedUpdate, chunk_sizes, codec, verify_chunk
+from protocol import swarm_pb2
+from protocol.errors import FormatError, NetworkError, RefusedError, RoundAborted
+
+WATCH_INTERVAL_S = 0.25
+_MAX_PART_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long to wait in an all-reduce."""
+
+    silence_s: float = 10.0  # a sender that owes parts may be silent this long
+    total_s: float = 600.0  # one all-reduce, whatever its size
+
+
+class Reduction:
+    """One member's part in one all-reduce."""
+
+    def __init__(
+        self,
+        group: Group,
+        me: str,
+        update: EncodedUpdate,
+        node: Node,
+        stream_name: str,
+        certificate: str,
+        limits: Limits,
+    ) -> None:
+        self.group, self._me, self._update = group, me, update
+        self._node, self._stream_name, self._certificate, self._limits = node, stream_name, certificate, limits
+        self._sizes = chunk_sizes(update.values, update.chunk_values)
+        self._ranges = group.ranges(len(self._sizes))
+        self._mine = self._ranges.get(me, range(0))
+        self._codec = codec(update.codec)
+        self._parts: dict[int, dict[str, torch.Tensor]] = {chunk: {} for chunk in self._mine}
+        loop = asyncio.get_running_loop()
+        self._results: dict[int, asyncio.Future[bytes]] = {chunk: loop.create_future() for chunk in self._mine}
+        self._averaged = torch.empty(update.values)
+        self._owed = {peer: len(self._mine) for peer in group.by_peer if peer != me}
+        self._heard = dict.fromkeys(self._owed, time.monotonic())
+        self._failure: asyncio.Future[None] = loop.create_future()
+        self.culprit = ""  # the member whose silence or bad data ended the attempt, when that is known
+
+    async def run(self) -> torch.Tensor:
+        """Take part; returns the average of the group's updates, flat fp32 [N].
+
+        Raises:
+            RoundAborted: something did not come, was not what its sender had claimed, or another member gave up.
+        """
+        tasks = [
+            asyncio.create_task(self._exchange(peer))
+            for peer, chunks in self._ranges.items()
+            if peer != self._me and chunks
+        ]
+        tasks += [asyncio.create_task(self._contribute_own()), asyncio.create_task(self._watch())]
+        everything: asyncio.Future[Any] = asyncio.gather(*tasks[:-1], *self._results.values())
+        try:
+            ends: list[asyncio.Future[Any]] = [everything, self._failure]
+            done, _ = await asyncio.wait(ends, timeout=self._limits.total_s, return_when=asyncio.FIRST_COMPLETED)
+            if everything in done:
+                everything.result()
+                return self._averaged
+            self.fail(f"the all-reduce took longer than {self._limits.total_s:.0f} s")
+            self._failure.result()
+            raise AssertionError("a failure without a reason")
+        except (NetworkError, FormatError, RefusedError) as error:
+            self.fail(error.message)
+            raise RoundAborted(error.message) from error
+        finally:
+            self.fail("this member is done with the group")
+            everything.cancel()
+            for task in tasks:
+                task.cancel()
+            for result in self._results.values():
+                result.cancel()
+            await asyncio.gather(*tasks, everything, return_exceptions=True)
+
+    def fail(self, reason: str, culprit: str = "") -> None:
+        """Give the attempt up; everyone connected is told why. Harmless when it is over."""
+        if not self._failure.done():
+            self.culprit = culprit
+            self._failure.set_exception(RoundAborted(reason))
+            self._failure.exception()  # seen: nobody may be waiting for it any more
+
+    async def _watch(self) -> None:
+        """Fails the attempt when a member owes parts and is silent."""
+        while True:
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            now = time.monotonic()
+            for peer, owed in self._owed.items():
+                if owed and now - self._heard[peer] > self._limits.silence_s:
+                    self.fail(f"no data from {short(peer)} for {now - self._heard[peer]:.0f} s", peer)
+
+    async def _contribute_own(self) -> None:
+        for chunk in self._mine:
+            await self._accept(self._me, chunk, self._update.decode_chunk(chunk))
+
+    async def _exchange(self, reducer: str) -> None:
+        """Send a reducer its chunks, and take the averages from it."""
+        try:
+            async with self._node.stream(reducer, self._stream_name) as (reader, writer):
+                sending = asyncio.create_task(self._send_chunks(writer, self._ranges[reducer]))
+                try:
+                    await self._receive_averages(reducer, reader)
+                    await sending
+                finally:
+                    sending.cancel()
+        except (NetworkError, FormatError) as error:
+            self.fail(f"{short(reducer)}: {error.message}", reducer)
+            raise
+
+    async def _receive_averages(self, reducer: str, reader: asyncio.StreamReader) -> None:
+        timeout_s = 2 * self._limits.silence_s + 5  # the reducer itself waits for the slowest sender
+        for chunk in self._ranges[reducer]:
+            reply = await frames.receive(reader, swarm_pb2.Part, timeout_s=timeout_s, max_bytes=_MAX_PART_BYTES)
+            if reply.error:
+                raise RoundAborted(f"{short(reducer)}: {reply.error[:200]}")
+            if reply.chunk != chunk:
+                raise FormatError(f"sent chunk {reply.chunk}, expected {chunk}")
+            self._take_result(chunk, reply.data)
+
+    async def _send_chunks(self, writer: asyncio.StreamWriter, chunks: range) -> None:
+        for chunk in chunks:
+            part = swarm_pb2.Part(chunk=chunk, data=self._update.chunks[chunk], proof=self._update.proof(chunk))
+            if chunk == chunks[0]:
+                part.certificate, part.group, part.attempt = self._certificate, self.group.digest, self.group.attempt
+            await frames.send(writer, part, timeout_s=2 * self._limits.silence_s)
+
+    def _take_result(self, chunk: int, data: bytes) -> None:
+        start = chunk * self._update.chunk_values
+        self._averaged[start : start + self._sizes[chunk]] = self._codec.decode(data, self._sizes[chunk])
+
+    async def serve(
+        self, peer: str, first: swarm_pb2.Part, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Reduce for `peer`, who has opened a stream and sent `first`; the caller has checked that it is in the group."""
+        receiving = asyncio.create_task(self._receive_chunks(peer, first, reader))
+        try:
+            async for chunk, data in self._averages():
+                await frames.send(writer, swarm_pb2.Part(chunk=chunk, data=data), timeout_s=2 * self._limits.silence_s)
+            await receiving
+        except RoundAborted as error:
+            with contextlib.suppress(NetworkError):
+                await frames.send(writer, swarm_pb2.Part(error=error.message), timeout_s=2)
+        except (NetworkError, FormatError, RefusedError) as error:
+            self.fail(f"{short(peer)}: {error.message}", peer)
+        finally:
+            receiving.cancel()
+            await asyncio.gather(receiving, return_exceptions=True)
+
+    async def _averages(self) -> AsyncIterator[tuple[int, bytes]]:
+        for chunk in self._mine:
+            result = self._results[chunk]
+            ends: list[asyncio.Future[Any]] = [result, self._failure]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if not result.done() or result.cancelled():
+                self._failure.result()
+            yield chunk, result.result()
+
+    async def _receive_chunks(self, peer: str, first: swarm_pb2.Part, reader: asyncio.StreamReader) -> None:
+        digest = self.group.by_peer[peer].claim.update
+        part = first
+        try:
+            for chunk in self._mine:
+                if chunk != self._mine[0]:
+                    part = await frames.receive(
+                        reader, swarm_pb2.Part, timeout_s=self._limits.silence_s, max_bytes=_MAX_PART_BYTES
+                    )
+                if part.chunk != chunk:
+                    raise FormatError(f"sent chunk {part.chunk}, expected {chunk}")
+                self._heard[peer] = time.monotonic()
+                await self._accept(peer, chunk, verify_chunk(digest, chunk, part.data, list(part.proof)))
+                self._owed[peer] -= 1
+        except (NetworkError, FormatError, RefusedError) as error:
+            self.fail(f"{short(peer)}: {error.message}", peer)
+            raise
+
+    async def _accept(self, peer: str, chunk: int, values: torch.Tensor) -> None:
+        """Keep one member's chunk; with the last one, average them, in group order, and encode once."""
+        parts = self._parts[chunk]
+        parts[peer] = values
+        if len(parts) < len(self.group.members):
+            return
+        order = [member.peer_id for member in self.group.members]
+        weights = [self.group.weights[peer_id] for peer_id in order]
+        loop = asyncio.get_running_loop()
+        data = await loop.run_in_executor(None, self._average, [parts[peer_id] for peer_id in order], weights)
+        del self._parts[chunk]
+        self._take_result(chunk, data)
+        if not self._results[chunk].done():
+            self._results[chunk].set_result(data)
+
+    def _average(self, parts: list[torch.Tensor], weights: list[int]) -> bytes:
+        return self._codec.encode(weighted_mean(parts, weights))

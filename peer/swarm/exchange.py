@@ -1,0 +1,121 @@
+"""State by digest: serving it to other members, and fetching it from several of them, each chunk checked as it comes.
+
+Nothing is loaded that does not match a digest that a majority signed. A member that no longer has a state says so, and
+the fetcher asks the next one; chunks already checked are kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from peer.swarm import frames
+from peer.swarm.node import Node, short
+from peer.training.state import SharedState, StateAssembler
+from protocol import swarm_pb2
+from protocol.errors import FormatError, NetworkError, RefusedError, VerificationError
+from protocol.state import STATE_CHUNK_BYTES, StateManifest, chunk_count
+
+logger = logging.getLogger(__name__)
+
+CHUNK_TIMEOUT_S = 20.0
+_SEND_TIMEOUT_S = 30.0
+_MAX_CHUNK_MESSAGE = STATE_CHUNK_BYTES + 1024
+_LEAVES_PER_MESSAGE = 16384
+_MAX_SOURCES = 8
+_CHUNKS_PER_REQUEST = 16
+_PASSES = 3  # what one member failed to give is asked of the others
+
+
+async def serve_state(state: SharedState | None, request: swarm_pb2.StateRequest, writer: asyncio.StreamWriter) -> None:
+    """Answer a member's request; `state` is the one it named, or None when this member does not have it."""
+    if state is None:
+        await frames.send(writer, swarm_pb2.StateChunk(error="this member does not have that state"), timeout_s=5)
+        return
+    if request.leaves:
+        leaves = state.leaf_hashes()
+        for start in range(0, len(leaves), _LEAVES_PER_MESSAGE):
+            data = b"".join(leaves[start : start + _LEAVES_PER_MESSAGE])
+            await frames.send(writer, swarm_pb2.StateChunk(chunk=start, data=data), timeout_s=_SEND_TIMEOUT_S)
+        return
+    for chunk in range(request.first_chunk, min(request.first_chunk + request.chunks, state.chunk_count)):
+        message = swarm_pb2.StateChunk(chunk=chunk, data=state.chunk(chunk))
+        await frames.send(writer, message, timeout_s=_SEND_TIMEOUT_S)
+
+
+class StateFetch:
+    """Fetches one state from several members in parallel."""
+
+    def __init__(self, node: Node, stream_name: str, certificate: str, manifest: StateManifest) -> None:
+        self._node, self._stream_name, self._certificate, self._manifest = node, stream_name, certificate, manifest
+
+    async def run(self, sources: list[str]) -> SharedState:
+        """Fetch and check the whole state.
+
+        Args:
+            sources: peer ids that say they have it.
+
+        Raises:
+            NetworkError: none of them could give all of it.
+        """
+        assembler = await self._start(sources)
+        for _ in range(_PASSES):
+            missing = assembler.missing
+            queue = [missing[i : i + _CHUNKS_PER_REQUEST] for i in range(0, len(missing), _CHUNKS_PER_REQUEST)]
+            await asyncio.gather(*(self._worker(source, assembler, queue) for source in sources[:_MAX_SOURCES]))
+            if not assembler.missing:
+                return await asyncio.get_running_loop().run_in_executor(None, assembler.state)
+        raise NetworkError(
+            f"{len(assembler.missing)} of {assembler.chunk_count} chunks of the state could not be fetched"
+        )
+
+    async def _start(self, sources: list[str]) -> StateAssembler:
+        for source in sources:
+            with contextlib.suppress(NetworkError, FormatError, VerificationError):
+                return StateAssembler(self._manifest, await self._leaves(source))
+        raise NetworkError("no member could describe the state", "trying again with others")
+
+    async def _leaves(self, source: str) -> list[bytes]:
+        expected = chunk_count(self._manifest.parameter_bytes) + chunk_count(self._manifest.outer_bytes)
+        request = swarm_pb2.StateRequest(certificate=self._certificate, state=self._manifest.digest, leaves=True)
+        leaves: list[bytes] = []
+        async with self._node.stream(source, self._stream_name) as (reader, writer):
+            await frames.send(writer, request, timeout_s=5)
+            while len(leaves) < expected:
+                message = await self._next(reader)
+                if len(message.data) % 32 or not message.data or len(leaves) + len(message.data) // 32 > expected:
+                    raise FormatError("leaf hashes are 32 bytes each, one a chunk")
+                leaves += [message.data[i : i + 32] for i in range(0, len(message.data), 32)]
+        return leaves
+
+    async def _worker(self, source: str, assembler: StateAssembler, queue: list[list[int]]) -> None:
+        """Fetch runs of chunks from one member until there are none left, or it fails."""
+        while queue:
+            wanted = queue.pop(0)
+            try:
+                await self._fetch_run(source, assembler, wanted)
+            except (NetworkError, FormatError, RefusedError) as error:
+                logger.debug("%s could not give chunks %d to %d: %s", short(source), wanted[0], wanted[-1], error)
+                queue.append(wanted)
+                return
+
+    async def _fetch_run(self, source: str, assembler: StateAssembler, wanted: list[int]) -> None:
+        request = swarm_pb2.StateRequest(
+            certificate=self._certificate, state=self._manifest.digest, first_chunk=wanted[0], chunks=len(wanted)
+        )
+        async with self._node.stream(source, self._stream_name) as (reader, writer):
+            await frames.send(writer, request, timeout_s=5)
+            for chunk in wanted:
+                message = await self._next(reader)
+                if message.chunk != chunk:
+                    raise FormatError(f"sent state chunk {message.chunk}, expected {chunk}")
+                assembler.put(chunk, message.data)
+
+    async def _next(self, reader: asyncio.StreamReader) -> swarm_pb2.StateChunk:
+        message = await frames.receive(
+            reader, swarm_pb2.StateChunk, timeout_s=CHUNK_TIMEOUT_S, max_bytes=_MAX_CHUNK_MESSAGE
+        )
+        if message.error:
+            raise NetworkError(message.error[:200])
+        return message

@@ -1,0 +1,141 @@
+"""A group: the members that average together in one attempt at a round, each with the claim that it signed before.
+
+The leader relays the claims and is not believed: every member checks each of them, and the group's digest is over the
+claims in order, so two members that hold the same digest average the same updates with the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from peer.training.codec import CHUNK_VALUES
+from protocol import certificate, claim, swarm_pb2
+from protocol.claim import Claim
+from protocol.envelope import Envelope
+from protocol.errors import VerificationError
+from protocol.run_spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Member:
+    """One member of a group, checked."""
+
+    peer_id: str
+    certificate: str
+    claim: Claim
+    envelope: Envelope
+    can_reduce: bool
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a claim must agree with to be let into a group."""
+
+    run: str
+    spec: RunSpec
+    membership_key: Ed25519PublicKey
+    values: int  # trainable parameters
+    round: int
+    base: str  # state digest
+    previous: Mapping[str, int]  # weights of the round before
+
+    def check_member(self, data: bytes, token: str, can_reduce: bool, expected_peer: str | None = None) -> Member:
+        """Check one claim and its certificate.
+
+        Raises:
+            FormatError, SignatureError, RefusedError: with the reason.
+        """
+        peer_id, made = claim.open_claim(data)
+        if expected_peer not in (None, peer_id):
+            raise VerificationError("the claim is another peer's")
+        membership = certificate.check(token, self.membership_key, run=self.run)
+        if membership.peer_id != peer_id:
+            raise VerificationError("the certificate is another peer's")
+        if (made.run, made.round, made.base) != (self.run, self.round, self.base):
+            raise VerificationError(
+                f"claims work for another run, round or base than round {self.round} from {self.base[:8]}…"
+            )
+        update = made.update
+        if (update.values, update.chunk_values, update.codec) != (self.values, CHUNK_VALUES, self.spec.sync.wire):
+            raise VerificationError("claims an update of another size, chunk size or codec than the run's")
+        if made.tokens > made.batches * self.spec.data.sequence_length:
+            raise VerificationError(f"claims {made.tokens} tokens in {made.batches} sequences: more than fit")
+        return Member(peer_id, token, made, Envelope.from_bytes(data), can_reduce)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A checked group."""
+
+    round: int
+    base: str
+    attempt: int
+    leader: str
+    members: tuple[Member, ...]
+    weights: Mapping[str, int]
+    complete: str = ""  # not averaging, but completing the vote for this state
+
+    @classmethod
+    def build(cls, rules: Rules, attempt: int, leader: str, members: list[Member], complete: str = "") -> Group:
+        """Put a group together.
+
+        Raises:
+            VerificationError: too large, somebody twice, or nobody who can reduce.
+        """
+        claims = {member.peer_id: member.claim for member in members}
+        if not 1 <= len(members) <= rules.spec.sync.max_group or len(claims) != len(members):
+            raise VerificationError(f"a group has 1 to {rules.spec.sync.max_group} members, each once")
+        if not any(member.can_reduce for member in members):
+            raise VerificationError("nobody in the group can be reached to reduce")
+        weights = claim.weights(claims, rules.previous)
+        return cls(rules.round, rules.base, attempt, leader, tuple(members), weights, complete)
+
+    @classmethod
+    def from_message(cls, message: swarm_pb2.Group, leader: str, rules: Rules) -> Group:
+        """Check a group that came from its leader, or from a member that voted on it. Raises: FormatError, RefusedError."""
+        if (message.round, message.base) != (rules.round, rules.base):
+            raise VerificationError(
+                f"the group is for round {message.round}, expected round {rules.round} from our base"
+            )
+        if len(message.members) > rules.spec.sync.max_group:
+            raise VerificationError(f"a group has at most {rules.spec.sync.max_group} members")
+        members = [rules.check_member(item.claim, item.certificate, item.can_reduce) for item in message.members]
+        return cls.build(rules, message.attempt, leader, members, message.complete)
+
+    def to_message(self, certificate: str) -> swarm_pb2.Group:
+        return swarm_pb2.Group(
+            certificate=certificate,
+            round=self.round,
+            base=self.base,
+            attempt=self.attempt,
+            complete=self.complete,
+            members=[
+                swarm_pb2.GroupMember(
+                    certificate=member.certificate, claim=member.envelope.to_bytes(), can_reduce=member.can_reduce
+                )
+                for member in self.members
+            ],
+        )
+
+    def completing(self, attempt: int, leader: str, state: str) -> Group:
+        """The same claims, voted on again in a later attempt."""
+        return replace(self, attempt=attempt, leader=leader, complete=state)
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the claims and their order; the same in every attempt at completing."""
+        return claim.group_digest([member.envelope for member in self.members])
+
+    @cached_property
+    def by_peer(self) -> dict[str, Member]:
+        return {member.peer_id: member for member in self.members}
+
+    def ranges(self, chunks: int) -> dict[str, range]:
+        """Which chunks each reducer reduces: equal shares, in group order, cut at chunk boundaries."""
+        reducers = [member.peer_id for member in self.members if member.can_reduce]
+        bounds = [chunks * i // len(reducers) for i in range(len(reducers) + 1)]
+        return {peer: range(bounds[i], bounds[i + 1]) for i, peer in enumerate(reducers)}

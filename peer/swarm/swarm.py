@@ -1,0 +1,253 @@
+"""The swarm as the trainer sees it: a thread with a node, the rounds, and the search for other members.
+
+    with Swarm(...) as swarm:
+        head = swarm.begin_work()
+        ... train until swarm.close_work.is_set() ...
+        head = swarm.finish_work(update, head.state.digest)
+
+Members find each other in the DHT by their signed records; the addresses that the coordinator gives are only where to
+begin, so the search goes on while it is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from peer.round_rules import BallotBox
+from peer.swarm.members import MemberView
+from peer.swarm.node import Node
+from peer.swarm.records import RecordValidator, members_key, open_record, sign_record
+from peer.swarm.rounds import Head, RoundEngine, RoundReport, Timing
+from peer.training.work import Update
+from protocol.errors import FormatError, NetworkError, RefusedError, RoundAborted, SignatureError
+from protocol.keys import PeerIdentity
+from protocol.run_card import RunCard
+
+logger = logging.getLogger(__name__)
+
+SEARCH_INTERVAL_S = 3.0
+RECORD_INTERVAL_S = 15.0
+START_TIMEOUT_S = 60.0
+CLOSE_TIMEOUT_S = 20.0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SwarmConfig:
+    """How this peer stands in the network; the owner's own choice."""
+
+    listen: str = "0.0.0.0:0"
+    announce: str | None = None
+    can_reduce: bool = True
+    timing: Timing = field(default_factory=Timing)
+
+
+class Swarm:
+    """Everything between the trainer and the other members."""
+
+    def __init__(
+        self,
+        identity: PeerIdentity,
+        identity_path: Path,
+        card: RunCard,
+        certificate: Callable[[], str],
+        box: BallotBox,
+        head: Head,
+        on_commit: Callable[[Head, RoundReport], None],
+        config: SwarmConfig,
+    ) -> None:
+        self._identity, self._identity_path, self._card = identity, identity_path, card
+        self._certificate, self._box, self._first_head = certificate, box, head
+        self._on_commit, self._config = on_commit, config
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="swarm", daemon=True)
+        self._node: Node | None = None
+        self._engine: RoundEngine | None = None
+        self._search: asyncio.Task[None] | None = None
+        self._known_addresses: set[str] = set()
+
+    def __enter__(self) -> Swarm:
+        self._thread.start()
+        try:
+            self._run(self._start(), START_TIMEOUT_S)
+        except BaseException:
+            self._stop_loop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._run(self._close(), CLOSE_TIMEOUT_S)
+        finally:
+            self._stop_loop()
+
+    # ---- the trainer's calls -----------------------------------------------------------------------------------------
+
+    @property
+    def close_work(self) -> threading.Event:
+        """Set when the trainer is to finish its micro-batch and hand over."""
+        return self._rounds.close_work
+
+    @property
+    def head(self) -> Head:
+        return self._rounds.head
+
+    @property
+    def waiting_for(self) -> str:
+        """Why no round is being made, in words for the owner; empty when nothing is missing."""
+        return self._rounds.waiting_for
+
+    @property
+    def addresses(self) -> list[str]:
+        return list(self._rounds.addresses)
+
+    def members(self) -> list[MemberView]:
+        """The other live members."""
+        return self._run(_value(self._rounds.book.alive), 5.0)
+
+    def begin_work(self) -> Head:
+        """The head to train from."""
+        return self._run(_value(self._rounds.begin_work), 5.0)
+
+    def report_progress(self, tokens: int, tokens_per_s: float, step_s: float) -> None:
+        """Say how far the work of this round is; costs the trainer nothing."""
+        rounds = self._rounds
+        rounds.trained_tokens, rounds.tokens_per_s, rounds.step_s = tokens, tokens_per_s, step_s
+
+    def finish_work(self, update: Update, base: str, stop: threading.Event) -> Head:
+        """Hand over an update and wait for the next head; returns as soon as there is one, or `stop` is set.
+
+        Raises:
+            RoundAborted: `stop` was set, or this peer is leaving.
+        """
+        future = asyncio.run_coroutine_threadsafe(self._rounds.finish_work(update, base), self._loop)
+        while not stop.is_set():
+            try:
+                return future.result(timeout=0.2)
+            except TimeoutError:
+                if future.done():
+                    raise
+        future.cancel()
+        raise RoundAborted("stopped by its owner")
+
+    def add_addresses(self, addresses: Iterable[str]) -> None:
+        """Where other members, or the rendezvous, may be found."""
+        fresh = {address for address in addresses if address not in self._known_addresses}
+        if fresh:
+            asyncio.run_coroutine_threadsafe(self._connect(fresh), self._loop)
+
+    # ---- on the loop -------------------------------------------------------------------------------------------------
+
+    @property
+    def _rounds(self) -> RoundEngine:
+        assert self._engine is not None, "the swarm has not been entered"
+        return self._engine
+
+    async def _start(self) -> None:
+        config = self._config
+        self._node = await Node.start(
+            self._identity_path, listen=config.listen, announce=config.announce, validator=RecordValidator()
+        )
+        self._engine = RoundEngine(
+            self._node,
+            self._identity,
+            self._card,
+            self._certificate,
+            self._box,
+            self._first_head,
+            self._committed,
+            can_reduce=config.can_reduce,
+            timing=config.timing,
+        )
+        self._engine.addresses = await self._node.addresses()
+        await self._engine.start()
+        self._search = self._loop.create_task(self._search_forever())
+
+    async def _close(self) -> None:
+        if self._engine is not None:
+            await self._engine.leave()
+        if self._search is not None:
+            self._search.cancel()
+            await asyncio.gather(self._search, return_exceptions=True)
+        if self._node is not None:
+            await self._node.close()
+
+    async def _committed(self, head: Head, report: RoundReport) -> None:
+        await self._loop.run_in_executor(None, self._on_commit, head, report)
+
+    async def _connect(self, addresses: set[str]) -> None:
+        assert self._node is not None
+        reached = await self._node.connect(addresses)
+        self._rounds.contacts |= reached
+        self._known_addresses |= {address for address in addresses if address.rpartition("/")[2] in reached}
+
+    async def _search_forever(self) -> None:
+        """Say where we are, and look who else is there; never ends."""
+        stored_at = -RECORD_INTERVAL_S
+        while True:
+            try:
+                if time.monotonic() - stored_at >= RECORD_INTERVAL_S:
+                    await self._store_record()
+                    stored_at = time.monotonic()
+                await self._find_members()
+            except (TimeoutError, NetworkError) as error:
+                logger.debug("search: %s", error)
+            await asyncio.sleep(SEARCH_INTERVAL_S)
+
+    async def _store_record(self) -> None:
+        assert self._node is not None
+        self._rounds.addresses = await self._node.addresses()
+        value, expires = sign_record(
+            self._identity, run=self._card.run, certificate=self._certificate(), addresses=self._rounds.addresses
+        )
+        await self._node.store_record(members_key(self._card.run), self._identity.peer_id, value, expires)
+
+    async def _find_members(self) -> None:
+        assert self._node is not None
+        known = {view.peer_id for view in self._rounds.book.alive()} | {self._identity.peer_id}
+        found: set[str] = set()
+        for peer_id, value in (await self._node.find_records(members_key(self._card.run))).items():
+            if peer_id in known:
+                continue
+            try:
+                signer, record = open_record(value)
+                self._rounds.book.admit(peer_id, record.certificate)
+            except (FormatError, SignatureError, RefusedError) as error:
+                logger.debug("a member record that is none: %s", error.message)
+                continue
+            if signer == peer_id and record.run == self._card.run:
+                found |= {address for address in record.addresses if address.endswith(f"/p2p/{peer_id}")}
+        if found:
+            self._rounds.contacts |= await self._node.connect(found)
+
+    def _run(self, coroutine: Coroutine[Any, Any, T], timeout_s: float) -> T:
+        future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result(timeout=timeout_s)
+        except TimeoutError as error:
+            future.cancel()
+            raise NetworkError(f"the swarm's thread did not answer within {timeout_s:.0f} s") from error
+
+    def _stop_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=5)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+
+def _value(function: Callable[[], T]) -> Coroutine[Any, Any, T]:
+    async def call() -> T:
+        return function()
+
+    return call()
