@@ -1,6 +1,5 @@
 """How much memory a run needs: what a volunteer is told before anything is loaded. Needs no torch.
 
->>> import json
 >>> round(_activation_bytes(135_000_000, tokens=2048) / 2**30, 1)
 2.9
 """

@@ -1,0 +1,38 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+SHAKESPEARE = Path(__file__).parent.parent / "examples" / "shakespeare"
+
+
+@pytest.fixture(scope="session")
+def glass_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The glassllm English model as a transformers folder."""
+    from peer.training.glassllm import write_folder
+
+    return write_folder(tmp_path_factory.mktemp("glass"))
+
+
+@pytest.fixture(scope="session")
+def shakespeare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All plays as one text file, 5 MB: as the demo has it."""
+    spec = importlib.util.spec_from_file_location("shakespeare_data", SHAKESPEARE / "data.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    path = tmp_path_factory.mktemp("shakespeare") / "shakespeare.txt"
+    assert module.main([str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="session")
+def plays(shakespeare: Path) -> Path:
+    """The first 200 kB of the plays: enough for a short training."""
+    path = shakespeare.with_name("plays.txt")
+    path.write_text(shakespeare.read_text()[:200_000])
+    return path
