@@ -182,7 +182,9 @@ class Reports:
             )
             leaf = write.leaf(entry)
             write.session.add(
-                CreditRow(leaf=leaf, run=entry.run, round=entry.round, peer_id=peer_id, tokens=entry.tokens)
+                CreditRow(
+                    leaf=leaf, run=entry.run, round=entry.round, peer_id=peer_id, tokens=entry.tokens, flops=entry.flops
+                )
             )
         return CommittedRound(agreement.round, agreement.state, tokens, len(agreement.claims))
 

@@ -2,11 +2,13 @@
 
 Kept in memory alone, since all of it is said again within a minute. `service` feeds it; `status` and `publisher` read.
 
+    >>> from protocol.keys import PeerIdentity
     >>> roster = Roster()
-    >>> roster.announce("12D3KooWA", ["/ip4/203.0.113.7/tcp/1/p2p/12D3KooWA"], round=3, tokens_per_s=10.0, states=[], now=0.0)
-    >>> roster.addresses(besides="12D3KooWB", now=10.0)
-    ['/ip4/203.0.113.7/tcp/1/p2p/12D3KooWA']
-    >>> roster.addresses(besides="12D3KooWB", now=100.0)
+    >>> me = PeerIdentity.generate().peer_id
+    >>> roster.announce(me, ["/ip4/203.0.113.7/tcp/1/p2p/" + me], round=3, tokens_per_s=10.0, states=[], now=0.0)
+    >>> len(roster.addresses(besides="another", now=10.0)), len(roster.addresses(besides=me, now=10.0))
+    (1, 0)
+    >>> roster.addresses(besides="another", now=100.0)
     []
 """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, ForeignKey, LargeBinary, UniqueConstraint, create_engine, event
+from sqlalchemy import Engine, ForeignKey, UniqueConstraint, create_engine, event
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -20,7 +20,7 @@ BUSY_TIMEOUT_S = 10.0
 
 
 class Base(DeclarativeBase):
-    type_annotation_map = {bytes: LargeBinary}
+    """All tables."""
 
 
 class LeafRow(Base):
@@ -64,6 +64,7 @@ class CreditRow(Base):
     round: Mapped[int] = mapped_column(ForeignKey("rounds.round"), index=True)
     peer_id: Mapped[str] = mapped_column(index=True)
     tokens: Mapped[int]
+    flops: Mapped[int]
 
 
 class PendingRow(Base):
@@ -105,7 +106,7 @@ class CheckpointRow(Base):
     __tablename__ = "checkpoints"
     round: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     state: Mapped[str]
-    held_out_loss: Mapped[float]
+    held_out_loss: Mapped[float | None]
     published: Mapped[bool]
     reason: Mapped[str]  # why it was held back
     folder: Mapped[str]  # relative to the run folder

@@ -1,0 +1,129 @@
+"""The run's status, put together from the store and the roster. `service` answers with it, `host` writes and shows it."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from sqlalchemy import func, select
+
+from coordinator.ledger import Ledger
+from coordinator.roster import Roster
+from coordinator.store import CheckpointRow, CreditRow, EvaluationRow, RoundRow
+from protocol.run_card import RunCard
+from protocol.status import CheckpointStatus, Evaluation, LedgerStatus, PeerStatus, RunStatus
+
+FRESH_S = 1.0  # an answer to strangers is at most this old, and is not made more often
+MAX_PEERS = 1000  # in a status
+MAX_EVALUATIONS = 10_000
+
+
+class Board:
+    """Knows how the run stands."""
+
+    def __init__(self, ledger: Ledger, card: RunCard, roster: Roster) -> None:
+        self._ledger, self._card, self._roster = ledger, card, roster
+        self._lock = threading.Lock()
+        self._credit: tuple[int, dict[str, tuple[int, int]]] = (-1, {})  # ledger size -> peer id -> (tokens, rounds)
+        self._made: tuple[float, bytes] = (float("-inf"), b"")
+
+    def round(self) -> int:
+        """The newest committed round."""
+        with self._ledger.reading() as session:
+            return session.scalar(select(func.max(RoundRow.round))) or 0
+
+    def round_of(self, state: str) -> int | None:
+        """The committed round that has this state."""
+        with self._ledger.reading() as session:
+            return session.scalars(select(RoundRow.round).where(RoundRow.state == state)).first()
+
+    def finished(self) -> bool:
+        """Whether all rounds are in the ledger and the last checkpoint is decided."""
+        rounds = self._card.spec.run.rounds
+        if not rounds:
+            return False
+        with self._ledger.reading() as session:
+            return session.get(CheckpointRow, rounds) is not None
+
+    def status_bytes(self) -> bytes:
+        """The status as canonical JSON, at most a second old."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._made[0] > FRESH_S:
+                self._made = (now, self.status().to_bytes())
+            return self._made[1]
+
+    def status(self) -> RunStatus:
+        """How the run stands now."""
+        head = self._ledger.head
+        now = time.monotonic()
+        live = self._roster.live(now)
+        with self._ledger.reading() as session:
+            tip = session.scalar(select(func.max(RoundRow.round))) or 0
+            tokens = session.scalar(select(func.sum(RoundRow.tokens))) or 0
+            evaluations = session.scalars(
+                select(EvaluationRow).order_by(EvaluationRow.round.desc()).limit(MAX_EVALUATIONS)
+            ).all()
+            checkpoints = session.scalars(select(CheckpointRow).order_by(CheckpointRow.round)).all()
+        return RunStatus(
+            name=self._card.spec.run.name,
+            run=self._card.run,
+            round=tip,
+            rounds=self._card.spec.run.rounds,
+            tokens=tokens,
+            tokens_per_s=sum(item.tokens_per_s for item in live),
+            peers=self._peers(now),
+            evaluations=tuple(
+                Evaluation(round=row.round, held_out_loss=row.held_out_loss, tokens=row.tokens, time=row.time)
+                for row in reversed(evaluations)
+            ),
+            checkpoints=tuple(
+                CheckpointStatus(
+                    round=row.round,
+                    folder=row.folder,
+                    payload=row.payload,
+                    held_out_loss=row.held_out_loss,
+                    published=row.published,
+                    reason=row.reason,
+                )
+                for row in checkpoints
+            ),
+            ledger=LedgerStatus(size=head.size, root=head.root.hex()),
+            finished=self.finished(),
+        )
+
+    def _peers(self, now: float) -> tuple[PeerStatus, ...]:
+        """Live members first, then by credit."""
+        seen, credit = self._roster.seen(), self._credits()
+        live = {item.peer_id for item in self._roster.live(now)}
+        everyone = sorted(
+            seen.keys() | credit.keys(), key=lambda peer: (peer not in live, -credit.get(peer, (0, 0))[0])
+        )
+        peers = []
+        for peer_id in everyone[:MAX_PEERS]:
+            presence = seen.get(peer_id)
+            tokens, rounds = credit.get(peer_id, (0, 0))
+            peers.append(
+                PeerStatus(
+                    peer_id=peer_id,
+                    round=presence.round if presence else 0,
+                    tokens_per_s=presence.tokens_per_s if presence and peer_id in live else 0.0,
+                    credit_tokens=tokens,
+                    rounds=rounds,
+                    last_seen_s=round(now - presence.seen, 1) if presence else None,
+                )
+            )
+        return tuple(peers)
+
+    def _credits(self) -> dict[str, tuple[int, int]]:
+        """Peer id -> (granted tokens, rounds); counted anew only when the ledger has grown."""
+        size = self._ledger.size
+        if self._credit[0] != size:
+            with self._ledger.reading() as session:
+                rows = session.execute(
+                    select(CreditRow.peer_id, func.sum(CreditRow.tokens), func.count(CreditRow.leaf)).group_by(
+                        CreditRow.peer_id
+                    )
+                ).all()
+            self._credit = (size, {peer_id: (tokens, rounds) for peer_id, tokens, rounds in rows})
+        return self._credit[1]

@@ -1,0 +1,75 @@
+"""The run's model on the host: loads a received state, evaluates it, saves it. The one module here that uses torch.
+
+Everything is loaded when first needed, in the thread that asks; `host` calls it once for genesis, then `publisher` does.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from coordinator.uploads import PARAMETERS
+from peer.training.data import Dataset, load_dataset
+from peer.training.evaluate import held_out_loss
+from peer.training.model import TrainableModel, load_tokenizer, load_trainable
+from peer.training.quiet import no_progress_bars
+from protocol.checkpoint import Evaluation
+from protocol.errors import VerificationError
+from protocol.run_spec import RunSpec
+
+
+class Evaluator:
+    """Evaluates states of one run, one at a time.
+
+    Args:
+        genesis_model: the `model/` folder of the genesis.
+        base_model: LoRA: the base model's folder.
+        data: the run's data file.
+    """
+
+    def __init__(self, spec: RunSpec, genesis_model: Path, base_model: Path | None, data: Path) -> None:
+        self._spec, self._base_model, self._data = spec, base_model, data
+        self.genesis_model = genesis_model
+        self._model: TrainableModel | None = None
+        self._dataset: Dataset | None = None
+
+    def load(self, state_folder: Path) -> None:
+        """Take over the parameters of a state that `uploads.StateInbox` received and checked.
+
+        Raises:
+            VerificationError: values that are not finite.
+            FormatError: not the run's parameters.
+        """
+        flat = torch.from_numpy(np.fromfile(state_folder / PARAMETERS, dtype="<f4"))
+        if not bool(torch.isfinite(flat).all()):
+            raise VerificationError("the agreed state holds values that are not finite")
+        self._loaded().write(flat)
+
+    def evaluate(self) -> Evaluation:
+        """The loss on the held-out split, of the parameters loaded last (genesis if none).
+
+        Raises:
+            VerificationError: it is not finite.
+            InputError: the data cannot be read.
+        """
+        model = self._loaded()
+        if self._dataset is None:
+            self._dataset = load_dataset(self._spec, load_tokenizer(self.genesis_model), self._data)
+        result = held_out_loss(model, self._dataset)
+        if not math.isfinite(result.loss):
+            raise VerificationError(f"the held-out loss is {result.loss}")
+        return Evaluation(held_out_loss=result.loss, sequences=result.sequences, tokens=result.tokens)
+
+    def save(self, folder: Path) -> None:
+        """Write the model as transformers (peft for LoRA) loads it. Raises: InputError."""
+        with no_progress_bars():
+            self._loaded().save_model(folder)
+
+    def _loaded(self) -> TrainableModel:
+        if self._model is None:
+            with no_progress_bars():
+                self._model = load_trainable(self._spec, self.genesis_model, self._base_model)
+        return self._model

@@ -1,0 +1,354 @@
+"""A host: everything that `potluck host run.toml` runs, started and stopped together.
+
+    with Host(Path("run.toml")) as running:
+        print(running.invite)
+        while not running.wait(timeout_s=1.0):
+            show(running.status())
+
+A later start with the same folder goes on with the run. Every part is opened in `start` and closed in the reverse order;
+a kill closes nothing and loses nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from coordinator import tls
+from coordinator.admission import Admission
+from coordinator.board import Board
+from coordinator.launch import Run, open_run
+from coordinator.publisher import Publisher
+from coordinator.receipts import ReceiptDesk
+from coordinator.rendezvous import Rendezvous
+from coordinator.reports import CommittedRound, Reports
+from coordinator.roster import Roster
+from coordinator.run_folder import RunFolder, write_file
+from coordinator.server import Server
+from coordinator.service import CoordinatorService, Desk
+from coordinator.shelf import Shelf, ShelfFile
+from coordinator.streams import Streams
+from coordinator.uploads import StateInbox, Wanted
+from protocol.checkpoint import Evaluation
+from protocol.errors import PotluckError
+from protocol.invite import Invite
+from protocol.keys import public_pem
+from protocol.run_spec import RunConfig
+from protocol.status import RunStatus
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 1.0  # how often status.json is looked after and waiting reports are looked at
+RENDEZVOUS_WAIT_S = 20.0  # at start; it goes on without
+
+
+class Host:
+    """One run, served from one folder.
+
+    Args:
+        config_path: run.toml.
+        folder: the run's folder; default: runs/<name> where the host was started.
+        rendezvous: whether to start one beside the coordinator.
+    """
+
+    def __init__(self, config_path: Path, folder: Path | None = None, *, rendezvous: bool = True) -> None:
+        self._config_path = config_path.resolve()
+        self._config = RunConfig.load(self._config_path)
+        self._folder_path = folder or Path("runs") / self._config.run.name
+        self._with_rendezvous = rendezvous
+        self._stack = contextlib.ExitStack()
+        self._closing = threading.Event()
+        self._board: Board | None = None
+        self._publisher: Publisher | None = None
+        self._invite: Invite | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self._folder_path.resolve()
+
+    @property
+    def invite(self) -> Invite:
+        """What to pass on; known once started."""
+        assert self._invite is not None, "start() first"
+        return self._invite
+
+    def status(self) -> RunStatus:
+        """How the run stands now."""
+        assert self._board is not None, "start() first"
+        return self._board.status()
+
+    def start(self) -> None:
+        """Open everything; returns when volunteers can join.
+
+        Raises:
+            RunSpecError: run.toml is wrong, or is not the run in the folder.
+            InputError: the folder, the model, the data or the listening address cannot be used.
+            NetworkError: the model's hub cannot be reached.
+        """
+        with contextlib.ExitStack() as stack:
+            folder = RunFolder(self._folder_path)
+            stack.enter_context(folder.locked())
+            run = open_run(self._config_path, self._config, folder)
+            stack.callback(run.ledger.engine.dispose)
+            self._serve(run, folder, stack)
+            self._stack = stack.pop_all()
+
+    def stop(self) -> None:
+        """Close everything; harmless twice."""
+        self._closing.set()
+        self._stack.close()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until the run has finished or the time is over; says whether it has finished.
+
+        Raises: whatever ended the publisher, which is a mistake of ours.
+        """
+        assert self._board is not None and self._publisher is not None, "start() first"
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._board.finished():
+            self._publisher.check()
+            left = TICK_S if end is None else min(TICK_S, end - time.monotonic())
+            if left <= 0 or self._closing.wait(left):
+                return self._board.finished()
+        return True
+
+    def __enter__(self) -> Host:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _serve(self, run: Run, folder: RunFolder, stack: contextlib.ExitStack) -> None:
+        """Put the parts together and open them."""
+        roster, wanted = Roster(), Wanted()
+        board = self._board = Board(run.ledger, run.card, roster)
+        inbox = StateInbox(folder.incoming, run.genesis_state)
+        metrics = _Metrics(folder.path / "metrics.jsonl")
+        publisher = self._publisher = Publisher(
+            spec=run.card.spec,
+            folder=folder,
+            ledger=run.ledger,
+            checkpoints=run.checkpoints,
+            evaluator=run.evaluator,
+            inbox=inbox,
+            wanted=wanted,
+            on_evaluation=metrics.evaluation,
+        )
+
+        def committed(item: CommittedRound) -> None:
+            metrics.round(item)
+            publisher.wake()
+
+        reports = Reports(run.ledger, run.card, committed)
+        rendezvous = self._open_rendezvous(folder, stack)
+        desk = self._desk(run, board, roster, wanted, inbox, reports, rendezvous, publisher, stack)
+        publisher.draw()
+        stack.enter_context(publisher)
+        identity = tls.load_or_create(folder.path)
+        server = Server(CoordinatorService(desk), identity, self._config.host.listen)
+        stack.enter_context(server)
+        self._invite = Invite(
+            addresses=(_public_address(self._config, server.port),),
+            run=run.card.run,
+            tls=identity.digest,
+            root=run.root.keyid,
+            code=self._config.host.code,
+        )
+        write_file(folder.path / "invite.txt", f"{self._invite}\n".encode())
+        ticker = threading.Thread(target=self._tick, args=(reports, board, folder), name="ticker", daemon=True)
+        ticker.start()
+        stack.callback(ticker.join, 10.0)
+        stack.callback(self._closing.set)
+
+    def _desk(
+        self,
+        run: Run,
+        board: Board,
+        roster: Roster,
+        wanted: Wanted,
+        inbox: StateInbox,
+        reports: Reports,
+        rendezvous: Rendezvous | None,
+        publisher: Publisher,
+        stack: contextlib.ExitStack,
+    ) -> Desk:
+        shelf = Shelf()
+        root_public_pem = public_pem(run.root.public_key)
+        genesis_files = shelf.add_folder(run.genesis)
+        model_files: list[ShelfFile] = shelf.add_folder(run.base_model) if run.base_model else []
+        shelf.add_file(run.data, run.card.spec.data.digest, run.card.spec.data.size_bytes)
+        return Desk(
+            card=run.card,
+            card_bytes=run.card_bytes,
+            root_public_pem=root_public_pem,
+            genesis_files=genesis_files,
+            model_files=model_files,
+            admission=Admission(
+                run.ledger,
+                RunFolder(self._folder_path).membership_key(),
+                run.card.run,
+                self._config.host.code,
+                int(self._config.host.certificate_hours * 3600),
+            ),
+            shelf=shelf,
+            roster=roster,
+            reports=reports,
+            receipts=ReceiptDesk(run.ledger, run.card_bytes, root_public_pem),
+            wanted=wanted,
+            inbox=inbox,
+            streams=stack.enter_context(Streams()),
+            status=board.status_bytes,
+            round=board.round,
+            round_of=board.round_of,
+            finished=board.finished,
+            swarm_addresses=rendezvous.addresses if rendezvous else list,
+            delivered=publisher.wake,
+        )
+
+    def _open_rendezvous(self, folder: RunFolder, stack: contextlib.ExitStack) -> Rendezvous | None:
+        if not self._with_rendezvous:
+            return None
+        rendezvous = Rendezvous.for_run(
+            folder.rendezvous_identity,
+            self._config.host.swarm_listen,
+            _host_of(self._config.host.public_address),
+            folder.path / "rendezvous.log",
+        )
+        stack.enter_context(rendezvous)
+        rendezvous.wait_ready(RENDEZVOUS_WAIT_S)
+        return rendezvous
+
+    def _tick(self, reports: Reports, board: Board, folder: RunFolder) -> None:
+        """Look at waiting reports, and keep status.json up to date."""
+        while True:
+            try:
+                reports.settle()
+                write_file(folder.path / "status.json", board.status().to_bytes())
+            except (PotluckError, SQLAlchemyError) as error:
+                logger.warning("status.json is out of date: %s", error)
+            if self._closing.wait(TICK_S):
+                return
+
+
+def host(
+    config_path: Path,
+    folder: Path | None = None,
+    *,
+    on_start: Callable[[Host], None] | None = None,
+    on_status: Callable[[RunStatus], None] | None = None,
+    linger_s: float | None = None,
+) -> RunStatus:
+    """Host a run until SIGINT or SIGTERM, and leave cleanly; the command line calls it in the main thread.
+
+    Args:
+        on_start: called once volunteers can join.
+        on_status: called about every second.
+        linger_s: leave this long after the run has finished, so that peers get their receipts; None: stay.
+
+    Returns:
+        the last status.
+
+    Raises: as `Host.start`; KeyboardInterrupt: a signal came before the start was over.
+    """
+    stopping, started = threading.Event(), threading.Event()
+    with _signals(stopping, started), Host(config_path, folder) as running:
+        started.set()
+        if on_start is not None:
+            on_start(running)
+        leave_at: float | None = None
+        while not stopping.wait(TICK_S):
+            running.wait(timeout_s=0)
+            status = running.status()
+            if on_status is not None:
+                on_status(status)
+            if status.finished and linger_s is not None:
+                leave_at = time.monotonic() + linger_s if leave_at is None else leave_at
+                if time.monotonic() >= leave_at:
+                    break
+        return running.status()
+
+
+@contextlib.contextmanager
+def _signals(stopping: threading.Event, started: threading.Event) -> Iterator[None]:
+    """Inside the block, SIGINT and SIGTERM set `stopping`; before `started` they interrupt, for a start may be long."""
+
+    def leave(number: int, _frame: object) -> None:
+        stopping.set()
+        if not started.is_set():
+            raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Metrics:
+    """metrics.jsonl: a line for each round and each evaluation."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+
+    def round(self, item: CommittedRound) -> None:
+        self._write({"event": "round", "round": item.round, "tokens": item.tokens, "peers": item.peers})
+
+    def evaluation(self, round_number: int, evaluation: Evaluation) -> None:
+        self._write({"event": "evaluation", "round": round_number, "held_out_loss": evaluation.held_out_loss})
+
+    def _write(self, value: dict[str, Any]) -> None:
+        line = json.dumps({"time": round(time.time(), 3), **value}) + "\n"
+        try:
+            with self._lock, self._path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            logger.warning("%s: cannot be written: %s", self._path, error.strerror)
+
+
+def _host_of(address: str | None) -> str | None:
+    """The host in `host` or `host:port`."""
+    if address is None or address.count(":") != 1:
+        return address
+    return address.partition(":")[0]
+
+
+def _public_address(config: RunConfig, port: int) -> str:
+    """Where volunteers reach the service: what the host said, or this machine's own address."""
+    public = config.host.public_address
+    if public is not None:
+        if public.count(":") == 1:
+            return public
+        return f"[{public}]:{port}" if ":" in public else f"{public}:{port}"
+    name = config.host.listen.rpartition(":")[0].strip("[]")
+    if name not in ("", "0.0.0.0", "::"):
+        return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+    found = _own_address()
+    logger.warning("the invite names %s; set host.public_address if volunteers reach this machine elsewhere", found)
+    return f"{found}:{port}"
+
+
+def _own_address() -> str:
+    """This machine's address on its way out; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return "127.0.0.1"
+        name: str = probe.getsockname()[0]
+        return name

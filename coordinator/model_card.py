@@ -1,0 +1,112 @@
+"""The words that travel with a checkpoint: README.md (a model card) and LICENSE. `checkpoints` writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from protocol.checkpoint import Contributor, Evaluation
+from protocol.run_card import RunCard
+
+MAX_NAMED = 100  # contributors in the table; checkpoint.json names all
+
+
+def readme(
+    card: RunCard,
+    *,
+    round_number: int,
+    evaluation: Evaluation,
+    genesis_loss: float | None,
+    contributors: Sequence[Contributor],
+    parent: str | None,
+    fingerprint: str,
+) -> str:
+    """README.md, with the front matter that model hubs read.
+
+    Args:
+        genesis_loss: held-out loss of round 0, if this is a later round.
+        parent: payload digest.
+        fingerprint: of the root key.
+    """
+    spec = card.spec
+    lora = spec.method.kind == "lora"
+    tokens = sum(item.tokens for item in contributors)
+    before = f" (before training: {genesis_loss:.4f})" if genesis_loss is not None else ""
+    return f"""---
+license: {_yaml(spec.model.license)}
+base_model: {_yaml(spec.model.name)}
+library_name: {"peft" if lora else "transformers"}
+pipeline_tag: text-generation
+tags: [potluck{", lora" if lora else ""}]
+---
+
+# {spec.run.name}, round {round_number}
+
+{"An adapter (LoRA) for" if lora else "Fine-tuned from"} {spec.model.name}, trained by {_people(len(contributors))} on
+their own machines with Potluck. Run `{card.run}`.
+
+| | |
+|---|---|
+| held-out loss | {evaluation.held_out_loss:.4f} nats per token{before}, on {evaluation.tokens} tokens |
+| rounds | {round_number} |
+| tokens | {tokens:,} |
+| parameters | {spec.model.parameters:,}, of which {spec.model.trainable:,} were trained |
+| method | {spec.method.kind}, {spec.sync.method} |
+| parent | {f"`{parent}`" if parent else "none: this is the genesis"} |
+
+## Who contributed
+
+{_table(contributors)}
+
+## Model, data, licences
+
+- base model: {spec.model.name}, licence {spec.model.license}
+- data: SHA-256 `{spec.data.digest}`, {spec.data.size_bytes:,} bytes, licence {spec.data.license}
+
+## How to verify
+
+Beside this folder lies `model.sig`, an OpenSSF Model Signing bundle by the run's root key, whose fingerprint is
+`{fingerprint}`. Ask the run's host for it over a way you trust.
+
+    potluck verify --key {fingerprint} <this checkpoint>
+    model_signing verify key model --signature model.sig --public_key coordinator.pub --no-ignore-git-paths
+
+`checkpoint.json` holds the members' signed agreement on these weights, `ledger/checkpoint` the signed head of the ledger
+that lists every contribution.
+"""
+
+
+def license_text(card: RunCard) -> str:
+    """LICENSE: what the model and the data are licensed under."""
+    spec = card.spec
+    return f"""This model was made from {spec.model.name}, licensed under {spec.model.license},
+and trained on data licensed under {spec.data.license} (SHA-256 {spec.data.digest}).
+
+The texts of licences with an SPDX identifier are at
+https://spdx.org/licenses/{spec.model.license}.html
+https://spdx.org/licenses/{spec.data.license}.html
+"""
+
+
+def _table(contributors: Sequence[Contributor]) -> str:
+    if not contributors:
+        return "Nobody yet: this is what training starts from."
+    ranked = sorted(contributors, key=lambda item: (-item.tokens, item.peer_id))
+    total = sum(item.tokens for item in ranked)
+    lines = ["| peer | tokens | share | rounds |", "|---|---:|---:|---:|"]
+    lines += [
+        f"| `{item.peer_id}` | {item.tokens:,} | {item.tokens / total:.1%} | {item.rounds} |"
+        for item in ranked[:MAX_NAMED]
+    ]
+    if len(ranked) > MAX_NAMED:
+        lines.append(f"| and {len(ranked) - MAX_NAMED} more, see checkpoint.json | | | |")
+    return "\n".join(lines)
+
+
+def _people(count: int) -> str:
+    return "one volunteer" if count == 1 else f"{count} volunteers"
+
+
+def _yaml(text: str) -> str:
+    """A YAML double-quoted scalar."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(character if character.isprintable() else " " for character in escaped) + '"'

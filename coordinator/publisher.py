@@ -1,0 +1,181 @@
+"""Publishes checkpoints: every so many rounds it gets the agreed state from a member, evaluates, writes and signs it.
+
+One thread of the host, woken when a round is committed or a state has come. It never blocks the service: members are
+asked in the answers to their announcements (`uploads.Wanted`), and what they send lies on disk when this thread looks.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from coordinator.checkpoints import Checkpoints
+from coordinator.evaluator import Evaluator
+from coordinator.ledger import Ledger
+from coordinator.plot import draw_losses
+from coordinator.run_folder import RunFolder
+from coordinator.store import CheckpointRow, EvaluationRow, RoundRow
+from coordinator.uploads import MANIFEST, StateInbox, Wanted
+from protocol.checkpoint import Evaluation
+from protocol.errors import PotluckError, VerificationError
+from protocol.run_spec import RunSpec
+from protocol.state import StateManifest
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 2.0
+RETRY_S = 30.0  # after a failure such as a full disk
+FALL_BACK_S = 60.0  # then the state of a later round will do
+MAX_CHOICES = 16
+
+
+def next_due(decided: int, tip: int, every: int, rounds: int) -> int | None:
+    """The next round to publish, if it is committed.
+
+    Args:
+        decided: the newest round that was published or held back; 0 is genesis.
+        tip: the newest committed round.
+        every: publish.every_rounds.
+        rounds: the run's last round, 0: no end.
+
+    >>> next_due(0, 9, 10, 25), next_due(0, 10, 10, 25), next_due(20, 25, 10, 25), next_due(25, 25, 10, 25)
+    (None, 10, 25, None)
+    """
+    if rounds and decided >= rounds:
+        return None
+    due = (decided // every + 1) * every
+    if rounds:
+        due = min(due, rounds)
+    return due if tip >= due else None
+
+
+class Publisher:
+    """The publishing thread; use as a context manager.
+
+    Args:
+        on_evaluation: called after each decision with (round, evaluation).
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: RunSpec,
+        folder: RunFolder,
+        ledger: Ledger,
+        checkpoints: Checkpoints,
+        evaluator: Evaluator,
+        inbox: StateInbox,
+        wanted: Wanted,
+        on_evaluation: Callable[[int, Evaluation], None],
+    ) -> None:
+        self._spec, self._folder, self._ledger = spec, folder, ledger
+        self._checkpoints, self._evaluator = checkpoints, evaluator
+        self._inbox, self._wanted, self._on_evaluation = inbox, wanted, on_evaluation
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._due_since: tuple[int, float] = (0, 0.0)
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publisher")
+        self._running: Future[None] | None = None
+
+    def wake(self) -> None:
+        """Look soon: something has happened."""
+        self._wake.set()
+
+    def check(self) -> None:
+        """Raise what ended the thread, if it has ended."""
+        if self._running is not None and self._running.done():
+            self._running.result()
+
+    def __enter__(self) -> Publisher:
+        self._running = self._pool.submit(self._run)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        self._wake.set()
+        self._pool.shutdown(wait=True)  # an evaluation or a signature that has begun is finished
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            self._wake.clear()
+            try:
+                self._look()
+            except (PotluckError, OSError, SQLAlchemyError) as error:
+                logger.error("publishing failed, trying again in %.0f s: %s", RETRY_S, error)
+                self._closing.wait(RETRY_S)
+            self._wake.wait(LOOK_EVERY_S)
+
+    def _look(self) -> None:
+        choices = self._choices()
+        for round_number, state in choices:
+            if self._inbox.has(state):
+                self._wanted.want([])
+                self._decide(round_number, state)
+                self._wake.set()
+                return
+        self._wanted.want([state for _, state in choices])
+
+    def _choices(self) -> list[tuple[int, str]]:
+        """(round, state) that would do, the best first."""
+        with self._ledger.reading() as session:
+            decided = session.scalar(select(func.max(CheckpointRow.round))) or 0
+            tip = session.scalar(select(func.max(RoundRow.round))) or 0
+            due = next_due(decided, tip, self._spec.publish.every_rounds, self._spec.run.rounds)
+            if due is None:
+                return []
+            rounds = session.execute(
+                select(RoundRow.round, RoundRow.state)
+                .where(RoundRow.round > due)
+                .order_by(RoundRow.round.desc())
+                .limit(MAX_CHOICES)
+            ).all()
+            state = session.scalars(select(RoundRow.state).where(RoundRow.round == due)).one()
+        if self._due_since[0] != due:
+            self._due_since = (due, time.monotonic())
+        best = [(due, state)]
+        if time.monotonic() - self._due_since[1] < FALL_BACK_S:
+            return best
+        return best + [(number, later) for number, later in rounds]
+
+    def _decide(self, round_number: int, state: str) -> None:
+        path = self._inbox.path(state)
+        manifest = StateManifest.from_bytes((path / MANIFEST).read_bytes())
+        try:
+            self._evaluator.load(path)
+            evaluation = self._evaluator.evaluate()
+        except VerificationError as error:
+            self._hold_back(round_number, state, None, error.message)
+            return
+        parent = self._checkpoints.parent()
+        limit = self._spec.publish.max_worse
+        loss, before = evaluation.held_out_loss, parent.held_out_loss if parent else None
+        if parent is not None and before is not None and loss > before + limit:
+            reason = f"held-out loss {loss:.4f}, and {before:.4f} at round {parent.round}: worse by more than {limit:g}"
+            self._hold_back(round_number, state, evaluation, reason)
+        else:
+            final = self._checkpoints.publish(manifest, evaluation, self._evaluator.save)
+            logger.info("published %s: held-out loss %.4f", final.name, loss)
+        self._inbox.clear()
+        self.draw()
+        self._on_evaluation(round_number, evaluation)
+
+    def _hold_back(self, round_number: int, state: str, evaluation: Evaluation | None, reason: str) -> None:
+        logger.warning("the checkpoint of round %d is held back: %s", round_number, reason)
+        self._checkpoints.hold_back(round_number, state, evaluation, reason)
+        self._inbox.clear()
+
+    def draw(self) -> None:
+        """Draw loss.png anew."""
+        with self._ledger.reading() as session:
+            rows = session.scalars(select(EvaluationRow).order_by(EvaluationRow.round)).all()
+        draw_losses(
+            self._folder.path / "loss.png",
+            self._spec.run.name,
+            [(row.round, row.tokens, row.held_out_loss) for row in rows],
+        )

@@ -1,0 +1,150 @@
+"""Keeps the rendezvous running beside the coordinator: a child process in which peers first meet. `host` opens it.
+
+The child is `python -m peer.swarm.rendezvous`; only its command line is known here. It prints one JSON line when it can
+be reached and ends when its standard input is closed, so it does not outlive the host. When it dies it is started again;
+while it is away peers are told of each other alone, and training goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from protocol import canonical
+from protocol.errors import FormatError
+from protocol.rpc import MAX_ADDRESSES, check_swarm_address
+
+logger = logging.getLogger(__name__)
+
+READY_S = 60.0  # it imports hivemind and starts libp2p
+STOP_S = 10.0
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 1.0, 60.0
+_MAX_LINE_BYTES = 64 * 1024
+
+
+class Rendezvous:
+    """The child process and the thread that watches it; use as a context manager.
+
+    Args:
+        command: what to run.
+        log: file for what the child says on standard error.
+    """
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        self._command, self._log = command, log
+        self._addresses: list[str] = []
+        self._closing = threading.Event()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="rendezvous", daemon=True)
+
+    @classmethod
+    def for_run(cls, identity: Path, listen: str, announce: str | None, log: Path) -> Rendezvous:
+        """The rendezvous of a run, listening on `listen` (`host:port`) and reached at `announce`."""
+        command = [sys.executable, "-m", "peer.swarm.rendezvous", "--identity", str(identity), "--listen", listen]
+        return cls(command + (["--announce", announce] if announce else []), log)
+
+    def addresses(self) -> list[str]:
+        """Where it is reached now; empty while it is away."""
+        return list(self._addresses)
+
+    def wait_ready(self, timeout_s: float) -> bool:
+        """Wait until it can be reached, or has failed to start; says which."""
+        self._ready.wait(timeout_s)
+        return bool(self._addresses)
+
+    def __enter__(self) -> Rendezvous:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        self._thread.join(timeout=3 * STOP_S)
+
+    def _watch(self) -> None:
+        backoff_s = FIRST_BACKOFF_S
+        while not self._closing.is_set():
+            started = time.monotonic()
+            self._run_once()
+            self._addresses = []
+            self._ready.set()
+            if self._closing.is_set():
+                return
+            if time.monotonic() - started > LONGEST_BACKOFF_S:
+                backoff_s = FIRST_BACKOFF_S
+            logger.warning(
+                "the rendezvous is away (see %s); peers find each other through the coordinator; starting it again in %.0f s",
+                self._log.name,
+                backoff_s,
+            )
+            self._closing.wait(backoff_s)
+            backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
+
+    def _run_once(self) -> None:
+        """Start the child and stay until it ends or the host closes."""
+        try:
+            with self._log.open("ab") as log:
+                child = subprocess.Popen(
+                    self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+                )
+        except OSError as error:
+            logger.warning("the rendezvous cannot be started: %s", error)
+            return
+        try:
+            self._addresses = _first_line_addresses(child, READY_S, self._closing)
+            if self._addresses:
+                logger.info("rendezvous at %s", self._addresses[0])
+                self._ready.set()
+                while child.poll() is None and not self._closing.wait(0.5):
+                    pass
+        finally:
+            _stop(child)
+
+
+def _first_line_addresses(child: subprocess.Popen[bytes], timeout_s: float, closing: threading.Event) -> list[str]:
+    """The addresses in the child's first line; empty if none comes in time."""
+    assert child.stdout is not None
+    lines: queue.Queue[bytes] = queue.Queue()
+    threading.Thread(target=_read_lines, args=(child.stdout, lines), daemon=True).start()
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end and not closing.is_set():
+        try:
+            line = lines.get(timeout=0.2)
+        except queue.Empty:
+            continue
+        try:
+            value: Any = canonical.loads(line, max_bytes=_MAX_LINE_BYTES)
+            addresses = [str(address) for address in value["addresses"][:MAX_ADDRESSES]]
+            for address in addresses:
+                check_swarm_address(address)
+        except (FormatError, KeyError, TypeError) as error:
+            logger.warning("the rendezvous said something odd: %s", error)
+            return []
+        return addresses
+    return []
+
+
+def _read_lines(stream: IO[bytes], lines: queue.Queue[bytes]) -> None:
+    """Hand on the first line, and swallow the rest so that the child never blocks."""
+    lines.put(stream.readline(_MAX_LINE_BYTES))
+    while stream.read(4096):
+        pass
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    if child.stdin is not None:
+        child.stdin.close()
+    for end in (child.terminate, child.kill, None):
+        try:
+            child.wait(timeout=STOP_S)
+            break
+        except subprocess.TimeoutExpired:
+            if end is not None:
+                end()
+    if child.stdout is not None:
+        child.stdout.close()
