@@ -152,7 +152,7 @@ class CheckpointInfo(_Part):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(step) for step in first["loc"])
-            raise FormatError(f"checkpoint.json: {where}: {first['msg']}") from error
+            raise FormatError(f"checkpoint.json: {where}: {first['msg'].removeprefix('Value error, ')}") from error
         if info.to_bytes() != data:
             raise FormatError("checkpoint.json is not in canonical form")
         return info

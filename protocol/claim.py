@@ -188,7 +188,9 @@ class Agreement:
         first_vote = votes[0][1]
         _check_claims(claims, weights_given, run, first_vote)
         for peer_id in claims:
-            member = certificate.check(str(certificates.get(peer_id)), membership_key, run=run, accept_expired=True)
+            if not isinstance(certificates.get(peer_id), str):
+                raise VerificationError(f"{peer_id} shows no membership certificate")
+            member = certificate.check(certificates[peer_id], membership_key, run=run, accept_expired=True)
             if member.peer_id != peer_id:
                 raise VerificationError(f"the certificate shown for {peer_id} belongs to {member.peer_id}")
         voters = _check_votes(votes, claims, group_digest(list(envelopes)), first_vote)
@@ -222,8 +224,10 @@ def _check_claims(claims: Mapping[str, Claim], given: Mapping[str, Any], run: st
             raise VerificationError(
                 f"{peer_id}: a weight is between 1 and the {claim.tokens} claimed tokens, got {weight!r}"
             )
-        if (claim.run, claim.round, claim.base) != (run, vote.round, vote.base):
-            raise VerificationError(f"{peer_id}: the claim is for another run, round or base")
+        expected = {"run": run, "round": vote.round, "base": vote.base}
+        for field, value in expected.items():
+            if getattr(claim, field) != value:
+                raise VerificationError(f"{peer_id}: the claim is for another {field}, expected {value}")
 
 
 def _check_votes(votes: list[tuple[str, Vote]], claims: Mapping[str, Claim], group: str, first: Vote) -> set[str]:

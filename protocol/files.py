@@ -116,7 +116,8 @@ def open_regular(path: Path) -> BinaryIO:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise VerificationError(f"{path.name}: cannot be read: {error.strerror}") from error
+        reason = "a symbolic link, which may point anywhere" if path.is_symlink() else error.strerror
+        raise VerificationError(f"{path.name}: cannot be read: {reason}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise VerificationError(f"{path.name}: not a regular file")

@@ -87,8 +87,12 @@ def parse_entry(data: bytes) -> Entry:
 
 def entry_from_json(value: Any) -> Entry:
     """Read an entry from parsed JSON. Raises: FormatError."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind not in ("run", "credit", "checkpoint"):
+        raise FormatError(f"a ledger entry's type is run, credit or checkpoint, got {str(kind)[:40]!r}")
     try:
         return _ENTRY.validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-        raise FormatError(f"not a ledger entry: {first['loc']}: {first['msg']}") from error
+        where = ".".join(str(step) for step in first["loc"])
+        raise FormatError(f"not a ledger entry: {where}: {first['msg']}") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from protocol import checkpoint
@@ -21,8 +21,16 @@ from protocol.report import KEY_CHECK, NotChecked
 MAX_CHECKPOINTS = 100_000
 
 
-def find_checkpoints(folder: Path) -> dict[str, Path]:
-    """Payload digest -> step folder, of every readable model.sig under `folder`; links are not followed.
+@dataclass(frozen=True)
+class Folder:
+    """The checkpoints at hand."""
+
+    found: dict[str, Path]  # payload digest -> step folder
+    unusable: list[str]  # step folders that are links, or whose model.sig cannot be read
+
+
+def find_checkpoints(folder: Path) -> Folder:
+    """Look for step folders under `folder`; links are not followed.
 
     Raises:
         InputError: `folder` is no directory.
@@ -30,24 +38,26 @@ def find_checkpoints(folder: Path) -> dict[str, Path]:
     if folder.is_symlink() or not folder.is_dir():
         raise InputError(f"{folder}: not a directory", "give the folder that holds the step-… folders")
     steps = sorted(path for path in folder.iterdir() if checkpoint.step_round(path.name) is not None)
-    found: dict[str, Path] = {}
+    result = Folder({}, [])
     for step_dir in steps[:MAX_CHECKPOINTS]:
         if step_dir.is_symlink() or not step_dir.is_dir():
+            result.unusable.append(f"{step_dir.name} is a link or no folder")
             continue
         try:
             digest = ModelSignature.read(step_dir / checkpoint.SIGNATURE).payload_digest
-        except (FormatError, VerificationError):
-            continue  # it cannot be anyone's parent; if it ought to be one, the missing parent is reported
-        found.setdefault(digest, step_dir)
-    return found
+        except (FormatError, VerificationError) as error:
+            result.unusable.append(f"{step_dir.name}: {error.message}")
+            continue
+        result.found.setdefault(digest, step_dir)
+    return result
 
 
-def collect(seen: Inspection, at_hand: Mapping[str, Path]) -> list[Inspection]:
+def collect(seen: Inspection, at_hand: Folder) -> list[Inspection]:
     """The chain from genesis to `seen`, each checked on its own and by the same root key.
 
     Args:
         seen: the checkpoint at the end, already inspected.
-        at_hand: payload digest -> step folder.
+        at_hand: the checkpoints among which the ancestors are.
 
     Raises:
         VerificationError: a parent is missing or refused, or the chain does not lead back to genesis.
@@ -59,12 +69,13 @@ def collect(seen: Inspection, at_hand: Mapping[str, Path]) -> list[Inspection]:
             raise NotChecked("needs a sound checkpoint.json")
         if info.round == 0:
             return chain[::-1]
-        if info.parent is None or info.parent not in at_hand:
+        if info.parent is None or info.parent not in at_hand.found:
             missing = "none" if info.parent is None else f"{info.parent[:16]}…"
+            unusable = f" ({'; '.join(at_hand.unusable[:5])})" if at_hand.unusable else ""
             raise VerificationError(
-                f"{chain[-1].step_dir.name}: its parent {missing} is not in the folder of checkpoints"
+                f"{chain[-1].step_dir.name}: its parent {missing} is not in the folder of checkpoints{unusable}"
             )
-        parent = inspect(at_hand[info.parent], trusted={seen.report.fingerprint or ""})
+        parent = inspect(at_hand.found[info.parent], trusted={seen.report.fingerprint or ""})
         _check_sound(parent, seen)
         if parent.info is None or parent.info.round >= info.round:
             raise VerificationError(f"{chain[-1].step_dir.name}: its parent is of the same round or a later one")

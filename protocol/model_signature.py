@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from protocol import canonical, files
 from protocol.envelope import pae
-from protocol.errors import FormatError, VerificationError
-from protocol.keys import verify_root_signature
+from protocol.errors import FormatError, SignatureError, VerificationError
+from protocol.keys import fingerprint, public_pem, verify_root_signature
 
 MAX_BUNDLE_BYTES = 16 << 20
 _MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -41,6 +41,7 @@ class ModelSignature:
 
     payload: bytes  # the in-toto statement
     signature: bytes  # ECDSA-SHA256, DER
+    hint: str  # hex SHA-256 of the signer's PEM public key; not authenticated
     files: dict[str, str]  # relative path -> hex SHA-256
 
     @property
@@ -50,6 +51,8 @@ class ModelSignature:
 
     def verify(self, public_key: ec.EllipticCurvePublicKey) -> None:
         """Check who signed. Raises: SignatureError."""
+        if self.hint != canonical.sha256_hex(public_pem(public_key)):
+            raise SignatureError(f"made with another key than {fingerprint(public_key)}")
         verify_root_signature(public_key, self.signature, pae(_PAYLOAD_TYPE, self.payload))
 
     @classmethod
@@ -72,9 +75,10 @@ class ModelSignature:
             payload = base64.b64decode(bundle["dsseEnvelope"]["payload"], validate=True)
             (entry,) = bundle["dsseEnvelope"]["signatures"]
             signature = base64.b64decode(entry["sig"], validate=True)
+            hint = str(bundle["verificationMaterial"]["publicKey"]["hint"])
         except (KeyError, TypeError, ValueError, binascii.Error) as error:
             raise FormatError("not a model signature with one DSSE envelope and one signature") from error
-        return cls(payload, signature, _signed_files(canonical.loads(payload, max_bytes=MAX_BUNDLE_BYTES)))
+        return cls(payload, signature, hint, _signed_files(canonical.loads(payload, max_bytes=MAX_BUNDLE_BYTES)))
 
 
 def _signed_files(statement: Any) -> dict[str, str]:
@@ -90,8 +94,9 @@ def _signed_files(statement: Any) -> dict[str, str]:
     if (kind, predicate_type) != (_STATEMENT_TYPE, _PREDICATE_TYPE):
         raise FormatError("the signed statement is not of the model signature type, version 1.0")
     if serialization != _SERIALIZATION:
+        odd = sorted(key for key in serialization | _SERIALIZATION if serialization.get(key) != _SERIALIZATION.get(key))
         raise VerificationError(
-            "the signature does not cover every file by SHA-256: it names symlinks, ignored paths or another method",
+            f"the signature does not cover every file by SHA-256: expected other settings of {', '.join(odd)[:200]}",
             "sign with --no-ignore-git-paths, by file, with sha256",
         )
     if not 1 <= len(resources) <= files.MAX_FILES:

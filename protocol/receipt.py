@@ -78,7 +78,11 @@ class Receipt:
         """
         if self.entry.run != card.run:
             raise VerificationError(f"the entry is of run {self.entry.run[:16]}…, the run card of {card.run[:16]}…")
-        return LogProof.from_text(self.proof).verify(self.entry.to_bytes(), card.ledger_key)
+        proof = LogProof.from_text(self.proof)
+        try:
+            return proof.verify(self.entry.to_bytes(), card.ledger_key)
+        except VerificationError as error:
+            raise VerificationError(f"leaf {proof.index} is not shown to be this entry: {error.message}") from error
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class Report:
         except NotChecked as reason:
             check = Check(name, Status.NOT_CHECKED, str(reason))
         except PotluckError as error:
-            check = Check(name, Status.REFUSED, _one_line(error.message))
+            check = Check(name, Status.REFUSED, _one_line(error.message.removeprefix(f"{name}: ")))
         self.checks.append(check)
         return check.status is Status.OK
 

@@ -10,8 +10,10 @@ not fp32. The verifier holds `Weights.state_root` against the members' agreement
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +31,6 @@ MAX_INDEX_BYTES = 16 << 20
 FULL_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_FILE = "adapter_model.safetensors"
-_INFINITE = b"\x00\x00\x80\x7f"  # fp32, little-endian: all exponent bits
-_ONE_MORE = b"\x00\x00\x80\x00"  # added to the exponent: carries into the sign bit if all its bits were set
-_SIGN = b"\x00\x00\x00\x80"
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,8 @@ class Weights:
                     if not piece or len(piece) % 4:
                         raise VerificationError(f"{tensor.path.name}: the file changed while it was read")
                     if not all_finite(piece):
-                        raise VerificationError(f"the tensor {tensor.name!r} holds NaN or infinite values")
+                        value = next(value for (value,) in struct.iter_unpack("<f", piece) if not math.isfinite(value))
+                        raise VerificationError(f"the tensor {tensor.name!r} holds the value {value}")
                     hasher.update(piece)
                     left, filled = left - len(piece), filled + len(piece)
                     if filled == STATE_CHUNK_BYTES:
@@ -164,15 +164,20 @@ def all_finite(values: bytes) -> bool:
     """Whether little-endian fp32 values hold neither NaN nor an infinity.
 
     All values are looked at together, as one long integer: adding one to an exponent of all ones carries into the
-    (cleared) sign bit, and nothing else does. About 300 MB/s without numpy.
+    (cleared) sign bit, and nothing else does. About 250 MB/s without numpy.
 
     >>> all_finite(bytes.fromhex("0000803f ffff7f7f")), all_finite(bytes.fromhex("0000803f 0000c0ff"))
     (True, False)
     """
-    count = len(values) // 4
-    exponents = int.from_bytes(values, "little") & int.from_bytes(_INFINITE * count, "little")
-    carried = exponents + int.from_bytes(_ONE_MORE * count, "little")
-    return carried & int.from_bytes(_SIGN * count, "little") == 0
+    exponent, one_more, sign = _masks(len(values) // 4)
+    return ((int.from_bytes(values, "little") & exponent) + one_more) & sign == 0
+
+
+@functools.lru_cache(maxsize=8)
+def _masks(count: int) -> tuple[int, int, int]:
+    """All exponent bits, the lowest exponent bit, and the sign bit, of `count` fp32 values."""
+    exponent, one_more, sign = (bytes.fromhex(mask) * count for mask in ("0000807f", "00008000", "00000080"))
+    return int.from_bytes(exponent, "little"), int.from_bytes(one_more, "little"), int.from_bytes(sign, "little")
 
 
 def _tensor(name: str, entry: Any, path: Path, offset: int) -> Tensor:

@@ -86,6 +86,7 @@ class Run:
     peers: list[PeerIdentity]
     spec: RunSpec
     method: str = "full"
+    salt: str = ""  # another one draws other weights
     entries: list[Entry] = field(default_factory=list)
     tree: merkle.Tree = field(default_factory=merkle.Tree)
     agreements: dict[int, Agreement] = field(default_factory=dict)
@@ -194,7 +195,7 @@ class Run:
         """Weights drawn anew, a config, a model card and a licence."""
         model = step_dir / checkpoint.MODEL
         model.mkdir(parents=True)
-        draw = random.Random(f"{self.spec.digest} {round_number}")
+        draw = random.Random(f"{self.spec.digest} {round_number}{self.salt}")
         tensors = {name: (shape, [draw.gauss(0, 1) for _ in range(_count(shape))]) for name, shape in SHAPES.items()}
         lora = self.method == "lora"
         (model / (ADAPTER_FILE if lora else FULL_FILE)).write_bytes(safetensors_bytes(tensors))
