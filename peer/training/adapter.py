@@ -38,7 +38,6 @@ def add_lora(model: Any, method: Method, seed: int, base_name: str) -> PeftModel
         bias="none",
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-        base_model_name_or_path=base_name,
     )
     try:
         with torch.random.fork_rng(devices=[]):

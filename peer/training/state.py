@@ -175,14 +175,16 @@ class SharedState:
             raise InputError(f"{path}: no such state file")
         try:
             with safe_open(path, framework="pt") as file:
-                manifest = StateManifest.from_bytes(((file.metadata() or {})["manifest"]).encode())
+                metadata = file.metadata() or {}
+                manifest = StateManifest.from_bytes(metadata["manifest"].encode())
                 labels = ["parameters", *(f"outer.{i}" for i in range(manifest.outer_vectors))]
                 vectors = [file.get_tensor(label).clone() for label in labels]
             state = cls(manifest.round, manifest.tensors, vectors[0], tuple(vectors[1:]), manifest.outer_steps)
         except (SafetensorError, OSError, KeyError, FormatError, json.JSONDecodeError) as error:
             raise InputError(f"{path}: not a state file, or it is damaged: {error}", _REFETCH) from error
-        if state.digest != manifest.digest:
-            raise InputError(f"{path}: expected state {manifest.digest[:16]}…, got {state.digest[:16]}…", _REFETCH)
+        if state.digest != metadata.get("digest"):
+            expected = str(metadata.get("digest"))[:16]
+            raise InputError(f"{path}: expected state {expected}…, got {state.digest[:16]}…", _REFETCH)
         return state
 
 
