@@ -72,6 +72,11 @@ def check(token: str, key: Ed25519PublicKey, *, run: str, accept_expired: bool =
         raise RefusedError("the membership certificate is for another run") from error
     except jwt.InvalidSignatureError as error:
         raise RefusedError("the membership certificate was not issued by this run's coordinator") from error
-    except jwt.PyJWTError as error:
+    except jwt.ImmatureSignatureError as error:
+        raise RefusedError("the membership certificate is not valid yet", "set this machine's clock") from error
+    except (jwt.PyJWTError, OverflowError) as error:
         raise FormatError(f"not a membership certificate: {error}") from error
-    return Membership(peer_id=claims["sub"], run=run, expires=claims["exp"])
+    peer_id, expires = claims["sub"], claims["exp"]
+    if not isinstance(peer_id, str) or not isinstance(expires, int) or isinstance(expires, bool):
+        raise FormatError("not a membership certificate: sub is a string and exp a whole number of seconds")
+    return Membership(peer_id=peer_id, run=run, expires=expires)

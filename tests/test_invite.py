@@ -1,0 +1,68 @@
+"""The invite: survives chat programs, and damage is noticed."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol import canonical
+from protocol.errors import FormatError
+from protocol.invite import Invite
+
+INVITE = Invite(addresses=("203.0.113.7:4700", "[2001:db8::1]:4700"), run="a" * 64, tls="b" * 64, root="c" * 64)
+
+
+def encode(value) -> str:
+    payload = canonical.dumps(value)
+    return (
+        "potluck1." + base64.urlsafe_b64encode(payload).decode().rstrip("=") + "." + canonical.sha256_hex(payload)[:8]
+    )
+
+
+@pytest.mark.parametrize("code", [None, "let me in", "众人拾柴"])
+def test_an_invite_reads_back(code: str | None) -> None:
+    invite = INVITE.model_copy(update={"code": code})
+    assert Invite.parse(str(invite)) == invite
+
+
+def test_line_breaks_and_spaces_of_a_chat_program_are_forgiven() -> None:
+    text = str(INVITE)
+    assert Invite.parse(f"  {text[:30]}\n {text[30:60]}\r\n{text[60:]}\n") == INVITE
+
+
+@given(st.data())
+def test_a_damaged_invite_is_refused(data: st.DataObject) -> None:
+    text = str(INVITE)
+    position = data.draw(st.integers(0, len(text) - 1))
+    character = data.draw(st.sampled_from("abcXYZ019_-."))
+    damaged = data.draw(st.sampled_from([text[:position], text[:position] + character + text[position + 1 :]]))
+    if damaged != text:
+        with pytest.raises(FormatError) as caught:
+            Invite.parse(damaged)
+        assert "copy the whole line" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"addresses": []},
+        {"addresses": ["no port"]},
+        {"addresses": ["a:1"] * 9},
+        {"run": "A" * 64},
+        {"tls": "b" * 63},
+        {"code": "x" * 129},
+        {"extra": 1},
+    ],
+)
+def test_an_invite_that_says_something_else_is_refused(changes: dict) -> None:
+    value = INVITE.model_dump(mode="json", exclude_none=True) | changes
+    with pytest.raises(FormatError, match="damaged"):
+        Invite.parse(encode(value))
+
+
+def test_an_oversize_invite_is_refused() -> None:
+    with pytest.raises(FormatError, match="not an invite"):
+        Invite.parse("potluck1." + "a" * 5000)
