@@ -6,6 +6,7 @@ The adapter's settings come from the run spec alone; what stands in a folder's a
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,11 @@ def add_lora(model: Any, method: Method, seed: int, base_name: str) -> PeftModel
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # peft 0.21 asks transformers 5 by the old name of a property; nobody here can do anything about it
+            warnings.filterwarnings(
+                "ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning
+            )
             torch.manual_seed(seed)
             adapted: PeftModel = get_peft_model(model, config)  # type: ignore[assignment]
     except ValueError as error:

@@ -84,9 +84,11 @@ def encode_chat(tokenizer: Any, messages: list[Message], where: str) -> tuple[np
         raise InputError(f"{where}: no assistant answer can be told apart in what the chat template renders")
     encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
     loss = np.zeros(len(encoding.ids), dtype=bool)
-    starts = np.asarray([start for start, _ in encoding.offsets])
+    starts, ends = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
     for low, high in spans:
-        loss |= (starts >= low) & (starts < high)
+        loss |= (ends > low) & (
+            starts < high
+        )  # a token that holds the last of the prompt and the first of the answer too
     return np.asarray(encoding.ids, dtype=np.int32), loss
 
 
