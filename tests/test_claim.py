@@ -1,0 +1,190 @@
+"""Claims, votes and agreements: the rules by which a round is committed, credited and believed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import Run, build_run, fixed_ed25519
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol import claim
+from protocol.claim import GROWTH_CAP, MAX_TOKENS, Agreement, Claim, UpdateDigest
+from protocol.errors import FormatError, RefusedError, SignatureError, VerificationError
+
+STATE = "d" * 64
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return build_run(tmp_path_factory.mktemp("run"), rounds=1)
+
+
+def make_claim(tokens: int, **changes: Any) -> Claim:
+    update = UpdateDigest(root="1" * 64, values=36, chunk_values=1024, codec="fp32")
+    fields = {"run": "a" * 64, "round": 1, "base": "b" * 64, "tokens": tokens, "flops": 0, "first_batch": 0}
+    return Claim(**(fields | {"batches": 1, "update": update} | changes))
+
+
+def agreement_of(run: Run, tokens: list[int], voters: int | None = None) -> dict[str, Any]:
+    claims = run.make_claims(1, run.card.genesis, tokens)
+    value = run.agreement_json(claims, run.make_votes(claims, 1, run.card.genesis, STATE), 1)
+    value["votes"] = value["votes"][:voters]
+    return value
+
+
+def test_a_claim_reads_back_with_its_author(run: Run) -> None:
+    made = make_claim(100)
+    assert claim.open_claim(made.sign(run.peers[0]).to_bytes()) == (run.peers[0].peer_id, made)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tokens": 0},
+        {"tokens": -5},
+        {"tokens": MAX_TOKENS + 1},
+        {"tokens": 1.5},
+        {"round": 0},
+        {"base": "xyz"},
+        {"z": 1},
+    ],
+)
+def test_a_claim_out_of_bounds_is_refused(run: Run, changes: dict[str, Any]) -> None:
+    value = make_claim(100).model_dump(mode="json") | changes
+    data = claim.envelope.sign(value, claim.CLAIM_TYPE, run.peers[0]).to_bytes()
+    with pytest.raises(FormatError, match="not a claim"):
+        claim.open_claim(data)
+
+
+def test_a_vote_cannot_pass_for_a_claim(run: Run) -> None:
+    vote = run.agreements[1].vote_envelopes[0]
+    with pytest.raises(FormatError, match="expected a"):
+        claim.open_claim(vote.to_bytes())
+
+
+def test_the_group_digest_depends_on_members_claims_and_order(run: Run) -> None:
+    claims = list(run.agreements[1].claim_envelopes)
+    digests = {claim.group_digest(group) for group in (claims, claims[::-1], claims[:2])}
+    assert len(digests) == 3
+
+
+def test_weights_are_the_claimed_tokens_within_the_cap() -> None:
+    claims = {"a": make_claim(100), "b": make_claim(10_000), "new": make_claim(10_000)}
+    previous = {"a": 90, "b": 50, "gone": 300}
+    assert claim.weights(claims, previous) == {"a": 100, "b": GROWTH_CAP * 50, "new": 300}
+    assert claim.weights(claims, {}) == {"a": 100, "b": 10_000, "new": 10_000}
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcdef"), st.integers(1, MAX_TOKENS), min_size=1),
+    st.dictionaries(st.sampled_from("abcdef"), st.integers(1, MAX_TOKENS)),
+)
+def test_no_member_ever_counts_for_more_than_it_claims_or_its_cap(tokens: dict, previous: dict) -> None:
+    weights = claim.weights({peer: make_claim(count) for peer, count in tokens.items()}, previous)
+    assert set(weights) == set(tokens)
+    for peer, weight in weights.items():
+        assert 1 <= weight <= tokens[peer]
+        assert peer not in previous or weight <= GROWTH_CAP * previous[peer]
+
+
+@given(st.dictionaries(st.text(max_size=3), st.integers(1, 100), min_size=1), st.data())
+def test_two_camps_never_both_hold_a_majority(of: dict[str, int], data: st.DataObject) -> None:
+    camp = {peer for peer in of if data.draw(st.booleans())}
+    assert claim.has_majority(camp, of) != claim.has_majority(set(of) - camp, of)
+
+
+def test_votes_of_outsiders_do_not_count() -> None:
+    assert not claim.has_majority({"x", "y"}, {"a": 1, "b": 1, "c": 1})
+    assert claim.has_majority({"a", "b", "x"}, {"a": 1, "b": 1, "c": 1})
+
+
+def test_an_agreement_reads_back(run: Run) -> None:
+    agreed = run.open_agreement(agreement_of(run, [100, 200, 300]))
+    assert (agreed.round, agreed.base, agreed.state) == (1, run.card.genesis, STATE)
+    assert agreed.weights == {peer.peer_id: 100 * (index + 1) for index, peer in enumerate(run.peers)}
+    again = Agreement.from_bytes(agreed.to_bytes(), run=agreed.run, membership_key=run.membership_key.public_key())
+    assert again == agreed
+
+
+def test_a_heavy_majority_is_enough_and_a_light_one_is_not(run: Run) -> None:
+    assert run.open_agreement(agreement_of(run, [1000, 200, 300], voters=1)).state == STATE
+    with pytest.raises(VerificationError, match="majority"):
+        run.open_agreement(agreement_of(run, [100, 200, 400], voters=2))
+
+
+def weights_of(run: Run, weights: list[int]) -> dict[str, int]:
+    return {peer.peer_id: weight for peer, weight in zip(run.peers, weights, strict=True)}
+
+
+def test_an_even_split_goes_to_one_side_only(run: Run) -> None:
+    value = agreement_of(run, [300, 200, 100])
+    outcomes = []
+    for votes in (value["votes"][:1], value["votes"][1:]):
+        try:
+            run.open_agreement(value | {"votes": votes})
+            outcomes.append(True)
+        except VerificationError:
+            outcomes.append(False)
+    assert sorted(outcomes) == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda value, run: value["weights"].popitem(), "other peers"),
+        (lambda value, run: value["weights"].update({run.peers[0].peer_id: 0}), "between 1 and"),
+        (lambda value, run: value["weights"].update({run.peers[0].peer_id: True}), "between 1 and"),
+        (lambda value, run: value["weights"].update({run.peers[0].peer_id: 1e9}), "between 1 and"),
+        (lambda value, run: value["certificates"].popitem(), "no membership certificate"),
+        (lambda value, run: value["claims"].reverse(), "another state, group"),
+        (lambda value, run: value["claims"].pop(), "other peers"),
+        (lambda value, run: value.pop("votes"), "not an agreement"),
+        (lambda value, run: value.update(claims=[1]), "envelope"),
+    ],
+)
+def test_a_changed_agreement_is_refused(run: Run, change, words: str) -> None:
+    value = agreement_of(run, [100, 200, 300])
+    change(value, run)
+    with pytest.raises((RefusedError, FormatError), match=words):
+        run.open_agreement(value)
+
+
+def test_a_vote_for_another_state_does_not_join_a_majority(run: Run) -> None:
+    value = agreement_of(run, [100, 200, 300])
+    claims = run.make_claims(1, run.card.genesis, [100, 200, 300])
+    other = run.make_votes(claims, 1, run.card.genesis, "e" * 64)
+    value["votes"][1] = json.loads(other[1].to_bytes())
+    with pytest.raises(VerificationError, match="voted for another state"):
+        run.open_agreement(value)
+
+
+def test_a_vote_by_someone_outside_the_group_is_refused(run: Run, tmp_path: Path) -> None:
+    value = agreement_of(run, [100, 200, 300])
+    value["claims"].pop()
+    value["weights"].pop(run.peers[2].peer_id)
+    with pytest.raises(VerificationError, match=r"not in the group|another state, group"):
+        run.open_agreement(value)
+
+
+def test_a_claim_in_anothers_name_is_refused(run: Run) -> None:
+    value = agreement_of(run, [100, 200, 300])
+    value["claims"][0]["signatures"][0]["keyid"] = run.peers[1].peer_id
+    with pytest.raises(SignatureError):
+        run.open_agreement(value)
+
+
+def test_an_agreement_under_another_membership_key_is_refused(run: Run) -> None:
+    value = agreement_of(run, [100, 200, 300])
+    with pytest.raises(RefusedError, match="not issued by this run's coordinator"):
+        Agreement.from_json(value, run=run.spec.digest, membership_key=fixed_ed25519("other").public_key())
+
+
+def test_weights_that_do_not_follow_from_the_round_before_are_noticed(run: Run) -> None:
+    agreed = run.open_agreement(agreement_of(run, [100, 200, 300]))
+    agreed.check_against({})
+    with pytest.raises(VerificationError, match="do not follow"):
+        agreed.check_against(weights_of(run, [10, 200, 300]))
