@@ -1,56 +1,71 @@
 """Fetches one commit of a model from a hub: weights as safetensors, configuration and tokenizer, and nothing that runs.
 
-The one place that reaches for the network in the tensor code, and only when a host's run.toml names a hub.
+The one place that reaches for the network in the tensor code, and only when a host's run.toml names a hub. The result is
+a plain folder, without the links that huggingface_hub's own cache is made of:
+
+    cache/owner--name@revision/config.json, model.safetensors, tokenizer.json, ...
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from protocol.errors import InputError, NetworkError
 
-_ALLOWED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "*.txt", "LICENSE*")
+_ALLOWED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*")
+_IGNORED = ("*/*", "consolidated*")  # other formats of the same weights
 _TIMEOUT_S = 30.0  # for the hub to begin an answer
 
 
 def fetch_model(repository: str, revision: str, cache: Path, endpoint: str | None = None) -> Path:
-    """Download a model and return its local folder; what is there already is not fetched again.
+    """Download a model and return its local folder; a folder that is there already is not fetched again.
+
+    A download that was cut off goes on where it stopped.
 
     Args:
         repository: "owner/name".
         revision: a commit; a tag works, and the run is pinned to what it was.
-        cache: huggingface_hub's cache folder.
+        cache: where models are kept, each in a folder of its own.
         endpoint: the hub's URL; default: huggingface_hub's.
 
     Raises:
         InputError: the hub has no such model or revision, or asks for a login.
         NetworkError: the hub cannot be reached.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    folder = cache / f"{repository}@{revision}".replace("/", "--")
+    if folder.is_dir():
+        return folder
+    staging = folder.with_name(folder.name + ".part")
+    _download(repository, revision, staging, endpoint)
+    shutil.rmtree(staging / ".cache", ignore_errors=True)  # huggingface_hub's notes, no part of the model
+    staging.rename(folder)
+    return folder
+
+
+def _download(repository: str, revision: str, folder: Path, endpoint: str | None) -> None:
+    from huggingface_hub import errors, snapshot_download
 
     name = f"{repository}@{revision}"
     try:
-        folder = snapshot_download(
+        snapshot_download(
             repository,
             revision=revision,
-            cache_dir=cache,
+            local_dir=folder,
             endpoint=endpoint,
             allow_patterns=list(_ALLOWED),
+            ignore_patterns=list(_IGNORED),
             etag_timeout=_TIMEOUT_S,
         )
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+    except errors.GatedRepoError as error:
+        hint = "accept its terms on the hub and log in (`hf auth login`), or give model.path"
+        raise InputError(f"{name}: the hub asks for a login", hint) from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
         raise InputError(
             f"{name}: the hub has no such model or revision", "check model.hub and model.revision"
         ) from error
-    except LocalEntryNotFoundError as error:
-        raise NetworkError(f"{name}: the hub cannot be reached", "check the network, or give model.path") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise NetworkError(f"{name}: {error}", "try again, or give model.path") from error
-    return Path(folder)
+    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise NetworkError(
+            f"{name}: cannot be fetched from the hub: {reason}", "try again, or give model.path"
+        ) from error
