@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import shutil
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -288,6 +289,8 @@ class Run:
             )
         if publish:
             self.publish(number, agreement.to_json(), state)
+        else:
+            shutil.rmtree(self.step(number))
 
 
 def fixed_root_key(number: int = 1) -> RootKey:
@@ -313,12 +316,12 @@ def make_run(folder: Path, *, name: str = "tiny", method: str = "full", peers: i
     )
 
 
-def build_run(folder: Path, *, rounds: int = 3, **options: Any) -> Run:
-    """A run of `rounds` rounds with a signed checkpoint after each; options as `make_run`."""
+def build_run(folder: Path, *, rounds: int = 3, every: int = 1, **options: Any) -> Run:
+    """A run of `rounds` rounds with a signed checkpoint after every so many; options as `make_run`."""
     run = make_run(folder, **options)
     run.genesis()
     for number in range(1, rounds + 1):
-        run.round(number)
+        run.round(number, publish=number % every == 0)
     return run
 
 
