@@ -1,0 +1,238 @@
+"""Stored vectors of every signed format: what was once signed verifies for ever.
+
+tests/vectors holds bytes that were made once, with fixed keys. Formats whose signatures are deterministic (Ed25519) are
+made again here, byte for byte; P-256 signatures are random, so what carries one is only verified. A new format gets its
+file from `python tests/test_vectors.py`, which writes what is missing and never changes what is there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from builders import NOW, build_run, fixed_root_key, make_spec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from protocol import canonical, certificate, claim, keys, merkle, note, tlog_proof
+from protocol.claim import Agreement, Claim, UpdateDigest, Vote
+from protocol.envelope import Envelope
+from protocol.invite import Invite
+from protocol.keys import PeerIdentity
+from protocol.ledger_entry import CheckpointEntry, CreditEntry, RunEntry, parse_entry
+from protocol.note import LedgerHead
+from protocol.receipt import check_receipt, make_receipt
+from protocol.run_card import RunCard
+from protocol.run_spec import RunSpec
+from protocol.state import StateManifest
+from protocol.tlog_proof import LogProof
+from protocol.verify import verify_checkpoint
+
+VECTORS = Path(__file__).parent / "vectors"
+
+
+def ed25519(number: int) -> Ed25519PrivateKey:
+    """The key whose seed is this byte, 32 times."""
+    return Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32)
+
+
+ROOT = fixed_root_key(5)  # the private number
+LEDGER, MEMBERSHIP = ed25519(3), ed25519(4)
+PEERS = [PeerIdentity(ed25519(1)), PeerIdentity(ed25519(2))]
+SPEC = make_spec("vectors")
+RUN = SPEC.digest
+GENESIS, STATE = "b" * 64, "d" * 64
+ORIGIN = note.origin("vectors", RUN)
+CLAIMS = [
+    Claim(
+        run=RUN,
+        round=1,
+        base=GENESIS,
+        tokens=tokens,
+        flops=6 * tokens,
+        first_batch=0,
+        batches=tokens // 16,
+        update=UpdateDigest(root="1" * 64, values=36, chunk_values=262144, codec="int8"),
+        segments=("2" * 64,),
+    ).sign(peer)
+    for peer, tokens in zip(PEERS, (1024, 2048), strict=True)
+]
+VOTE = Vote(run=RUN, round=1, attempt=0, group=claim.group_digest(CLAIMS), base=GENESIS, state=STATE)
+ENTRIES = [
+    RunEntry(run=RUN, genesis=GENESIS, root_key=ROOT.keyid),
+    CheckpointEntry(run=RUN, round=0, payload="e" * 64, state=GENESIS),
+    CreditEntry(
+        run=RUN, round=1, peer_id=PEERS[0].peer_id, tokens=1024, flops=6144, claim=CLAIMS[0].digest, state=STATE
+    ),
+    CheckpointEntry(run=RUN, round=1, payload="f" * 64, state=STATE, parent="e" * 64),
+]
+TREE = merkle.Tree(merkle.leaf_hash(entry.to_bytes()) for entry in ENTRIES)
+HEAD = LedgerHead(ORIGIN, TREE.size, TREE.root)
+CARD = RunCard(
+    run=RUN,
+    spec=SPEC,
+    genesis=GENESIS,
+    ledger_key=note.verifier_key(ORIGIN, LEDGER.public_key()),
+    membership_key=MEMBERSHIP.public_key().public_bytes_raw().hex(),
+)
+
+
+def issue(peer: PeerIdentity) -> str:
+    return certificate.issue(MEMBERSHIP, run=RUN, peer_id=peer.peer_id, lifetime_s=3600, now=NOW)
+
+
+def make_agreement() -> bytes:
+    certificates = json.loads(stored("certificates.json"))
+    value = {
+        "claims": [json.loads(item.to_bytes()) for item in CLAIMS],
+        "votes": [json.loads(VOTE.sign(peer).to_bytes()) for peer in PEERS],
+        "certificates": certificates,
+        "weights": {PEERS[0].peer_id: 1024, PEERS[1].peer_id: 2048},
+    }
+    return canonical.dumps(value)
+
+
+def make_vector_receipt() -> bytes:
+    return make_receipt(
+        run_card=json.loads(stored("run-card.json")),
+        root_public_key=stored("coordinator.pub").decode(),
+        entry=ENTRIES[2],
+        proof=tlog_proof.make(TREE, 2, HEAD, note.sign_head(HEAD, LEDGER)),
+    )
+
+
+# In the order in which they are made: later ones hold earlier ones.
+SAME_AGAIN: dict[str, Callable[[], bytes]] = {
+    "identity": lambda: PEERS[0].to_bytes(),
+    "peer-id": lambda: PEERS[0].peer_id.encode(),
+    "coordinator.pub": lambda: keys.public_pem(ROOT.public_key),
+    "fingerprint": lambda: ROOT.keyid.encode(),
+    "invite": lambda: str(
+        Invite(addresses=("203.0.113.7:4700",), run=RUN, tls="c" * 64, root=ROOT.keyid, code="wood")
+    ).encode(),
+    "run-spec.json": SPEC.to_bytes,
+    "claim.json": CLAIMS[0].to_bytes,
+    "vote.json": lambda: VOTE.sign(PEERS[0]).to_bytes(),
+    "state-manifest.json": lambda: StateManifest(
+        round=1, tensors=(("a", (2, 3)), ("b", ())), parameters="1" * 64, outer="2" * 64, outer_vectors=2, outer_steps=7
+    ).to_bytes(),
+    "ledger-entries.jsonl": lambda: b"\n".join(entry.to_bytes() for entry in ENTRIES),
+    "ledger-head.note": lambda: note.sign_head(HEAD, LEDGER).encode(),
+    "credit.tlog-proof": lambda: tlog_proof.make(TREE, 2, HEAD, note.sign_head(HEAD, LEDGER)).to_text().encode(),
+}
+MADE_ONCE: dict[str, Callable[[], bytes]] = {
+    # the library that writes certificates may order a JWT's header anew
+    "certificates.json": lambda: canonical.dumps({peer.peer_id: issue(peer) for peer in PEERS}),
+    "run-card.json": lambda: CARD.sign(ROOT).to_bytes(),
+}
+SAME_FROM_STORED: dict[str, Callable[[], bytes]] = {
+    "agreement.json": make_agreement,
+    "receipt.json": make_vector_receipt,
+}
+
+
+def stored(name: str) -> bytes:
+    return (VECTORS / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", [*SAME_AGAIN, *SAME_FROM_STORED])
+def test_what_is_made_today_is_what_was_made_then(name: str) -> None:
+    assert (SAME_AGAIN | SAME_FROM_STORED)[name]() == stored(name)
+
+
+def test_the_identity_file_still_opens() -> None:
+    identity = PeerIdentity.from_bytes(stored("identity"))
+    assert identity.peer_id.encode() == stored("peer-id")
+
+
+def test_the_root_public_key_still_has_its_fingerprint() -> None:
+    assert keys.fingerprint(keys.load_public_pem(stored("coordinator.pub"))).encode() == stored("fingerprint")
+
+
+def test_the_invite_still_opens() -> None:
+    invite = Invite.parse(stored("invite").decode())
+    assert (invite.root, invite.code) == (stored("fingerprint").decode(), "wood")
+
+
+def test_the_run_spec_still_has_its_digest() -> None:
+    assert RunSpec.from_bytes(stored("run-spec.json")).digest == RUN
+    assert RUN == "8a4b96594087a92859bcf4fee3d56b418d4ed7f543b17114bb63c72850f30bb2"
+
+
+def test_the_claim_and_the_vote_still_verify() -> None:
+    peer_id, opened = claim.open_claim(stored("claim.json"))
+    assert (peer_id.encode(), opened.tokens) == (stored("peer-id"), 1024)
+    peer_id, vote = claim.open_vote(stored("vote.json"))
+    assert (peer_id.encode(), vote.state) == (stored("peer-id"), STATE)
+
+
+def test_the_certificates_still_verify() -> None:
+    for peer_id, token in json.loads(stored("certificates.json")).items():
+        member = certificate.check(token, MEMBERSHIP.public_key(), run=RUN, accept_expired=True)
+        assert (member.peer_id, member.expires) == (peer_id, NOW + 3600)
+
+
+def test_the_agreement_still_verifies() -> None:
+    agreed = Agreement.from_bytes(stored("agreement.json"), run=RUN, membership_key=MEMBERSHIP.public_key())
+    assert (agreed.state, sum(agreed.weights.values())) == (STATE, 3072)
+    agreed.check_against({})
+
+
+def test_the_run_card_still_verifies() -> None:
+    assert RunCard.open(stored("run-card.json"), keys.load_public_pem(stored("coordinator.pub"))) == CARD
+    assert Envelope.from_bytes(stored("run-card.json")).digest == CARD.sign(ROOT).digest
+
+
+def test_the_state_manifest_still_has_its_digest() -> None:
+    assert (
+        StateManifest.from_bytes(stored("state-manifest.json")).digest
+        == "0e44359b75aa33fdac682a534027b20a8f42f1bce1eded78dfdbb0f17a041ae3"
+    )
+
+
+def test_the_ledger_entries_still_have_their_root() -> None:
+    entries = stored("ledger-entries.jsonl").split(b"\n")
+    assert [parse_entry(data) for data in entries] == ENTRIES
+    assert (
+        merkle.root(merkle.leaf_hash(data) for data in entries).hex()
+        == "719e60e8017b77b94f48a0822fc3bf150af819fe6cca65a914411cdbe520ead2"
+    )
+
+
+def test_the_ledger_head_and_the_log_proof_still_verify() -> None:
+    assert note.open_head(stored("ledger-head.note").decode(), CARD.ledger_key) == HEAD
+    entry = stored("ledger-entries.jsonl").split(b"\n")[2]
+    assert LogProof.from_text(stored("credit.tlog-proof").decode()).verify(entry, CARD.ledger_key) == HEAD
+
+
+def test_the_receipt_still_verifies() -> None:
+    checked = check_receipt(stored("receipt.json"), {stored("fingerprint").decode()})
+    assert checked.entry == ENTRIES[2]
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_the_checkpoints_still_verify(kind: str) -> None:
+    folder = VECTORS / "checkpoints" / kind
+    for step in ("step-000000", "step-000001"):
+        report = verify_checkpoint(folder / step, trusted={fixed_root_key(1).keyid}, checkpoints_dir=folder)
+        assert report.ok, report.to_text()
+
+
+def write_missing() -> None:
+    """Make the vectors that are not there yet."""
+    VECTORS.mkdir(exist_ok=True)
+    for name, make in (SAME_AGAIN | MADE_ONCE | SAME_FROM_STORED).items():
+        if not (VECTORS / name).exists():
+            (VECTORS / name).write_bytes(make())
+    for kind in ("full", "lora"):
+        if not (VECTORS / "checkpoints" / kind).exists():
+            with tempfile.TemporaryDirectory() as folder:
+                run = build_run(Path(folder), rounds=1, method=kind)
+                shutil.copytree(run.checkpoints, VECTORS / "checkpoints" / kind)
+
+
+if __name__ == "__main__":
+    write_missing()
