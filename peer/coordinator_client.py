@@ -12,6 +12,7 @@ it. One client may be shared by threads. Close it (or use `with`) before forking
 from __future__ import annotations
 
 import random
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -36,12 +37,20 @@ from protocol.errors import (
 from protocol.files import MAX_FILES, check_relative, tree_digest
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity, fingerprint, load_public_pem
-from protocol.rpc import MAX_ADDRESSES, MAX_CHALLENGE_BYTES, PART_BYTES, check_swarm_address, enroll_message
+from protocol.rpc import (
+    MAX_ADDRESSES,
+    MAX_CHALLENGE_BYTES,
+    PART_BYTES,
+    check_swarm_address,
+    enroll_message,
+    transfer_timeout_s,
+)
 from protocol.run_card import RunCard
 from protocol.state import StateManifest
 from protocol.status import RunStatus
+from protocol.verify import verify_checkpoint
 
-STREAM_TIMEOUT_S = 600.0  # of one call that fetches a file or uploads a state; a fetch then resumes
+STREAM_TIMEOUT_S = 600.0  # of one call that fetches a file, which then resumes
 FETCH_ATTEMPTS = 8  # in a row without a single new byte
 
 
@@ -188,9 +197,9 @@ class CoordinatorClient:
     def fetch_run_files(self, certificate: str, folder: Path, progress: Progress | None = None) -> RunFiles:
         """Fetch genesis, base model and data into `folder`; what is already there and whole is not fetched again.
 
-        The genesis folder must still be verified as the checkpoint that it is.
+        The genesis is verified as the signed checkpoint that it is, by the root key in the invite.
 
-        Raises: as `fetch_file`.
+        Raises: as `fetch_file`; VerificationError: the genesis does not hold, and was deleted.
         """
         run = self._run or self.get_run()
         genesis, base_model, data = folder / "step-000000", folder / "base-model", folder / "data" / "data"
@@ -198,8 +207,20 @@ class CoordinatorClient:
         wanted += [(file, base_model / file.path) for file in run.model_files]
         for file, destination in wanted:
             self.fetch_file(certificate, file.sha256, file.size_bytes, destination, progress)
+        self._check_genesis(genesis, run)
         self._fetch_data(certificate, data, progress)
         return RunFiles(genesis, base_model if run.model_files else None, data)
+
+    def _check_genesis(self, genesis: Path, run: RunDescription) -> None:
+        report = verify_checkpoint(genesis, trusted={self._invite.root})
+        facts = (report.facts.get("run"), report.facts.get("round"), report.facts.get("state"))
+        if report.ok and facts == (run.card.run, 0, run.card.genesis):
+            return
+        verdict = "it is not this run's genesis" if report.ok else report.verdict
+        shutil.rmtree(genesis)
+        raise VerificationError(
+            f"the genesis that the coordinator offers does not hold: {verdict}", "tell the host; nothing was loaded"
+        )
 
     def _fetch_data(self, certificate: str, destination: Path, progress: Progress | None) -> None:
         assert self._run is not None
@@ -276,7 +297,8 @@ class CoordinatorClient:
                 for start in range(0, len(chunk), PART_BYTES):
                     yield coordinator_pb2.StatePart(data=bytes(chunk[start : start + PART_BYTES]))
 
-        return bool(self._call("UploadState", parts(), timeout_s=STREAM_TIMEOUT_S).accepted)
+        limit_s = transfer_timeout_s(manifest.parameter_bytes + manifest.outer_bytes)
+        return bool(self._call("UploadState", parts(), timeout_s=limit_s).accepted)
 
     def receipts(self, certificate: str, after_round: int = 0) -> list[bytes]:
         """Receipts for the rounds after `after_round`, oldest first; not yet checked (`peer.receipts` does).

@@ -25,7 +25,7 @@ MAX_STATES = 64  # that one peer offers
 
 _MULTIADDRESS = re.compile(
     r"/(ip4/\d{1,3}(\.\d{1,3}){3}|ip6/[0-9a-fA-F:]{2,39}|dns[46]?/[A-Za-z0-9.-]{1,253})"
-    r"/(tcp|udp)/\d{1,5}[!-~]{0,160}/p2p/([1-9A-HJ-NP-Za-km-z]{40,64})"
+    r"/(tcp|udp)/\d{1,5}[!-~]{0,160}/p2p/(?P<peer>[1-9A-HJ-NP-Za-km-z]{40,64})"
 )
 
 
@@ -43,7 +43,7 @@ def check_swarm_address(address: str) -> str:
     match = _MULTIADDRESS.fullmatch(address) if len(address) <= MAX_ADDRESS_CHARS else None
     if match is None:
         raise FormatError(f"not a swarm address: {address[:80]!r}", "expected /ip4/…/tcp/…/p2p/<peer id>")
-    return match[5]
+    return match["peer"]
 
 
 def transfer_timeout_s(size_bytes: int) -> float:
