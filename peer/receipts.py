@@ -1,0 +1,122 @@
+"""A peer's receipts: one file for each round it was credited for, that `potluck verify RECEIPT` checks offline.
+
+    receipts/round-000012.json
+
+What the coordinator sends is kept only if it holds by the root key in the invite, is of this run, and is this peer's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from peer.downloads import disk_error
+from protocol.errors import VerificationError
+from protocol.ledger_entry import CreditEntry
+from protocol.receipt import MAX_RECEIPT_BYTES, CheckedReceipt, check_receipt
+
+_NAME = re.compile(r"round-(\d{6,9})\.json")
+_MAX_ASKS = 10_000  # answers of up to a hundred receipts each
+
+
+class ReceiptSource(Protocol):
+    """What is needed of a `CoordinatorClient`."""
+
+    def receipts(self, certificate: str, after_round: int = 0) -> list[bytes]: ...
+
+
+class Receipts:
+    """The receipts of one peer in one run.
+
+    Args:
+        folder: made when it is not there.
+        run: run digest.
+        root: fingerprint of the root key, from the invite.
+        peer_id: whose credit they are.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, *, run: str, root: str, peer_id: str) -> None:
+        self._folder, self._run, self._root, self._peer_id = folder, run, root, peer_id
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(folder, error) from error
+
+    def rounds(self) -> list[int]:
+        """The rounds that there is a receipt for, in order."""
+        found = (_NAME.fullmatch(path.name) for path in self._folder.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def tokens(self) -> int:
+        """The credit that the receipts show, in tokens. Raises: as `check`."""
+        return sum(self._entry(self.path(number).read_bytes()).tokens for number in self.rounds())
+
+    def path(self, round_number: int) -> Path:
+        """Where the receipt for a round lies."""
+        return self._folder / f"round-{round_number:06d}.json"
+
+    def fetch(self, client: ReceiptSource, certificate: str) -> int:
+        """Ask for the receipts that are not here yet; returns how many were new.
+
+        Rounds can enter the ledger late, but only in order, so those after the newest receipt are all that is missing.
+
+        Raises:
+            CoordinatorAway: it cannot be reached.
+            VerificationError: it sent one that does not hold, which is not kept.
+        """
+        new = 0
+        for _ in range(_MAX_ASKS):
+            newest = max(self.rounds(), default=0)
+            batch = client.receipts(certificate, newest)
+            if not batch:
+                return new
+            new += self.keep(batch, after_round=newest)
+        return new
+
+    def keep(self, receipts: Iterable[bytes], after_round: int = 0) -> int:
+        """Check and store receipts; returns how many.
+
+        Raises:
+            FormatError: not a receipt.
+            SignatureError: a signature does not hold.
+            VerificationError: it does not hold, is of another run or peer, or is for a round not asked for.
+            InputError: the disk is full.
+        """
+        kept = 0
+        for data in receipts:
+            entry = self._entry(data)
+            if entry.round <= after_round:
+                raise VerificationError(f"a receipt for round {entry.round}, expected one after {after_round}")
+            _write(self.path(entry.round), data)
+            kept += 1
+        return kept
+
+    def _entry(self, data: bytes) -> CreditEntry:
+        """The credit that a receipt proves."""
+        if len(data) > MAX_RECEIPT_BYTES:
+            raise VerificationError(f"a receipt has at most {MAX_RECEIPT_BYTES} bytes, got {len(data)}")
+        checked: CheckedReceipt = check_receipt(data, {self._root})
+        entry = checked.entry
+        if not isinstance(entry, CreditEntry) or entry.run != self._run:
+            raise VerificationError(f"the receipt is of run {entry.run[:16]}…, expected credit in {self._run[:16]}…")
+        if entry.peer_id != self._peer_id:
+            raise VerificationError(f"the receipt is {entry.peer_id}'s, expected {self._peer_id}'s")
+        return entry
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".new")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise disk_error(path, error) from error
