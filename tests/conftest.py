@@ -21,12 +21,12 @@ def glass_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shakespeare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All plays as one text file, 5 MB: as the demo has it."""
-    spec = importlib.util.spec_from_file_location("shakespeare_data", SHAKESPEARE / "data.py")
+    spec = importlib.util.spec_from_file_location("shakespeare_prepare", SHAKESPEARE / "prepare.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     path = tmp_path_factory.mktemp("shakespeare") / "shakespeare.txt"
-    assert module.main([str(path)]) == 0
+    path.write_text(module.plain_text())
     return path
 
 

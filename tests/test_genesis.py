@@ -31,7 +31,8 @@ def test_a_folder_is_found_from_where_run_toml_lies(glass_dir: Path, tmp_path: P
 
 
 @pytest.fixture
-def hub(glass_dir: Path, tmp_path: Path) -> Hub:
+def hub(glass_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # this hub is on loopback
     folder = tmp_path / "hub"
     shutil.copytree(glass_dir, folder)
     for extra in ("pytorch_model.bin", "modeling_evil.py", "onnx/model.safetensors", "README.md", "training_args.bin"):
@@ -76,6 +77,7 @@ def test_a_hub_model_without_safetensors_is_refused(hub: Hub, tmp_path: Path) ->
 def test_without_a_network_the_message_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub.utils import _http
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(_http.time, "sleep", lambda _: None)  # its five retries wait 23 s in all
     with pytest.raises(NetworkError, match="cannot be fetched from the hub") as caught:
         prepare_model(source(hub="owner/glass", revision=COMMIT), tmp_path, tmp_path, "http://127.0.0.1:9")

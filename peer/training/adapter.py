@@ -26,7 +26,7 @@ def add_lora(model: Any, method: Method, seed: int, base_name: str) -> PeftModel
 
     Args:
         model: a transformers causal LM.
-        base_name: what adapter_config.json calls the base model.
+        base_name: what adapter_config.json calls the base model; "owner/name@commit" becomes name and revision.
 
     Raises:
         InputError: the model has no modules of the names in `method.targets`.
@@ -50,7 +50,9 @@ def add_lora(model: Any, method: Method, seed: int, base_name: str) -> PeftModel
             adapted: PeftModel = get_peft_model(model, config)  # type: ignore[assignment]
     except ValueError as error:
         raise InputError(f"method.targets: {error}", f"this model has {', '.join(_linear_names(model))}") from error
-    adapted.peft_config["default"].base_model_name_or_path = base_name
+    saved = adapted.peft_config["default"]
+    saved.base_model_name_or_path, _, revision = base_name.partition("@")
+    saved.revision = revision or None
     return adapted
 
 

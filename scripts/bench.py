@@ -1,0 +1,33 @@
+"""Runs the benchmarks, one table each. `scripts/bench` calls it.
+
+    scripts/bench                       every table, with its defaults
+    scripts/bench alone --pairs 20      one table, with its options
+
+A table is a file scripts/bench_NAME.py beside this one, with `main(arguments: list[str]) -> int` that prints it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+
+def tables() -> list[str]:
+    """Names of all tables, in the order in which they are run."""
+    return sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py"))
+
+
+def main(arguments: list[str]) -> int:
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(__doc__.strip() + "\n\ntables: " + ", ".join(tables()))
+        return 0
+    if arguments and arguments[0] not in tables():
+        print(f"error: no table {arguments[0]!r}\nhint: tables are {', '.join(tables())}", file=sys.stderr)
+        return 2
+    names = arguments[:1] or tables()
+    return max(importlib.import_module(f"bench_{name}").main(arguments[1:]) for name in names)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
