@@ -70,15 +70,31 @@ class ModelSignature:
         """
         bundle = canonical.loads(data, max_bytes=MAX_BUNDLE_BYTES)
         try:
-            if bundle["mediaType"] != _MEDIA_TYPE or bundle["dsseEnvelope"]["payloadType"] != _PAYLOAD_TYPE:
+            envelope, material = bundle["dsseEnvelope"], bundle["verificationMaterial"]
+            (entry,) = envelope["signatures"]
+            if (bundle["mediaType"], envelope["payloadType"]) != (_MEDIA_TYPE, _PAYLOAD_TYPE):
                 raise FormatError("not a model signature: expected a Sigstore bundle v0.3 with an in-toto statement")
-            payload = base64.b64decode(bundle["dsseEnvelope"]["payload"], validate=True)
-            (entry,) = bundle["dsseEnvelope"]["signatures"]
+            if not _is_plain(bundle, envelope, material, entry):
+                raise FormatError("not a model signature by a key: it holds more than one signature and the key's hint")
+            payload = base64.b64decode(envelope["payload"], validate=True)
             signature = base64.b64decode(entry["sig"], validate=True)
-            hint = str(bundle["verificationMaterial"]["publicKey"]["hint"])
+            hint = str(material["publicKey"]["hint"])
         except (KeyError, TypeError, ValueError, binascii.Error) as error:
             raise FormatError("not a model signature with one DSSE envelope and one signature") from error
         return cls(payload, signature, hint, _signed_files(canonical.loads(payload, max_bytes=MAX_BUNDLE_BYTES)))
+
+
+def _is_plain(bundle: Any, envelope: Any, material: Any, entry: Any) -> bool:
+    """Whether nothing is there that the stock command would refuse, or that we would not look at."""
+    return (
+        set(bundle) == {"mediaType", "verificationMaterial", "dsseEnvelope"}
+        and set(envelope) == {"payload", "payloadType", "signatures"}
+        and {"publicKey"} <= set(material) <= {"publicKey", "tlogEntries"}
+        and set(material["publicKey"]) == {"hint"}
+        and material.get("tlogEntries", []) == []
+        and {"sig"} <= set(entry) <= {"sig", "keyid"}
+        and isinstance(entry.get("keyid", ""), str)
+    )
 
 
 def _signed_files(statement: Any) -> dict[str, str]:
@@ -86,12 +102,12 @@ def _signed_files(statement: Any) -> dict[str, str]:
     try:
         kind, predicate_type = statement["_type"], statement["predicateType"]
         (subject,) = statement["subject"]
-        subject_digest = subject["digest"]["sha256"]
+        subject_name, subject_digest = subject["name"], subject["digest"]["sha256"]
         serialization = dict(statement["predicate"]["serialization"])
         resources = [(item["name"], item["algorithm"], item["digest"]) for item in statement["predicate"]["resources"]]
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError("the signed statement is not that of a model signature") from error
-    if (kind, predicate_type) != (_STATEMENT_TYPE, _PREDICATE_TYPE):
+    if (kind, predicate_type) != (_STATEMENT_TYPE, _PREDICATE_TYPE) or not isinstance(subject_name, str):
         raise FormatError("the signed statement is not of the model signature type, version 1.0")
     if serialization != _SERIALIZATION:
         odd = sorted(key for key in serialization | _SERIALIZATION if serialization.get(key) != _SERIALIZATION.get(key))
