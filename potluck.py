@@ -1,0 +1,289 @@
+"""The command line: `potluck host`, `potluck join`, `potluck verify` and their smaller siblings.
+
+Each verb imports its package when it is called, so `--help` is quick and a verifier needs neither torch nor hivemind.
+Exit codes: 0 yes or done, 1 the answer is no, 2 wrong usage or input, 130 interrupted. Results go to standard output,
+everything else to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from protocol.errors import InputError, PotluckError
+
+app = typer.Typer(
+    name="potluck",
+    help="Train one model together on donated computers; verify what comes of it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+identity_app = typer.Typer(help="Your peer's key: show, back up, restore.", no_args_is_help=True)
+app.add_typer(identity_app, name="identity")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on standard error.")]
+Home = Annotated[
+    Path | None, typer.Option("--home", help="Where identity, runs and receipts are kept [default: your data folder].")
+]
+
+
+@app.command()
+def host(
+    config: Annotated[Path, typer.Argument(metavar="RUN.TOML", help="What to train: see examples/.")],
+    folder: Annotated[Path | None, typer.Option(help="The run's folder [default: runs/NAME].")] = None,
+    until_finished: Annotated[bool, typer.Option(help="Leave when the run has had all its rounds.")] = False,
+    json_output: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Launch a run: make and sign its genesis, admit volunteers, keep the ledger, publish checkpoints."""
+    _log(verbose)
+    _need("coordinator", "sqlalchemy", "torch")
+    from coordinator.host import host as run_host
+    from coordinator.host_screen import HostScreen
+    from protocol.trust import trust
+
+    screen = HostScreen(as_json=json_output)
+
+    def started(running: Any) -> None:
+        trust(running.invite.root, name=running.status().name, run=running.invite.run)
+        screen.started(running)
+
+    try:
+        status = run_host(
+            config, folder, on_start=started, on_status=screen.status, linger_s=10.0 if until_finished else None
+        )
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    finally:
+        screen.close()
+    screen.ended(status)
+
+
+@app.command()
+def join(
+    invite: Annotated[
+        str, typer.Argument(metavar="INVITE", help="The line the host sent you, or a file that holds it.")
+    ],
+    home: Home = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Agree to the run's terms without being asked.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads to use [default: all].")] = None,
+    listen: Annotated[
+        str, typer.Option(help="Address and port for other members; port 0: any free one.")
+    ] = "0.0.0.0:0",
+    announce: Annotated[str | None, typer.Option(help="Host name or address others reach you by, if another.")] = None,
+    lang: Annotated[str | None, typer.Option(help="en or zh [default: from your locale].")] = None,
+    json_output: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Donate this computer's time to a run: train with the others until it is over or you press Ctrl-C."""
+    from protocol.invite import Invite
+
+    parsed = Invite.parse(_text_or_file(invite))  # before the heavy imports: a bad paste is told at once
+    _log(verbose)
+    _need("peer", "torch", "hivemind")
+    from peer import messages
+    from peer.screens import JsonScreen, TerminalScreen
+    from peer.swarm.swarm import SwarmConfig
+    from peer.volunteer import PeerConfig, Volunteer
+    from protocol.keys import PeerIdentity
+    from protocol.trust import home as default_home
+
+    config = PeerConfig(
+        home=home or default_home(),
+        device=_device(device),
+        threads=threads,
+        swarm=SwarmConfig(listen=listen, announce=announce),
+    )
+    language = lang if lang in ("en", "zh") else messages.language()
+    me = PeerIdentity.load_or_create(config.home / "identity").peer_id
+    screen: Any = JsonScreen() if json_output else TerminalScreen(language, me, yes=yes)
+    stop = threading.Event()
+    _stop_on_signals(stop, lambda: screen.step("leaving"))
+    try:
+        agreed = Volunteer(parsed, config, screen, stop).run()
+    finally:
+        screen.close()
+    screen.step("declined" if not agreed else "left" if stop.is_set() else "done")
+    if not agreed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="A checkpoint folder (step-…) or a receipt file.")],
+    key: Annotated[
+        list[str] | None, typer.Option("--key", help="A key you trust: a PEM file or a fingerprint. May be repeated.")
+    ] = None,
+    checkpoints: Annotated[
+        Path | None, typer.Option(help="The folder of all checkpoints, to check the chain back to genesis.")
+    ] = None,
+    home: Home = None,
+    json_output: Json = False,
+) -> None:
+    """Check a published checkpoint or a receipt, offline, without trusting its host's word."""
+    from protocol.keys import fingerprint, load_public_pem
+    from protocol.trust import trusted_roots
+    from protocol.verify import verify_checkpoint, verify_receipt
+
+    trusted, keys = set(trusted_roots(home)), []
+    for given in key or []:
+        if Path(given).is_file():
+            public = load_public_pem(Path(given).read_bytes()[:8192])
+            keys.append(public)
+            trusted.add(fingerprint(public))
+        elif len(given) == 64 and set(given.lower()) <= set("0123456789abcdef"):
+            trusted.add(given.lower())
+        else:
+            raise InputError(f"--key {given}: neither a PEM file nor a fingerprint of 64 hex digits")
+    if path.is_dir():
+        report = verify_checkpoint(path, trusted=trusted, keys=keys, checkpoints_dir=checkpoints)
+    else:
+        report = verify_receipt(path, trusted)
+    typer.echo(json.dumps(report.to_json(), indent=2) if json_output else report.to_text())
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def status(
+    invite: Annotated[str, typer.Argument(metavar="INVITE", help="The run's invite, or a file that holds it.")],
+    json_output: Json = False,
+) -> None:
+    """Ask a run's coordinator how the run stands."""
+    _need("peer", "grpc")
+    from peer.coordinator_client import CoordinatorClient
+    from protocol.invite import Invite
+
+    with CoordinatorClient(Invite.parse(_text_or_file(invite))) as client:
+        client.get_run()
+        current = client.status()
+    if json_output:
+        typer.echo(current.to_bytes().decode())
+        return
+    typer.echo(
+        f"{current.name}: round {current.round} of {current.rounds or 'open end'}, {current.tokens:,} tokens agreed"
+    )
+    for peer in sorted(current.peers, key=lambda item: -item.credit_tokens):
+        seen = "away" if peer.last_seen_s is None else f"seen {peer.last_seen_s:.0f} s ago"
+        typer.echo(f"  {peer.peer_id[-8:]}  {peer.credit_tokens:>12,} tokens in {peer.rounds} rounds, {seen}")
+    for item in current.evaluations:
+        typer.echo(f"  round {item.round:>6}: held-out loss {item.held_out_loss:.4f}")
+
+
+@identity_app.command("show")
+def identity_show(home: Home = None) -> None:
+    """Print this peer's id."""
+    from protocol.keys import PeerIdentity
+
+    typer.echo(PeerIdentity.load_or_create(_identity_path(home)).peer_id)
+
+
+@identity_app.command("backup")
+def identity_backup(target: Annotated[Path, typer.Argument(help="The file to write.")], home: Home = None) -> None:
+    """Copy this peer's key to a file: whoever has it can claim your credit, so keep it safe."""
+    from protocol.keys import PeerIdentity, write_private
+
+    source = _identity_path(home)
+    if not source.is_file():
+        raise InputError(f"{source}: there is no identity yet", "join a run first")
+    if target.exists():
+        raise InputError(f"{target}: is there already", "choose another name")
+    identity = PeerIdentity.load_or_create(source)
+    write_private(target, identity.to_bytes())
+    typer.echo(f"{identity.peer_id} -> {target}")
+
+
+@identity_app.command("restore")
+def identity_restore(source: Annotated[Path, typer.Argument(help="A backup.")], home: Home = None) -> None:
+    """Put a backed-up key in place; an identity that is already here is kept beside it."""
+    from protocol.keys import PeerIdentity, write_private
+
+    try:
+        identity = PeerIdentity.from_bytes(source.read_bytes()[:128])
+    except OSError as error:
+        raise InputError(f"{source}: {error.strerror}") from error
+    target = _identity_path(home)
+    if target.is_file() and target.read_bytes() != identity.to_bytes():
+        kept = target.with_name(f"identity.{PeerIdentity.load_or_create(target).peer_id[-8:]}")
+        os.replace(target, kept)
+        typer.echo(f"the identity that was here is now {kept}")
+    write_private(target, identity.to_bytes())
+    typer.echo(identity.peer_id)
+
+
+def _identity_path(home: Path | None) -> Path:
+    from protocol.trust import home as default_home
+
+    return (home or default_home()) / "identity"
+
+
+def _text_or_file(given: str) -> str:
+    if given.startswith("potluck1.") or not Path(given).is_file():
+        return given
+    return Path(given).read_text(encoding="utf-8")[:8192]
+
+
+def _device(wanted: str) -> str:
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {wanted}: {str(error).splitlines()[0]}", "use auto, cpu, cuda or mps") from error
+    return wanted
+
+
+def _need(extra: str, *modules: str) -> None:
+    """Say which extra to install when one of its modules is not there."""
+    import importlib.util
+
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"this needs {', '.join(missing)}", f"pip install 'potluck[{extra}]'")
+
+
+def _stop_on_signals(stop: threading.Event, say: Any) -> None:
+    """The first Ctrl-C or SIGTERM leaves gracefully, the second at once."""
+
+    def handle(number: int, frame: Any) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+        say()
+
+    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGTERM, handle)
+
+
+def _log(verbose: bool) -> None:
+    level = logging.DEBUG if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for noisy in ("asyncio", "hivemind", "httpx", "urllib3", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def main() -> NoReturn:
+    """Run the command line; errors become one line and a hint."""
+    try:
+        app()
+    except PotluckError as error:
+        sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+        sys.exit(error.exit_code)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

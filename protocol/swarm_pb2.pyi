@@ -65,14 +65,12 @@ class ProposalReply(_message.Message):
     def __init__(self, accepted: _Optional[bool] = ..., reason: _Optional[str] = ..., certificate: _Optional[str] = ..., claim: _Optional[bytes] = ..., voted: _Optional[_Iterable[_Union[Voted, _Mapping]]] = ..., can_reduce: _Optional[bool] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class Voted(_message.Message):
-    __slots__ = ("vote", "group", "holds")
+    __slots__ = ("vote", "group")
     VOTE_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
-    HOLDS_FIELD_NUMBER: _ClassVar[int]
     vote: bytes
     group: Group
-    holds: bool
-    def __init__(self, vote: _Optional[bytes] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., holds: _Optional[bool] = ...) -> None: ...
+    def __init__(self, vote: _Optional[bytes] = ..., group: _Optional[_Union[Group, _Mapping]] = ...) -> None: ...
 
 class GroupMember(_message.Message):
     __slots__ = ("certificate", "claim", "can_reduce")

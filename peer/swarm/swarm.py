@@ -23,10 +23,12 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from peer.round_rules import BallotBox
+from peer.swarm.allreduce import Limits
+from peer.swarm.head import Head
 from peer.swarm.members import MemberView
 from peer.swarm.node import Node
 from peer.swarm.records import RecordValidator, members_key, open_record, sign_record
-from peer.swarm.rounds import Head, RoundEngine, RoundReport, Timing
+from peer.swarm.rounds import RoundReport, Rounds
 from peer.training.work import Update
 from protocol.errors import FormatError, NetworkError, RefusedError, RoundAborted, SignatureError
 from protocol.keys import PeerIdentity
@@ -48,7 +50,7 @@ class SwarmConfig:
     listen: str = "0.0.0.0:0"
     announce: str | None = None
     can_reduce: bool = True
-    timing: Timing = field(default_factory=Timing)
+    limits: Limits = field(default_factory=Limits)
 
 
 class Swarm:
@@ -71,7 +73,7 @@ class Swarm:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="swarm", daemon=True)
         self._node: Node | None = None
-        self._engine: RoundEngine | None = None
+        self._engine: Rounds | None = None
         self._search: asyncio.Task[None] | None = None
         self._known_addresses: set[str] = set()
 
@@ -122,11 +124,16 @@ class Swarm:
 
     def report_progress(self, tokens: int, tokens_per_s: float, step_s: float) -> None:
         """Say how far the work of this round is; costs the trainer nothing."""
-        rounds = self._rounds
-        rounds.trained_tokens, rounds.tokens_per_s, rounds.step_s = tokens, tokens_per_s, step_s
+        progress = self._rounds.progress
+        progress.tokens, progress.tokens_per_s, progress.step_s = tokens, tokens_per_s, step_s
 
-    def finish_work(self, update: Update, base: str, stop: threading.Event) -> Head:
+    def finish_work(
+        self, update: Update, base: str, stop: threading.Event, on_wait: Callable[[str], None] = lambda reason: None
+    ) -> Head:
         """Hand over an update and wait for the next head; returns as soon as there is one, or `stop` is set.
+
+        Args:
+            on_wait: told several times a second why there is none yet.
 
         Raises:
             RoundAborted: `stop` was set, or this peer is leaving.
@@ -138,6 +145,7 @@ class Swarm:
             except TimeoutError:
                 if future.done():
                     raise
+                on_wait(self.waiting_for)
         future.cancel()
         raise RoundAborted("stopped by its owner")
 
@@ -150,7 +158,7 @@ class Swarm:
     # ---- on the loop -------------------------------------------------------------------------------------------------
 
     @property
-    def _rounds(self) -> RoundEngine:
+    def _rounds(self) -> Rounds:
         assert self._engine is not None, "the swarm has not been entered"
         return self._engine
 
@@ -159,7 +167,7 @@ class Swarm:
         self._node = await Node.start(
             self._identity_path, listen=config.listen, announce=config.announce, validator=RecordValidator()
         )
-        self._engine = RoundEngine(
+        self._engine = Rounds(
             self._node,
             self._identity,
             self._card,
@@ -168,7 +176,7 @@ class Swarm:
             self._first_head,
             self._committed,
             can_reduce=config.can_reduce,
-            timing=config.timing,
+            limits=config.limits,
         )
         self._engine.addresses = await self._node.addresses()
         await self._engine.start()
@@ -189,7 +197,7 @@ class Swarm:
     async def _connect(self, addresses: set[str]) -> None:
         assert self._node is not None
         reached = await self._node.connect(addresses)
-        self._rounds.contacts |= reached
+        self._rounds.gossip.contacts |= reached
         self._known_addresses |= {address for address in addresses if address.rpartition("/")[2] in reached}
 
     async def _search_forever(self) -> None:
@@ -229,7 +237,7 @@ class Swarm:
             if signer == peer_id and record.run == self._card.run:
                 found |= {address for address in record.addresses if address.endswith(f"/p2p/{peer_id}")}
         if found:
-            self._rounds.contacts |= await self._node.connect(found)
+            self._rounds.gossip.contacts |= await self._node.connect(found)
 
     def _run(self, coroutine: Coroutine[Any, Any, T], timeout_s: float) -> T:
         future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)

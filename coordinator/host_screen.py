@@ -1,0 +1,110 @@
+"""What `potluck host` shows: the invite, then a live table of the run; JSON lines for scripts."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from protocol.status import RunStatus
+
+if TYPE_CHECKING:
+    from coordinator.host import Host
+
+
+class HostScreen:
+    """One screen for one `potluck host`."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._console = Console(stderr=True, highlight=False)
+        self._live: Live | None = None
+        self._round = -1
+        self._evaluated = -1
+
+    def started(self, running: Host) -> None:
+        """Volunteers can join: show the invite."""
+        if self._as_json:
+            self._write("started", invite=str(running.invite), folder=str(running.folder), run=running.invite.run)
+            return
+        self._console.print("Pass this line on; whoever has it can join:\n")
+        sys.stdout.write(f"{running.invite}\n")
+        sys.stdout.flush()
+        self._console.print(
+            f"\nto join: potluck join {str(running.invite)[:24]}…\nfolder:  {running.folder}\n", soft_wrap=True
+        )
+        self._console.print(
+            "Ctrl-C stops the coordinator; peers go on training, and the same command goes on with the run.\n"
+        )
+
+    def status(self, status: RunStatus) -> None:
+        """How the run stands; called about every second."""
+        newest = max((item.round for item in status.evaluations), default=-1)
+        changed = (status.round, newest) != (self._round, self._evaluated)
+        self._round, self._evaluated = status.round, newest
+        if self._as_json:
+            if changed:
+                self._write("status", status=json.loads(status.to_bytes()))
+        elif self._console.is_terminal:
+            self._draw(status)
+        elif changed:
+            loss = f", held-out loss {status.evaluations[-1].held_out_loss:.4f}" if status.evaluations else ""
+            self._console.print(f"round {status.round}: {status.tokens:,} tokens agreed{loss}")
+
+    def ended(self, status: RunStatus) -> None:
+        """The coordinator has stopped."""
+        if self._as_json:
+            self._write("ended", finished=status.finished, status=json.loads(status.to_bytes()))
+        elif status.finished:
+            self._console.print(f"the run has had all its {status.rounds} rounds")
+        else:
+            self._console.print(f"stopped at round {status.round}; the same command goes on from here")
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _draw(self, status: RunStatus) -> None:
+        if self._live is None:
+            self._live = Live(console=self._console, auto_refresh=False)
+            self._live.start()
+        self._live.update(run_view(status), refresh=True)
+
+    def _write(self, event: str, **values: Any) -> None:
+        sys.stdout.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
+        sys.stdout.flush()
+
+
+def run_view(status: RunStatus) -> Group:
+    """A run as a table of its peers under a line of its figures; `scripts/demo` shows the same."""
+    losses = [item.held_out_loss for item in status.evaluations]
+    trend = f"{losses[0]:.4f} → {losses[-1]:.4f}" if len(losses) > 1 else f"{losses[0]:.4f}" if losses else "…"
+    head = Text.assemble(
+        (f"{status.name}  ", "bold"),
+        f"round {status.round}{f'/{status.rounds}' if status.rounds else ''}   held-out loss {trend}   ",
+        f"{status.tokens_per_s:,.0f} tokens/s   {status.tokens:,} tokens agreed   ledger {status.ledger.size} entries",
+    )
+    bar = Text()
+    if status.rounds:
+        done = round(40 * status.round / status.rounds)
+        bar = Text.assemble(("━" * done, "green"), ("━" * (40 - done), "dim"))
+    table = Table(box=None, padding=(0, 2))
+    for name, justify in (
+        ("peer", "left"),
+        ("round", "right"),
+        ("tokens/s", "right"),
+        ("credit, tokens", "right"),
+        ("seen", "right"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for peer in sorted(status.peers, key=lambda item: item.peer_id):
+        seen = "away" if peer.last_seen_s is None else f"{peer.last_seen_s:.0f} s ago"
+        table.add_row(peer.peer_id[-8:], str(peer.round), f"{peer.tokens_per_s:,.0f}", f"{peer.credit_tokens:,}", seen)
+    return Group(head, bar, table)

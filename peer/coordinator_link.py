@@ -1,0 +1,151 @@
+"""The link to the coordinator: a thread of its own, so that nothing it does is on the training path.
+
+Every few seconds it says that this peer is here, learns where others are, sends what waits in the outbox, uploads a state
+that is asked for, fetches receipts, and renews the certificate in good time. While the coordinator is away it tries again
+with growing, jittered pauses; the peer trains on.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from peer.coordinator_client import CoordinatorClient
+from peer.outbox import Outbox
+from peer.receipts import ReceiptStore
+from peer.training.state import SharedState
+from protocol.errors import CoordinatorAway, InputError, PotluckError, RefusedError
+from protocol.keys import PeerIdentity
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_S = 2.0
+LONGEST_PAUSE_S = 60.0
+RENEW_SHARE = 0.5  # of the certificate's life that may pass before it is renewed
+
+
+class Certificate:
+    """The newest certificate; read by the swarm's thread, written by the link's."""
+
+    def __init__(self, token: str, expires: float) -> None:
+        self.token = token
+        self.expires = expires
+        self.renew_at = self._renewal(expires)
+
+    def replace(self, token: str, expires: float) -> None:
+        self.token, self.expires, self.renew_at = token, expires, self._renewal(expires)
+
+    @staticmethod
+    def _renewal(expires: float) -> float:
+        now = time.time()
+        return now + RENEW_SHARE * max(expires - now, 0.0)
+
+
+class CoordinatorLink:
+    """Keeps in touch with the coordinator until closed.
+
+    Args:
+        on_certificate: called with each new certificate, to keep it on disk.
+        on_addresses: called with addresses of other members.
+        position: gives (last committed round, tokens/s, own addresses).
+        saved_states: gives state digest -> file, of what could be uploaded.
+    """
+
+    def __init__(
+        self,
+        client: CoordinatorClient,
+        identity: PeerIdentity,
+        certificate: Certificate,
+        outbox: Outbox,
+        receipts: ReceiptStore,
+        *,
+        on_certificate: Callable[[str], None],
+        on_addresses: Callable[[list[str]], None],
+        position: Callable[[], tuple[int, float, list[str]]],
+        saved_states: Callable[[], dict[str, Path]],
+    ) -> None:
+        self._client, self._identity, self._certificate = client, identity, certificate
+        self._outbox, self._receipts = outbox, receipts
+        self._on_certificate, self._on_addresses = on_certificate, on_addresses
+        self._position, self._saved_states = position, saved_states
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self.away_since: float | None = None
+        self.finished = False  # the coordinator says that the run is over
+        self.settled = threading.Event()  # the outbox is empty and nothing is asked of this peer
+        self._thread = threading.Thread(target=self._run, name="coordinator-link", daemon=True)
+
+    def __enter__(self) -> CoordinatorLink:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(timeout=15)
+        self._client.close()
+
+    def wake(self) -> None:
+        """There is something to send."""
+        self.settled.clear()
+        self._wake.set()
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._closing.is_set():
+            try:
+                self._visit()
+                failures, self.away_since = 0, None
+            except CoordinatorAway as error:
+                failures += 1
+                if self.away_since is None:
+                    self.away_since = time.time()
+                    logger.warning(
+                        "the coordinator cannot be reached (%s); training goes on, claims wait in the outbox",
+                        error.message,
+                    )
+            except RefusedError as error:
+                failures += 1
+                logger.warning("the coordinator refuses this peer: %s", error.message)
+                self._certificate.renew_at = 0.0
+            except PotluckError as error:
+                failures += 1
+                logger.warning("with the coordinator: %s", error.message)
+            pause = (
+                INTERVAL_S if not failures else min(INTERVAL_S * 2**failures, LONGEST_PAUSE_S) * random.uniform(0.5, 1)
+            )
+            self._wake.wait(pause)
+            self._wake.clear()
+
+    def _visit(self) -> None:
+        if time.time() >= self._certificate.renew_at:
+            enrollment = self._client.enroll(self._identity)
+            self._certificate.replace(enrollment.certificate, enrollment.expires)
+            self._on_certificate(enrollment.certificate)
+        token = self._certificate.token
+        self._outbox.drain(self._client, token)
+        round, tokens_per_s, addresses = self._position()
+        saved = self._saved_states()
+        answer = self._client.announce(
+            token, swarm_addresses=addresses, round=round, tokens_per_s=tokens_per_s, states=list(saved)
+        )
+        self._on_addresses(list(answer.swarm_addresses))
+        self._receipts.fetch(self._client, token)
+        wanted = answer.want_state in saved
+        if wanted:
+            self._upload(token, saved[answer.want_state])
+        self.finished = answer.finished
+        if len(self._outbox) == 0 and not wanted:
+            self.settled.set()
+
+    def _upload(self, token: str, path: Path) -> None:
+        try:
+            state = SharedState.load(path)
+        except InputError as error:
+            logger.warning("cannot upload %s: %s", path.name, error.message)
+            return
+        chunks = (state.chunk(index) for index in range(state.chunk_count))
+        self._client.upload_state(token, state.manifest(), chunks)

@@ -1,0 +1,67 @@
+"""What a volunteer reads, in English and in 简体中文. One line each; keys are the steps that `peer.volunteer` names.
+
+>>> text("verifying-genesis", "zh")
+'正在验证创世检查点的签名……'
+"""
+
+from __future__ import annotations
+
+import locale
+import os
+
+_MESSAGES = {
+    "asking-coordinator": ("asking the coordinator what this run is …", "正在向协调者查询本次训练的信息……"),
+    "coordinator-away": (
+        "the coordinator is away; going on with what is on this disk",
+        "暂时联系不上协调者；先用本机已有的文件继续",
+    ),
+    "fetching": ("fetching the model and the data …", "正在下载模型和数据……"),
+    "verifying-genesis": ("verifying the signature of the genesis checkpoint …", "正在验证创世检查点的签名……"),
+    "loading-model": ("loading the model …", "正在载入模型……"),
+    "reading-data": ("reading the data …", "正在读取数据……"),
+    "finding-members": ("looking for other members; training begins", "正在寻找其他成员；训练开始"),
+    "handing-in": ("the last round is done; handing in the last claims …", "最后一轮已完成；正在提交最后的声明……"),
+    "claims-wait": (
+        "some claims could not be handed in yet; they are kept, start again later to send them",
+        "有些声明还没能提交；它们已保存在本机，稍后重新启动即可提交",
+    ),
+    "leaving": (
+        "leaving; the others are told … (Ctrl-C again leaves at once)",
+        "正在退出并通知其他成员……（再按一次 Ctrl-C 立即退出）",
+    ),
+    "done": ("done. Thank you for the wood!", "完成。感谢您添的柴！"),
+    "left": ("left. Your identity and your receipts stay on this disk.", "已退出。您的身份密钥和凭据仍保存在本机。"),
+    "terms": ("This run wants to use your computer:", "本次训练希望使用您的电脑："),
+    "run": ("run", "训练"),
+    "model": ("model", "模型"),
+    "data": ("data", "数据"),
+    "licence": ("licence", "许可证"),
+    "method": ("method", "方法"),
+    "memory": ("memory needed", "所需内存"),
+    "download": ("to download", "需下载"),
+    "parameters": ("{total} parameters, {trainable} of them trained", "共 {total} 个参数，其中训练 {trainable} 个"),
+    "ask": ("Take part? [y/N] ", "参加吗？[y/N] "),
+    "declined": ("not joined; nothing was downloaded", "未参加；没有下载任何内容"),
+    "round": ("round", "轮次"),
+    "members": ("members", "成员"),
+    "own-tokens": ("your tokens this round", "本轮您的词元"),
+    "speed": ("tokens/s", "词元/秒"),
+    "loss": ("your loss", "您的损失"),
+    "credit": ("your tokens in committed rounds", "已提交轮次中您的词元"),
+    "waited": ("waiting per round", "每轮等待"),
+    "now": ("now", "现在"),
+    "working": ("working", "训练中"),
+    "averaging": ("averaging with the others", "正在与其他成员平均"),
+}
+
+
+def text(key: str, language: str, **values: object) -> str:
+    """The message `key` in "en" or "zh"."""
+    english, chinese = _MESSAGES[key]
+    return (chinese if language == "zh" else english).format(**values)
+
+
+def language() -> str:
+    """ "zh" where the owner's locale is Chinese, else "en"."""
+    named = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or locale.getlocale()[0]
+    return "zh" if (named or "").lower().startswith("zh") else "en"

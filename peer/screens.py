@@ -1,0 +1,192 @@
+"""What `potluck join` shows: a live table in a terminal, lines elsewhere, JSON lines for scripts."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+from rich.table import Table
+
+from peer.messages import text
+from peer.swarm.head import Head
+from peer.swarm.rounds import RoundReport
+from peer.trainer import WorkReport
+from peer.training.memory import memory_needed_bytes
+from protocol.run_card import RunCard
+
+_REFRESH_S = 0.25
+
+
+class JsonScreen:
+    """One JSON object a line on standard output; agrees to the terms by itself, for whoever uses it has read them."""
+
+    def agree(self, card: RunCard) -> bool:
+        self._write(
+            "terms", run=card.run, spec=card.spec.model_dump(mode="json"), memory_bytes=memory_needed_bytes(card.spec)
+        )
+        return True
+
+    def fetching(self, name: str, done_bytes: int, size_bytes: int) -> None:
+        if done_bytes == size_bytes:
+            self._write("fetched", file=name, bytes=size_bytes)
+
+    def step(self, key: str) -> None:
+        self._write("step", step=key)
+
+    def working(self, report: WorkReport) -> None:
+        if report.loss is not None:
+            self._write(
+                "worked",
+                round=report.round,
+                tokens=report.tokens,
+                tokens_per_s=round(report.tokens_per_s, 1),
+                loss=report.loss,
+            )
+
+    def committed(self, head: Head, report: RoundReport) -> None:
+        self._write(
+            "committed",
+            round=head.round,
+            state=head.state.digest,
+            members=report.members,
+            tokens=report.tokens,
+            waited_s=round(report.waited_s, 4),
+            attempts=report.attempts,
+            took_part=report.took_part,
+        )
+
+    def waiting(self, reason: str) -> None:
+        if reason != getattr(self, "_reason", ""):
+            self._write("waiting", reason=reason)
+        self._reason = reason
+
+    def close(self) -> None: ...
+
+    def _write(self, event: str, **values: Any) -> None:
+        sys.stdout.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
+        sys.stdout.flush()
+
+
+class TerminalScreen:
+    """For people. `yes` agrees to the terms without asking."""
+
+    def __init__(self, language: str, me: str, *, yes: bool) -> None:
+        self._language, self._me, self._yes = language, me, yes
+        self._console = Console(stderr=True, highlight=False)
+        self._live: Live | None = None
+        self._progress: Progress | None = None
+        self._drawn = 0.0
+        self._work: WorkReport | None = None
+        self._report: RoundReport | None = None
+        self._credit = 0
+        self._reason = ""
+
+    def agree(self, card: RunCard) -> bool:
+        say, spec = self._text, card.spec
+        table = Table(show_header=False, box=None, padding=(0, 2))
+        table.add_row(say("run"), f"{spec.run.name}  ({card.run[:16]}…)")
+        counts = say("parameters", total=_short(spec.model.parameters), trainable=_short(spec.model.trainable))
+        table.add_row(say("model"), f"{spec.model.name}: {counts}; {say('licence')} {spec.model.license}")
+        table.add_row(
+            say("data"), f"{spec.data.kind}, {_bytes(spec.data.size_bytes)}; {say('licence')} {spec.data.license}"
+        )
+        table.add_row(say("method"), f"{spec.method.kind}, {spec.sync.method}, {spec.sync.wire}")
+        table.add_row(say("memory"), _bytes(memory_needed_bytes(spec)))
+        self._console.print(say("terms"))
+        self._console.print(table)
+        if self._yes:
+            return True
+        if not sys.stdin.isatty():
+            self._console.print("hint: nobody is there to be asked; give --yes to agree")
+            return False
+        return self._console.input(say("ask")).strip().lower() in ("y", "yes", "是")
+
+    def fetching(self, name: str, done_bytes: int, size_bytes: int) -> None:
+        if not self._console.is_terminal:
+            return
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=self._console
+            )
+            self._progress.start()
+        tasks = {task.description: task.id for task in self._progress.tasks}
+        task = tasks[name] if name in tasks else self._progress.add_task(name, total=size_bytes)
+        self._progress.update(task, completed=done_bytes)
+
+    def step(self, key: str) -> None:
+        if self._progress is not None and key != "fetching":
+            self._progress.stop()
+            self._progress = None
+        self._console.print(self._text(key))
+
+    def working(self, report: WorkReport) -> None:
+        self._work = report
+        self._draw()
+
+    def committed(self, head: Head, report: RoundReport) -> None:
+        self._report = report
+        if head.agreement is not None:
+            self._credit += head.agreement.weights.get(self._me, 0)
+        if not self._console.is_terminal:
+            self._console.print(
+                f"{self._text('round')} {head.round}: {report.members} {self._text('members')}, {report.tokens} tokens"
+            )
+        self._draw(force=True)
+
+    def waiting(self, reason: str) -> None:
+        self._reason = reason
+        self._draw()
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _draw(self, force: bool = False) -> None:
+        now = time.monotonic()
+        if not self._console.is_terminal or (now - self._drawn < _REFRESH_S and not force):
+            return
+        self._drawn = now
+        if self._live is None:
+            self._live = Live(console=self._console, auto_refresh=False)
+            self._live.start()
+        self._live.update(self._table(), refresh=True)
+
+    def _table(self) -> Table:
+        say, work, last = self._text, self._work, self._report
+        table = Table(box=None, show_header=False, padding=(0, 2))
+        if work is not None:
+            table.add_row(say("round"), str(work.round))
+            table.add_row(say("own-tokens"), f"{work.tokens:,}   ({work.tokens_per_s:,.0f} {say('speed')})")
+            if work.loss is not None:
+                table.add_row(say("loss"), f"{work.loss:.3f}")
+        if last is not None:
+            table.add_row(say("members"), str(last.members))
+            table.add_row(say("waited"), f"{last.waited_s:.2f} s")
+        table.add_row(say("credit"), f"{self._credit:,}")
+        table.add_row(say("now"), self._reason or say("working"))
+        return table
+
+    def _text(self, key: str, **values: object) -> str:
+        return text(key, self._language, **values)
+
+
+def _short(number: int) -> str:
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return str(number)
+
+
+def _bytes(number: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number} B"

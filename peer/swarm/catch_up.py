@@ -1,0 +1,143 @@
+"""Catching up: a member that is behind, or on the lighter side of a split, fetches the head of the others.
+
+The agreement is checked signature by signature, the manifest against the digest that was signed, each chunk against the
+manifest. Whom to follow is decided by `peer.round_rules.prefers` and by how the rounds are chained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from typing import Any
+
+from peer.round_rules import Branch, prefers
+from peer.swarm.exchange import StateFetch, serve_state
+from peer.swarm.head import Head, Position
+from peer.swarm.talk import Talk
+from peer.training.state import SharedState
+from protocol import claim, swarm_pb2
+from protocol.claim import Agreement
+from protocol.errors import FormatError, NetworkError, RefusedError, VerificationError
+from protocol.run_card import RunCard
+from protocol.state import StateManifest
+
+logger = logging.getLogger(__name__)
+
+BEHIND_S = 0.6  # before fetching: most of the time the missing vote is about to come
+RETRY_S = 1.0
+HEAD_TIMEOUT_S = 20.0
+
+
+class CatchUp:
+    """Serves this member's states, and fetches the others'."""
+
+    def __init__(self, talk: Talk, card: RunCard, position: Position) -> None:
+        self._talk, self._card, self._position = talk, card, position
+        self._behind_since: float | None = None
+
+    async def start(self) -> None:
+        await self._talk.serve("head", swarm_pb2.HeadRequest, self._answer_head)
+        await self._talk.serve("state", swarm_pb2.StateRequest, self._answer_state)
+
+    async def better_head(self, now: float) -> Head | None:
+        """The head of a better branch that live members stand on, fetched and checked; None when there is none."""
+        mine = self._own_branch()
+        better = [b for b in self._talk.book.branches() if b.state != mine.state and b.round >= mine.round]
+        better = [b for b in better if b.round == mine.round + 1 or prefers(b, mine)]
+        if not better:
+            self._behind_since = None
+            return None
+        if self._behind_since is None:
+            self._behind_since = now
+        if now - self._behind_since < BEHIND_S:
+            return None
+        best = max(better, key=lambda b: (b.supporters, b.history_tokens, b.state))
+        self._behind_since = now + RETRY_S
+        for source in [view.peer_id for view in self._talk.book.alive() if view.base == best.state]:
+            try:
+                return await self._fetch_head(best, mine, source)
+            except (NetworkError, FormatError, RefusedError) as error:
+                logger.info("round %d could not be fetched from %s: %s", best.round, source[-8:], error.message)
+        return None
+
+    async def held_or_fetched(self, digest: str, sources: list[str]) -> SharedState:
+        """The state with this digest, from here or from other members.
+
+        Raises:
+            NetworkError: nobody could give it.
+        """
+        held = self._position.find(digest)
+        if held is not None:
+            return held
+        for source in self._others(sources):
+            request = swarm_pb2.HeadRequest(certificate=self._talk.certificate(), state=digest)
+            with contextlib.suppress(NetworkError, FormatError, VerificationError):
+                reply = await self._talk.call(source, "head", request, swarm_pb2.HeadReply)
+                if reply.manifest:
+                    return await self._fetch(self._check_manifest(reply.manifest, digest), sources)
+        raise NetworkError(f"nobody could give state {digest[:12]}…")
+
+    def _own_branch(self) -> Branch:
+        head = self._position.head
+        followers = sum(branch.supporters for branch in self._talk.book.branches() if branch.state == head.digest)
+        return Branch(head.round, head.digest, head.history_tokens, followers + 1)
+
+    async def _fetch_head(self, wanted: Branch, mine: Branch, source: str) -> Head:
+        request = swarm_pb2.HeadRequest(certificate=self._talk.certificate())
+        reply = await self._talk.call(source, "head", request, swarm_pb2.HeadReply, timeout_s=HEAD_TIMEOUT_S)
+        manifest = self._check_manifest(reply.manifest, reply.state)
+        agreement = Agreement.from_bytes(reply.agreement, run=self._card.run, membership_key=self._card.member_key)
+        if (agreement.round, agreement.state, manifest.round) != (reply.round, reply.state, reply.round):
+            raise VerificationError("the agreement is for another state than the one offered")
+        self._check_descent(agreement, wanted, mine)
+        sources = [view.peer_id for view in self._talk.book.alive() if view.base == reply.state]
+        state = self._position.find(reply.state) or await self._fetch(manifest, [source, *sources])
+        return Head(state, agreement, reply.history_tokens)
+
+    def _check_descent(self, agreement: Agreement, wanted: Branch, mine: Branch) -> None:
+        """The next round on this member's own branch needs that round's majority; any other branch must be the better one."""
+        head = self._position.head
+        if (agreement.round, agreement.base) == (head.round + 1, head.digest):
+            agreement.check_against(head.weights)
+            voters = {claim.open_vote(item.to_bytes())[0] for item in agreement.vote_envelopes}
+            if claim.has_majority(voters, head.weights):
+                return
+        if not prefers(wanted, mine):
+            raise VerificationError("the other branch is not the one that more members and more work stand behind")
+
+    def _check_manifest(self, data: bytes, digest: str) -> StateManifest:
+        manifest, own = StateManifest.from_bytes(data), self._position.head.state.manifest()
+        if manifest.digest != digest or manifest.tensors != own.tensors:
+            raise VerificationError(f"expected the manifest of state {digest[:12]}…, of this run's model, got another")
+        return manifest
+
+    async def _fetch(self, manifest: StateManifest, sources: list[str]) -> SharedState:
+        started = time.monotonic()
+        fetch = StateFetch(self._talk.node, self._talk.stream_name("state"), self._talk.certificate(), manifest)
+        state = await fetch.run(self._others(sources))
+        size = manifest.parameter_bytes + manifest.outer_bytes
+        logger.info("fetched round %d: %.1f MB in %.1f s", manifest.round, size / 1e6, time.monotonic() - started)
+        return state
+
+    def _others(self, peers: list[str]) -> list[str]:
+        return [peer for peer in dict.fromkeys(peers) if peer != self._talk.me]
+
+    async def _answer_head(self, request: swarm_pb2.HeadRequest, reader: Any, writer: Any, peer: str) -> None:
+        if request.state:
+            held = self._position.find(request.state)
+            await self._talk.reply(writer, swarm_pb2.HeadReply(manifest=held.manifest().to_bytes() if held else b""))
+            return
+        head = self._position.head
+        reply = swarm_pb2.HeadReply(
+            certificate=self._talk.certificate(),
+            round=head.round,
+            state=head.digest,
+            agreement=head.agreement.to_bytes() if head.agreement else b"",
+            manifest=head.state.manifest().to_bytes(),
+            history_tokens=head.history_tokens,
+        )
+        await self._talk.reply(writer, reply)
+
+    async def _answer_state(self, request: swarm_pb2.StateRequest, reader: Any, writer: Any, peer: str) -> None:
+        await serve_state(self._position.find(request.state), request, writer)

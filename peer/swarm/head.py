@@ -1,0 +1,65 @@
+"""Where a member stands: its newest committed state, and the states it can still give to others.
+
+At most two states are kept beside the one that the model trains from: the one before, which others may be fetching, and
+the candidate that is being voted on; making room for the second drops the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from peer.training.state import SharedState
+from protocol.claim import Agreement
+
+
+@dataclass(frozen=True)
+class Head:
+    """The newest committed state, and what committed it (nothing, for genesis)."""
+
+    state: SharedState
+    agreement: Agreement | None = None
+    history_tokens: int = 0  # agreed tokens of all rounds up to this one
+
+    @property
+    def round(self) -> int:
+        return self.state.round
+
+    @property
+    def digest(self) -> str:
+        return self.state.digest
+
+    @property
+    def weights(self) -> dict[str, int]:
+        """What each member of the last agreement counts for; empty at genesis."""
+        return dict(self.agreement.weights) if self.agreement else {}
+
+
+class Position:
+    """The head, and the states around it."""
+
+    def __init__(self, head: Head) -> None:
+        self.head = head
+        self._previous: SharedState | None = None
+        self._candidate: SharedState | None = None
+
+    @property
+    def round(self) -> int:
+        """The round that is being worked on."""
+        return self.head.round + 1
+
+    def make_room(self) -> None:
+        """A new state is about to be computed: stop keeping the one before."""
+        self._previous = None
+
+    def propose(self, candidate: SharedState) -> None:
+        self._candidate = candidate
+
+    def advance(self, head: Head) -> None:
+        self._previous, self._candidate, self.head = self.head.state, None, head
+
+    def find(self, digest: str) -> SharedState | None:
+        """The state with this digest, if it is still here."""
+        for state in (self.head.state, self._previous, self._candidate):
+            if state is not None and state.digest == digest:
+                return state
+        return None

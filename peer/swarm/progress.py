@@ -1,0 +1,69 @@
+"""Progress: every fraction of a second members tell each other what they have done. Nobody waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from peer.swarm.node import short
+from peer.swarm.talk import Talk
+from protocol import swarm_pb2
+from protocol.errors import FormatError, NetworkError, RefusedError
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_S = 0.3
+PEERS_AT_FULL_PACE = 16  # beyond that, members report less often, so that a large swarm does not drown in it
+
+
+class Gossip:
+    """Sends this member's progress, and keeps what comes back.
+
+    Args:
+        current: makes the message of the moment.
+    """
+
+    def __init__(self, talk: Talk, current: Callable[[], swarm_pb2.Progress]) -> None:
+        self._talk, self._current = talk, current
+        self._in_flight: set[str] = set()
+        self.contacts: set[str] = set()  # peer ids to try, whether heard of before or not
+
+    async def start(self) -> None:
+        await self._talk.serve("progress", swarm_pb2.Progress, self._answer)
+        self._talk.spawn(self._forever())
+
+    async def tell_everyone(self) -> None:
+        await asyncio.gather(*(self._tell(peer) for peer in self._everyone()))
+
+    def _everyone(self) -> set[str]:
+        return (self.contacts | {view.peer_id for view in self._talk.book.known()}) - {self._talk.me}
+
+    async def _forever(self) -> None:
+        while True:
+            everyone = self._everyone()
+            for peer in everyone:
+                self._talk.spawn(self._tell(peer))
+            await asyncio.sleep(INTERVAL_S * max(1.0, len(everyone) / PEERS_AT_FULL_PACE))
+
+    async def _tell(self, peer: str) -> None:
+        if peer in self._in_flight:
+            return
+        self._in_flight.add(peer)
+        book = self._talk.book
+        try:
+            answer = await self._talk.call(peer, "progress", self._current(), swarm_pb2.Progress)
+            book.admit(peer, answer.certificate)
+            book.note(peer, answer)
+        except (NetworkError, FormatError, RefusedError) as error:
+            logger.debug("progress to %s: %s", short(peer), error.message)
+            book.lost(peer)
+            if book.get(peer) is None:
+                self.contacts.discard(peer)
+        finally:
+            self._in_flight.discard(peer)
+
+    async def _answer(self, message: swarm_pb2.Progress, reader: Any, writer: Any, peer: str) -> None:
+        self._talk.book.note(peer, message)
+        await self._talk.reply(writer, self._current())

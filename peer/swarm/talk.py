@@ -1,0 +1,78 @@
+"""Talk: one member's messages to and from the others, with the membership check that comes before everything.
+
+Streams are named after the run, so only members of the same run meet; who opens one is authenticated by libp2p, and its
+first message carries a certificate that must be its own. Whoever has none gets no answer at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+
+from peer.swarm import frames
+from peer.swarm.members import MemberBook
+from peer.swarm.node import Node, short
+from protocol.errors import FormatError, RefusedError
+
+logger = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=Message)
+R = TypeVar("R")
+
+CALL_S = 3.0  # a small message and its answer
+Answer = Callable[[Any, asyncio.StreamReader, asyncio.StreamWriter, str], Awaitable[None]]
+
+
+class Talk:
+    """Calls to, and streams from, the members of one run."""
+
+    def __init__(self, node: Node, run: str, book: MemberBook, certificate: Callable[[], str]) -> None:
+        self.node, self.book, self.certificate = node, book, certificate
+        self.me = node.peer_id
+        self._run = run
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def stream_name(self, name: str) -> str:
+        return f"potluck/{self._run}/{name}"
+
+    async def call(self, peer: str, name: str, request: Message, reply: type[M], timeout_s: float = CALL_S) -> M:
+        """Send a message to a member and get its answer. Raises: NetworkError, FormatError."""
+        return await self.node.call(peer, self.stream_name(name), request, reply, timeout_s=timeout_s)
+
+    async def serve(self, name: str, kind: type[M], answer: Answer) -> None:
+        """Answer the members' messages called `name`: `answer(message, reader, writer, peer_id)`."""
+
+        async def handle(peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            message: Any = await frames.receive(reader, kind, timeout_s=CALL_S)
+            try:
+                self.book.admit(peer, message.certificate)
+            except (FormatError, RefusedError) as error:
+                logger.debug("refused %s from %s: %s", name, short(peer), error.message)
+                return
+            await answer(message, reader, writer, peer)
+
+        await self.node.serve(self.stream_name(name), handle)
+
+    async def reply(self, writer: asyncio.StreamWriter, message: Message) -> None:
+        await frames.send(writer, message, timeout_s=CALL_S)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
+        """Run something beside; it ends with `close` at the latest, and a failure is logged."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a task of the swarm failed; please report this", exc_info=task.exception())
+
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
