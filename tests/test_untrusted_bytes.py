@@ -33,7 +33,7 @@ from protocol.state import StateManifest
 from protocol.tlog_proof import LogProof
 from protocol.verify import verify_checkpoint, verify_receipt
 
-COMMON = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+COMMON = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ODD_VALUES = st.one_of(
     st.none(),
     st.booleans(),
