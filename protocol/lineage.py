@@ -37,7 +37,10 @@ def find_checkpoints(folder: Path) -> Folder:
     """
     if folder.is_symlink() or not folder.is_dir():
         raise InputError(f"{folder}: not a directory", "give the folder that holds the step-… folders")
-    steps = sorted(path for path in folder.iterdir() if checkpoint.step_round(path.name) is not None)
+    try:
+        steps = sorted(path for path in folder.iterdir() if checkpoint.step_round(path.name) is not None)
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror}", "give a folder that you may read") from error
     result = Folder({}, [])
     for step_dir in steps[:MAX_CHECKPOINTS]:
         if step_dir.is_symlink() or not step_dir.is_dir():
