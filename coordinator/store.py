@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, ForeignKey, UniqueConstraint, create_engine, event
+from sqlalchemy import URL, Engine, ForeignKey, UniqueConstraint, create_engine, event
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -131,7 +131,9 @@ def open_store(path: Path) -> Engine:
     Raises:
         InputError: not a database, damaged, or written by a newer Potluck.
     """
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False})
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)), connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
+    )
     event.listen(engine, "connect", _configure)
     try:
         with engine.begin() as connection:

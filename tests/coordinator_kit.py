@@ -8,15 +8,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from builders import make_spec
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from coordinator.host import Host
+from coordinator.ledger import Ledger
+from coordinator.reports import Answer, CommittedRound, Reports
+from coordinator.store import open_store
 from peer.coordinator_client import CoordinatorClient, RunDescription
+from peer.training.quiet import no_progress_bars
 from peer.training.state import SharedState
+from protocol import certificate, note
 from protocol.claim import Agreement, Claim, UpdateDigest, Vote, group_digest, weights
 from protocol.envelope import Envelope
-from protocol.keys import PeerIdentity
+from protocol.errors import InputError
+from protocol.keys import PeerIdentity, RootKey
+from protocol.ledger_entry import CreditEntry, RunEntry, parse_entry
+from protocol.run_card import RunCard
 
 WORDS = ["the", "fire", "burns", "high", "when", "everyone", "brings", "wood", "and", "night", "is", "long"]
 
@@ -39,7 +50,8 @@ def write_model(folder: Path, seed: int = 0) -> Path:
         bos_token_id=None,
         eos_token_id=1,
     )
-    LlamaForCausalLM(config).save_pretrained(str(folder))
+    with no_progress_bars():
+        LlamaForCausalLM(config).save_pretrained(str(folder))
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>")
     fast.save_pretrained(str(folder))
     (folder / "LICENSE").write_text("as free as air\n")
@@ -187,3 +199,69 @@ def start_host(config: Path, folder: Path) -> Host:
     host = Host(config, folder, rendezvous=False)
     host.start()
     return host
+
+
+@dataclass
+class Office:
+    """The rules behind the service over a real store, without a network: ledger, reports, a swarm to report."""
+
+    folder: Path
+    rounds: int = 0
+    members: int = 3
+
+    def __post_init__(self) -> None:
+        base = make_spec("campfire")
+        self.spec = base.model_copy(update={"run": base.run.model_copy(update={"rounds": self.rounds})})
+        self.ledger_key, self.membership_key = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+        self.root = RootKey(ec.generate_private_key(ec.SECP256R1()))
+        genesis = SharedState(0, (("w", (8,)),), torch.arange(8.0))
+        origin = note.origin("campfire", self.spec.digest)
+        self.card = RunCard(
+            run=self.spec.digest,
+            spec=self.spec,
+            genesis=genesis.digest,
+            ledger_key=note.verifier_key(origin, self.ledger_key.public_key()),
+            membership_key=self.membership_key.public_key().public_bytes_raw().hex(),
+        )
+        self.committed: list[CommittedRound] = []
+        self.swarm = Swarm(self.card.run, [self.member() for _ in range(self.members)], genesis)
+        self.open()
+
+    def open(self) -> None:
+        """Open the store, as a start does."""
+        self.ledger = open_ledger(self.folder, self.ledger_key, self.card, self.root)
+        self.reports = Reports(self.ledger, self.card, self.committed.append)
+
+    def reopen(self) -> None:
+        """Close and open it again, as a restart does."""
+        self.close()
+        self.open()
+
+    def close(self) -> None:
+        self.ledger.engine.dispose()
+
+    def member(self) -> Member:
+        identity = PeerIdentity.generate()
+        token = certificate.issue(self.membership_key, run=self.card.run, peer_id=identity.peer_id, lifetime_s=3600)
+        return Member(identity, token)
+
+    def submit(self, agreement: Agreement, now: float | None = None) -> Answer:
+        return self.reports.submit(agreement.to_bytes(), self.swarm.members[0].peer_id, now)
+
+    def credits(self) -> list[tuple[int, str]]:
+        """(round, peer id) of every credit leaf in the ledger, in the ledger's order."""
+        entries = [parse_entry(self.ledger.entry(index)) for index in range(self.ledger.size)]
+        return [(entry.round, entry.peer_id) for entry in entries if isinstance(entry, CreditEntry)]
+
+    def expected_credits(self, rounds: Iterable[int]) -> list[tuple[int, str]]:
+        return [(number, member.peer_id) for number in rounds for member in self.swarm.members]
+
+
+def open_ledger(folder: Path, key: Ed25519PrivateKey, card: RunCard, root: RootKey) -> Ledger:
+    engine = open_store(folder / "ledger.db")
+    first = RunEntry(run=card.run, genesis=card.genesis, root_key=root.keyid)
+    try:
+        return Ledger(engine, key, note.origin(card.spec.run.name, card.run), first)
+    except InputError:
+        engine.dispose()
+        raise

@@ -1,0 +1,146 @@
+"""Admission: who holds a key and the code becomes a member, and nobody else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from coordinator_kit import Office
+
+from coordinator import admission as admission_module
+from coordinator.admission import Admission, Challenges, CodeGuard
+from protocol import certificate
+from protocol.errors import FormatError, NetworkError, RefusedError, SignatureError
+from protocol.keys import PeerIdentity
+from protocol.rpc import enroll_message
+
+NOW = 1_000_000.0
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Iterator[Office]:
+    office = Office(tmp_path)
+    yield office
+    office.close()
+
+
+@pytest.fixture
+def admission(office: Office) -> Admission:
+    return Admission(office.ledger, office.membership_key, office.card.run, "wood", lifetime_s=3600)
+
+
+@pytest.fixture
+def me() -> PeerIdentity:
+    return PeerIdentity.generate()
+
+
+def enroll(admission: Admission, office: Office, who: PeerIdentity, code: str = "wood", now: float = NOW) -> str:
+    challenge = admission.challenge(who.peer_id, now)
+    signature = who.sign(enroll_message(office.card.run, challenge))
+    return admission.enroll(who.peer_id, challenge, signature, code, "ipv4:203.0.113.7", now)
+
+
+def test_holder_of_key_and_code_gets_a_certificate(admission: Admission, office: Office, me: PeerIdentity) -> None:
+    token = enroll(admission, office, me, now=time.time())
+    assert certificate.check(token, office.card.member_key, run=office.card.run).peer_id == me.peer_id
+
+
+def test_member_renews_after_a_restart_without_the_code(admission: Admission, office: Office, me: PeerIdentity) -> None:
+    enroll(admission, office, me)
+    office.reopen()
+    again = Admission(office.ledger, office.membership_key, office.card.run, "another", lifetime_s=3600)
+    assert enroll(again, office, me, code="")
+
+
+def test_wrong_code_is_refused(admission: Admission, office: Office, me: PeerIdentity) -> None:
+    with pytest.raises(RefusedError, match="admission code is wrong"):
+        enroll(admission, office, me, code="stone")
+
+
+def test_wrong_codes_make_the_sender_wait_longer_and_longer(
+    admission: Admission, office: Office, me: PeerIdentity
+) -> None:
+    now = NOW
+    for wait_s in (1, 2, 4, 8, 16, 32, 64, 64):
+        with pytest.raises(RefusedError, match="wrong or missing"):
+            enroll(admission, office, me, code="stone", now=now)
+        with pytest.raises(RefusedError, match="too many wrong"):
+            enroll(admission, office, me, now=now + wait_s - 0.1)
+        now += wait_s
+    assert enroll(admission, office, me, now=now)
+
+
+def test_guesser_does_not_slow_others_down() -> None:
+    guard = CodeGuard("wood")
+    with pytest.raises(RefusedError):
+        guard.check("stone", "ipv4:203.0.113.1", NOW)
+    guard.check("wood", "ipv4:203.0.113.2", NOW)
+
+
+def test_replayed_challenge_is_refused(admission: Admission, office: Office, me: PeerIdentity) -> None:
+    challenge = admission.challenge(me.peer_id, NOW)
+    signature = me.sign(enroll_message(office.card.run, challenge))
+    admission.enroll(me.peer_id, challenge, signature, "wood", "ipv4:203.0.113.7", NOW)
+    with pytest.raises(RefusedError, match="used before"):
+        admission.enroll(me.peer_id, challenge, signature, "wood", "ipv4:203.0.113.7", NOW)
+
+
+def test_challenge_for_another_peer_is_refused(admission: Admission, office: Office, me: PeerIdentity) -> None:
+    challenge = admission.challenge(PeerIdentity.generate().peer_id, NOW)
+    signature = me.sign(enroll_message(office.card.run, challenge))
+    with pytest.raises(RefusedError, match="not given to this peer"):
+        admission.enroll(me.peer_id, challenge, signature, "wood", "ipv4:203.0.113.7", NOW)
+
+
+def test_old_challenge_is_refused(admission: Admission, office: Office, me: PeerIdentity) -> None:
+    challenge = admission.challenge(me.peer_id, NOW)
+    signature = me.sign(enroll_message(office.card.run, challenge))
+    with pytest.raises(RefusedError, match="older than 60 s"):
+        admission.enroll(me.peer_id, challenge, signature, "wood", "ipv4:203.0.113.7", NOW + 61)
+
+
+def test_challenge_with_a_later_deadline_is_refused(me: PeerIdentity) -> None:
+    challenges = Challenges()
+    challenge = bytearray(challenges.issue(me.peer_id, NOW))
+    challenge[16 + 7] ^= 0x40
+    with pytest.raises(RefusedError, match="not given to this peer"):
+        challenges.check(bytes(challenge), me.peer_id, NOW)
+
+
+def test_signature_by_another_key_is_refused(admission: Admission, office: Office, me: PeerIdentity) -> None:
+    challenge = admission.challenge(me.peer_id, NOW)
+    signature = PeerIdentity.generate().sign(enroll_message(office.card.run, challenge))
+    with pytest.raises(SignatureError):
+        admission.enroll(me.peer_id, challenge, signature, "wood", "ipv4:203.0.113.7", NOW)
+
+
+def test_signature_for_another_run_is_refused(admission: Admission, office: Office, me: PeerIdentity) -> None:
+    challenge = admission.challenge(me.peer_id, NOW)
+    with pytest.raises(SignatureError):
+        signature = me.sign(enroll_message("0" * 64, challenge))
+        admission.enroll(me.peer_id, challenge, signature, "wood", "ipv4:203.0.113.7", NOW)
+
+
+def test_odd_peer_ids_and_challenges_are_refused(admission: Admission) -> None:
+    for peer_id in ("", "x", "12D3KooW" * 20, "Qm" + "1" * 44):
+        with pytest.raises(FormatError):
+            admission.challenge(peer_id, NOW)
+    with pytest.raises(FormatError):
+        admission.enroll(PeerIdentity.generate().peer_id, b"short", b"", "wood", "ipv4:203.0.113.7", NOW)
+
+
+def test_spent_challenges_are_forgotten_after_their_deadline(monkeypatch: pytest.MonkeyPatch, me: PeerIdentity) -> None:
+    monkeypatch.setattr(admission_module, "MAX_USED", 2)
+    challenges = Challenges()
+    for _ in range(2):
+        challenges.use(challenges.issue(me.peer_id, NOW), NOW)
+    with pytest.raises(NetworkError):
+        challenges.use(challenges.issue(me.peer_id, NOW), NOW)
+    challenges.use(challenges.issue(me.peer_id, NOW + 61), NOW + 61)
+
+
+def test_without_a_code_everyone_with_the_invite_is_admitted(office: Office, me: PeerIdentity) -> None:
+    admission = Admission(office.ledger, office.membership_key, office.card.run, None, lifetime_s=60)
+    assert enroll(admission, office, me, code="")
