@@ -16,7 +16,7 @@ from pathlib import Path
 
 from peer.coordinator_client import CoordinatorClient
 from peer.outbox import Outbox
-from peer.receipts import ReceiptStore
+from peer.receipts import Receipts
 from peer.training.state import SharedState
 from protocol.errors import CoordinatorAway, InputError, PotluckError, RefusedError
 from protocol.keys import PeerIdentity
@@ -61,7 +61,7 @@ class CoordinatorLink:
         identity: PeerIdentity,
         certificate: Certificate,
         outbox: Outbox,
-        receipts: ReceiptStore,
+        receipts: Receipts,
         *,
         on_certificate: Callable[[str], None],
         on_addresses: Callable[[list[str]], None],

@@ -21,7 +21,7 @@ from typing import Protocol
 from peer.coordinator_client import CoordinatorClient, RunFiles
 from peer.coordinator_link import Certificate, CoordinatorLink
 from peer.outbox import Outbox
-from peer.receipts import ReceiptStore
+from peer.receipts import Receipts
 from peer.run_folder import RunFolder
 from peer.swarm.head import Head
 from peer.swarm.rounds import RoundReport
@@ -186,7 +186,10 @@ class Volunteer:
         self, stack: ExitStack, folder: RunFolder, admission: Admission, genesis: SharedState, work: LocalWork
     ) -> None:
         card, rounds = admission.card, admission.card.spec.run.rounds
-        outbox, receipts = Outbox(folder.path / "outbox"), ReceiptStore(folder.path / "receipts", self._invite.root)
+        outbox = Outbox(folder.path / "outbox")
+        receipts = Receipts(
+            folder.path / "receipts", run=card.run, root=self._invite.root, peer_id=self._identity.peer_id
+        )
 
         def on_commit(head: Head, report: RoundReport) -> None:
             assert head.agreement is not None

@@ -27,6 +27,7 @@ from rich.text import Text
 
 from coordinator.host_screen import run_view
 from protocol.checkpoint import read_info, step_name
+from protocol.run_card import RunCard
 from protocol.status import RunStatus
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -96,24 +97,31 @@ class Demo:
     """The whole of it."""
 
     def __init__(self, *, lora: bool, out: Path) -> None:
-        self.config = EXAMPLE / ("run-lora.toml" if lora else "run.toml")
-        self.lora, self.out, self.run = lora, out, out / "run"
+        self.lora, self.out, self.run, self.example = lora, out, out / "run", out / "example"
         self.console = Console(highlight=False)
         self.parts: list[Part] = []
         self.notes: dict[str, str] = {}
         self.status: RunStatus | None = None
 
     def prepare(self) -> None:
-        """Write the real model and the real text where the example's run.toml looks for them."""
+        """Write the real model and the real text, and beside them the example's run.toml, on any two free ports."""
         shutil.rmtree(self.out, ignore_errors=True)
         self.out.mkdir(parents=True)
         self.console.print("1. converting the glassllm weights and writing Shakespeare's plays …")
-        subprocess.run([sys.executable, str(EXAMPLE / "prepare.py")], check=True, timeout=120)
+        subprocess.run([sys.executable, str(EXAMPLE / "prepare.py"), str(self.example)], check=True, timeout=120)
+        config = (EXAMPLE / ("run-lora.toml" if self.lora else "run.toml")).read_text()
+        (self.example / "run.toml").write_text(config.replace(":4700", ":0").replace(":4701", ":0"))
 
     def launch(self) -> None:
         self.console.print("2. starting a coordinator, which makes and signs the genesis checkpoint …")
         host = self._start(
-            "coordinator", "host", str(self.config), "--folder", str(self.run), "--until-finished", "--json"
+            "coordinator",
+            "host",
+            str(self.example / "run.toml"),
+            "--folder",
+            str(self.run),
+            "--until-finished",
+            "--json",
         )
         invite = self._wait_for(host, "started")["invite"]
         self.console.print(f"3. its invite: {invite[:60]}…\n   {PEERS} peers join with it:\n")
@@ -223,8 +231,9 @@ class Demo:
 
         self.console.print(f"\n8. the model goes on from {PROMPT!r}:")
         for name, folder in (("before", step.with_name(step_name(0))), ("after", step)):
-            spec = read_info(folder).open_card_unchecked().spec
-            model = load_trainable(spec, folder / "model", EXAMPLE / "model" if self.lora else None)
+            info = read_info(folder)
+            spec = RunCard.open(info.run_card_bytes, info.public_key).spec
+            model = load_trainable(spec, folder / "model", self.example / "glassllm-en" if self.lora else None)
             sample = model.generate(PROMPT, max_new_tokens=48, seed=1)
             self.console.print(
                 f"   {name}:\n" + "\n".join(f"     {line}" for line in sample.splitlines()[:6]), markup=False
