@@ -40,15 +40,15 @@ def main(arguments: list[str]) -> int:
         results = {method: bench.compare(method) for method in ("diloco", "gradient")}
     print(f"\none peer alone, {bench.name}, {options.device}, {options.threads} thread(s), {options.pairs} pairs")
     print(
-        f"{'method':10} {'bare tokens/s':>14} {'ours tokens/s':>14} {'median ratio':>13} {'lowest':>8} {'highest':>8}"
+        f"{'method':10} {'time':6} {'bare tokens/s':>14} {'ours tokens/s':>14} {'median ratio':>13} {'quartiles':>15}"
     )
     for method, (bare, ours) in results.items():
-        ratios = [b / o for b, o in zip(bare, ours, strict=True)]
-        speeds = [bench.tokens / statistics.median(times) for times in (bare, ours)]
-        print(
-            f"{method:10} {speeds[0]:14,.0f} {speeds[1]:14,.0f} {statistics.median(ratios):13.3f} "
-            f"{min(ratios):8.3f} {max(ratios):8.3f}"
-        )
+        for kind, clock in (("wall", 0), ("CPU", 1)):
+            pairs = [(b[clock], o[clock]) for b, o in zip(bare, ours, strict=True)]
+            speeds = [bench.tokens / statistics.median(arm) for arm in zip(*pairs, strict=True)]
+            low, middle, high = statistics.quantiles([b / o for b, o in pairs], n=4)
+            row = f"{method:10} {kind:6} {speeds[0]:14,.0f} {speeds[1]:14,.0f} {middle:13.3f}"
+            print(f"{row} {f'{low:.3f} to {high:.3f}':>15}")
     print(f"goal: at least {GOAL}")
     return 0
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,11 @@ def write_folder(out: Path, language: str = "en") -> Path:
     out.mkdir(parents=True, exist_ok=True)
     with no_progress_bars():
         model.save_pretrained(str(out))
+    (out / "model.safetensors").chmod(0o644)  # safetensors makes files that only their owner may read
     convert_tokenizer(json.loads(vocabulary.read_text(encoding="utf-8")), settings["max_len"]).save_pretrained(str(out))
+    for file in metadata.files("glassllm") or []:
+        if file.name == "LICENSE":
+            (out / file.name).write_text(file.read_text(), encoding="utf-8")
     return out
 
 
