@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 from sqlalchemy import func, select
 
@@ -19,10 +20,15 @@ MAX_EVALUATIONS = 10_000
 
 
 class Board:
-    """Knows how the run stands."""
+    """Knows how the run stands.
 
-    def __init__(self, ledger: Ledger, card: RunCard, roster: Roster) -> None:
-        self._ledger, self._card, self._roster = ledger, card, roster
+    Args:
+        folder: the run's.
+    """
+
+    def __init__(self, ledger: Ledger, card: RunCard, roster: Roster, folder: Path) -> None:
+        self._ledger, self._card, self._roster, self._folder = ledger, card, roster, folder
+        self.deciding = threading.Event()  # set by the publisher until a checkpoint and all that goes with it lie there
         self._lock = threading.Lock()
         self._credit: tuple[int, dict[str, tuple[int, int]]] = (-1, {})  # ledger size -> peer id -> (tokens, rounds)
         self._made: tuple[float, bytes] = (float("-inf"), b"")
@@ -38,9 +44,9 @@ class Board:
             return session.scalars(select(RoundRow.round).where(RoundRow.state == state)).first()
 
     def finished(self) -> bool:
-        """Whether all rounds are in the ledger and the last checkpoint is decided."""
+        """Whether all rounds are in the ledger and the last checkpoint is decided, its folder and plot in place."""
         rounds = self._card.spec.run.rounds
-        if not rounds:
+        if not rounds or self.deciding.is_set():
             return False
         with self._ledger.reading() as session:
             return session.get(CheckpointRow, rounds) is not None
@@ -65,6 +71,9 @@ class Board:
                 select(EvaluationRow).order_by(EvaluationRow.round.desc()).limit(MAX_EVALUATIONS)
             ).all()
             checkpoints = session.scalars(select(CheckpointRow).order_by(CheckpointRow.round)).all()
+        tip_checkpoint = (
+            checkpoints[-1].round if checkpoints else 0
+        )  # may stand in the ledger a moment before its folder
         return RunStatus(
             name=self._card.spec.run.name,
             run=self._card.run,
@@ -87,6 +96,7 @@ class Board:
                     reason=row.reason,
                 )
                 for row in checkpoints
+                if not row.published or row.round < tip_checkpoint or (self._folder / row.folder).is_dir()
             ),
             ledger=LedgerStatus(size=head.size, root=head.root.hex()),
             finished=self.finished(),

@@ -116,12 +116,13 @@ class Host:
         """
         assert self._board is not None and self._publisher is not None, "start() first"
         end = None if timeout_s is None else time.monotonic() + timeout_s
-        while not self._board.finished():
+        while True:
             self._publisher.check()
+            if self._board.finished():
+                return True
             left = TICK_S if end is None else min(TICK_S, end - time.monotonic())
             if left <= 0 or self._closing.wait(left):
                 return self._board.finished()
-        return True
 
     def __enter__(self) -> Host:
         self.start()
@@ -133,7 +134,7 @@ class Host:
     def _serve(self, run: Run, folder: RunFolder, stack: contextlib.ExitStack) -> None:
         """Put the parts together and open them."""
         roster, wanted = Roster(), Wanted()
-        board = self._board = Board(run.ledger, run.card, roster)
+        board = self._board = Board(run.ledger, run.card, roster, folder.path)
         inbox = StateInbox(folder.incoming, run.genesis_state)
         metrics = _Metrics(folder.path / "metrics.jsonl")
         publisher = self._publisher = Publisher(
@@ -144,6 +145,7 @@ class Host:
             evaluator=run.evaluator,
             inbox=inbox,
             wanted=wanted,
+            deciding=board.deciding,
             on_evaluation=metrics.evaluation,
         )
 

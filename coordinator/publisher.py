@@ -59,6 +59,7 @@ class Publisher:
     """The publishing thread; use as a context manager.
 
     Args:
+        deciding: set while a checkpoint is being evaluated and written; stays set after a failure, until it is made good.
         on_evaluation: called after each decision with (round, evaluation).
     """
 
@@ -72,11 +73,13 @@ class Publisher:
         evaluator: Evaluator,
         inbox: StateInbox,
         wanted: Wanted,
+        deciding: threading.Event,
         on_evaluation: Callable[[int, Evaluation], None],
     ) -> None:
         self._spec, self._folder, self._ledger = spec, folder, ledger
         self._checkpoints, self._evaluator = checkpoints, evaluator
         self._inbox, self._wanted, self._on_evaluation = inbox, wanted, on_evaluation
+        self._deciding = deciding
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._due_since: tuple[int, float] = (0, 0.0)
@@ -112,11 +115,17 @@ class Publisher:
             self._wake.wait(LOOK_EVERY_S)
 
     def _look(self) -> None:
+        if self._deciding.is_set():  # the last attempt failed half way
+            self._checkpoints.recover()
+            self.draw()
+            self._deciding.clear()
         choices = self._choices()
         for round_number, state in choices:
             if self._inbox.has(state):
                 self._wanted.want([])
+                self._deciding.set()
                 self._decide(round_number, state)
+                self._deciding.clear()
                 self._wake.set()
                 return
         self._wanted.want([state for _, state in choices])
