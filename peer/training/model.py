@@ -88,6 +88,8 @@ def load_tokenizer(folder: Path) -> Any:
     except (ValueError, OSError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{folder}: no tokenizer that transformers can load: {first}") from error
+    for option in ("is_local", "local_files_only"):  # how it was loaded, which transformers would save along with it
+        tokenizer.init_kwargs.pop(option, None)
     if not tokenizer.is_fast:
         raise InputError(f"{folder}: the tokenizer has no tokenizer.json", "save it with transformers >= 5 first")
     return tokenizer
@@ -114,7 +116,6 @@ class TrainableModel:
         self.device = torch.device(device)
         self.tokenizer = tokenizer
         self.model = model.to(self.device).eval()
-        self.model.config.use_cache = False
         self._parameters = dict(sorted(parameters.items()))
         self.names_shapes: NamesShapes = tuple((name, tuple(p.shape)) for name, p in self._parameters.items())
         self.parameters_trainable = sum(parameter.numel() for parameter in self._parameters.values())
