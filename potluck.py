@@ -268,9 +268,18 @@ def _stop_on_signals(stop: threading.Event, say: Any) -> None:
     signal.signal(signal.SIGTERM, handle)
 
 
+class _StderrOfTheMoment(logging.StreamHandler[Any]):
+    """Writes to what sys.stderr is when it writes: a live table on the screen redirects it, to stay whole."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def _log(verbose: bool) -> None:
     level = logging.DEBUG if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    handlers = [_StderrOfTheMoment()]
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=handlers)
     for noisy in ("asyncio", "hivemind", "httpx", "urllib3", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -334,6 +334,8 @@ class CoordinatorClient:
             return getattr(self._connected(), method)(request, timeout=timeout_s or self._timeout_s)
         except grpc.RpcError as error:
             raise self._broken(error) from error
+        except ValueError as error:  # what grpc says of a channel that another thread closes just now
+            raise CoordinatorAway("the connection was closed on this side") from error
 
     def _stream(self, method: str, request: Any) -> Iterator[bytes]:
         try:

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 INTERVAL_S = 2.0
 LONGEST_PAUSE_S = 60.0
+CLOSE_S = 3.0
 RENEW_SHARE = 0.5  # of the certificate's life that may pass before it is renewed
 
 
@@ -85,8 +86,8 @@ class CoordinatorLink:
     def __exit__(self, *_: object) -> None:
         self._closing.set()
         self._wake.set()
-        self._thread.join(timeout=15)
-        self._client.close()
+        self._client.close()  # a call under way ends now: whoever leaves does not wait for the coordinator
+        self._thread.join(timeout=CLOSE_S)
 
     def wake(self) -> None:
         """There is something to send."""
@@ -101,6 +102,8 @@ class CoordinatorLink:
                 failures, self.away_since = 0, None
             except CoordinatorAway as error:
                 failures += 1
+                if self._closing.is_set():
+                    return
                 if self.away_since is None:
                     self.away_since = time.time()
                     logger.warning(

@@ -104,19 +104,18 @@ class TerminalScreen:
         if not sys.stdin.isatty():
             self._console.print("hint: nobody is there to be asked; give --yes to agree")
             return False
-        return self._console.input(say("ask")).strip().lower() in ("y", "yes", "是")
+        return self._console.input(say("ask"), markup=False).strip().lower() in ("y", "yes", "是")
 
     def fetching(self, name: str, done_bytes: int, size_bytes: int) -> None:
         if not self._console.is_terminal:
             return
         if self._progress is None:
-            self._progress = Progress(
-                TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=self._console
-            )
+            columns = (TextColumn("{task.description:24.24}"), BarColumn(), DownloadColumn())
+            self._progress = Progress(*columns, console=self._console, transient=True)
+            self._progress.add_task(name)
             self._progress.start()
-        tasks = {task.description: task.id for task in self._progress.tasks}
-        task = tasks[name] if name in tasks else self._progress.add_task(name, total=size_bytes)
-        self._progress.update(task, completed=done_bytes)
+        task = self._progress.tasks[0].id
+        self._progress.update(task, description=name, total=size_bytes, completed=done_bytes)
 
     def step(self, key: str) -> None:
         if self._progress is not None and key != "fetching":
