@@ -1,0 +1,292 @@
+"""A host as a process: one at a time in a folder, the same run after any end, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+from coordinator_kit import Swarm, start_host, write_run, write_text
+
+from coordinator.rendezvous import Rendezvous
+from coordinator.store import open_store
+from peer.coordinator_client import CoordinatorClient
+from peer.outbox import Outbox
+from peer.training.genesis import load_state
+from protocol.errors import CoordinatorAway, InputError, PotluckError, RunSpecError
+from protocol.invite import Invite
+from protocol.keys import PeerIdentity
+from protocol.ledger_entry import CreditEntry, parse_entry
+from protocol.status import RunStatus
+
+HOST = """
+import json, sys
+from pathlib import Path
+from coordinator.host import host
+def tell(running):
+    print(json.dumps({"invite": str(running.invite)}), flush=True)
+host(Path(sys.argv[1]), Path(sys.argv[2]), on_start=tell)
+"""
+
+
+@dataclass
+class HostProcess:
+    """`coordinator.host.host` in a process of its own."""
+
+    process: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+
+    def invite(self) -> Invite:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, "the host ended before it was ready"
+        return Invite.parse(json.loads(line)["invite"])
+
+
+@contextmanager
+def host_process(config: Path, folder: Path) -> Iterator[HostProcess]:
+    command = [sys.executable, "-c", HOST, str(config), str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            yield HostProcess(process)
+        finally:
+            process.kill()
+
+
+def credits_in(folder: Path) -> Counter[tuple[int, str]]:
+    """(round, peer id) -> how many credit leaves."""
+    engine = open_store(folder / "ledger.db")
+    try:
+        with engine.connect() as connection:
+            leaves = connection.exec_driver_sql("SELECT data FROM leaves ORDER BY [index]").scalars().all()
+    finally:
+        engine.dispose()
+    entries = [parse_entry(data) for data in leaves]
+    return Counter((entry.round, entry.peer_id) for entry in entries if isinstance(entry, CreditEntry))
+
+
+def test_second_host_in_a_folder_is_refused(tmp_path: Path) -> None:
+    config = write_run(tmp_path / "source")
+    host = start_host(config, tmp_path / "run")
+    try:
+        with pytest.raises(InputError, match=f"another host runs in this folder .process {os.getpid()}."):
+            start_host(config, tmp_path / "run")
+    finally:
+        host.stop()
+    start_host(config, tmp_path / "run").stop()
+
+
+def test_second_host_on_a_port_is_refused(tmp_path: Path) -> None:
+    first = start_host(write_run(tmp_path / "one"), tmp_path / "run-one")
+    try:
+        config = write_run(tmp_path / "two")
+        config.write_text(config.read_text().replace("127.0.0.1:0", first.invite.addresses[0], 1))
+        with pytest.raises(InputError, match="cannot listen on"):
+            start_host(config, tmp_path / "run-two")
+    finally:
+        first.stop()
+
+
+def test_later_start_goes_on_with_the_same_run(tmp_path: Path) -> None:
+    config, folder = write_run(tmp_path / "source"), tmp_path / "run"
+    host = start_host(config, folder)
+    first = host.invite
+    kept = {name: (folder / name).read_bytes() for name in ("root.pem", "tls.crt", "run-card.json", "run.json")}
+    with CoordinatorClient(first) as client:
+        swarm = Swarm.joined(client, client.get_run(), load_state(folder / "checkpoints" / "step-000000" / "model"))
+        client.report(swarm.members[0].certificate, swarm.round().to_bytes())
+    host.stop()
+    again = start_host(config, folder)
+    try:
+        assert again.invite.model_copy(update={"addresses": first.addresses}) == first
+        assert {name: (folder / name).read_bytes() for name in kept} == kept
+        assert again.status().round == 1
+        with CoordinatorClient(again.invite) as client:
+            assert len(client.receipts(swarm.members[0].certificate)) == 1, "certificates outlive a restart"
+            assert client.enroll(swarm.members[0].identity).certificate
+            assert client.report(swarm.members[0].certificate, swarm.round(seed=2).to_bytes()).accepted
+    finally:
+        again.stop()
+    assert RunStatus.from_bytes((folder / "status.json").read_bytes()).run == first.run
+    for name in ("root.pem", "ledger.key", "membership.key", "tls.key"):
+        assert (folder / name).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("rounds = 4", "rounds = 5", "run.rounds: was 4, is 5"),
+        ('license = "MIT"', 'license = "Apache-2.0"', "model.license"),
+        ("round_tokens = 1000", "round_tokens = 2000", "sync.round_tokens: was 1000, is 2000"),
+        ('path = "model"', 'path = "other"', "model: was"),
+    ],
+)
+def test_changed_run_is_refused_and_the_change_is_named(tmp_path: Path, old: str, new: str, named: str) -> None:
+    config, folder = write_run(tmp_path / "source"), tmp_path / "run"
+    start_host(config, folder).stop()
+    config.write_text(config.read_text().replace(old, new))
+    with pytest.raises(RunSpecError, match="not the run in") as caught:
+        start_host(config, folder)
+    assert named in caught.value.message and "start a new run" in caught.value.hint
+
+
+def test_changed_data_are_refused(tmp_path: Path) -> None:
+    config, folder = write_run(tmp_path / "source"), tmp_path / "run"
+    start_host(config, folder).stop()
+    write_text(config.parent / "text.txt", words=3000)
+    with pytest.raises(RunSpecError, match=r"data\.digest"):
+        start_host(config, folder)
+
+
+def test_keys_of_another_run_are_refused(tmp_path: Path) -> None:
+    config, folder = write_run(tmp_path / "source"), tmp_path / "run"
+    start_host(config, folder).stop()
+    (folder / "membership.key").unlink()
+    with pytest.raises(InputError, match="other keys"):
+        start_host(config, folder)
+    (folder / "root.pem").unlink()
+    with pytest.raises(PotluckError, match="key"):
+        start_host(config, folder)
+
+
+def test_lost_ledger_is_not_replaced_by_a_new_one(tmp_path: Path) -> None:
+    config, folder = write_run(tmp_path / "source"), tmp_path / "run"
+    start_host(config, folder).stop()
+    for path in folder.glob("ledger.db*"):
+        path.unlink()
+    with pytest.raises(InputError, match="holds a genesis"):
+        start_host(config, folder)
+
+
+def test_missing_data_are_said_plainly(tmp_path: Path) -> None:
+    config = write_run(tmp_path / "source")
+    (config.parent / "text.txt").unlink()
+    with pytest.raises(InputError, match="no such data file"):
+        start_host(config, tmp_path / "run")
+
+
+def test_failed_start_lets_go_of_the_folder(tmp_path: Path) -> None:
+    config = write_run(tmp_path / "source")
+    text = config.read_text()
+    config.write_text(text.replace("127.0.0.1:0", "256.0.0.1:1", 1))
+    with pytest.raises(InputError):
+        start_host(config, tmp_path / "run")
+    config.write_text(text)
+    before = threading.active_count()
+    start_host(config, tmp_path / "run").stop()
+    assert threading.active_count() <= before
+
+
+@pytest.mark.swarm
+def test_every_claim_is_in_the_ledger_once_though_the_host_is_killed_again_and_again(tmp_path: Path) -> None:
+    """SIGKILL while reports are being written; the peers' outboxes bring what was not answered."""
+    config, folder = write_run(tmp_path / "source", rounds=0, every=10**6), tmp_path / "run"
+    swarm: Swarm | None = None
+    outbox, made = Outbox(tmp_path / "outbox"), 0
+    for kill_after in (8, 3, None):
+        with host_process(config, folder) as host, CoordinatorClient(host.invite()) as client:
+            if swarm is None:
+                genesis = load_state(folder / "checkpoints" / "step-000000" / "model")
+                swarm = Swarm.joined(client, client.get_run(), genesis)
+            token = swarm.members[0].certificate
+            for _ in range(12):
+                made += 1
+                outbox.put(made, swarm.round(seed=made).to_bytes())
+            if kill_after is None:
+                outbox.drain(client, token)
+                assert len(client.receipts(token)) == made
+                host.process.send_signal(signal.SIGTERM)
+                assert host.process.wait(timeout=30) == 0
+                continue
+            kill = threading.Timer(0.004 * kill_after, host.process.kill)
+            kill.start()
+            with pytest.raises(CoordinatorAway):
+                while True:
+                    outbox.drain(client, token)
+                    client.announce(token)
+            kill.join(timeout=10)
+    assert len(outbox) == 0 and not (tmp_path / "outbox" / "refused").exists()
+    expected = {(number, member.peer_id): 1 for number in range(1, made + 1) for member in swarm.members}
+    assert credits_in(folder) == Counter(expected)
+
+
+@pytest.mark.swarm
+def test_first_start_that_was_killed_begins_again(tmp_path: Path) -> None:
+    config, folder = write_run(tmp_path / "source"), tmp_path / "run"
+    for wait_for in ("run.json", "ledger.db"):
+        with host_process(config, folder) as host:
+            deadline = time.monotonic() + 60
+            while not (folder / wait_for).exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            host.process.kill()
+            host.process.wait(timeout=10)
+    host = start_host(config, folder)
+    try:
+        with CoordinatorClient(host.invite) as client:
+            assert client.enroll(PeerIdentity.generate()).certificate
+    finally:
+        host.stop()
+
+
+@pytest.mark.swarm
+def test_killed_host_leaves_no_process_behind(tmp_path: Path) -> None:
+    """The rendezvous and its libp2p daemon go when the host goes, and peers were told where it was."""
+    with host_process(write_run(tmp_path / "source"), tmp_path / "run") as host:
+        with CoordinatorClient(host.invite()) as client:
+            addresses = client.enroll(PeerIdentity.generate()).swarm_addresses
+            assert addresses and all("/p2p/" in address for address in addresses)
+        children = psutil.Process(host.process.pid).children(recursive=True)
+        assert children
+        host.process.kill()
+        host.process.wait(timeout=10)
+        gone, left = psutil.wait_procs(children, timeout=30)
+        assert len(gone) == len(children) and left == []
+
+
+CHILD = """
+import json, sys, time
+from protocol.keys import PeerIdentity
+print(json.dumps({"addresses": ["/ip4/127.0.0.1/tcp/1/p2p/" + PeerIdentity.generate().peer_id]}), flush=True)
+sys.stdin.read()
+open(sys.argv[1], "w").close()
+"""
+
+
+def test_rendezvous_ends_when_the_host_lets_go_of_it(tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+    command = [sys.executable, "-c", CHILD, str(ended)]
+    with Rendezvous(command, tmp_path / "log") as rendezvous:
+        assert rendezvous.wait_ready(30)
+        assert rendezvous.addresses()[0].startswith("/ip4/127.0.0.1/tcp/1/p2p/")
+    assert ended.exists() and rendezvous.addresses() == []
+
+
+def test_rendezvous_that_dies_is_started_again(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CHILD.replace("sys.stdin.read()", "time.sleep(0.2)"), str(tmp_path / "ended")]
+    with Rendezvous(command, tmp_path / "log") as rendezvous:
+        seen: set[str] = set()
+        deadline = time.monotonic() + 60
+        while len(seen) < 2:
+            assert time.monotonic() < deadline
+            seen.update(rendezvous.addresses())
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("program", ["import sys; sys.exit(1)", 'print(\'{"addresses": ["nonsense"]}\', flush=True)'])
+def test_host_goes_on_without_a_rendezvous(tmp_path: Path, program: str, caplog: pytest.LogCaptureFixture) -> None:
+    with Rendezvous([sys.executable, "-c", program], tmp_path / "log") as rendezvous:
+        assert not rendezvous.wait_ready(30)
+        assert rendezvous.addresses() == []
+    assert "through the coordinator" in caplog.text
