@@ -27,9 +27,10 @@ def memory_needed_bytes(spec: RunSpec) -> int:
 def _activation_bytes(parameters: int, tokens: int) -> int:
     """Of a decoder with the usual proportions: width 64 times the depth, 12 * depth * width**2 parameters.
 
-    34 values for each token, layer and unit of width (Korthikanti et al. 2022, section 4.1, without attention maps,
-    which fused kernels do not keep), and the logits with their gradient.
+    68 bytes for each token, layer and unit of width (Korthikanti et al. 2022, section 4.1: 34 at half precision, without
+    attention maps, which fused kernels do not keep), half as much again for gated MLPs, and the logits with their
+    gradient.
     """
     depth = max(1.0, (parameters / (12 * 64**2)) ** (1 / 3))
-    per_token = 34 * 2 * depth * 64 * depth + 3 * 4 * min(_VOCABULARY, parameters // 64)
+    per_token = 1.5 * 68 * depth * 64 * depth + 3 * 4 * min(_VOCABULARY, parameters // 64)
     return int(per_token * tokens)
