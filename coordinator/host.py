@@ -99,9 +99,10 @@ class Host:
         with contextlib.ExitStack() as stack:
             folder = RunFolder(self._folder_path)
             stack.enter_context(folder.locked())
+            rendezvous = self._open_rendezvous(folder, stack)  # takes seconds, as does what follows
             run = open_run(self._config_path, self._config, folder)
             stack.callback(run.ledger.engine.dispose)
-            self._serve(run, folder, stack)
+            self._serve(run, folder, rendezvous, stack)
             self._stack = stack.pop_all()
 
     def stop(self) -> None:
@@ -131,7 +132,7 @@ class Host:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _serve(self, run: Run, folder: RunFolder, stack: contextlib.ExitStack) -> None:
+    def _serve(self, run: Run, folder: RunFolder, rendezvous: Rendezvous | None, stack: contextlib.ExitStack) -> None:
         """Put the parts together and open them."""
         roster, wanted = Roster(), Wanted()
         board = self._board = Board(run.ledger, run.card, roster, folder.path)
@@ -154,7 +155,8 @@ class Host:
             publisher.wake()
 
         reports = Reports(run.ledger, run.card, committed)
-        rendezvous = self._open_rendezvous(folder, stack)
+        if rendezvous is not None:
+            rendezvous.wait_ready(RENDEZVOUS_WAIT_S)
         desk = self._desk(run, board, roster, wanted, inbox, reports, rendezvous, publisher, stack)
         publisher.draw()
         stack.enter_context(publisher)
@@ -229,7 +231,6 @@ class Host:
             folder.path / "rendezvous.log",
         )
         stack.enter_context(rendezvous)
-        rendezvous.wait_ready(RENDEZVOUS_WAIT_S)
         return rendezvous
 
     def _tick(self, reports: Reports, board: Board, folder: RunFolder) -> None:
