@@ -154,9 +154,9 @@ class Demo:
 
     def _note(self, part: Part, event: dict[str, Any]) -> None:
         kind = event["event"]
-        if kind in ("status", "ended") and part is self.parts[0]:
-            self.status = RunStatus.model_validate(event["status"])
-            if not self.console.is_terminal and kind == "status":
+        if kind in ("status", "ended"):
+            self._read_status(event)
+            if not self.console.is_terminal and kind == "status" and self.status is not None:
                 losses = [item.held_out_loss for item in self.status.evaluations]
                 loss = f", held-out loss {losses[-1]:.4f}" if losses else ""
                 self.console.print(f"   round {self.status.round}/{self.status.rounds}{loss}")
@@ -169,6 +169,9 @@ class Demo:
         elif kind == "committed":
             text = f"round {event['round']} agreed with {event['members']} members, state {event['state'][:12]}…, waited {event['waited_s']:.2f} s"
             self.notes[part.name] = text
+
+    def _read_status(self, event: dict[str, Any]) -> None:
+        self.status = RunStatus.model_validate(event["status"])
 
     def _view(self) -> Group:
         table = Table(box=None, show_header=False, padding=(0, 2))
