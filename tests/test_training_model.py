@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -237,10 +238,28 @@ def test_folders_that_are_missing_empty_or_damaged_are_refused(tmp_path: Path, g
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(InputError, match="damaged"):
         load_causal_lm(folder)
-    with pytest.raises(InputError, match="no tokenizer"):
+    with pytest.raises(InputError, match="not a tokenizer"):
         load_tokenizer(tmp_path)
     with pytest.raises(InputError, match="needs its base model"):
         load_trainable(make_spec(glass_dir, plays, method=LORA), glass_dir, None)
+
+
+def test_a_model_folder_that_makes_no_sense_is_refused_whatever_is_wrong_with_it(
+    tmp_path: Path, glass_dir: Path
+) -> None:
+    config = json.loads((glass_dir / "config.json").read_text())
+    wrong = [{"hidden_size": "x"}, {"num_key_value_heads": 0}, {"pad_token_id": 10**6}, {"model_type": "none"}]
+    files = [("config.json", json.dumps(config | change)) for change in wrong]
+    files += [(name, text) for name in ("config.json", "tokenizer.json") for text in ("", "null", "[]", "{")]
+    for number, (name, text) in enumerate(files):
+        folder = tmp_path / str(number)
+        shutil.copytree(glass_dir, folder)
+        (folder / name).write_text(text)
+        with pytest.raises(InputError, match="that transformers can load"):
+            load_tokenizer(folder) if name == "tokenizer.json" else load_causal_lm(folder)
+        if name == "config.json":
+            with pytest.raises(InputError, match="that transformers can load"):
+                count_parameters(Method(), folder)
 
 
 def test_a_half_precision_base_becomes_an_fp32_genesis(tmp_path: Path, glass_dir: Path, plays: Path) -> None:
@@ -281,6 +300,20 @@ def test_an_architecture_whose_files_do_not_mirror_its_parameters_is_refused(
     with pytest.raises(InputError, match="lacks the tensor") as caught:
         make_genesis(spec, tmp_path / "base", tmp_path / "genesis")
     assert "under other names" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_local_folders_need_no_network_even_when_the_hub_is_not_switched_off(
+    kind: str, tmp_path: Path, glass_dir: Path, plays: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *where, **_: asked.append(where) or [])
+    monkeypatch.setattr(socket.socket, "connect", lambda _, where: asked.append(where))
+    spec = make_spec(glass_dir, plays, method=METHODS[kind])
+    make_genesis(spec, glass_dir, tmp_path / "genesis")
+    load_trainable(spec, tmp_path / "genesis", glass_dir).save_model(tmp_path / "saved")
+    assert asked == []
 
 
 def test_loading_and_saving_print_nothing(

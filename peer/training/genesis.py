@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from peer.training import adapter, weights
 from peer.training.hub import fetch_model
+from peer.training.loading import loading
 from peer.training.model import TrainableModel, full_parameters, load_causal_lm, load_tokenizer
 from peer.training.state import SharedState
 from protocol import checkpoint
@@ -73,12 +74,10 @@ def count_parameters(method: Method, model_dir: Path) -> tuple[int, int]:
     Raises:
         InputError: not a model that transformers knows without remote code, or no modules of the method's names.
     """
-    try:
+    with loading(model_dir, "causal LM"):
         config = AutoConfig.from_pretrained(str(model_dir), local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
-        raise InputError(f"{model_dir}: not a causal LM that transformers knows: {error}") from error
     model.tie_weights()
     if method.kind == "lora":
         adapted = adapter.add_lora(model, method, 0, "base")

@@ -1,7 +1,7 @@
 """How much memory a run needs: what a volunteer is told before anything is loaded. Needs no torch.
 
-    >>> round(_activation_bytes(135_000_000, tokens=2048) / 2**30, 1)
-    3.6
+>>> round(_activation_bytes(135_000_000, tokens=2048) / 2**30, 1)
+3.6
 """
 
 from __future__ import annotations

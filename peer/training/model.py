@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from peer.training import adapter, weights
 from peer.training.data import NO_LOSS
+from peer.training.loading import loading
 from peer.training.quiet import no_progress_bars
 from peer.training.state import NamesShapes
 from protocol.errors import FormatError, InputError
@@ -58,19 +59,15 @@ def load_causal_lm(folder: Path) -> PreTrainedModel:
     """
     weights.check_headers(folder)
     from_pretrained: Any = AutoModelForCausalLM.from_pretrained  # typed without output_loading_info
-    try:
-        with no_progress_bars():
-            model, info = from_pretrained(
-                str(folder),
-                dtype=torch.float32,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{folder}: not a causal LM that transformers can load: {first}") from error
+    with loading(folder, "causal LM"):
+        model, info = from_pretrained(
+            str(folder),
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise InputError(f"{folder}: lacks {len(missing)} weights of the architecture, {missing[0]} among them")
@@ -83,11 +80,8 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         InputError: there is none, or it needs remote code.
     """
-    try:
+    with loading(folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{folder}: no tokenizer that transformers can load: {first}") from error
     for option in ("is_local", "local_files_only"):  # how it was loaded, which transformers would save along with it
         tokenizer.init_kwargs.pop(option, None)
     if not tokenizer.is_fast:
