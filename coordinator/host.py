@@ -12,22 +12,21 @@ a kill closes nothing and loses nothing.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator import tls
+from coordinator.addresses import host_of, public_address
 from coordinator.admission import Admission
 from coordinator.board import Board
 from coordinator.launch import Run, open_run
+from coordinator.metrics import Metrics
 from coordinator.publisher import Publisher
 from coordinator.receipts import ReceiptDesk
 from coordinator.rendezvous import Rendezvous
@@ -39,7 +38,6 @@ from coordinator.service import CoordinatorService, Desk
 from coordinator.shelf import Shelf, ShelfFile
 from coordinator.streams import Streams
 from coordinator.uploads import StateInbox, Wanted
-from protocol.checkpoint import Evaluation
 from protocol.errors import PotluckError
 from protocol.invite import Invite
 from protocol.keys import public_pem
@@ -137,7 +135,7 @@ class Host:
         roster, wanted = Roster(), Wanted()
         board = self._board = Board(run.ledger, run.card, roster, folder.path)
         inbox = StateInbox(folder.incoming, run.genesis_state)
-        metrics = _Metrics(folder.path / "metrics.jsonl")
+        metrics = Metrics(folder.path / "metrics.jsonl")
         publisher = self._publisher = Publisher(
             spec=run.card.spec,
             folder=folder,
@@ -164,7 +162,7 @@ class Host:
         server = Server(CoordinatorService(desk), identity, self._config.host.listen)
         stack.enter_context(server)
         self._invite = Invite(
-            addresses=(_public_address(self._config, server.port),),
+            addresses=(public_address(self._config.host, server.port),),
             run=run.card.run,
             tls=identity.digest,
             root=run.root.keyid,
@@ -227,7 +225,7 @@ class Host:
         rendezvous = Rendezvous.for_run(
             folder.rendezvous_identity,
             self._config.host.swarm_listen,
-            _host_of(self._config.host.public_address),
+            host_of(self._config.host.public_address),
             folder.path / "rendezvous.log",
         )
         stack.enter_context(rendezvous)
@@ -300,58 +298,3 @@ def _signals(stopping: threading.Event, started: threading.Event) -> Iterator[No
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class _Metrics:
-    """metrics.jsonl: a line for each round and each evaluation."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-
-    def round(self, item: CommittedRound) -> None:
-        self._write({"event": "round", "round": item.round, "tokens": item.tokens, "peers": item.peers})
-
-    def evaluation(self, round_number: int, evaluation: Evaluation) -> None:
-        self._write({"event": "evaluation", "round": round_number, "held_out_loss": evaluation.held_out_loss})
-
-    def _write(self, value: dict[str, Any]) -> None:
-        line = json.dumps({"time": round(time.time(), 3), **value}) + "\n"
-        try:
-            with self._lock, self._path.open("a", encoding="utf-8") as file:
-                file.write(line)
-        except OSError as error:
-            logger.warning("%s: cannot be written: %s", self._path, error.strerror)
-
-
-def _host_of(address: str | None) -> str | None:
-    """The host in `host` or `host:port`."""
-    if address is None or address.count(":") != 1:
-        return address
-    return address.partition(":")[0]
-
-
-def _public_address(config: RunConfig, port: int) -> str:
-    """Where volunteers reach the service: what the host said, or this machine's own address."""
-    public = config.host.public_address
-    if public is not None:
-        if public.count(":") == 1:
-            return public
-        return f"[{public}]:{port}" if ":" in public else f"{public}:{port}"
-    name = config.host.listen.rpartition(":")[0].strip("[]")
-    if name not in ("", "0.0.0.0", "::"):
-        return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
-    found = _own_address()
-    logger.warning("the invite names %s; set host.public_address if volunteers reach this machine elsewhere", found)
-    return f"{found}:{port}"
-
-
-def _own_address() -> str:
-    """This machine's address on its way out; nothing is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-        except OSError:
-            return "127.0.0.1"
-        name: str = probe.getsockname()[0]
-        return name

@@ -11,97 +11,39 @@ it. One client may be shared by threads. Close it (or use `with`) before forking
 
 from __future__ import annotations
 
-import random
 import shutil
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 
-from peer.downloads import Download, Progress, is_complete, read_url
+from peer.coordinator_answers import (
+    Announcement,
+    Enrollment,
+    RemoteFile,
+    ReportAnswer,
+    RunDescription,
+    RunFiles,
+    parse_addresses,
+    parse_files,
+)
+from peer.downloads import Progress, fetch, read_url
 from peer.pinned_channel import open_channel, translate
 from protocol import certificate, coordinator_pb2, coordinator_pb2_grpc
-from protocol.errors import (
-    CoordinatorAway,
-    FormatError,
-    InputError,
-    NetworkError,
-    RefusedError,
-    SignatureError,
-    VerificationError,
-)
-from protocol.files import MAX_FILES, check_relative, tree_digest
+from protocol.errors import CoordinatorAway, FormatError, SignatureError, VerificationError
+from protocol.files import tree_digest
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity, fingerprint, load_public_pem
-from protocol.rpc import (
-    MAX_ADDRESSES,
-    MAX_CHALLENGE_BYTES,
-    PART_BYTES,
-    check_swarm_address,
-    enroll_message,
-    transfer_timeout_s,
-)
+from protocol.rpc import MAX_CHALLENGE_BYTES, PART_BYTES, enroll_message, transfer_timeout_s
 from protocol.run_card import RunCard
 from protocol.state import StateManifest
 from protocol.status import RunStatus
 from protocol.verify import verify_checkpoint
 
 STREAM_TIMEOUT_S = 600.0  # of one call that fetches a file, which then resumes
-FETCH_ATTEMPTS = 8  # in a row without a single new byte
-
-
-class RemoteFile(NamedTuple):
-    """A file that the coordinator offers."""
-
-    path: str  # relative, forward slashes
-    sha256: str  # hex
-    size_bytes: int
-
-
-class RunDescription(NamedTuple):
-    """A run, as the root key in the invite vouches for it."""
-
-    card: RunCard
-    card_bytes: bytes
-    root_public_pem: bytes
-    genesis_files: tuple[RemoteFile, ...]  # a signed folder: verify it before use
-    model_files: tuple[RemoteFile, ...]  # LoRA only: the base model; their tree digest is the spec's
-
-
-class RunFiles(NamedTuple):
-    """Where the files of a run lie on this machine."""
-
-    genesis: Path  # the folder step-000000
-    base_model: Path | None  # LoRA only
-    data: Path
-
-
-class Enrollment(NamedTuple):
-    """What a member holds."""
-
-    certificate: str  # JWT
-    expires: int  # Unix seconds
-    swarm_addresses: tuple[str, ...]
-
-
-class Announcement(NamedTuple):
-    """What the coordinator answers to `announce`."""
-
-    swarm_addresses: tuple[str, ...]  # where other live members can be reached
-    want_state: str  # digest of the state to upload; empty: none
-    round: int  # the newest in the ledger
-    finished: bool
-
-
-class ReportAnswer(NamedTuple):
-    """What became of a report; a refusal is final."""
-
-    accepted: bool
-    reason: str
 
 
 class CoordinatorClient:
@@ -141,13 +83,13 @@ class CoordinatorClient:
                 f"the coordinator serves run {card.run[:16]}…, the invite is for {self._invite.run[:16]}…",
                 "the host has started another run; ask for its invite",
             )
-        model_files = _files(reply.model_files)
+        model_files = parse_files(reply.model_files)
         if model_files and tree_digest({file.path: file[1:] for file in model_files}) != card.spec.model.digest:
             raise SignatureError("the base model's files are not those that the run spec pins")
         if (card.spec.method.kind == "lora") != bool(model_files):
             raise FormatError("expected base model files exactly when the run trains an adapter")
         self._run = RunDescription(
-            card, reply.run_card, reply.root_public_key, _files(reply.genesis_files), model_files
+            card, reply.run_card, reply.root_public_key, parse_files(reply.genesis_files), model_files
         )
         return self._run
 
@@ -175,7 +117,7 @@ class CoordinatorClient:
         member = certificate.check(reply.certificate, run.card.member_key, run=run.card.run)
         if member.peer_id != identity.peer_id:
             raise SignatureError(f"the certificate is for {member.peer_id}, expected {identity.peer_id}")
-        return Enrollment(reply.certificate, member.expires, _addresses(reply.swarm_addresses))
+        return Enrollment(reply.certificate, member.expires, parse_addresses(reply.swarm_addresses))
 
     def fetch_file(
         self, certificate: str, sha256: str, size_bytes: int, destination: Path, progress: Progress | None = None
@@ -192,7 +134,7 @@ class CoordinatorClient:
             request = coordinator_pb2.FetchFileRequest(certificate=certificate, sha256=sha256, offset=offset)
             return self._stream("FetchFile", request)
 
-        return _fetch(read, RemoteFile(destination.name, sha256, size_bytes), destination, progress)
+        return fetch(read, destination.name, sha256, size_bytes, destination, progress)
 
     def fetch_run_files(self, certificate: str, folder: Path, progress: Progress | None = None) -> RunFiles:
         """Fetch genesis, base model and data into `folder`; what is already there and whole is not fetched again.
@@ -233,7 +175,7 @@ class CoordinatorClient:
         def read(offset: int) -> Iterator[bytes]:
             return read_url(url, offset, self._timeout_s, STREAM_TIMEOUT_S)
 
-        _fetch(read, RemoteFile("data", pinned.digest, pinned.size_bytes), destination, progress)
+        fetch(read, "data", pinned.digest, pinned.size_bytes, destination, progress)
 
     def announce(
         self,
@@ -262,7 +204,7 @@ class CoordinatorClient:
             states=states,
         )
         reply = self._call("Announce", request)
-        return Announcement(_addresses(reply.swarm_addresses), reply.want_state, reply.round, reply.finished)
+        return Announcement(parse_addresses(reply.swarm_addresses), reply.want_state, reply.round, reply.finished)
 
     def report(self, certificate: str, agreement: bytes) -> ReportAnswer:
         """Report a committed round (`Agreement.to_bytes`); harmless twice.
@@ -368,73 +310,10 @@ class CoordinatorClient:
         raise away
 
 
-def _fetch(
-    read: Callable[[int], Iterator[bytes]], file: RemoteFile, destination: Path, progress: Progress | None
-) -> Path:
-    """Bring one file to `destination` from a source that can be read from any offset.
-
-    Raises:
-        NetworkError: the source failed `FETCH_ATTEMPTS` times in a row without a new byte.
-        VerificationError: twice the wrong bytes; once may be a leftover of an earlier attempt.
-    """
-    if is_complete(destination, file.sha256, file.size_bytes):
-        return destination
-    failures = wrong = 0
-    with Download(destination, file.sha256, file.size_bytes) as download:
-        while True:
-            before = download.received
-            try:
-                if download.received < file.size_bytes:
-                    for piece in read(download.received):
-                        download.write(piece)
-                        if progress is not None:
-                            progress(file.path, download.received, file.size_bytes)
-                if download.received == file.size_bytes:
-                    download.finish()
-                    return destination
-                failures = 0 if download.received > before else failures + 1
-                if failures == FETCH_ATTEMPTS:
-                    raise NetworkError(f"{file.path}: stopped at {download.received} of {file.size_bytes} bytes")
-            except VerificationError:
-                wrong += 1
-                if wrong == 2:
-                    raise
-            except NetworkError:
-                failures = 1 if download.received > before else failures + 1
-                if failures >= FETCH_ATTEMPTS:
-                    raise
-                time.sleep(min(0.25 * 2**failures, 10.0) * random.uniform(0.5, 1.5))
-
-
-def _files(files: Iterable[coordinator_pb2.ModelFile]) -> tuple[RemoteFile, ...]:
-    result = tuple(RemoteFile(file.path, file.sha256, file.size_bytes) for file in files)
-    if len(result) > MAX_FILES or len({file.path for file in result}) != len(result):
-        raise FormatError(f"expected at most {MAX_FILES} files, each once, got {len(result)}")
-    for file in result:
-        check_relative(file.path)
-        if len(file.sha256) != 64 or set(file.sha256) - set("0123456789abcdef"):
-            raise FormatError(f"{file.path}: not a SHA-256: {file.sha256[:80]!r}")
-    return result
-
-
-def _addresses(addresses: Iterable[str]) -> tuple[str, ...]:
-    """Those that are swarm addresses; an odd one is left out, since there are others."""
-    good = []
-    for address in addresses:
-        try:
-            check_swarm_address(address)
-        except FormatError:
-            continue
-        good.append(address)
-    return tuple(good[: 64 * MAX_ADDRESSES])
-
-
 __all__ = [
     "Announcement",
     "CoordinatorClient",
     "Enrollment",
-    "InputError",
-    "RefusedError",
     "RemoteFile",
     "ReportAnswer",
     "RunDescription",

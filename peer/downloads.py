@@ -1,6 +1,6 @@
 """Files fetched in pieces, resumed after a break, and moved into place only when their digest is right.
 
-`coordinator_client` calls `Download` for every file of a run. While it is incomplete a file is called `NAME.part`.
+`coordinator_client` calls `fetch` for every file of a run. While it is incomplete a file is called `NAME.part`.
 
     >>> import tempfile, hashlib
     >>> folder = Path(tempfile.mkdtemp())
@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import random
 import time
 import urllib.error
 import urllib.parse
@@ -28,6 +29,8 @@ from typing import BinaryIO
 from protocol.errors import InputError, NetworkError, VerificationError
 from protocol.rpc import PART_BYTES
 
+FETCH_ATTEMPTS = 8  # in a row without a single new byte
+
 Progress = Callable[[str, int, int], None]  # (file name, bytes so far, bytes in all)
 
 
@@ -37,6 +40,53 @@ def is_complete(path: Path, sha256: str, size_bytes: int) -> bool:
         return False
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+
+
+def fetch(
+    read: Callable[[int], Iterator[bytes]],
+    name: str,
+    sha256: str,
+    size_bytes: int,
+    destination: Path,
+    progress: Progress | None,
+) -> Path:
+    """Bring one file to `destination` from a source that can be read from any offset; returns `destination`.
+
+    Args:
+        read: gives the bytes from an offset on; may stop or fail anywhere.
+        name: what `progress` is told.
+
+    Raises:
+        NetworkError: the source failed `FETCH_ATTEMPTS` times in a row without a new byte.
+        VerificationError: twice the wrong bytes; once may be a leftover of an earlier attempt.
+    """
+    if is_complete(destination, sha256, size_bytes):
+        return destination
+    failures = wrong = 0
+    with Download(destination, sha256, size_bytes) as download:
+        while True:
+            before = download.received
+            try:
+                if download.received < size_bytes:
+                    for piece in read(download.received):
+                        download.write(piece)
+                        if progress is not None:
+                            progress(name, download.received, size_bytes)
+                if download.received == size_bytes:
+                    download.finish()
+                    return destination
+                failures = 0 if download.received > before else failures + 1
+                if failures == FETCH_ATTEMPTS:
+                    raise NetworkError(f"{name}: stopped at {download.received} of {size_bytes} bytes")
+            except VerificationError:
+                wrong += 1
+                if wrong == 2:
+                    raise
+            except NetworkError:
+                failures = 1 if download.received > before else failures + 1
+                if failures >= FETCH_ATTEMPTS:
+                    raise
+                time.sleep(min(0.25 * 2**failures, 10.0) * random.uniform(0.5, 1.5))
 
 
 class Download:
