@@ -47,6 +47,7 @@ from protocol.status import RunStatus
 logger = logging.getLogger(__name__)
 
 TICK_S = 1.0  # how often status.json is looked after and waiting reports are looked at
+MOST_VECTORS = 3  # the parameters, and what an outer optimizer remembers
 RENDEZVOUS_WAIT_S = 20.0  # at start; it goes on without
 
 
@@ -210,6 +211,7 @@ class Host:
             receipts=ReceiptDesk(run.ledger, run.card_bytes, root_public_pem),
             wanted=wanted,
             inbox=inbox,
+            state_bytes=MOST_VECTORS * run.genesis_state.parameter_bytes,
             streams=stack.enter_context(Streams()),
             status=board.status_bytes,
             round=board.round,

@@ -28,7 +28,6 @@ from protocol.claim import MAX_AGREEMENT_BYTES
 from protocol.errors import FormatError, InputError, NetworkError, PotluckError, RefusedError
 from protocol.rpc import HINT_KEY, PART_BYTES, transfer_timeout_s
 from protocol.run_card import RunCard
-from protocol.state import StateManifest
 
 FETCH_LIMIT_S = 300.0  # of one call; the client resumes
 REPORTS_AT_ONCE = 4  # checking one costs up to a second of CPU
@@ -55,6 +54,7 @@ class Desk:
     receipts: ReceiptDesk
     wanted: Wanted
     inbox: StateInbox
+    state_bytes: int  # of the largest state that the run can have
     streams: Streams
     status: Callable[[], bytes]  # canonical JSON
     round: Callable[[], int]  # the newest in the ledger
@@ -168,43 +168,25 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
 
     @_unary
     def UploadState(self, request_iterator: Iterator[Any], context: grpc.ServicerContext) -> Any:
-        first = next(request_iterator, None)
-        if first is None:
-            raise FormatError("expected a certificate, a state digest and a manifest, got nothing")
-        peer_id = self._member(first.certificate)
-        round_number = self._desk.round_of(first.state)
-        if round_number is None or not self._desk.wanted.begin(peer_id, first.state):
-            return coordinator_pb2.UploadStateReply(accepted=False)
-        delivered = False
-        try:
-            manifest = self._desk.inbox.check_manifest(first.manifest, first.state, round_number)
-            self._receive(manifest, first.data, request_iterator, peer_id, context)
-            delivered = True
-        finally:
-            self._desk.wanted.end(peer_id, first.state, delivered)
+        """Counted and watched before its first message: a stranger may open a stream and say nothing."""
+        cancel, size = context.cancel, self._desk.state_bytes  # type: ignore[attr-defined]
+        with self._desk.streams.open(_address(context), cancel, transfer_timeout_s(size)) as touch:
+            first = next(request_iterator, None)
+            if first is None:
+                raise FormatError("expected a certificate, a state digest and a manifest, got nothing")
+            peer_id = self._member(first.certificate)
+            round_number = self._desk.round_of(first.state)
+            if round_number is None or not self._desk.wanted.begin(peer_id, first.state):
+                return coordinator_pb2.UploadStateReply(accepted=False)
+            delivered = False
+            try:
+                manifest = self._desk.inbox.check_manifest(first.manifest, first.state, round_number)
+                self._desk.inbox.receive(manifest, _pieces(first, request_iterator, touch))
+                delivered = True
+            finally:
+                self._desk.wanted.end(peer_id, first.state, delivered)
         self._desk.delivered()
         return coordinator_pb2.UploadStateReply(accepted=True)
-
-    def _receive(
-        self,
-        manifest: StateManifest,
-        data: bytes,
-        rest: Iterator[Any],
-        peer_id: str,
-        context: grpc.ServicerContext,
-    ) -> None:
-        limit_s = transfer_timeout_s(manifest.parameter_bytes + manifest.outer_bytes)
-        with self._desk.streams.open(peer_id, context.cancel, limit_s) as touch:  # type: ignore[attr-defined]
-
-            def pieces() -> Iterator[bytes]:
-                yield data
-                for part in rest:
-                    touch()
-                    if not 0 < len(part.data) <= PART_BYTES:
-                        raise FormatError(f"a part of a state has 1 to {PART_BYTES} bytes, got {len(part.data)}")
-                    yield part.data
-
-            self._desk.inbox.receive(manifest, (piece for piece in pieces() if piece))
 
     @_unary
     def GetReceipts(self, request: Any, context: grpc.ServicerContext) -> Any:
@@ -221,6 +203,17 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             return certificate.check(token, self._desk.card.member_key, run=self._desk.card.run).peer_id
         except (FormatError, RefusedError) as error:
             raise UnauthenticatedError(error.message, error.hint or "enroll again") from error
+
+
+def _pieces(first: Any, rest: Iterator[Any], touch: Callable[[], None]) -> Iterator[bytes]:
+    """The bytes of a state, part by part."""
+    if first.data:
+        yield first.data
+    for part in rest:
+        touch()
+        if not 0 < len(part.data) <= PART_BYTES:
+            raise FormatError(f"a part of a state has 1 to {PART_BYTES} bytes, got {len(part.data)}")
+        yield part.data
 
 
 def _model_file(file: ShelfFile) -> Any:

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import http.client
 import os
 import random
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -208,5 +208,5 @@ def read_url(url: str, offset: int, timeout_s: float, deadline_s: float) -> Iter
                 skip -= dropped
                 if piece := piece[dropped:]:
                     yield piece
-    except (OSError, urllib.error.URLError, ValueError) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:  # urllib.error.URLError is an OSError
         raise NetworkError(f"{url[:120]}: {error}", "check the network, then try again") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from coordinator.host import Host
+from coordinator.streams import MAX_STREAMS_PER_PEER
 from peer.coordinator_client import CoordinatorClient, RunDescription
 from peer.pinned_channel import open_channel
 from peer.training.genesis import load_state
@@ -326,6 +328,26 @@ def test_slow_reader_does_not_keep_others_out(site: Site) -> None:
         except grpc.RpcError:
             codes.add(call.code())
     assert codes <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED} and grpc.StatusCode.OK in codes
+
+
+def test_strangers_that_open_streams_and_say_nothing_keep_nobody_out(site: Site) -> None:
+    silent = threading.Event()
+
+    def nothing() -> Iterator[coordinator_pb2.StatePart]:
+        silent.wait(60)
+        yield from ()
+
+    calls = [site.stub().UploadState.future(nothing(), timeout=60) for _ in range(80)]
+    try:
+        deadline = time.monotonic() + 30
+        while sum(call.done() for call in calls) < len(calls) - MAX_STREAMS_PER_PEER:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert site.client.status().name == "campfire"
+    finally:
+        silent.set()
+        for call in calls:
+            call.cancel()
 
 
 def test_host_that_is_gone_is_away(tmp_path: Path) -> None:
