@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator.checkpoints import Checkpoints
@@ -138,9 +138,10 @@ class Publisher:
             due = next_due(decided, tip, self._spec.publish.every_rounds, self._spec.run.rounds)
             if due is None:
                 return []
-            rounds = session.execute(
+            every = self._spec.publish.every_rounds  # peers keep the states of such rounds
+            later = session.execute(
                 select(RoundRow.round, RoundRow.state)
-                .where(RoundRow.round > due)
+                .where(RoundRow.round > due, or_(RoundRow.round % every == 0, RoundRow.round == tip))
                 .order_by(RoundRow.round.desc())
                 .limit(MAX_CHOICES)
             ).all()
@@ -150,7 +151,7 @@ class Publisher:
         best = [(due, state)]
         if time.monotonic() - self._due_since[1] < FALL_BACK_S:
             return best
-        return best + [(number, later) for number, later in rounds]
+        return best + [(number, newer) for number, newer in later]
 
     def _decide(self, round_number: int, state: str) -> None:
         path = self._inbox.path(state)

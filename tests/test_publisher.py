@@ -15,6 +15,7 @@ import pytest
 import torch
 from coordinator_kit import Swarm, start_host, write_run
 
+from coordinator import publisher
 from coordinator.checkpoints import Checkpoints
 from coordinator.host import Host
 from peer.coordinator_client import CoordinatorClient
@@ -141,6 +142,24 @@ def test_checkpoint_that_is_clearly_worse_is_held_back(tmp_path: Path, caplog: p
     info = checkpoint.read_info(folder / "checkpoints" / "step-000002")
     assert info.parent == checkpoint.payload_digest(folder / "checkpoints" / "step-000000")
     assert verified(folder, 2) and not (folder / "checkpoints" / "step-000001").exists()
+
+
+def test_later_state_will_do_when_nobody_has_the_one_that_is_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the coordinator was away for longer than peers keep a state."""
+    monkeypatch.setattr(publisher, "FALL_BACK_S", 0.0)
+    with site_of(write_run(tmp_path / "source", rounds=5, every=2), tmp_path / "run") as site:
+        for number in range(1, 6):
+            site.commit(number)
+        for lost in (1, 2, 3, 5):
+            del site.swarm.states[lost]
+        assert site.deliver(4).published and not site.host.status().finished
+        site.swarm.states[5] = site.swarm.state
+        assert site.deliver(5).published and site.host.wait(10)
+        assert [item.round for item in site.host.status().checkpoints] == [0, 4, 5]
+        folder = site.folder
+    assert verified(folder, 4) and verified(folder, 5)
 
 
 def test_agreed_state_that_is_not_finite_is_held_back(tmp_path: Path) -> None:
