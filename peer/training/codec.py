@@ -55,7 +55,8 @@ class Codec(ABC):
     def _encode(self, values: torch.Tensor) -> bytes: ...
 
     @abstractmethod
-    def _decode(self, data: memoryview, count: int) -> torch.Tensor: ...
+    def _decode(self, data: memoryview, count: int) -> tuple[torch.Tensor, bool]:
+        """The values, and whether all are finite."""
 
     def encode(self, values: torch.Tensor) -> bytes:
         """Write flat fp32 [n] as bytes.
@@ -76,8 +77,8 @@ class Codec(ABC):
         if count < 0 or len(data) != self.encoded_bytes(count):
             expected = self.encoded_bytes(max(count, 0))
             raise FormatError(f"{self.name} codec: expected {expected} bytes for {count} values, got {len(data)}")
-        values = self._decode(memoryview(data), count)
-        if not is_finite(values):
+        values, finite = self._decode(memoryview(data), count)
+        if not finite:
             raise FormatError(f"{self.name} codec: values that are not finite")
         return values
 
@@ -91,8 +92,9 @@ class _Fp32(Codec):
     def _encode(self, values: torch.Tensor) -> bytes:
         return values.numpy().tobytes()
 
-    def _decode(self, data: memoryview, count: int) -> torch.Tensor:
-        return _floats(data, "<f4")
+    def _decode(self, data: memoryview, count: int) -> tuple[torch.Tensor, bool]:
+        values = _floats(data, "<f4")
+        return values, is_finite(values)
 
 
 class _Fp16(Codec):
@@ -104,8 +106,9 @@ class _Fp16(Codec):
     def _encode(self, values: torch.Tensor) -> bytes:
         return values.clamp(-_FP16_MAX, _FP16_MAX).to(torch.float16).numpy().tobytes()
 
-    def _decode(self, data: memoryview, count: int) -> torch.Tensor:
-        return _floats(data, "<f2").to(torch.float32)
+    def _decode(self, data: memoryview, count: int) -> tuple[torch.Tensor, bool]:
+        values = _floats(data, "<f2").to(torch.float32)
+        return values, is_finite(values)
 
 
 class _Int8(Codec):
@@ -122,14 +125,16 @@ class _Int8(Codec):
         levels = quotients.round_().clamp_(-127, 127).to(torch.int8)
         return scales.numpy().tobytes() + levels.view(-1)[: values.numel()].numpy().tobytes()
 
-    def _decode(self, data: memoryview, count: int) -> torch.Tensor:
+    def _decode(self, data: memoryview, count: int) -> tuple[torch.Tensor, bool]:
         split = 4 * _blocks(count)
-        scales = _floats(data[:split], "<f4")
-        levels = torch.from_numpy(np.frombuffer(data[split:], dtype=np.int8).astype(np.float32))
-        if count and (not is_finite(scales) or scales.min().item() < 0 or levels.min().item() < -127):
-            raise FormatError("int8 codec: a scale that is negative or not finite, or a level of -128")
-        blocks = _in_blocks(levels)
-        return torch.mul(blocks, scales.view(-1, 1)).view(-1)[:count].clone()
+        scales, levels = _floats(data[:split], "<f4"), np.frombuffer(data[split:], dtype=np.int8)
+        if count == 0:
+            return torch.zeros(0), True
+        if scales.min().item() < 0 or levels.min() < -127:
+            raise FormatError("int8 codec: a scale that is negative, or a level of -128")
+        blocks = _in_blocks(torch.from_numpy(levels.astype(np.float32)))
+        values = torch.mul(blocks, scales.view(-1, 1), out=blocks).view(-1)[:count]
+        return values, is_finite(values)
 
 
 def _floats(data: memoryview, dtype: str) -> torch.Tensor:
@@ -143,7 +148,9 @@ def _blocks(count: int) -> int:
 def _in_blocks(values: torch.Tensor) -> torch.Tensor:
     """[n] -> [ceil(n / 256), 256], the last block filled up with zeros."""
     missing = _blocks(values.numel()) * BLOCK_VALUES - values.numel()
-    return torch.nn.functional.pad(values, (0, missing)).view(-1, BLOCK_VALUES)
+    if missing:
+        values = torch.nn.functional.pad(values, (0, missing))
+    return values.view(-1, BLOCK_VALUES)
 
 
 _CODECS: dict[str, Codec] = {c.name: c for c in (_Fp32(), _Fp16(), _Int8())}
