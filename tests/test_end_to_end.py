@@ -1,0 +1,196 @@
+"""Whole runs, as people start them: a coordinator and peers as processes of their own, over loopback sockets.
+
+Nothing is replaced: the model is small and random, everything else is what `potluck` does anywhere. What the processes
+say of themselves is read from their JSON lines; what they leave on disk is read from disk.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import Community, Part
+from training_fixtures import write_tiny_llama
+from warm_start import WarmStart
+
+from protocol.checkpoint import step_name
+from protocol.keys import PeerIdentity, fingerprint, load_public_pem
+from protocol.verify import verify_receipt
+
+pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
+
+Opener = Callable[..., Community]
+
+
+@pytest.fixture(scope="session")
+def llama(glass_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("llama") / "tiny", glass_dir)
+
+
+@pytest.fixture(scope="session")
+def starter() -> Iterator[WarmStart]:
+    with WarmStart() as started:
+        yield started
+
+
+@pytest.fixture
+def community(tmp_path: Path, llama: Path, plays: Path, starter: WarmStart) -> Iterator[Opener]:
+    """Opens communities of a tiny model; kills whatever is left of them."""
+    with ExitStack() as stack:
+
+        def open_one(*, fixed_ports: bool = False, **sections: dict[str, Any]) -> Community:
+            config = small_run(llama, plays, sections)
+            return stack.enter_context(Community(tmp_path, config, starter=starter, fixed_ports=fixed_ports))
+
+        yield open_one
+
+
+def small_run(model: Path, data: Path, sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A run.toml whose rounds take a fraction of a second; `sections` are merged in."""
+    config: dict[str, dict[str, Any]] = {
+        "run": {"name": "small", "seed": 7},
+        "model": {"path": str(model), "license": "MIT"},
+        "data": {"path": str(data), "license": "CC0-1.0", "sequence_length": 32, "held_out_sequences": 16},
+        "method": {"kind": "full"},
+        "sync": {"method": "diloco", "round_tokens": 3000, "wire": "int8"},
+        "inner": {"lr": 1e-3, "micro_batch": 4, "batch": 4},
+        "publish": {"every_rounds": 10},
+    }
+    for name, section in sections.items():
+        config[name] = config.get(name, {}) | section
+    return config
+
+
+# ---- all of it, in each of its forms -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "wire"),
+    [
+        ("full", "diloco", "fp32"),
+        ("full", "diloco", "int8"),
+        ("full", "gradient", "fp32"),
+        ("full", "gradient", "int8"),
+        ("lora", "diloco", "fp16"),
+        ("lora", "diloco", "int8"),
+        ("lora", "gradient", "fp32"),
+        ("lora", "gradient", "int8"),
+    ],
+)
+def test_three_peers_agree_on_every_round_and_what_is_published_verifies(
+    community: Opener, kind: str, method: str, wire: str
+) -> None:
+    rounds = 20
+    run = community(
+        run={"rounds": rounds},
+        method={"kind": kind, "rank": 4, "alpha": 8} if kind == "lora" else {"kind": kind},
+        sync={"method": method, "wire": wire, "min_peers": 3},
+        outer={"lr": 1e-3} if method == "gradient" else {"lr": 1.0},
+    )
+    host = run.host()
+    peers = [run.peer(name) for name in ("alice", "bob", "carol")]
+    for peer in peers:
+        peer.wait_round(1)
+    run.note_sockets()
+    for peer in peers:
+        peer.wait_for("step", step="done")
+        assert peer.wait() == 0
+    host.wait_for("status", lambda event: event["status"]["finished"])
+    assert host.stop() == 0
+    run.check_nothing_left()
+
+    tell(peers)
+    check_agreement(peers, rounds=range(1, rounds + 1))
+    check_ledger(run, peers, rounds=rounds)
+    check_receipts(run, ["alice", "bob", "carol"], rounds=rounds)
+    check_published(run, rounds)
+
+
+def tell(peers: list[Part]) -> None:
+    """Print what the rounds cost; shown by `pytest -s`, and when a test fails."""
+    for peer in peers:
+        rounds = list(peer.committed().values())
+        waited = sorted(event["waited_s"] for event in rounds)
+        attempts = {event["round"]: event["attempts"] for event in rounds if event["attempts"] > 1}
+        median = waited[len(waited) // 2] if waited else 0
+        print(
+            f"{peer.name}: {len(rounds)} rounds, median wait {median:.3f} s, longest {waited[-1] if waited else 0:.3f} s"
+        )
+        if attempts:
+            print(f"  more than one attempt: {attempts}")
+
+
+def check_agreement(peers: list[Part], rounds: range) -> None:
+    """Every peer committed each of these rounds, to the same state, and different rounds to different states."""
+    states = [[peer.committed()[number]["state"] for number in rounds] for peer in peers]
+    assert all(of_one == states[0] for of_one in states)
+    assert len(set(states[0])) == len(states[0])
+
+
+def ledger_entries(run: Community) -> list[dict[str, Any]]:
+    """The leaves of the host's ledger, from its store."""
+    with sqlite3.connect(f"file:{run.run / 'ledger.db'}?mode=ro", uri=True) as store:
+        rows = store.execute('select data from leaves order by "index"').fetchall()
+    store.close()
+    return [json.loads(data) for (data,) in rows]
+
+
+def check_ledger(run: Community, peers: list[Part], rounds: int) -> None:
+    """One credit for each (round, peer), and each round's credits are what its members agreed on."""
+    credits = [entry for entry in ledger_entries(run) if entry["type"] == "credit"]
+    assert max(Counter((entry["round"], entry["peer_id"]) for entry in credits).values()) == 1
+    tokens: Counter[int] = Counter()
+    for entry in credits:
+        tokens[entry["round"]] += entry["tokens"]
+    agreed = {number: event["tokens"] for peer in peers for number, event in peer.committed().items()}
+    members = {number: event["members"] for peer in peers for number, event in peer.committed().items()}
+    states = {number: event["state"] for peer in peers for number, event in peer.committed().items()}
+    assert sorted(tokens) == list(range(1, rounds + 1))
+    for number in agreed:
+        of_round = [entry for entry in credits if entry["round"] == number]
+        assert tokens[number] == agreed[number]
+        assert len(of_round) == members[number]
+        assert {entry["state"] for entry in of_round} == {states[number]}
+
+
+def check_receipts(run: Community, names: list[str], rounds: int | None = None) -> None:
+    """Each peer holds a receipt for exactly the rounds that the ledger credits it with, and every one verifies."""
+    trusted = {root_fingerprint(run)}
+    for name in names:
+        me = PeerIdentity.load_or_create(run.home(name) / "identity").peer_id
+        credited = {entry["round"]: entry["tokens"] for entry in ledger_entries(run) if entry.get("peer_id") == me}
+        reports = [verify_receipt(path, trusted) for path in (run.run_folder(name) / "receipts").iterdir()]
+        assert all(report.ok for report in reports), [report.to_text() for report in reports if not report.ok]
+        assert {report.facts["round"]: report.facts["tokens"] for report in reports} == credited
+        assert rounds is None or len(credited) == rounds
+
+
+def root_fingerprint(run: Community) -> str:
+    return fingerprint(load_public_pem((run.run / "coordinator.pub").read_bytes()))
+
+
+def check_published(run: Community, last_round: int) -> None:
+    """The last checkpoint verifies back to genesis, by our command and by the stock one, and loads with stock libraries."""
+    step, key = run.run / "checkpoints" / step_name(last_round), run.run / "coordinator.pub"
+    done = command(run, sys.executable, "-m", "potluck", "verify", step, "--key", key, "--checkpoints", step.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "back to genesis" in done.stdout
+    stock = Path(sys.executable).with_name("model_signing")
+    signature = ("--signature", step / "model.sig", "--public_key", key, "--no-ignore-git-paths")
+    done = command(run, stock, "verify", "key", step / "model", *signature)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def command(run: Community, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command as a stranger would: with a home of its own that trusts nobody."""
+    environment = run.environment("no-one") | {"POTLUCK_HOME": str(run.folder / "stranger")}
+    command = [str(item) for item in arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=run.folder)

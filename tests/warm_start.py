@@ -1,0 +1,190 @@
+"""Starts `potluck` processes in a fraction of a second: imports once what they all import, and forks for each.
+
+Importing torch, hivemind and transformers takes longer than the rounds that the end-to-end tests are about. A process
+that comes from here is `potluck` as it stands on disk, in a process and a session of its own; only the imports are shared.
+
+    with WarmStart() as starter:
+        process = starter.start(["verify", "--help"], stdout=pipe, stderr=log, environment={}, folder=Path("/tmp"))
+        process.wait(10)
+
+The other half, below, is run as `python tests/warm_start.py`: it takes requests on its standard input, a Unix socket, and
+says on the same socket which processes have ended.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+READY_S = 120.0
+MAX_REQUEST_BYTES = 64 * 1024
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class WarmProcess:
+    """One process that was forked; as much of subprocess.Popen as the tests use."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self.ended = threading.Event()
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        if not self.ended.wait(timeout):
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class WarmStart:
+    """The tests' side: starts the other half, and asks it for processes."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._server = subprocess.Popen(
+                [sys.executable, str(Path(__file__).resolve())],
+                stdin=theirs,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+                cwd=REPOSITORY,
+                start_new_session=True,
+            )
+        self._processes: dict[int, WarmProcess] = {}
+        self._news = threading.Condition()
+        self._newest: int | None = None
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> WarmStart:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._server.wait(10)
+        self._reader.join(10)
+        self._socket.close()
+
+    def start(
+        self, arguments: list[str], *, stdout: int, stderr: int, environment: dict[str, str], folder: Path
+    ) -> WarmProcess:
+        """Run `potluck` with these arguments; the two descriptors become its standard output and error."""
+        request = {"arguments": arguments, "environment": environment, "folder": str(folder)}
+        with self._news:
+            self._newest = None
+            socket.send_fds(self._socket, [json.dumps(request).encode()], [stdout, stderr])
+            if not self._news.wait_for(lambda: self._newest is not None, READY_S):
+                raise AssertionError(f"no process was started within {READY_S:.0f} s")
+            assert self._newest is not None
+            return self._processes[self._newest]
+
+    def _read(self) -> None:
+        while data := self._socket.recv(1024):
+            told = json.loads(data)
+            with self._news:
+                if "code" in told:
+                    process = self._processes[told["pid"]]
+                    process.returncode = told["code"]
+                    process.ended.set()
+                else:
+                    self._processes[told["pid"]] = WarmProcess(told["pid"])
+                    self._newest = told["pid"]
+                self._news.notify_all()
+
+
+# ---- the other half ------------------------------------------------------------------------------------------------------
+
+
+def serve(requests: socket.socket) -> dict[str, Any] | None:
+    """Fork for each request. Returns the request in the child, and None in the parent when the tests are over."""
+    wake, woken = os.pipe()
+    os.set_blocking(woken, False)
+    signal.set_wakeup_fd(woken)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    while True:
+        ready, _, _ = select.select([requests, wake], [], [])
+        if wake in ready:
+            os.read(wake, 1024)
+            _tell_ended(requests)
+        if requests not in ready:
+            continue
+        data, descriptors, _, _ = socket.recv_fds(requests, MAX_REQUEST_BYTES, 2)
+        if not data:
+            return None
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.setsid()
+            for descriptor in (wake, woken):
+                os.close(descriptor)
+            return json.loads(data) | {"descriptors": descriptors}
+        for descriptor in descriptors:
+            os.close(descriptor)
+        requests.send(json.dumps({"pid": pid}).encode())
+
+
+def _tell_ended(requests: socket.socket) -> None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        requests.send(json.dumps({"pid": pid, "code": os.waitstatus_to_exitcode(status)}).encode())
+
+
+def become(request: dict[str, Any], requests: socket.socket) -> None:
+    """In the child: stand as a fresh process would, and be `potluck`."""
+    import potluck
+
+    requests.close()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for number, descriptor in enumerate([nothing, *request["descriptors"]]):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    sys.argv = ["potluck", *request["arguments"]]
+    potluck.main()
+
+
+def main() -> None:
+    import peft  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    import peer.screens
+    import peer.volunteer  # noqa: F401
+
+    requests = socket.socket(fileno=os.dup(0))
+    threads = len(os.listdir("/proc/self/task"))
+    assert threads == 1, f"a process with {threads} threads cannot be forked safely"
+    gc.freeze()  # what is shared stays shared: no collection in a child copies it
+    request = serve(requests)
+    if request is not None:
+        become(request, requests)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(REPOSITORY))
+    main()
