@@ -22,7 +22,7 @@ from sqlalchemy import func, select
 
 from coordinator import model_card
 from coordinator.ledger import Ledger
-from coordinator.run_folder import RunFolder, move_into_place, sync_tree
+from coordinator.run_folder import RunFolder, move_into_place, sync_tree, write_file
 from coordinator.store import CheckpointRow, CreditRow, EvaluationRow, RoundRow
 from protocol import canonical, checkpoint
 from protocol.checkpoint import CheckpointInfo, Contributor, Evaluation, step_name
@@ -82,6 +82,7 @@ class Checkpoints:
         shutil.rmtree(draft, ignore_errors=True)
         parent = self.parent()
         try:
+            self._write_rounds(manifest.round)
             save_model(draft / checkpoint.MODEL)
             self._write_words(draft, manifest, evaluation, parent)
             payload = checkpoint.sign_checkpoint(draft, self._root)
@@ -207,6 +208,17 @@ class Checkpoints:
             ledger=ledger_state,
         )
         checkpoint.write_info(draft, info, head_note)
+
+    def _write_rounds(self, up_to_round: int) -> None:
+        """Put the agreements of all rounds so far beside the checkpoints, for those who check the history."""
+        folder = self._folder.checkpoints / checkpoint.ROUNDS
+        folder.mkdir(exist_ok=True)
+        for number in range(1, up_to_round + 1):
+            path = folder / checkpoint.round_name(number)
+            if not path.is_file():
+                with self._ledger.reading() as session:
+                    data = session.scalars(select(RoundRow.agreement).where(RoundRow.round == number)).one()
+                write_file(path, data)
 
     def _finish(self, draft: Path, final: Path, leaf: int) -> None:
         checkpoint.write_log_proof(draft, self._ledger.proof(leaf))

@@ -40,6 +40,7 @@ LOG_PROOF = "model.tlog-proof"
 MAINTAINERS = "signatures"
 INFO = "checkpoint.json"  # in model/
 LEDGER_HEAD = "ledger/checkpoint"  # in model/
+ROUNDS = "rounds"  # beside the step folders: the agreement of each round, which needs no signature of the host's
 MAX_INFO_BYTES = 16 << 20
 MAX_CONTRIBUTORS = 100_000
 _STEP = re.compile(r"step-([0-9]{6,9})")
@@ -165,6 +166,11 @@ def step_name(round_number: int) -> str:
     ('step-000123', 123, None)
     """
     return f"step-{round_number:06d}"
+
+
+def round_name(round_number: int) -> str:
+    """ "round-000012.json" for round 12: the file in `ROUNDS` that holds its agreement."""
+    return f"round-{round_number:06d}.json"
 
 
 def step_round(name: str) -> int | None:

@@ -1,8 +1,10 @@
 """The chain of checkpoints back to genesis: every ancestor verified too, and each link between them.
 
 Used by `verify.verify_checkpoint` when the folder of checkpoints is at hand. Parents are found by payload digest, not
-by name. What only two checkpoints together can show is checked here: that the members' weights follow from the round
-before, that the ledger was only ever appended to, that nobody is named with more work than was agreed.
+by name. What only the whole history can show is checked here: that each round started where the one before ended, with
+the weights that follow from it, that the ledger was only ever appended to, that nobody is named with more work than was
+agreed. The agreements of the rounds between two checkpoints lie in `rounds/` beside the step folders; the members'
+signatures are all that they need.
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from protocol import checkpoint
+from protocol import checkpoint, files
+from protocol.claim import MAX_AGREEMENT_BYTES, Agreement
 from protocol.errors import FormatError, InputError, PotluckError, VerificationError
 from protocol.inspection import Inspection, inspect
 from protocol.model_signature import ModelSignature
 from protocol.report import KEY_CHECK, NotChecked
+from protocol.run_card import RunCard
 
 MAX_CHECKPOINTS = 100_000
 
@@ -27,6 +31,7 @@ class Folder:
 
     found: dict[str, Path]  # payload digest -> step folder
     unusable: list[str]  # step folders that are links, or whose model.sig cannot be read
+    rounds: Path  # where the agreements of the rounds lie; need not be there
 
 
 def find_checkpoints(folder: Path) -> Folder:
@@ -41,7 +46,7 @@ def find_checkpoints(folder: Path) -> Folder:
         steps = sorted(path for path in folder.iterdir() if checkpoint.step_round(path.name) is not None)
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}", "give a folder that you may read") from error
-    result = Folder({}, [])
+    result = Folder({}, [], folder / checkpoint.ROUNDS)
     for step_dir in steps[:MAX_CHECKPOINTS]:
         if step_dir.is_symlink() or not step_dir.is_dir():
             result.unusable.append(f"{step_dir.name} is a link or no folder")
@@ -85,26 +90,57 @@ def collect(seen: Inspection, at_hand: Folder) -> list[Inspection]:
         chain.append(parent)
 
 
-def check_links(chain: list[Inspection]) -> str:
-    """Each agreement starts where the one before ended, with the weights that follow from it."""
-    skipped = 0
-    for before, after in itertools.pairwise(chain):
-        if before.info is None or after.info is None or after.agreement is None:
-            raise NotChecked(f"{after.step_dir.name}: needs the members' agreement, which does not hold")
-        if after.info.round != before.info.round + 1:
-            skipped += 1
-            continue
-        if after.agreement.base != before.info.state.digest:
+def agreed_rounds(chain: list[Inspection], rounds: Path) -> list[Agreement]:
+    """The agreements of all rounds from the first to the checkpoint's, each checked signature by signature.
+
+    Raises:
+        NotChecked: one is not at hand.
+        VerificationError: one does not hold.
+    """
+    card, info = chain[-1].card, chain[-1].info
+    if card is None or info is None:
+        raise NotChecked("needs the run card and checkpoint.json, which do not hold")
+    published = {item.info.round: item.agreement for item in chain if item.info is not None}
+    found = []
+    for number in range(1, info.round + 1):
+        agreement = published[number] if number in published else _read_round(rounds, number, card)
+        if agreement is None:
+            raise NotChecked(f"needs the members' agreement of round {number}, which does not hold")
+        found.append(agreement)
+    return found
+
+
+def _read_round(rounds: Path, number: int, card: RunCard) -> Agreement:
+    path = rounds / checkpoint.round_name(number)
+    if rounds.is_symlink() or path.is_symlink() or not path.is_file():
+        raise NotChecked(f"there are rounds between the checkpoints, and {rounds.name}/{path.name} is not at hand")
+    try:
+        data = files.read_bounded(path, MAX_AGREEMENT_BYTES)
+        agreement = Agreement.from_bytes(data, run=card.run, membership_key=card.member_key)
+    except PotluckError as error:
+        raise VerificationError(f"{rounds.name}/{path.name}: {error.message}") from error
+    if agreement.round != number:
+        raise VerificationError(f"{rounds.name}/{path.name}: is of round {agreement.round}")
+    return agreement
+
+
+def check_links(chain: list[Inspection], agreements: list[Agreement]) -> str:
+    """Each round starts where the one before ended, with the weights that follow from it."""
+    states = {item.info.round: item.info.state.digest for item in chain if item.info is not None}
+    base, weights = states[0], dict[str, int]()
+    for agreement in agreements:
+        if agreement.base != base:
             raise VerificationError(
-                f"{after.step_dir.name}: the members worked from state {after.agreement.base[:16]}…, "
-                f"its parent holds {before.info.state.digest[:16]}…"
+                f"round {agreement.round}: the members worked from state {agreement.base[:16]}…, "
+                f"the round before ended in {base[:16]}…"
             )
-        after.agreement.check_against(before.agreement.weights if before.agreement else {})
-    links = len(chain) - 1
-    if skipped == links and links:
-        raise NotChecked("there are rounds between the checkpoints, whose agreements are not in this folder")
-    rest = f"; {skipped} not checked, for rounds lie between them" if skipped else ""
-    return f"{links - skipped} of {links} agreements follow from the round before{rest}"
+        if states.get(agreement.round, agreement.state) != agreement.state:
+            raise VerificationError(f"round {agreement.round}: the checkpoint holds another state than was agreed")
+        agreement.check_against(weights)
+        base, weights = agreement.state, dict(agreement.weights)
+    return (
+        f"{len(agreements)} rounds, each agreed on from the state and with the weights that follow from the one before"
+    )
 
 
 def check_ledgers(chain: list[Inspection]) -> str:
@@ -130,20 +166,16 @@ def check_ledgers(chain: list[Inspection]) -> str:
     return f"each ledger begins with the one before, up to {last.ledger.size if last else 0} leaves"
 
 
-def check_contributors(chain: list[Inspection]) -> str:
+def check_contributors(chain: list[Inspection], agreements: list[Agreement]) -> str:
     """Nobody is named with more work than the agreements show."""
     info = chain[-1].info
     if info is None:
         raise NotChecked("needs a sound checkpoint.json")
-    if [item.info.round if item.info else None for item in chain] != list(range(info.round + 1)):
-        raise NotChecked("there are rounds between the checkpoints, whose agreements are not in this folder")
     tokens, flops, rounds = Counter[str](), Counter[str](), Counter[str]()
-    for item in chain[1:]:
-        if item.agreement is None:
-            raise NotChecked(f"{item.step_dir.name}: needs the members' agreement, which does not hold")
-        tokens.update(item.agreement.weights)
-        flops.update({peer_id: claim.flops for peer_id, claim in item.agreement.claims.items()})
-        rounds.update(item.agreement.weights.keys())
+    for agreement in agreements:
+        tokens.update(agreement.weights)
+        flops.update({peer_id: claim.flops for peer_id, claim in agreement.claims.items()})
+        rounds.update(agreement.weights.keys())
     for named in info.contributors:
         stated = (named.tokens, named.flops, named.rounds)
         agreed = (tokens[named.peer_id], flops[named.peer_id], rounds[named.peer_id])

@@ -14,6 +14,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from protocol import checkpoint, files, lineage
+from protocol.claim import Agreement
 from protocol.errors import InputError
 from protocol.inspection import Inspection, inspect
 from protocol.keys import fingerprint
@@ -79,10 +80,22 @@ def _check_lineage(seen: Inspection, checkpoints_dir: Path | None) -> None:
         chain.extend(lineage.collect(seen, at_hand))
         return f"{len(chain) - 1} ancestors, each verified, back to genesis"
 
-    if report.run("lineage", walk) and chain:
-        report.run("rounds", lambda: lineage.check_links(chain))
-        report.run("ledger growth", lambda: lineage.check_ledgers(chain))
-        report.run("contributors", lambda: lineage.check_contributors(chain))
+    if not report.run("lineage", walk) or at_hand is None or not chain:
+        return
+    agreements = list[Agreement]()
+
+    def rounds() -> str:
+        agreements.extend(lineage.agreed_rounds(chain, at_hand.rounds))
+        return lineage.check_links(chain, agreements)
+
+    def contributors() -> str:
+        if not agreements:
+            raise NotChecked("needs the agreements of all rounds")
+        return lineage.check_contributors(chain, agreements)
+
+    report.run("rounds", rounds)
+    report.run("ledger growth", lambda: lineage.check_ledgers(chain))
+    report.run("contributors", contributors)
 
 
 class _ReceiptInspection:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import safetensors.numpy as safe_numpy
-from builders import SHAPES, Run, build_run, fixed_root_key, make_run
+from builders import SHAPES, Run, build_run, edit_info, fixed_root_key, make_run
 
 from protocol import checkpoint
 from protocol.errors import FormatError, InputError, VerificationError
@@ -81,6 +81,69 @@ def test_rounds_between_checkpoints_are_said_to_be_unchecked(tmp_path: Path) -> 
     assert status(report, "rounds") == "not checked"
     assert status(report, "contributors") == "not checked"
     assert status(report, "ledger growth") == "ok"
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Four rounds, a checkpoint every second one, and the agreement of every round beside them."""
+    run = build_run(tmp_path_factory.mktemp("sparse"), rounds=4, every=2)
+    (run.checkpoints / checkpoint.ROUNDS).mkdir()
+    for number, agreement in run.agreements.items():
+        round_path(run, number).write_bytes(agreement.to_bytes())
+    return run
+
+
+def round_path(run: Run, number: int) -> Path:
+    return run.checkpoints / checkpoint.ROUNDS / checkpoint.round_name(number)
+
+
+def test_rounds_between_checkpoints_are_checked_when_their_agreements_are_at_hand(sparse: Run) -> None:
+    report = verify(sparse, 4)
+    assert report.ok, report.to_text()
+    assert status(report, "rounds") == status(report, "contributors") == "ok"
+
+
+@pytest.mark.parametrize(
+    "attack, reason",
+    [
+        ("weights lowered by the host", "do not follow from the claims"),
+        ("a round of another number", "is of round 1"),
+        ("no JSON", "not JSON"),
+        ("all votes but the lightest taken away", "a majority"),
+        ("a link", "not at hand"),
+    ],
+)
+def test_hostile_round_between_checkpoints_is_refused(sparse: Run, tmp_path: Path, attack: str, reason: str) -> None:
+    other = sparse.copy(tmp_path)
+    shutil.copytree(sparse.checkpoints, other.checkpoints)
+    path = round_path(other, 3)
+    value = json.loads(path.read_bytes())
+    if attack == "weights lowered by the host":
+        value["weights"] = {peer: 1 for peer in value["weights"]}
+    elif attack == "a round of another number":
+        value = json.loads(round_path(other, 1).read_bytes())
+    elif attack == "all votes but the lightest taken away":
+        lightest = min(value["weights"], key=value["weights"].get)
+        value["votes"] = [vote for vote in value["votes"] if vote["signatures"][0]["keyid"] == lightest]
+    path.write_bytes(b"{" if attack == "no JSON" else json.dumps(value).encode())
+    if attack == "a link":
+        path.unlink()
+        path.symlink_to(round_path(sparse, 3))
+    report = verify(other, 4)
+    check = next(check for check in report.checks if check.name == "rounds")
+    assert reason in check.detail
+    assert report.ok == (attack == "a link")  # a link is not followed: then the rounds are not checked, and said to be so
+
+
+def test_contributors_named_with_more_than_all_rounds_show_are_refused(sparse: Run, tmp_path: Path) -> None:
+    other = sparse.copy(tmp_path)
+    shutil.copytree(sparse.checkpoints, other.checkpoints)
+    named = [item.model_dump() for item in checkpoint.read_info(other.step(4)).contributors]
+    named[0]["tokens"] += 1
+    edit_info(other.step(4), contributors=named)
+    other.resign(other.step(4))
+    report = verify(other, 4)
+    assert status(report, "contributors") == "refused", report.to_text()
 
 
 def test_an_unconfirmed_key_is_no_yes_even_when_all_is_intact(run: Run) -> None:
