@@ -100,6 +100,10 @@ class BallotBox:
             self.ballots.append(ballot)
             self._save()
 
+    def is_bound(self, round: int, attempt: int, leader: str) -> bool:
+        """Whether this very attempt is the last one promised."""
+        return (round, attempt, leader) == (self.round, self.attempt, self.leader)
+
     def next_attempt(self, round: int) -> int:
         return self.attempt + 1 if round == self.round else 0
 
@@ -125,8 +129,9 @@ def must_complete(
 ) -> Ballot | None:
     """The state that may already be committed somewhere, given what the members of a new attempt say they voted for.
 
-    Whoever did not answer may have voted for anything. A state is free to be dropped only when even with all of
-    their votes it cannot have had its majorities.
+    Whoever is in a state's group and did not answer may have voted for it. A state is free to be dropped only when even
+    with all of their votes it cannot have had its majorities. Votes for one state of one group count together, whatever
+    attempt they were cast in: a member tells of its newest one for each state only.
 
     Args:
         answers: member -> the ballots it cast in this round; empty for one that cast none.
@@ -134,14 +139,16 @@ def must_complete(
         groups: group digest -> peer id -> weight, for each group that is voted for.
 
     Returns:
-        the ballot to complete, or None when a new group may average.
+        the newest ballot for the state to complete, or None when a new group may average.
     """
-    cast = {ballot for ballots in answers.values() for ballot in ballots}
-    for ballot in sorted(cast, reverse=True):
+    voters: dict[tuple[str, str], set[str]] = {}
+    for peer, ballots in answers.items():
+        for ballot in ballots:
+            voters.setdefault((ballot.group, ballot.state), set()).add(peer)
+    for ballot in sorted({ballot for ballots in answers.values() for ballot in ballots}, reverse=True):
         group = groups[ballot.group]
-        voters = {peer for peer, ballots in answers.items() if ballot in set(ballots)}
-        silent = (set(group) | set(acceptors)) - set(answers)
-        if is_committed(voters | silent, acceptors, group):
+        silent = set(group) - set(answers)
+        if is_committed(voters[ballot.group, ballot.state] | silent, acceptors, group):
             return ballot
     return None
 
