@@ -100,6 +100,10 @@ def join(
     from protocol.keys import PeerIdentity
     from protocol.trust import home as default_home
 
+    if announce and listen.endswith(":0"):
+        raise InputError(
+            "--announce needs a fixed port", "give one with --listen, such as 0.0.0.0:4710, and forward it"
+        )
     config = PeerConfig(
         home=home or default_home(),
         device=_device(device),

@@ -20,6 +20,9 @@ import logging
 from pathlib import Path
 from typing import IO
 
+from safetensors import SafetensorError
+
+from peer.downloads import disk_error
 from peer.round_rules import BallotBox
 from peer.swarm.head import Head
 from peer.training.state import SharedState
@@ -59,8 +62,11 @@ class RunFolder:
     # ---- small files -------------------------------------------------------------------------------------------------
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a small file, whole or not at all."""
-        write_private(self.path / name, data)
+        """Write a small file, whole or not at all. Raises: InputError: the disk is full."""
+        try:
+            write_private(self.path / name, data)
+        except OSError as error:
+            raise disk_error(self.path / name, error) from error
 
     def read(self, name: str, max_bytes: int = 1 << 20) -> bytes | None:
         """Read a small file; None when it is not there."""
@@ -95,16 +101,19 @@ class RunFolder:
     # ---- states ------------------------------------------------------------------------------------------------------
 
     def save_head(self, head: Head) -> None:
-        """Keep a committed state: for the coordinator to ask for, and to resume from."""
+        """Keep a committed state: for the coordinator to ask for, and to resume from. Raises: InputError: the disk is full."""
         assert head.agreement is not None
         stem = self.path / "states" / f"round-{head.round:06d}"
-        head.state.save(stem.with_suffix(".safetensors"))
+        try:
+            head.state.save(stem.with_suffix(".safetensors"))
+        except (OSError, SafetensorError) as error:
+            raise disk_error(stem, OSError(getattr(error, "errno", None), str(error))) from error
         value = {
             "agreement": head.agreement.to_json(),
             "history_tokens": head.history_tokens,
             "state": head.state.digest,
         }
-        write_private(stem.with_suffix(".json"), canonical.dumps(value))
+        self.write(f"states/{stem.name}.json", canonical.dumps(value))
         for old in self._saved()[:-KEPT_STATES]:
             old.with_suffix(".safetensors").unlink(missing_ok=True)
             old.unlink(missing_ok=True)

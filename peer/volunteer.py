@@ -33,7 +33,7 @@ from peer.training.model import load_trainable
 from peer.training.state import SharedState
 from peer.training.work import LocalWork
 from protocol import certificate as certificates
-from protocol.errors import CoordinatorAway, VerificationError
+from protocol.errors import CoordinatorAway, InputError, VerificationError
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity, fingerprint, load_public_pem
 from protocol.run_card import RunCard
@@ -191,11 +191,19 @@ class Volunteer:
             folder.path / "receipts", run=card.run, root=self._invite.root, peer_id=self._identity.peer_id
         )
 
+        unsaved: dict[int, bytes] = {}
+
         def on_commit(head: Head, report: RoundReport) -> None:
             assert head.agreement is not None
-            outbox.put(head.round, head.agreement.to_bytes())
-            if head.round % card.spec.publish.every_rounds == 0 or head.round == rounds:
-                folder.save_head(head)
+            unsaved[head.round] = head.agreement.to_bytes()
+            try:
+                for number in sorted(unsaved):
+                    outbox.put(number, unsaved[number])
+                    del unsaved[number]
+                if head.round % card.spec.publish.every_rounds == 0 or head.round == rounds:
+                    folder.save_head(head)
+            except InputError as error:  # a full disk does not end the training; what was not written is tried again
+                logger.warning("%s; %s", error.message, error.hint)
             logger.info(
                 "round %d committed: %d members, %d tokens, %.2f s between work and work",
                 head.round, report.members, report.tokens, report.waited_s,

@@ -132,7 +132,9 @@ def test_hostile_round_between_checkpoints_is_refused(sparse: Run, tmp_path: Pat
     report = verify(other, 4)
     check = next(check for check in report.checks if check.name == "rounds")
     assert reason in check.detail
-    assert report.ok == (attack == "a link")  # a link is not followed: then the rounds are not checked, and said to be so
+    assert report.ok == (
+        attack == "a link"
+    )  # a link is not followed: then the rounds are not checked, and said to be so
 
 
 def test_contributors_named_with_more_than_all_rounds_show_are_refused(sparse: Run, tmp_path: Path) -> None:
