@@ -8,6 +8,7 @@ hashes it; a state is kept only if its bytes have the roots that the members' di
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import threading
@@ -16,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol import merkle
-from protocol.errors import FormatError, RefusedError, VerificationError
+from protocol.errors import FormatError, NetworkError, VerificationError
 from protocol.state import STATE_CHUNK_BYTES, StateManifest
+
+logger = logging.getLogger(__name__)
 
 ASK_AGAIN_S = 30.0  # when the member that was asked has not begun to send
 MANIFEST, PARAMETERS, OUTER = "manifest.json", "parameters.bin", "outer.bin"
@@ -132,7 +135,15 @@ class StateInbox:
         Raises:
             FormatError: too few or too many bytes.
             VerificationError: the bytes do not have the manifest's roots.
+            NetworkError: the host's disk is full; the member may try again later.
         """
+        try:
+            return self._receive(manifest, pieces)
+        except OSError as error:
+            logger.error("state %s… cannot be kept: %s", manifest.digest[:16], error)
+            raise NetworkError("the coordinator cannot keep the state now", "it will be asked for again") from error
+
+    def _receive(self, manifest: StateManifest, pieces: Iterable[bytes]) -> Path:
         final = self.path(manifest.digest)
         partial = final.with_name(final.name + ".part")
         shutil.rmtree(partial, ignore_errors=True)
@@ -205,6 +216,3 @@ def _write_synced(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-__all__ = ["MANIFEST", "OUTER", "PARAMETERS", "RefusedError", "StateInbox", "Wanted"]

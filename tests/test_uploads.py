@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
 
 from coordinator.uploads import ASK_AGAIN_S, OUTER, PARAMETERS, StateInbox, Wanted
 from peer.training.state import SharedState
-from protocol.errors import FormatError, VerificationError
+from protocol.errors import FormatError, NetworkError, VerificationError
 
 COUNT = 600_000  # values: two and a bit chunks
 
@@ -58,6 +61,18 @@ def test_wrong_bytes_are_refused_and_not_kept(
     data = change(b"".join(chunks(state)))
     with pytest.raises(error):
         inbox.receive(state.manifest(), [data] if data else [])
+    assert not inbox.has(state.digest) and not list((tmp_path / "incoming").iterdir())
+
+
+def test_full_disk_of_the_host_is_no_fault_of_the_member(
+    inbox: StateInbox, state: SharedState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(NetworkError, match="cannot keep the state now"):
+        inbox.receive(state.manifest(), chunks(state))
     assert not inbox.has(state.digest) and not list((tmp_path / "incoming").iterdir())
 
 
