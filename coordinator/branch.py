@@ -4,21 +4,23 @@ A run is a chain of states: the base of round r is the state of round r-1. Repor
 out of order, and an admitted peer can sign an agreement with itself alone. So
 
 - an agreement on the next round is committed at once when its voters hold a majority of the last round's weight;
-- one without that majority (peers left, or somebody works apart from the rest) is committed only after
-  `MINORITY_WAIT_S` in which no other came: of two branches the heavier is the run;
+- one without that majority (peers left, or somebody works apart from the rest) is committed only if no other comes
+  while the rest could have made a round (`patience_s`): of two branches the heavier is the run;
 - an agreement further ahead waits until the gap closes;
 - one on another state for a committed round, or from another base, is a fork and is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from protocol.claim import Agreement, has_majority
 
-MINORITY_WAIT_S = 10.0
+LEAST_WAIT_S = 30.0
+LONGEST_WAIT_S = 3600.0
 
 
 class Verdict(Enum):
@@ -37,12 +39,28 @@ class Tip:
     weights: Mapping[str, int]  # of that round; empty for genesis
 
 
-def judge(agreement: Agreement, tip: Tip, committed_state: str | None, waited_s: float) -> Verdict:
+def patience_s(commit_times: Sequence[float]) -> float:
+    """How long a minority's round waits: three times as long as a round has lately taken, and some more.
+
+    Args:
+        commit_times: of the last rounds, Unix seconds, oldest first.
+
+    >>> patience_s([]), patience_s([100.0, 140.0, 160.0]), patience_s([0.0, 9999.0])
+    (30.0, 150.0, 3600.0)
+    """
+    longest = max((after - before for before, after in itertools.pairwise(commit_times)), default=0.0)
+    return min(LEAST_WAIT_S + 3 * longest, LONGEST_WAIT_S)
+
+
+def judge(
+    agreement: Agreement, tip: Tip, committed_state: str | None, waited_s: float, patience_s: float = LEAST_WAIT_S
+) -> Verdict:
     """What to do with a checked agreement.
 
     Args:
         committed_state: of the agreement's own round, if that is committed.
         waited_s: how long the coordinator has known this agreement.
+        patience_s: how long an agreement without a majority of the last round's weight waits.
 
     Raises:
         VerificationError: its weights do not follow from the round before.
@@ -54,7 +72,7 @@ def judge(agreement: Agreement, tip: Tip, committed_state: str | None, waited_s:
     if agreement.base != tip.state:
         return Verdict.FORK
     agreement.check_against(tip.weights)
-    if has_majority(voters(agreement), tip.weights) or waited_s >= MINORITY_WAIT_S:
+    if has_majority(voters(agreement), tip.weights) or waited_s >= patience_s:
         return Verdict.COMMIT
     return Verdict.WAIT
 

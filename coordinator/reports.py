@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from coordinator import audit
-from coordinator.branch import Tip, Verdict, judge
+from coordinator.branch import Tip, Verdict, judge, patience_s
 from coordinator.ledger import Ledger, Writing
 from coordinator.store import CreditRow, ForkRow, PendingRow, RoundRow
 from protocol import canonical
@@ -26,6 +26,7 @@ from protocol.run_card import RunCard
 
 logger = logging.getLogger(__name__)
 
+RECENT_ROUNDS = 64  # that say how long a round takes
 MAX_AHEAD = 100_000  # rounds beyond the newest committed one
 MAX_PENDING = 20_000  # agreements, of all peers
 MAX_PENDING_PER_PEER = 5_000
@@ -119,7 +120,8 @@ class Reports:
         session = write.session
         known = session.get(RoundRow, agreement.round)
         try:
-            verdict = judge(agreement, self._tip(session), known.state if known else None, now - received)
+            patience = patience_s(_commit_times(session))
+            verdict = judge(agreement, self._tip(session), known.state if known else None, now - received, patience)
         except RefusedError as error:
             return Answer(False, error.message), []
         if verdict is Verdict.COMMIT:
@@ -247,6 +249,11 @@ class Reports:
         if row is None:
             return Tip(0, self._card.genesis, {})
         return Tip(row.round, row.state, _weights(row.agreement))
+
+
+def _commit_times(session: Session) -> list[float]:
+    """When the last rounds were committed, oldest first."""
+    return list(session.scalars(select(RoundRow.time).order_by(RoundRow.round.desc()).limit(RECENT_ROUNDS)))[::-1]
 
 
 def _weights(agreement: bytes) -> dict[str, int]:

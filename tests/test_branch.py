@@ -10,7 +10,7 @@ from coordinator_kit import Office
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.branch import MINORITY_WAIT_S, Tip, Verdict, judge
+from coordinator.branch import LEAST_WAIT_S, Tip, Verdict, judge
 from coordinator.roster import LIVE_S, MAX_OTHERS, Roster
 from protocol.errors import FormatError, VerificationError
 from protocol.keys import PeerIdentity
@@ -40,8 +40,8 @@ def test_verdicts(office: Office) -> None:
     stray = swarm.agree("cd" * 32, swarm.members, round=2, base="ef" * 32)
     assert judge(stray, tip, None, 0.0) is Verdict.FORK
     few = swarm.agree("cd" * 32, swarm.members[:1], round=2, base=first.state)
-    assert judge(few, tip, None, MINORITY_WAIT_S - 1) is Verdict.WAIT
-    assert judge(few, tip, None, MINORITY_WAIT_S) is Verdict.COMMIT
+    assert judge(few, tip, None, LEAST_WAIT_S - 1) is Verdict.WAIT
+    assert judge(few, tip, None, LEAST_WAIT_S) is Verdict.COMMIT
     swarm.previous = {}
     wrong = swarm.agree("cd" * 32, swarm.members, tokens=10**6, round=2, base=first.state)
     with pytest.raises(VerificationError):

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from coordinator import reports as reports_module
-from coordinator.branch import MINORITY_WAIT_S
+from coordinator.branch import LEAST_WAIT_S
 from coordinator.store import CreditRow, ForkRow
 from protocol import certificate
 from protocol.errors import NetworkError
@@ -103,13 +103,26 @@ def test_member_working_apart_cannot_take_over_the_run(office: Office) -> None:
 
 
 def test_round_of_the_few_that_are_left_is_committed_after_a_wait(office: Office) -> None:
-    office.submit(office.swarm.round())
+    office.submit(office.swarm.round(), now=900.0)
     alone = office.swarm.agree("cd" * 32, office.swarm.members[:1])
     office.submit(alone, now=1000.0)
-    office.reports.settle(now=1000.0 + MINORITY_WAIT_S / 2)
+    office.reports.settle(now=1000.0 + LEAST_WAIT_S / 2)
     assert office.reports.tip().round == 1
-    office.reports.settle(now=1000.0 + MINORITY_WAIT_S)
+    office.reports.settle(now=1000.0 + LEAST_WAIT_S)
     assert office.reports.tip().state == alone.state
+
+
+def test_the_few_wait_for_as_long_as_the_rest_may_need_for_a_round(office: Office) -> None:
+    """A round takes 100 s here: whoever signs one alone at once cannot overtake the others."""
+    for number in range(3):
+        office.submit(office.swarm.round(seed=number), now=100.0 * number)
+    alone = office.swarm.agree("cd" * 32, office.swarm.members[:1])
+    office.submit(alone, now=201.0)
+    office.reports.settle(now=300.0)
+    together = office.swarm.round(seed=9)
+    assert office.submit(together, now=310.0).accepted
+    assert office.reports.tip().state == together.state
+    assert office.credits() == office.expected_credits([1, 2, 3, 4])
 
 
 def test_forged_vote_is_refused(office: Office) -> None:
