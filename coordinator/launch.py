@@ -35,6 +35,7 @@ from protocol.ledger_entry import RunEntry
 from protocol.run_card import MAX_RUN_CARD_BYTES, RunCard
 from protocol.run_spec import RunConfig, RunSpec
 from protocol.state import StateManifest
+from protocol.trust import trusted_roots
 from protocol.verify import verify_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ def _first_start(config_path: Path, config: RunConfig, folder: RunFolder, data: 
     logger.info("preparing the model")
     for path in (folder.run_json, folder.run_card, *folder.path.glob("ledger.db*")):
         path.unlink(missing_ok=True)
+    _check_source(config, config_path.parent)
     with no_progress_bars():
         model = prepare_model(config.model, config_path.parent, folder.path / "hub")
         total, trainable = count_parameters(config.method, model)
@@ -130,6 +132,21 @@ def _first_start(config_path: Path, config: RunConfig, folder: RunFolder, data: 
     run.checkpoints.publish(state.manifest(), evaluation, lambda out: _copy_files(build, out))
     logger.info("genesis %s…: held-out loss %.4f", state.digest[:16], evaluation.held_out_loss)
     return _reopened(run, folder)
+
+
+def _check_source(config: RunConfig, base: Path) -> None:
+    """A checkpoint of another run is verified before anything of it is loaded.
+
+    Raises:
+        InputError: it does not check out, or is signed by a key that this host has not confirmed.
+    """
+    if config.model.checkpoint is None:
+        return
+    trusted = set(trusted_roots()) | ({config.model.key} if config.model.key else set())
+    report = verify_checkpoint(base / config.model.checkpoint, trusted=trusted)
+    if not report.ok:
+        hint = "" if report.fingerprint in trusted else "if that key is the right one, name it: model.key in run.toml"
+        raise InputError(f"model.checkpoint {config.model.checkpoint}: {report.verdict}", hint)
 
 
 def _reopened(run: Run, folder: RunFolder) -> Run:

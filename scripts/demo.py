@@ -36,7 +36,7 @@ PEERS = 3
 START_TIMEOUT_S = 90.0
 RUN_TIMEOUT_S = 900.0
 STOP_TIMEOUT_S = 15.0
-PROMPT = "ROMEO. "
+PROMPT = "ROMEO\n"
 
 
 class Failed(Exception):

@@ -176,6 +176,30 @@ def test_missing_data_are_said_plainly(tmp_path: Path) -> None:
         start_host(config, tmp_path / "run")
 
 
+def test_run_starts_from_a_checkpoint_of_another_run_only_when_that_verifies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POTLUCK_HOME", str(tmp_path / "home"))
+    first = start_host(write_run(tmp_path / "first"), tmp_path / "run-1")
+    step, key = first.folder / "checkpoints" / "step-000000", first.invite.root
+    first.stop()
+    config = write_run(tmp_path / "second")
+    plain = config.read_text()
+    config.write_text(plain.replace('path = "model"', f'checkpoint = "{step}"', 1))
+    with pytest.raises(InputError, match="signed by a key that you have not confirmed") as refused:
+        start_host(config, tmp_path / "run-2")
+    assert "model.key" in refused.value.hint
+    config.write_text(plain.replace('path = "model"', f'checkpoint = "{step}"\nkey = "{key}"', 1))
+    second = start_host(config, tmp_path / "run-2")
+    second.stop()
+    assert (
+        load_state(second.folder / "checkpoints" / "step-000000" / "model").digest == load_state(step / "model").digest
+    )
+    (step / "model" / "LICENSE").write_text("changed\n")
+    with pytest.raises(InputError, match="LICENSE: changed since it was signed"):
+        start_host(config, tmp_path / "run-3")
+
+
 def test_failed_start_lets_go_of_the_folder(tmp_path: Path) -> None:
     config = write_run(tmp_path / "source")
     text = config.read_text()
