@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from protocol.errors import FormatError, NetworkError
 
 MAX_FRAME_BYTES = 12 << 20  # the largest is a group of 1024 signed claims
+FIRST_FRAME_BYTES = 64 << 10  # from a peer that has not shown a certificate yet
 _HEADER_BYTES = 4
 
 M = TypeVar("M", bound=Message)
@@ -32,6 +33,7 @@ async def send(writer: asyncio.StreamWriter, message: Message, *, timeout_s: flo
         writer.write(data)
         await asyncio.wait_for(writer.drain(), timeout_s)
     except (OSError, TimeoutError, RuntimeError) as error:
+        writer.transport.abort()  # closing would keep what was not taken in memory
         raise NetworkError(f"could not send: {type(error).__name__}") from error
 
 

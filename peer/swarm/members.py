@@ -63,6 +63,11 @@ class MemberBook:
             self._checked.clear()
         self._checked[peer_id] = (token, membership.expires)
 
+    def is_admitted(self, peer_id: str) -> bool:
+        """Whether this peer has shown a certificate that still holds."""
+        known = self._checked.get(peer_id)
+        return known is not None and time.time() < known[1]
+
     def note(self, peer_id: str, message: swarm_pb2.Progress) -> MemberView:
         """Keep what an admitted member says."""
         view = MemberView(

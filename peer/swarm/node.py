@@ -18,6 +18,8 @@ import logging
 import os
 import signal
 import subprocess
+import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -27,20 +29,26 @@ from hivemind.dht.node import DHTNode
 from hivemind.dht.validation import RecordValidatorBase
 from hivemind.p2p import P2P, P2PDaemonError, P2PHandlerError, PeerID
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
+from hivemind.p2p.p2p_daemon_bindings.utils import raise_if_failed, read_pbmsg_safe, write_pbmsg
+from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.multiaddr.exceptions import Error as MultiaddrError
 
 from peer.swarm import frames
-from protocol.errors import FormatError, InputError, NetworkError
+from protocol.errors import FormatError, InputError, NetworkError, PotluckError
 
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5.0
 START_TIMEOUT_S = 30.0
+CLOSE_STEP_S = 3.0
 MAX_ADDRESS_CHARS = 300
+MAX_STREAMS_PER_PEER = 32  # that one peer may hold open to this node at once
+MAX_STREAMS = 512
 
 M = TypeVar("M", bound=Message)
 Handler = Callable[[str, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+_UNREACHABLE = (P2PDaemonError, P2PHandlerError, OSError, TimeoutError, asyncio.IncompleteReadError)
 
 
 class Node:
@@ -48,6 +56,7 @@ class Node:
 
     def __init__(self, p2p: P2P, dht: DHTNode, reaper: subprocess.Popen[bytes]) -> None:
         self._p2p, self._dht, self._reaper = p2p, dht, reaper
+        self._open: Counter[str] = Counter()  # peer id -> streams that it holds open
         self.peer_id: str = p2p.peer_id.to_base58()
 
     @classmethod
@@ -94,16 +103,28 @@ class Node:
 
     async def close(self) -> None:
         """Stop the DHT node, p2pd and the reaper."""
-        await self._dht.shutdown()
-        await self._p2p.shutdown()
+        with contextlib.suppress(TimeoutError):  # it asks p2pd, and waits for ever if their connection broke
+            await asyncio.wait_for(self._dht.shutdown(), CLOSE_STEP_S)
+        try:
+            await asyncio.wait_for(self._p2p.shutdown(), CLOSE_STEP_S)
+        except TimeoutError:
+            self._p2p._child.kill()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._reaper.pid, signal.SIGKILL)
         self._reaper.stdin.close()  # type: ignore[union-attr]
         self._reaper.wait(timeout=5)
 
     async def addresses(self) -> list[str]:
-        """Where others can reach this node, as multiaddrs that end in /p2p/<peer id>."""
-        return [str(address) for address in await self._p2p.get_visible_maddrs(latest=True)]
+        """Where others can reach this node, as multiaddrs that end in /p2p/<peer id>.
+
+        Raises:
+            NetworkError: libp2p does not say.
+        """
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                return [str(address) for address in await self._p2p.get_visible_maddrs(latest=True)]
+        except (*_UNREACHABLE, ValueError) as error:
+            raise NetworkError(f"libp2p does not say where this node is: {error or type(error).__name__}") from error
 
     async def connect(self, addresses: Iterable[str]) -> set[str]:
         """Connect to nodes and make their acquaintance in the DHT; returns the peer ids that answered.
@@ -124,20 +145,30 @@ class Node:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await self._p2p._client.connect(peer, maddrs)
                 await self._dht.protocol.call_ping(peer, validate=False)
-        except (P2PDaemonError, P2PHandlerError, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+        except _UNREACHABLE as error:
             logger.debug("could not connect to %s: %s", peer, error)
             return False
         return True
 
     async def serve(self, name: str, handler: Handler) -> None:
-        """Let others open streams called `name`; `handler(peer_id, reader, writer)` gets each."""
+        """Let others open streams called `name`; `handler(peer_id, reader, writer)` gets each.
+
+        A stream beyond what one peer, or all of them, may hold open is closed at once.
+        """
 
         async def handle(info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            peer = info.peer_id.to_base58()
+            if self._open[peer] >= MAX_STREAMS_PER_PEER or self._open.total() >= MAX_STREAMS:
+                logger.debug("%s from %s: too many streams are open", name, peer)
+                writer.close()
+                return
+            self._open[peer] += 1
             try:
-                await handler(info.peer_id.to_base58(), reader, writer)
-            except (NetworkError, FormatError) as error:
-                logger.debug("%s from %s: %s", name, info.peer_id, error)
+                await handler(peer, reader, writer)
+            except PotluckError as error:
+                logger.debug("%s from %s: %s", name, peer, error)
             finally:
+                self._open -= Counter({peer: 1})
                 writer.close()
 
         await self._p2p.add_binary_stream_handler(name, handle)
@@ -151,13 +182,26 @@ class Node:
         """
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, reader, writer = await self._p2p.call_binary_stream_handler(PeerID.from_base58(peer_id), name)
-        except (P2PDaemonError, P2PHandlerError, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+                reader, writer = await self._open_stream(PeerID.from_base58(peer_id), name)
+        except _UNREACHABLE as error:
             raise NetworkError(f"cannot reach {short(peer_id)}: {str(error) or type(error).__name__}") from error
         try:
             yield reader, writer
         finally:
             writer.close()
+
+    async def _open_stream(self, peer: PeerID, name: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """hivemind's `call_binary_stream_handler`, which leaves the connection to p2pd open when the peer is not there."""
+        reader, writer = await self._p2p._client.control.daemon_connector.open_connection()
+        with contextlib.ExitStack() as stack:
+            stack.callback(writer.close)
+            wanted = p2pd_pb2.StreamOpenRequest(peer=peer.to_bytes(), proto=[name])
+            await write_pbmsg(writer, p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=wanted))
+            response = p2pd_pb2.Response()
+            await read_pbmsg_safe(reader, response)
+            raise_if_failed(response)
+            stack.pop_all()
+        return reader, writer
 
     async def call(self, peer_id: str, name: str, request: Message, reply: type[M], *, timeout_s: float) -> M:
         """Send one message and get one back.
@@ -226,16 +270,25 @@ def _children_in_their_own_session() -> Iterator[None]:
 
     hivemind gives no way to say so, and without it a Ctrl-C in the terminal kills p2pd before the round is handed over.
     """
-    original = asyncio.subprocess.create_subprocess_exec
-
-    async def in_own_session(*args, **kwargs):  # type: ignore[no-untyped-def]
-        return await original(*args, **{**kwargs, "start_new_session": True})
-
-    asyncio.subprocess.create_subprocess_exec = in_own_session  # type: ignore[assignment]
+    with _session_lock:
+        _session_users.append(None)
+        asyncio.subprocess.create_subprocess_exec = _in_own_session  # type: ignore[assignment]
     try:
         yield
     finally:
-        asyncio.subprocess.create_subprocess_exec = original
+        with _session_lock:
+            _session_users.pop()
+            if not _session_users:  # several nodes may start at the same time
+                asyncio.subprocess.create_subprocess_exec = _plain_exec
+
+
+_plain_exec = asyncio.subprocess.create_subprocess_exec
+_session_lock = threading.Lock()
+_session_users: list[None] = []
+
+
+async def _in_own_session(*args, **kwargs):  # type: ignore[no-untyped-def]
+    return await _plain_exec(*args, **{**kwargs, "start_new_session": True})
 
 
 def _start_reaper(p2p: P2P) -> subprocess.Popen[bytes]:

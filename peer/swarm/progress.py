@@ -35,7 +35,8 @@ class Gossip:
         self._talk.spawn(self._forever())
 
     async def tell_everyone(self) -> None:
-        await asyncio.gather(*(self._tell(peer) for peer in self._everyone()))
+        """Tell all at once, also those to whom an older word is on its way."""
+        await asyncio.gather(*(self._exchange(peer) for peer in self._everyone()))
 
     def _everyone(self) -> set[str]:
         return (self.contacts | {view.peer_id for view in self._talk.book.known()}) - {self._talk.me}
@@ -51,6 +52,12 @@ class Gossip:
         if peer in self._in_flight:
             return
         self._in_flight.add(peer)
+        try:
+            await self._exchange(peer)
+        finally:
+            self._in_flight.discard(peer)
+
+    async def _exchange(self, peer: str) -> None:
         book = self._talk.book
         try:
             answer = await self._talk.call(peer, "progress", self._current(), swarm_pb2.Progress)
@@ -61,8 +68,6 @@ class Gossip:
             book.lost(peer)
             if book.get(peer) is None:
                 self.contacts.discard(peer)
-        finally:
-            self._in_flight.discard(peer)
 
     async def _answer(self, message: swarm_pb2.Progress, reader: Any, writer: Any, peer: str) -> None:
         self._talk.book.note(peer, message)

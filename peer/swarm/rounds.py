@@ -213,8 +213,8 @@ class Rounds:
     # ---- the clock: catching up, leading -----------------------------------------------------------------------------
 
     async def _clock(self) -> None:
-        """Never ends; looks many times a second whether there is something to do."""
-        while True:
+        """Looks many times a second whether there is something to do, until this member leaves."""
+        while not self._leaving:
             await asyncio.sleep(TICK_S)
             now = time.monotonic()
             if self._leaving or self._busy(now) or now < self._retry_at:
@@ -437,6 +437,8 @@ class Rounds:
     # ---- the group: average, vote, commit ------------------------------------------------------------------------------
 
     def _start_group(self, group: Group) -> None:
+        for member in group.members:
+            self.book.admit(member.peer_id, member.certificate)
         if not group.complete:
             assert self._ready is not None
             name, token = self._talk.stream_name("reduce"), self._talk.certificate()

@@ -39,7 +39,8 @@ logger = logging.getLogger(__name__)
 SEARCH_INTERVAL_S = 3.0
 RECORD_INTERVAL_S = 15.0
 START_TIMEOUT_S = 60.0
-CLOSE_TIMEOUT_S = 20.0
+CLOSE_TIMEOUT_S = 30.0
+SEARCH_CLOSE_S = 2.0
 T = TypeVar("T")
 
 
@@ -187,7 +188,7 @@ class Swarm:
             await self._engine.leave()
         if self._search is not None:
             self._search.cancel()
-            await asyncio.gather(self._search, return_exceptions=True)
+            await asyncio.wait({self._search}, timeout=SEARCH_CLOSE_S)
         if self._node is not None:
             await self._node.close()
 

@@ -24,6 +24,7 @@ M = TypeVar("M", bound=Message)
 R = TypeVar("R")
 
 CALL_S = 3.0  # a small message and its answer
+CLOSE_S = 3.0
 Answer = Callable[[Any, asyncio.StreamReader, asyncio.StreamWriter, str], Awaitable[None]]
 
 
@@ -47,7 +48,8 @@ class Talk:
         """Answer the members' messages called `name`: `answer(message, reader, writer, peer_id)`."""
 
         async def handle(peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            message: Any = await frames.receive(reader, kind, timeout_s=CALL_S)
+            max_bytes = frames.MAX_FRAME_BYTES if self.book.is_admitted(peer) else frames.FIRST_FRAME_BYTES
+            message: Any = await frames.receive(reader, kind, timeout_s=CALL_S, max_bytes=max_bytes)
             try:
                 self.book.admit(peer, message.certificate)
             except (FormatError, RefusedError) as error:
@@ -73,6 +75,9 @@ class Talk:
             logger.error("a task of the swarm failed; please report this", exc_info=task.exception())
 
     async def close(self) -> None:
-        for task in list(self._tasks):
+        """End what was spawned; waits `CLOSE_S` at most, for a task may miss its cancellation (asyncio.wait_for loses some)."""
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSE_S)
