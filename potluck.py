@@ -196,7 +196,8 @@ def identity_show(home: Home = None) -> None:
 @identity_app.command("backup")
 def identity_backup(target: Annotated[Path, typer.Argument(help="The file to write.")], home: Home = None) -> None:
     """Copy this peer's key to a file: whoever has it can claim your credit, so keep it safe."""
-    from protocol.keys import PeerIdentity, write_private
+    from protocol.disk import write_file
+    from protocol.keys import PeerIdentity
 
     source = _identity_path(home)
     if not source.is_file():
@@ -204,14 +205,15 @@ def identity_backup(target: Annotated[Path, typer.Argument(help="The file to wri
     if target.exists():
         raise InputError(f"{target}: is there already", "choose another name")
     identity = PeerIdentity.load_or_create(source)
-    write_private(target, identity.to_bytes())
+    write_file(target, identity.to_bytes(), private=True)
     typer.echo(f"{identity.peer_id} -> {target}")
 
 
 @identity_app.command("restore")
 def identity_restore(source: Annotated[Path, typer.Argument(help="A backup.")], home: Home = None) -> None:
     """Put a backed-up key in place; an identity that is already here is kept beside it."""
-    from protocol.keys import PeerIdentity, write_private
+    from protocol.disk import write_file
+    from protocol.keys import PeerIdentity
 
     try:
         identity = PeerIdentity.from_bytes(source.read_bytes()[:128])
@@ -222,7 +224,7 @@ def identity_restore(source: Annotated[Path, typer.Argument(help="A backup.")], 
         kept = target.with_name(f"identity.{PeerIdentity.load_or_create(target).peer_id[-8:]}")
         os.replace(target, kept)
         typer.echo(f"the identity that was here is now {kept}")
-    write_private(target, identity.to_bytes())
+    write_file(target, identity.to_bytes(), private=True)
     typer.echo(identity.peer_id)
 
 

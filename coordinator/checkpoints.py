@@ -22,10 +22,11 @@ from sqlalchemy import func, select
 
 from coordinator import model_card
 from coordinator.ledger import Ledger
-from coordinator.run_folder import RunFolder, move_into_place, sync_tree, write_file
+from coordinator.run_folder import RunFolder, move_into_place, sync_tree
 from coordinator.store import CheckpointRow, CreditRow, EvaluationRow, RoundRow
 from protocol import canonical, checkpoint
 from protocol.checkpoint import CheckpointInfo, Contributor, Evaluation, step_name
+from protocol.disk import write_file
 from protocol.errors import FormatError, InputError, VerificationError
 from protocol.keys import RootKey
 from protocol.run_card import MAX_RUN_CARD_BYTES, RunCard

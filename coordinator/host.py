@@ -32,12 +32,13 @@ from coordinator.receipts import ReceiptDesk
 from coordinator.rendezvous import Rendezvous
 from coordinator.reports import CommittedRound, Reports
 from coordinator.roster import Roster
-from coordinator.run_folder import RunFolder, write_file
+from coordinator.run_folder import RunFolder
 from coordinator.server import Server
 from coordinator.service import CoordinatorService, Desk
 from coordinator.shelf import Shelf, ShelfFile
 from coordinator.streams import Streams
 from coordinator.uploads import StateInbox, Wanted
+from protocol.disk import write_file
 from protocol.errors import PotluckError
 from protocol.invite import Invite
 from protocol.keys import public_pem

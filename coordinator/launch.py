@@ -22,12 +22,13 @@ from coordinator import base_model
 from coordinator.checkpoints import Checkpoints
 from coordinator.evaluator import Evaluator
 from coordinator.ledger import Ledger
-from coordinator.run_folder import RunFolder, write_file
+from coordinator.run_folder import RunFolder
 from coordinator.store import open_store
 from peer.training.genesis import build_genesis, count_parameters, load_state, prepare_model
 from peer.training.quiet import no_progress_bars
 from protocol import canonical, checkpoint, note
 from protocol.checkpoint import step_name
+from protocol.disk import write_file
 from protocol.errors import InputError, RunSpecError
 from protocol.files import file_sha256
 from protocol.keys import RootKey

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from coordinator.run_folder import write_file
+from protocol.disk import write_file
 
 
 def draw_losses(path: Path, name: str, points: Sequence[tuple[int, int, float]]) -> None:

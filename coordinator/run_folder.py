@@ -28,8 +28,9 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from protocol.disk import sync, write_file
 from protocol.errors import InputError
-from protocol.keys import RootKey, public_pem, write_private
+from protocol.keys import RootKey, public_pem
 
 
 class RunFolder:
@@ -125,7 +126,7 @@ def _ed25519(path: Path) -> Ed25519PrivateKey:
         pem = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        write_private(path, pem)
+        write_file(path, pem, private=True)
         return key
     hint = "restore it from a backup"
     try:
@@ -137,42 +138,15 @@ def _ed25519(path: Path) -> Ed25519PrivateKey:
     return loaded
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, and make it last.
-
-    Raises:
-        InputError: the disk is full or the folder cannot be written.
-    """
-    temporary = path.with_name(path.name + ".new")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written: {error.strerror}", "free some space or check permissions"
-        ) from error
-
-
 def sync_tree(folder: Path) -> None:
     """Make every file and directory under `folder` last."""
     for directory, _, names in os.walk(folder):
         for name in names:
-            _sync(Path(directory) / name)
-        _sync(Path(directory))
+            sync(Path(directory) / name)
+        sync(Path(directory))
 
 
 def move_into_place(source: Path, destination: Path) -> None:
     """Rename a folder, and make the rename last."""
     os.replace(source, destination)
-    _sync(destination.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(destination.parent)

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from coordinator.run_folder import write_file
+from protocol.disk import write_file
 from protocol.errors import InputError
 from protocol.keys import RootKey
 from protocol.rpc import TLS_NAME

@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import http.client
 import os
@@ -26,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from protocol.disk import disk_error
 from protocol.errors import InputError, NetworkError, VerificationError
 from protocol.rpc import PART_BYTES
 
@@ -170,13 +170,6 @@ class Download:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-
-
-def disk_error(path: Path, error: OSError) -> InputError:
-    """What a person is told when a file cannot be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return InputError(f"{path}: the disk is full", "free some space; nothing is lost, it goes on from here")
-    return InputError(f"{path}: cannot be written: {error.strerror}", "check the folder's owner and permissions")
 
 
 def read_url(url: str, offset: int, timeout_s: float, deadline_s: float) -> Iterator[bytes]:

@@ -23,9 +23,9 @@ import threading
 from pathlib import Path
 from typing import Protocol
 
-from peer.downloads import disk_error
 from protocol.canonical import sha256_hex
 from protocol.claim import MAX_AGREEMENT_BYTES
+from protocol.disk import disk_error, write_file
 from protocol.errors import FormatError
 
 logger = logging.getLogger(__name__)
@@ -87,17 +87,7 @@ class Outbox:
         path = self._folder / f"{round_number:09d}-{sha256_hex(agreement)[:16]}.json"
         if path.exists():
             return
-        temporary = path.with_name(path.name + ".new")
-        try:
-            with temporary.open("wb") as file:
-                file.write(agreement)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            _sync_folder(self._folder)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise disk_error(path, error) from error
+        write_file(path, agreement)
 
     def drain(self, client: Reporter, certificate: str) -> int:
         """Send what waits, oldest round first; returns how many were answered for good.
@@ -150,11 +140,3 @@ class Outbox:
             os.replace(path, folder / path.name)
         except OSError as error:
             raise disk_error(folder, error) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

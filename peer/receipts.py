@@ -7,13 +7,12 @@ What the coordinator sends is kept only if it holds by the root key in the invit
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from peer.downloads import disk_error
+from protocol.disk import disk_error, write_file
 from protocol.errors import VerificationError
 from protocol.ledger_entry import CreditEntry
 from protocol.receipt import MAX_RECEIPT_BYTES, CheckedReceipt, check_receipt
@@ -93,7 +92,7 @@ class Receipts:
             entry = self._entry(data)
             if entry.round <= after_round:
                 raise VerificationError(f"a receipt for round {entry.round}, expected one after {after_round}")
-            _write(self.path(entry.round), data)
+            write_file(self.path(entry.round), data)
             kept += 1
         return kept
 
@@ -108,15 +107,3 @@ class Receipts:
         if entry.peer_id != self._peer_id:
             raise VerificationError(f"the receipt is {entry.peer_id}'s, expected {self._peer_id}'s")
         return entry
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".new")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise disk_error(path, error) from error

@@ -22,14 +22,13 @@ from typing import IO
 
 from safetensors import SafetensorError
 
-from peer.downloads import disk_error
 from peer.round_rules import BallotBox
 from peer.swarm.head import Head
 from peer.training.state import SharedState
 from protocol import canonical
 from protocol.claim import MAX_AGREEMENT_BYTES, Agreement
+from protocol.disk import disk_error, write_file
 from protocol.errors import FormatError, InputError, RefusedError
-from protocol.keys import write_private
 from protocol.run_card import RunCard
 
 logger = logging.getLogger(__name__)
@@ -63,10 +62,7 @@ class RunFolder:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file, whole or not at all. Raises: InputError: the disk is full."""
-        try:
-            write_private(self.path / name, data)
-        except OSError as error:
-            raise disk_error(self.path / name, error) from error
+        write_file(self.path / name, data, private=True)
 
     def read(self, name: str, max_bytes: int = 1 << 20) -> bytes | None:
         """Read a small file; None when it is not there."""

@@ -17,7 +17,6 @@ Its fingerprint is the SHA-256 of the DER SubjectPublicKeyInfo.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from protocol.canonical import sha256_hex
+from protocol.disk import write_file
 from protocol.errors import FormatError, InputError, SignatureError
 
 _LIBP2P_PRIVATE_PREFIX = bytes.fromhex("08011240")
@@ -70,7 +70,7 @@ class PeerIdentity:
             return cls.from_bytes(path.read_bytes())
         except FileNotFoundError:
             identity = cls.generate()
-            write_private(path, identity.to_bytes())
+            write_file(path, identity.to_bytes(), private=True)
             return identity
         except FormatError as error:
             raise InputError(
@@ -144,7 +144,7 @@ class RootKey:
             pem = path.read_bytes()
         except FileNotFoundError:
             key = cls(ec.generate_private_key(ec.SECP256R1()))
-            write_private(path, key.to_pem())
+            write_file(path, key.to_pem(), private=True)
             return key
         try:
             private_key = serialization.load_pem_private_key(pem, password=None)
@@ -209,15 +209,3 @@ def verify_root_signature(public_key: ec.EllipticCurvePublicKey, signature: byte
         public_key.verify(signature, message, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature as error:
         raise SignatureError(f"the signature is not by the root key {fingerprint(public_key)[:16]}…") from error
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Write a new file that only its owner may read; whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -49,7 +49,9 @@ class ModelSource(_Section):
     hub: str | None = None  # a model hub id, "owner/name"
     revision: str | None = None  # the hub commit; needed with hub
     checkpoint: str | None = None  # a checkpoint folder (step-…) of another run
-    key: Hex64 | None = None  # checkpoint: fingerprint of the root key that signed it, if no invite of that run was taken
+    key: Hex64 | None = (
+        None  # checkpoint: fingerprint of the root key that signed it, if no invite of that run was taken
+    )
     license: Short  # SPDX id
 
     @model_validator(mode="after")

@@ -16,8 +16,8 @@ from typing import Any
 from platformdirs import user_data_path
 
 from protocol import canonical
+from protocol.disk import write_file
 from protocol.errors import FormatError, InputError
-from protocol.keys import write_private
 
 MAX_TRUST_BYTES = 1 << 20
 
@@ -43,7 +43,7 @@ def trust(fingerprint: str, *, name: str, run: str, folder: Path | None = None) 
     folder = folder or home()
     value = _read(folder)
     value["roots"][fingerprint] = {"name": name, "run": run}
-    write_private(folder / "trusted.json", canonical.dumps(value))
+    write_file(folder / "trusted.json", canonical.dumps(value), private=True)
 
 
 def _read(folder: Path) -> dict[str, Any]:
