@@ -17,6 +17,7 @@ import ipaddress
 import logging
 import os
 import signal
+import socket
 import subprocess
 import threading
 from collections import Counter
@@ -78,9 +79,10 @@ class Node:
 
         Raises:
             InputError: `listen` cannot be used.
-            NetworkError: p2pd did not start in time.
+            NetworkError: p2pd did not start in time, or the port is taken.
         """
         host, port = split_host_port(listen)
+        _check_free(host, port)
         loopback = ipaddress.ip_address(host).is_loopback
         try:
             with _children_in_their_own_session():
@@ -254,6 +256,18 @@ def parse_address(text: str) -> tuple[str, Multiaddr]:
         return peer_id, Multiaddr(bare)
     except (ValueError, MultiaddrError) as error:
         raise FormatError(f"not a multiaddr: {text[:80]!r}") from error
+
+
+def _check_free(host: str, port: int) -> None:
+    """p2pd listens with SO_REUSEPORT: it would share a taken port, and get half of the other program's connections."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            hint = "is another peer or host running? stop it, or listen on another port"
+            raise NetworkError(f"cannot listen on {host}:{port}: {error.strerror}", hint) from error
 
 
 def _to_multiaddr(host: str, port: int) -> str:

@@ -1,0 +1,297 @@
+"""A run's members over real loopback sockets, without a model: the update of a round is any vector.
+
+world = World(tmp_path)
+async with world.node(0) as node: ...                     a started Node
+async with world.peers(3) as peers: ...                   three engines that know each other, each with a trainer
+run(main())                                               an async test, with a deadline
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from builders import fixed_ed25519, fixed_root_key, make_spec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+with warnings.catch_warnings():  # hivemind's layers of experts, which nobody here uses, are decorated by torch.jit
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import hivemind  # noqa: F401
+
+from peer.round_rules import BallotBox
+from peer.swarm.allreduce import Limits
+from peer.swarm.group import Rules
+from peer.swarm.head import Head
+from peer.swarm.node import Node
+from peer.swarm.records import RecordValidator
+from peer.swarm.rounds import RoundReport, Rounds
+from peer.training.codec import EncodedUpdate
+from peer.training.state import SharedState
+from peer.training.work import Update
+from protocol import certificate, note
+from protocol.claim import Claim
+from protocol.errors import RoundAborted
+from protocol.keys import PeerIdentity
+from protocol.run_card import RunCard
+from protocol.run_spec import RunSpec
+
+VALUES = 150_000  # three chunks
+DEADLINE_S = 60.0
+
+
+def run(main: Coroutine[Any, Any, Any], timeout_s: float = DEADLINE_S) -> Any:
+    """Run an async test; it fails when it takes too long."""
+    return asyncio.run(asyncio.wait_for(main, timeout_s))
+
+
+async def until(condition: Callable[[], Any], timeout_s: float = 30.0, what: str = "") -> Any:
+    """Wait until something is true, and return it."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s for {what or 'something'}"
+        await asyncio.sleep(0.02)
+    return value
+
+
+class World:
+    """One run's keys, card and genesis."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        values: int = VALUES,
+        name: str = "tiny",
+        keys: int = 1,
+        spec: RunSpec | None = None,
+        **sync: Any,
+    ) -> None:
+        self.folder = folder
+        base = spec or make_spec(name)
+        fields = {"wire": "fp32", "round_tokens": 1000} | sync
+        self.spec = base.model_copy(
+            update={
+                "sync": base.sync.model_copy(update=fields),
+                "model": base.model.model_copy(update={"parameters": values, "trainable": values}),
+            }
+        )
+        self.values = values
+        self.genesis = SharedState(0, (("w", (values,)),), torch.linspace(-1, 1, values))
+        self.key: Ed25519PrivateKey = fixed_ed25519(f"membership {keys}")
+        ledger = fixed_ed25519(f"ledger {keys}")
+        self.card = RunCard(
+            run=self.spec.digest,
+            spec=self.spec,
+            genesis=self.genesis.digest,
+            ledger_key=note.verifier_key(note.origin(self.spec.run.name, self.spec.digest), ledger.public_key()),
+            membership_key=self.key.public_key().public_bytes_raw().hex(),
+        )
+        self.root = fixed_root_key(keys)
+
+    def identity(self, index: int) -> PeerIdentity:
+        return PeerIdentity(fixed_ed25519(f"swarm peer {index}"))
+
+    def certificate(self, index: int, **changes: Any) -> str:
+        fields = {"run": self.card.run, "peer_id": self.identity(index).peer_id, "lifetime_s": 3600} | changes
+        return certificate.issue(fields.pop("key", self.key), **fields)
+
+    def identity_path(self, index: int) -> Path:
+        path = self.folder / f"identity-{index}"
+        if not path.exists():
+            path.write_bytes(self.identity(index).to_bytes())
+            path.chmod(0o600)
+        return path
+
+    @contextlib.asynccontextmanager
+    async def node(self, index: int, *others: Node) -> AsyncIterator[Node]:
+        """A started node that is connected to `others`."""
+        node = await Node.start(self.identity_path(index), listen="127.0.0.1:0", validator=RecordValidator())
+        try:
+            await meet(node, *others)
+            yield node
+        finally:
+            await node.close()
+
+    @contextlib.asynccontextmanager
+    async def nodes(self, count: int, first: int = 0) -> AsyncIterator[list[Node]]:
+        """Started nodes that are all connected to each other."""
+        async with contextlib.AsyncExitStack() as stack:
+            nodes: list[Node] = []
+            for index in range(first, first + count):
+                nodes.append(await stack.enter_async_context(self.node(index, *nodes)))
+            yield nodes
+
+    # ---- claims ---------------------------------------------------------------------------------------------------------
+
+    def update(self, index: int, round: int = 1) -> torch.Tensor:
+        """A member's update, another one for each member and round."""
+        draw = torch.Generator().manual_seed(1000 * round + index)
+        return torch.randn(self.values, generator=draw)
+
+    def claim(self, index: int, encoded: EncodedUpdate, **changes: Any) -> Claim:
+        fields: dict[str, Any] = {
+            "run": self.card.run,
+            "round": 1,
+            "base": self.genesis.digest,
+            "tokens": 160 * (index + 1),
+            "flops": 1,
+            "first_batch": 0,
+            "batches": 10 * (index + 1),
+            "update": encoded.digest,
+        }
+        return Claim(**(fields | changes))
+
+    def rules(self, **changes: Any) -> Rules:
+        fields: dict[str, Any] = {
+            "run": self.card.run,
+            "spec": self.spec,
+            "membership_key": self.card.member_key,
+            "values": self.values,
+            "round": 1,
+            "base": self.genesis.digest,
+            "previous": {},
+        }
+        return Rules(**(fields | changes))
+
+    # ---- engines ----------------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def peers(self, count: int, **options: Any) -> AsyncIterator[list[Peer]]:
+        """Engines that know each other; each has a trainer unless `train=False`."""
+        async with contextlib.AsyncExitStack() as stack:
+            peers = [await stack.enter_async_context(self.peer(index, **options)) for index in range(count)]
+            await acquaint(peers)
+            yield peers
+
+    @contextlib.asynccontextmanager
+    async def peer(self, index: int, *known: Peer, head: Head | None = None, **options: Any) -> AsyncIterator[Peer]:
+        train = options.pop("train", True)
+        async with self.node(index, *(peer.node for peer in known)) as node:
+            peer = Peer(self, index, node, head or Head(self.genesis), **options)
+            await peer.rounds.start()
+            peer.rounds.gossip.contacts |= {other.node.peer_id for other in known}
+            if train:
+                peer.train()
+            try:
+                yield peer
+            finally:
+                await peer.stop()
+
+
+class Peer:
+    """One engine with a trainer that trains nothing."""
+
+    def __init__(
+        self,
+        world: World,
+        index: int,
+        node: Node,
+        head: Head,
+        *,
+        box: BallotBox | None = None,
+        tokens: int = 400,
+        limits: Limits | None = None,
+        certificate: Callable[[], str] | None = None,
+        engine: type[Rounds] = Rounds,
+        can_reduce: bool = True,
+    ) -> None:
+        self.world, self.index, self.node, self.tokens = world, index, node, tokens
+        self.heads: list[Head] = []
+        self.reports: list[RoundReport] = []
+        self.handed_over: list[str] = []  # bases of the updates
+        self.saved: list[bytes] = []
+        self.box = box or BallotBox(save=self.saved.append)
+        self.rounds = engine(
+            node,
+            world.identity(index),
+            world.card,
+            certificate or (lambda: world.certificate(index)),
+            self.box,
+            head,
+            self._committed,
+            limits=limits or Limits(silence_s=2.0, total_s=30.0),
+            can_reduce=can_reduce,
+        )
+        self.me = self.rounds.me
+        self._trainer: asyncio.Task[None] | None = None
+
+    async def _committed(self, head: Head, report: RoundReport) -> None:
+        self.heads.append(head)
+        self.reports.append(report)
+
+    @property
+    def round(self) -> int:
+        return self.rounds.head.round
+
+    def state(self, round: int) -> str | None:
+        """The digest this peer committed for a round."""
+        return next((head.digest for head in self.heads if head.round == round), None)
+
+    def train(self) -> None:
+        self._trainer = asyncio.create_task(self._train())
+
+    async def _train(self) -> None:
+        while True:
+            head = self.rounds.begin_work()
+            self.rounds.progress.tokens = self.tokens
+            await until(self.rounds.close_work.is_set, 600)
+            self.handed_over.append(head.digest)
+            try:
+                await self.rounds.finish_work(self.update(head), head.digest)
+            except RoundAborted:
+                return
+
+    def update(self, head: Head) -> Update:
+        vector = self.world.update(self.index, head.round + 1)
+        return Update(vector, self.tokens, 0, -(-self.tokens // 16), 1)
+
+    async def stop(self) -> None:
+        """Leave as a good member does."""
+        await self.rounds.leave()
+        await self._end_trainer()
+
+    async def vanish(self) -> None:
+        """Be gone without a word, as after kill -9; what is left of the engine talks to nobody."""
+        os.kill(self.node._p2p._child.pid, 9)
+        await self._end_trainer()
+        await self.rounds._talk.close()
+
+    async def _end_trainer(self) -> None:
+        if self._trainer is not None:
+            self._trainer.cancel()
+            await asyncio.gather(self._trainer, return_exceptions=True)
+
+
+async def meet(node: Node, *others: Node) -> None:
+    for other in others:
+        assert await node.connect(await other.addresses()), "no connection over loopback"
+
+
+async def acquaint(peers: Iterable[Peer]) -> None:
+    """Have all engines know each other."""
+    peers = list(peers)
+    for index, peer in enumerate(peers):
+        await meet(peer.node, *(other.node for other in peers[:index]))
+    for peer in peers:
+        peer.rounds.gossip.contacts |= {other.me for other in peers if other is not peer}
+
+
+async def agreed(peers: Iterable[Peer], round: int, timeout_s: float = 30.0) -> str:
+    """Wait until all have committed a round, and return the one digest."""
+    peers = list(peers)
+    await until(lambda: all(peer.round >= round for peer in peers), timeout_s, f"round {round}")
+    digests = {peer.state(round) for peer in peers} - {None}
+    assert len(digests) == 1, f"round {round}: {digests}"
+    return str(digests.pop())
+
+
+async def quietly(awaitable: Awaitable[Any]) -> None:
+    with contextlib.suppress(Exception):
+        await awaitable

@@ -1,0 +1,336 @@
+"""The node: real p2pd processes on loopback; streams, records, limits; and nothing left behind, not even after kill -9."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hivemind.dht.validation import DHTRecord
+from hivemind.utils.serializer import MSGPackSerializer
+from hypothesis import given
+from hypothesis import strategies as st
+from swarm_kit import World, meet, run, until
+
+from peer.swarm import frames
+from peer.swarm.node import MAX_STREAMS_PER_PEER, Node, parse_address, split_host_port
+from peer.swarm.records import MAX_RECORD_BYTES, RECORD_TYPE, RecordValidator, members_key, open_record, sign_record
+from protocol import envelope, swarm_pb2
+from protocol.errors import FormatError, InputError, NetworkError
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+# ---- streams ------------------------------------------------------------------------------------------------------------
+
+
+async def serve_echo(node: Node, name: str = "echo") -> list[str]:
+    callers: list[str] = []
+
+    async def echo(peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        message = await frames.receive(reader, swarm_pb2.Progress, timeout_s=5)
+        callers.append(peer)
+        await frames.send(writer, message, timeout_s=5)
+
+    await node.serve(name, echo)
+    return callers
+
+
+def test_a_call_is_answered_and_its_caller_known(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with World(tmp_path).nodes(2) as (one, two):
+            callers = await serve_echo(one)
+            sent = swarm_pb2.Progress(round=7)
+            assert await two.call(one.peer_id, "echo", sent, swarm_pb2.Progress, timeout_s=5) == sent
+            assert callers == [two.peer_id]
+
+    run(main())
+
+
+def test_a_peer_that_is_not_there_or_does_not_serve_is_a_network_error(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        async with world.nodes(2) as (one, two):
+            for peer in (one.peer_id, world.identity(9).peer_id):
+                with pytest.raises(NetworkError, match="cannot reach"):
+                    await two.call(peer, "nothing", swarm_pb2.Progress(), swarm_pb2.Progress, timeout_s=3)
+
+    run(main())
+
+
+def test_a_peer_that_is_silent_is_a_network_error_after_the_deadline(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with World(tmp_path).nodes(2) as (one, two):
+
+            async def silent(peer: str, reader: Any, writer: Any) -> None:
+                await asyncio.sleep(30)
+
+            await one.serve("silent", silent)
+            with pytest.raises(NetworkError, match="nothing came"):
+                await two.call(one.peer_id, "silent", swarm_pb2.Progress(), swarm_pb2.Progress, timeout_s=0.5)
+
+    run(main())
+
+
+def test_a_handler_that_refuses_closes_the_stream_and_serves_the_next(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with World(tmp_path).nodes(2) as (one, two):
+            await serve_echo(one)
+            async with two.stream(one.peer_id, "echo") as (reader, writer):
+                writer.write(b"\xff\xff\xff\xff")
+                assert await asyncio.wait_for(reader.read(), 5) == b""
+            assert await two.call(one.peer_id, "echo", swarm_pb2.Progress(), swarm_pb2.Progress, timeout_s=5)
+
+    run(main())
+
+
+def test_one_peer_cannot_hold_more_than_its_share_of_streams(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with World(tmp_path).nodes(3) as (one, greedy, modest), contextlib.AsyncExitStack() as stack:
+            held = 0
+
+            async def hold(peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                nonlocal held
+                held += 1
+                await reader.read()
+
+            await one.serve("hold", hold)
+            await serve_echo(one)
+            streams = [
+                await stack.enter_async_context(greedy.stream(one.peer_id, "hold"))
+                for _ in range(MAX_STREAMS_PER_PEER + 5)
+            ]
+            ends = [asyncio.create_task(reader.read()) for reader, _ in streams]
+            await until(lambda: sum(end.done() for end in ends) == 5, what="the streams too many to be closed")
+            assert held == MAX_STREAMS_PER_PEER
+            assert await modest.call(one.peer_id, "echo", swarm_pb2.Progress(), swarm_pb2.Progress, timeout_s=5)
+            for _, writer in streams:
+                writer.close()
+            await asyncio.gather(*ends)
+            await until(lambda: not one._open.total(), what="the streams to be counted off")
+
+    run(main())
+
+
+def test_addresses_that_cannot_be_reached_or_read_are_left_out(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        async with world.nodes(2) as (one, two):
+            good, other = (await one.addresses())[0], world.identity(9).peer_id
+            wrong = [
+                "",
+                "x" * 1000,
+                "/ip4/127.0.0.1/tcp/9",
+                f"/ip4/127.0.0.1/tcp/9/p2p/{other}",
+                "/ip4/1.2.3.4/p2p/zzz",
+            ]
+            assert await two.connect([*wrong, good, *await two.addresses()]) == {one.peer_id}
+
+    run(main())
+
+
+@given(
+    st.text(max_size=80)
+    | st.builds("/ip4/{}/tcp/{}/p2p/{}".format, st.text(max_size=9), st.text(max_size=9), st.text())
+)
+def test_any_text_is_an_address_or_a_format_error(text: str) -> None:
+    with contextlib.suppress(FormatError):
+        parse_address(text)
+
+
+@pytest.mark.parametrize("text", ["", "127.0.0.1", ":80", "localhost:80", "127.0.0.1:65536", "127.0.0.1:-1", "1.2.3:4"])
+def test_an_unusable_listening_address_is_named(text: str) -> None:
+    with pytest.raises(InputError, match="expected an address"):
+        split_host_port(text)
+
+
+def test_a_taken_port_is_a_network_error_and_leaves_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        async with world.node(0) as one:
+            port = (await one.addresses())[0].split("/")[4]
+            before = children()
+            with pytest.raises(NetworkError, match="cannot listen"):
+                await Node.start(world.identity_path(1), listen=f"127.0.0.1:{port}")
+            assert children() == before
+
+    run(main())
+
+
+def children() -> set[str]:
+    """Process ids of this process's children that still run."""
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+
+# ---- records ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_members_record_is_found_by_others(tmp_path: Path) -> None:
+    world = World(tmp_path)
+
+    async def main() -> None:
+        async with world.nodes(3) as nodes:
+            key = members_key(world.card.run)
+            for index, node in enumerate(nodes):
+                value, expires = signed(world, index, await node.addresses())
+                await node.store_record(key, node.peer_id, value, expires)
+            everyone = {node.peer_id for node in nodes}
+            for node in nodes:
+                found: dict[str, bytes] = {}
+                while set(found) != everyone:
+                    found = await node.find_records(key)
+                assert all(open_record(value)[0] == peer for peer, value in found.items())
+
+    run(main())
+
+
+def signed(world: World, index: int, addresses: list[str] | None = None) -> tuple[bytes, float]:
+    identity = world.identity(index)
+    return sign_record(
+        identity,
+        run=world.card.run,
+        certificate=world.certificate(index),
+        addresses=addresses or ["/ip4/127.0.0.1/tcp/1"],
+    )
+
+
+def test_a_forged_or_foreign_record_is_not_stored_by_honest_nodes(tmp_path: Path) -> None:
+    world = World(tmp_path)
+
+    async def main() -> None:
+        async with world.node(0) as honest, world.node(1, honest) as reader:
+            # a node with a hostile owner checks nothing
+            hostile = await Node.start(world.identity_path(2), listen="127.0.0.1:0", validator=None)
+            try:
+                await meet(hostile, honest, reader)
+                await meet(honest, hostile)
+                key, victim = members_key(world.card.run), world.identity(0).peer_id
+                other, expires = signed(world, 2)
+                for value in (other, b"", b"x" * (MAX_RECORD_BYTES + 1), b"\xff" * 40, tampered(signed(world, 0)[0])):
+                    await hostile.store_record(key, victim, value, expires)
+                mine, _ = signed(world, 2)
+                await hostile.store_record(key, hostile.peer_id, mine, expires + 3600)
+                # only this last one is as its signer wanted it
+                await hostile.store_record(key, hostile.peer_id, mine, expires)
+                deadline = time.monotonic() + 20
+                while (found := await honest.find_records(key)) == {} and time.monotonic() < deadline:
+                    pass
+                assert set(found) == {hostile.peer_id}
+                assert found[hostile.peer_id] == mine
+            finally:
+                await hostile.close()
+
+    run(main())
+
+
+def tampered(value: bytes) -> bytes:
+    outer = json.loads(value)
+    signature = outer["signatures"][0]["sig"]
+    outer["signatures"][0]["sig"] = ("B" if signature[0] == "A" else "A") + signature[1:]
+    return json.dumps(outer).encode()
+
+
+def record(subkey: Any, value: Any, expires: float) -> DHTRecord:
+    dumps = MSGPackSerializer.dumps
+    return DHTRecord(key=b"k", subkey=dumps(subkey), value=dumps(value), expiration_time=expires)
+
+
+def test_the_validator_believes_only_the_peer_itself_and_only_as_long_as_it_signed(tmp_path: Path) -> None:
+    world, validator = World(tmp_path), RecordValidator()
+    value, expires = signed(world, 0)
+    me, other = world.identity(0).peer_id, world.identity(1).peer_id
+    assert validator.validate(record(me, value, expires))
+    assert not validator.validate(record(other, value, expires))
+    assert not validator.validate(record(me, value, expires + 10))
+    assert not validator.validate(record(me, tampered(value), expires))
+    assert not validator.validate(record(1, value, expires))
+    assert not validator.validate(record(me, value.decode(), expires))
+    assert not validator.validate(DHTRecord(key=b"k", subkey=b"", value=value, expiration_time=expires))
+    for wrong in (
+        {},
+        {"run": "x"},
+        [],
+        None,
+        {"run": "0" * 64, "certificate": "c", "addresses": ["a"] * 17, "expires": 1},
+    ):
+        data = envelope.sign(wrong, RECORD_TYPE, world.identity(0)).to_bytes()
+        assert not validator.validate(record(me, data, 1.0))
+
+
+@given(st.binary(max_size=60), st.binary(max_size=60))
+def test_any_bytes_in_the_dht_are_refused_without_an_error(subkey: bytes, value: bytes) -> None:
+    made = DHTRecord(key=b"k", subkey=subkey, value=value, expiration_time=time.time() + 60)
+    assert RecordValidator().validate(made) is False
+
+
+def test_deeply_nested_bytes_in_the_dht_are_refused_without_an_error() -> None:
+    for nested in (b"\x91" * 8000, b"\xd4\x40" * 4000, b"\xc8\x1f\x00\x40" * 2000):
+        made = DHTRecord(key=b"k", subkey=b"\xa1a", value=nested, expiration_time=time.time() + 60)
+        assert RecordValidator().validate(made) is False
+
+
+# ---- what is left behind ------------------------------------------------------------------------------------------------
+
+_CHILD = """
+import asyncio, sys, warnings
+warnings.simplefilter("ignore")
+from pathlib import Path
+from peer.swarm.node import Node
+
+async def main():
+    node = await Node.start(Path(sys.argv[1]), listen="127.0.0.1:0")
+    p2p = node._p2p
+    print(p2p._child.pid, node._reaper.pid, p2p._daemon_listen_maddr["unix"], p2p._client_listen_maddr["unix"], flush=True)
+    await asyncio.sleep(60 if sys.argv[2] == "stay" else 0)
+    await node.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("end", ["kill -9", "close"])
+def test_no_process_and_no_socket_outlives_the_one_that_ran_the_node(tmp_path: Path, end: str) -> None:
+    identity = World(tmp_path).identity_path(0)
+    arguments = [sys.executable, "-c", _CHILD, str(identity), "stay" if end == "kill -9" else "go"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        p2pd, reaper, *sockets = child.stdout.readline().split()
+        assert p2pd and reaper and len(sockets) == 2
+        if end == "kill -9":
+            child.send_signal(signal.SIGKILL)
+        child.wait(timeout=30)
+    paths = [Path("/" + socket.lstrip("/")) for socket in sockets]
+
+    def left() -> list[str]:
+        return [pid for pid in (p2pd, reaper) if alive(pid)] + [str(path) for path in paths if path.exists()]
+
+    deadline = time.monotonic() + 15
+    while left() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left() == []
+
+
+def alive(pid: str) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_a_rendezvous_ends_when_its_input_is_closed(tmp_path: Path) -> None:
+    identity = World(tmp_path).identity_path(0)
+    command = [sys.executable, "-m", "peer.swarm.rendezvous", "--identity", str(identity), "--listen", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert json.loads(process.stdout.readline())["addresses"]
+        process.stdin.close()
+        assert process.wait(timeout=30) == 0
