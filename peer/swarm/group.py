@@ -84,11 +84,11 @@ class Group:
         """Put a group together.
 
         Raises:
-            VerificationError: too large, somebody twice, or nobody who can reduce.
+            VerificationError: too small, too large, somebody twice, or nobody who can reduce.
         """
-        claims = {member.peer_id: member.claim for member in members}
-        if not 1 <= len(members) <= rules.spec.sync.max_group or len(claims) != len(members):
-            raise VerificationError(f"a group has 1 to {rules.spec.sync.max_group} members, each once")
+        claims, sync = {member.peer_id: member.claim for member in members}, rules.spec.sync
+        if not sync.min_peers <= len(members) <= sync.max_group or len(claims) != len(members):
+            raise VerificationError(f"a group has {sync.min_peers} to {sync.max_group} members, each once")
         if not any(member.can_reduce for member in members):
             raise VerificationError("nobody in the group can be reached to reduce")
         weights = claim.weights(claims, rules.previous)
