@@ -66,6 +66,7 @@ class Reduction:
         self._averaged = torch.empty(update.values)
         self._owed = {peer: len(self._mine) for peer in group.by_peer if peer != me}
         self._heard = dict.fromkeys(self._owed, time.monotonic())
+        self._served: set[str] = set()  # who has opened its one stream
         self._failure: asyncio.Future[None] = loop.create_future()
         self.culprit = ""  # the member whose silence or bad data ended the attempt, when that is known
 
@@ -133,6 +134,7 @@ class Reduction:
                     await sending
                 finally:
                     sending.cancel()
+                    await asyncio.gather(sending, return_exceptions=True)
         except (NetworkError, FormatError) as error:
             self.fail(f"{short(reducer)}: {error.message}", reducer)
             raise
@@ -161,7 +163,14 @@ class Reduction:
     async def serve(
         self, peer: str, first: swarm_pb2.Part, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        """Reduce for `peer`, who has opened a stream and sent `first`; the caller has checked that it is in the group."""
+        """Reduce for `peer`, who has opened a stream and sent `first`; the caller has checked that it is in the group.
+
+        Raises:
+            FormatError: it has opened one before.
+        """
+        if peer in self._served:
+            raise FormatError(f"{short(peer)} opened a second stream")
+        self._served.add(peer)
         receiving = asyncio.create_task(self._receive_chunks(peer, first, reader))
         try:
             async for chunk, data in self._averages():
