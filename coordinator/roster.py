@@ -25,6 +25,7 @@ from protocol.errors import FormatError
 from protocol.rpc import MAX_ADDRESSES, MAX_STATES, check_swarm_address
 
 LIVE_S = 60.0  # after its last announcement
+FOUNDER_LIVE_S = 15.0  # likewise; announcements come every few seconds
 MAX_OTHERS = 32  # addresses in one answer
 MAX_ROSTER = 10_000
 MAX_TOKENS_PER_S = 1e9
@@ -91,6 +92,16 @@ class Roster:
         """Peer id -> what it last said, of those that left too."""
         with self._lock:
             return dict(self._present)
+
+    def founder(self, now: float) -> str:
+        """The member that came first of those that are here; empty when nobody is.
+
+        Before round 1 there is no agreement whose members could decide: if whoever starts first began alone, several
+        would, each with a run of its own. So the coordinator names one, and no first round is made without that one.
+        """
+        with self._lock:
+            here = (item for item in self._present.values() if now - item.seen <= FOUNDER_LIVE_S)
+            return next((item.peer_id for item in here), "")
 
     def addresses(self, *, besides: str, now: float) -> list[str]:
         """Where some other live members are reached; another choice each time when there are many."""

@@ -146,11 +146,13 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             states=request.states,
             now=now,
         )
+        round_number = self._desk.round()
         return coordinator_pb2.AnnounceReply(
             swarm_addresses=[*self._desk.swarm_addresses(), *self._desk.roster.addresses(besides=peer_id, now=now)],
             want_state=self._desk.wanted.ask(peer_id, request.states, now),
-            round=self._desk.round(),
+            round=round_number,
             finished=self._desk.finished(),
+            founder="" if round_number else self._desk.roster.founder(now),
         )
 
     @_unary

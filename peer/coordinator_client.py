@@ -204,7 +204,8 @@ class CoordinatorClient:
             states=states,
         )
         reply = self._call("Announce", request)
-        return Announcement(parse_addresses(reply.swarm_addresses), reply.want_state, reply.round, reply.finished)
+        addresses, founder = parse_addresses(reply.swarm_addresses), reply.founder[:64]
+        return Announcement(addresses, reply.want_state, reply.round, reply.finished, founder)
 
     def report(self, certificate: str, agreement: bytes) -> ReportAnswer:
         """Report a committed round (`Agreement.to_bytes`); harmless twice.

@@ -52,6 +52,7 @@ class CoordinatorLink:
     Args:
         on_certificate: called with each new certificate, to keep it on disk.
         on_addresses: called with addresses of other members.
+        on_founder: called with the newest round in the ledger, and who must take part in round 1.
         position: gives (last committed round, tokens/s, own addresses).
         saved_states: gives state digest -> file, of what could be uploaded.
     """
@@ -66,12 +67,13 @@ class CoordinatorLink:
         *,
         on_certificate: Callable[[str], None],
         on_addresses: Callable[[list[str]], None],
+        on_founder: Callable[[int, str], None],
         position: Callable[[], tuple[int, float, list[str]]],
         saved_states: Callable[[], dict[str, Path]],
     ) -> None:
         self._client, self._identity, self._certificate = client, identity, certificate
         self._outbox, self._receipts = outbox, receipts
-        self._on_certificate, self._on_addresses = on_certificate, on_addresses
+        self._on_certificate, self._on_addresses, self._on_founder = on_certificate, on_addresses, on_founder
         self._position, self._saved_states = position, saved_states
         self._wake, self._closing = threading.Event(), threading.Event()
         self.away_since: float | None = None
@@ -136,6 +138,7 @@ class CoordinatorLink:
             token, swarm_addresses=addresses, round=round, tokens_per_s=tokens_per_s, states=list(saved)
         )
         self._on_addresses(list(answer.swarm_addresses))
+        self._on_founder(answer.round, answer.founder)
         self._receipts.fetch(self._client, token)
         wanted = answer.want_state in saved
         if wanted:

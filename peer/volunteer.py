@@ -225,6 +225,7 @@ class Volunteer:
                 self._config.swarm,
             )
         )
+        swarm.set_founder(0, "")
         swarm.add_addresses(admission.addresses)
 
         def on_addresses(addresses: list[str]) -> None:
@@ -240,11 +241,14 @@ class Volunteer:
                 receipts,
                 on_certificate=lambda token: folder.write("certificate", token.encode()),
                 on_addresses=on_addresses,
+                on_founder=swarm.set_founder,
                 position=lambda: (swarm.head.round, self._tokens_per_s, swarm.addresses),
                 saved_states=folder.saved_states,
             )
         )
         train(swarm, work, rounds, self._stop, self)
+        if swarm.head.agreement is not None:
+            folder.save_head(swarm.head)  # when all have left, the run goes on from here
         self._tokens_per_s = 0.0
         if not self._stop.is_set():
             self._farewell(swarm, rounds)

@@ -119,6 +119,8 @@ class Rounds:
         self.progress = OwnProgress()
         self.addresses: list[str] = []
         self.close_work = threading.Event()  # the trainer finishes its micro-batch and hands over
+        self.founder: str | None = None  # who must take part in round 1; empty: not known yet; None: nobody must
+        self.ledger_round = 0  # as the coordinator last said
         self.waiting_for = ""  # why no round is being made, in words for the owner
         self._talk = Talk(node, card.run, self.book, certificate)
         self.gossip = Gossip(self._talk, self._own_progress)
@@ -257,7 +259,12 @@ class Rounds:
         )
 
     def _acceptors(self) -> dict[str, int]:
-        """Whose promises and votes count for the round in hand: the members of the last agreement that have not left."""
+        """Whose promises and votes count for the round in hand: the members of the last agreement that have not left.
+
+        Before there was one it is the founder's alone: two groups that both begin the run cannot both have it.
+        """
+        if self.head.round == 0 and self.founder is not None:
+            return {self.founder: 1}
         left = self.book.left()
         return {peer: weight for peer, weight in self.head.weights.items() if peer not in left}
 
@@ -285,6 +292,12 @@ class Rounds:
         least, acceptors = self._card.spec.sync.min_peers, self._acceptors()
         if len(here) < least:
             self.waiting_for = f"waiting for {least - len(here)} more peers; the host asked for {least}"
+        elif self.head.round == 0 and self.ledger_round:
+            self.waiting_for = f"the run is at round {self.ledger_round}; waiting for a peer that can hand it over"
+        elif self.head.round == 0 and self.founder == "":
+            self.waiting_for = "waiting for the coordinator to say who begins"
+        elif self.head.round == 0 and self.founder not in (None, *here):
+            self.waiting_for = f"waiting for {short(str(self.founder))}, who begins the run"
         elif not claim.has_majority(here, acceptors):
             found = len(here & set(acceptors))
             self.waiting_for = (

@@ -119,6 +119,13 @@ class Swarm:
         """The other live members."""
         return self._run(_value(self._rounds.book.alive), 5.0)
 
+    def set_founder(self, ledger_round: int, founder: str) -> None:
+        """What the coordinator says before round 1: who must take part in it, and how far the run is already.
+
+        Until it has said so, this member makes no first round; from round 2 on the members need nobody's word.
+        """
+        self._rounds.ledger_round, self._rounds.founder = ledger_round, founder
+
     def begin_work(self) -> Head:
         """The head to train from."""
         return self._run(_value(self._rounds.begin_work), 5.0)
