@@ -25,8 +25,7 @@ class HostScreen:
         self._as_json = as_json
         self._console = Console(stderr=True, highlight=False)
         self._live: Live | None = None
-        self._round = -1
-        self._evaluated = -1
+        self._shown = (-1, -1, False)  # round, newest evaluation, whether finished
 
     def started(self, running: Host) -> None:
         """Volunteers can join: show the invite."""
@@ -46,8 +45,8 @@ class HostScreen:
     def status(self, status: RunStatus) -> None:
         """How the run stands; called about every second."""
         newest = max((item.round for item in status.evaluations), default=-1)
-        changed = (status.round, newest) != (self._round, self._evaluated)
-        self._round, self._evaluated = status.round, newest
+        now = (status.round, newest, status.finished)
+        changed, self._shown = now != self._shown, now
         if self._as_json:
             if changed:
                 self._write("status", status=json.loads(status.to_bytes()))
