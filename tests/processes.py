@@ -273,6 +273,14 @@ def marked(mark: str) -> list[int]:
     return found
 
 
+def eventually(happened: Callable[[], bool], timeout_s: float = WAIT_S) -> None:
+    """Wait until something holds that nobody tells of; fails when it does not in time."""
+    deadline = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < deadline, f"it did not happen within {timeout_s:.0f} s"
+        time.sleep(0.05)
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on at the moment."""
     with contextlib.ExitStack() as stack:

@@ -7,9 +7,13 @@ say of themselves is read from their JSON lines; what they leave on disk is read
 from __future__ import annotations
 
 import json
+import os
+import random
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Community, Part
+from processes import GONE_S, MARK, REPOSITORY, Community, Part, eventually, marked
 from training_fixtures import write_tiny_llama
 from warm_start import WarmStart
 
@@ -28,6 +32,7 @@ from protocol.verify import verify_receipt
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
 
 Opener = Callable[..., Community]
+BY_THE_CLOCK = {"round_seconds": 1.2, "round_tokens": 10**9}  # longer than it takes to tell each other and to fetch
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +114,7 @@ def test_three_peers_agree_on_every_round_and_what_is_published_verifies(
 
     tell(peers)
     check_agreement(peers, rounds=range(1, rounds + 1))
-    check_ledger(run, peers, rounds=rounds)
+    assert check_ledger(run, peers) == rounds
     check_receipts(run, ["alice", "bob", "carol"], rounds=rounds)
     check_published(run, rounds)
 
@@ -117,6 +122,7 @@ def test_three_peers_agree_on_every_round_and_what_is_published_verifies(
 def tell(peers: list[Part]) -> None:
     """Print what the rounds cost; shown by `pytest -s`, and when a test fails."""
     for peer in peers:
+        assert "Traceback" not in peer.said, peer.said
         rounds = list(peer.committed().values())
         waited = sorted(event["waited_s"] for event in rounds)
         attempts = {event["round"]: event["attempts"] for event in rounds if event["attempts"] > 1}
@@ -143,8 +149,17 @@ def ledger_entries(run: Community) -> list[dict[str, Any]]:
     return [json.loads(data) for (data,) in rows]
 
 
-def check_ledger(run: Community, peers: list[Part], rounds: int) -> None:
-    """One credit for each (round, peer), and each round's credits are what its members agreed on."""
+def check_same_states(peers: list[Part]) -> None:
+    """No two peers committed different states for one round."""
+    states: dict[int, set[str]] = {}
+    for peer in peers:
+        for number, event in peer.committed().items():
+            states.setdefault(number, set()).add(event["state"])
+    assert not {number: found for number, found in states.items() if len(found) > 1}
+
+
+def check_ledger(run: Community, peers: list[Part]) -> int:
+    """One credit for each (round, peer), each round's credits what its members agreed on; returns the newest round."""
     credits = [entry for entry in ledger_entries(run) if entry["type"] == "credit"]
     assert max(Counter((entry["round"], entry["peer_id"]) for entry in credits).values()) == 1
     tokens: Counter[int] = Counter()
@@ -153,12 +168,13 @@ def check_ledger(run: Community, peers: list[Part], rounds: int) -> None:
     agreed = {number: event["tokens"] for peer in peers for number, event in peer.committed().items()}
     members = {number: event["members"] for peer in peers for number, event in peer.committed().items()}
     states = {number: event["state"] for peer in peers for number, event in peer.committed().items()}
-    assert sorted(tokens) == list(range(1, rounds + 1))
-    for number in agreed:
+    assert sorted(tokens) == list(range(1, max(tokens) + 1))
+    for number in sorted(set(agreed) & set(tokens)):
         of_round = [entry for entry in credits if entry["round"] == number]
         assert tokens[number] == agreed[number]
         assert len(of_round) == members[number]
         assert {entry["state"] for entry in of_round} == {states[number]}
+    return max(tokens)
 
 
 def check_receipts(run: Community, names: list[str], rounds: int | None = None) -> None:
@@ -194,3 +210,184 @@ def command(run: Community, *arguments: str | Path) -> subprocess.CompletedProce
     environment = run.environment("no-one") | {"POTLUCK_HOME": str(run.folder / "stranger")}
     command = [str(item) for item in arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=run.folder)
+
+
+# ---- peers come, go, and are killed ----------------------------------------------------------------------------------------
+
+
+def test_a_killed_peer_costs_the_others_a_round_at_most_and_comes_back(community: Opener) -> None:
+    run = community(sync=BY_THE_CLOCK, publish={"every_rounds": 1000})
+    dice = random.Random(os.environ.get("PYTEST_SEED"))
+    host = run.host()
+    peers = {name: run.peer(name) for name in ("alice", "bob", "carol")}
+    for peer in peers.values():
+        peer.wait_for("committed", members=3)
+    gone: list[Part] = []
+    for victim in dice.sample(sorted(peers), 3):
+        others = [peer for name, peer in peers.items() if name != victim]
+        now = max(peer.round for peer in others)
+        others[0].wait_round(now + 1)  # a round begins
+        time.sleep(dice.uniform(0, 0.4))  # somewhere in the work, the averaging or the vote
+        run.note_sockets()
+        peers[victim].kill()
+        before = max(peer.round for peer in others)
+        for other in others:
+            other.wait_round(before + 2)
+        run.check_nothing_left(victim)
+        gone.append(peers[victim])
+        peers[victim] = run.peer(victim)
+        back = peers[victim].wait_for("committed", took_part=True)
+        print(f"{victim} killed after round {before}, took part again in round {back['round']}")
+        peers[victim].wait_for("committed", members=3)
+    last = max(peer.round for peer in peers.values()) + 2
+    for peer in peers.values():
+        peer.wait_round(last)
+    for peer in peers.values():
+        assert peer.stop() == 0
+    host.wait_for("status", lambda event: event["status"]["round"] >= last)
+    assert host.stop() == 0
+    run.check_nothing_left()
+
+    tell([*peers.values(), *gone])
+    check_same_states([*peers.values(), *gone])
+    credited = check_ledger(run, [*peers.values(), *gone])
+    assert credited >= last
+    check_receipts(run, list(peers))
+
+
+def test_a_late_joiner_fetches_the_state_and_takes_part_within_two_rounds(community: Opener) -> None:
+    run = community(sync=BY_THE_CLOCK, publish={"every_rounds": 1000})
+    run.host()
+    early = [run.peer("alice"), run.peer("bob")]
+    for peer in early:
+        peer.wait_round(4)
+    late = run.peer("late")
+    first = late.wait_for("committed")
+    assert first["round"] > 1, "it did not start from genesis"
+    partaken = late.wait_for("committed", took_part=True)
+    assert partaken["round"] <= first["round"] + 2
+    for peer in early:
+        peer.wait_round(partaken["round"])
+    run.note_sockets()
+    for peer in [late, *early]:
+        assert peer.stop() == 0
+    check_same_states([*early, late])
+    me = PeerIdentity.load_or_create(run.home("late") / "identity").peer_id
+    credits = [entry["round"] for entry in ledger_entries(run) if entry.get("peer_id") == me]
+    assert credits and min(credits) == partaken["round"]
+    assert run.parts[0].stop(signal.SIGTERM) == 0
+    run.check_nothing_left()
+
+
+def test_a_peer_that_leaves_costs_the_others_no_round(community: Opener) -> None:
+    run = community(sync=BY_THE_CLOCK, publish={"every_rounds": 1000})
+    run.host()
+    peers = [run.peer(name) for name in ("alice", "bob", "carol")]
+    for peer in peers:
+        peer.wait_for("committed", members=3)
+    leaver, *others = peers
+    for number, name in ((signal.SIGINT, "alice"), (signal.SIGTERM, "bob")):
+        run.note_sockets()
+        leaver = next(peer for peer in peers if peer.name == name)
+        others = [peer for peer in others if peer is not leaver]
+        assert leaver.stop(number, timeout_s=20) == 0
+        assert leaver.find("step", step="left")
+        run.check_nothing_left(name)
+        now = max(peer.round for peer in others)
+        for other in others:
+            other.wait_round(now + 3)
+    tell(peers)
+    check_same_states(peers)
+    (carol,) = others
+    rounds = carol.committed()
+    assert all(event["took_part"] for event in rounds.values()), "carol's work of every round counted"
+    assert sorted(rounds) == list(range(min(rounds), max(rounds) + 1))
+
+
+def test_a_run_whose_peers_all_left_goes_on_where_it_was(community: Opener) -> None:
+    run = community(publish={"every_rounds": 1000}, sync={"min_peers": 2})
+    host = run.host()
+    first = [run.peer("alice"), run.peer("bob")]
+    for peer in first:
+        peer.wait_round(3)
+    for peer in first:
+        assert peer.stop() == 0
+    left = max(peer.round for peer in first)
+    again = [run.peer("alice"), run.peer("bob")]
+    for peer in again:
+        peer.wait_round(left + 2)
+    run.note_sockets()
+    for peer in again:
+        assert peer.stop() == 0
+    host.wait_for("status", lambda event: event["status"]["round"] >= left + 2)
+    assert host.stop() == 0
+    run.check_nothing_left()
+    tell([*first, *again])
+    check_same_states([*first, *again])
+    assert min(min(peer.committed()) for peer in again) >= left
+    check_ledger(run, [*first, *again])
+    check_receipts(run, ["alice", "bob"])
+
+
+# ---- the coordinator goes and comes back -----------------------------------------------------------------------------------
+
+
+def test_a_killed_coordinator_is_not_missed_and_every_claim_is_credited_once(community: Opener) -> None:
+    rounds = 40
+    run = community(fixed_ports=True, run={"rounds": rounds}, sync={"round_tokens": 9000, "min_peers": 3})
+    host = run.host()
+    names = ("alice", "bob", "carol")
+    peers = [run.peer(name) for name in names]
+    for peer in peers:
+        peer.wait_round(3)
+    run.note_sockets()
+    host.kill()
+    run.check_nothing_left("host")
+    away = max(peer.round for peer in peers)
+    for peer in peers:
+        peer.wait_round(away + 3)
+    again = run.host()
+    print(f"the coordinator was away from round {away} to round {max(peer.round for peer in peers)}")
+    for peer in peers:
+        peer.wait_for("step", step="done")
+        assert peer.wait() == 0
+    again.wait_for("status", lambda event: event["status"]["finished"])
+    run.note_sockets()
+    assert again.stop() == 0
+    run.check_nothing_left()
+
+    tell(peers)
+    check_agreement(peers, rounds=range(1, rounds + 1))
+    assert check_ledger(run, peers) == rounds
+    check_receipts(run, list(names), rounds=rounds)
+    check_published(run, rounds)
+    for name in names:
+        assert not list((run.run_folder(name) / "outbox").glob("*.json")), "every report was answered"
+
+
+# ---- the demo --------------------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_in_the_middle_of_the_demo_leaves_nothing_behind(tmp_path: Path) -> None:
+    mark = f"{tmp_path}:demo;"
+    with (tmp_path / "demo.log").open("w") as log:
+        demo = subprocess.Popen(
+            [sys.executable, str(REPOSITORY / "scripts" / "demo.py"), "--out", str(tmp_path / "out")],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {MARK: mark},
+            cwd=tmp_path,
+            start_new_session=True,
+        )
+    try:
+        eventually(lambda: "round 1/" in (tmp_path / "demo.log").read_text() or demo.poll() is not None)
+        assert demo.poll() is None, (tmp_path / "demo.log").read_text()
+        assert len(marked(mark)) > 5, "a coordinator, three peers, and what they started"
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(60) == 130
+        eventually(lambda: not marked(mark), GONE_S)
+    finally:
+        for pid in marked(mark):
+            os.kill(pid, signal.SIGKILL)
+        demo.wait(10)
