@@ -20,28 +20,30 @@ from typing import Any
 import tomlkit
 from processes import Community, Part
 from wan_lab import WanLab
+from warm_start import WarmProcess, WarmStart
 
 PORT, SWARM_PORT = 4700, 4701
 
 
 @dataclass(frozen=True)
 class _Starter:
-    """Starts `potluck` on one host of the lab; stands where a `WarmStart` may."""
+    """Starts `potluck` on one host of the lab; `Part` takes it for a `WarmStart`."""
 
     lab: WanLab
     host: str
+    warm: WarmStart | None
 
-    def start(
-        self, arguments: list[str], *, stdout: int, stderr: int, environment: dict[str, str], folder: Path
-    ) -> subprocess.Popen[bytes]:
+    def start(self, arguments: list[str], **options: Any) -> WarmProcess | subprocess.Popen[bytes]:
+        if self.warm is not None:
+            return self.warm.start(arguments, **options, namespace=self.lab.namespace(self.host))
         return self.lab.run(
             self.host,
             [sys.executable, "-m", "potluck", *arguments],
             stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            env=environment,
-            cwd=folder,
+            stdout=options["stdout"],
+            stderr=options["stderr"],
+            env=options["environment"],
+            cwd=options["folder"],
             start_new_session=True,
         )
 
@@ -49,9 +51,9 @@ class _Starter:
 class WanCommunity(Community):
     """`Community` in a lab that has a host named "host" and one for each peer."""
 
-    def __init__(self, folder: Path, config: dict[str, Any], lab: WanLab) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any], lab: WanLab, *, starter: WarmStart | None = None) -> None:
         super().__init__(folder, config)
-        self._lab = lab
+        self._lab, self._warm = lab, starter
         told = tomlkit.loads(self.config.read_text()).unwrap()
         address = lab.address("host")
         told["host"] |= {"listen": f"{address}:{PORT}", "swarm_listen": f"{address}:{SWARM_PORT}"}
@@ -62,5 +64,5 @@ class WanCommunity(Community):
         return super().peer(name, "--listen", f"{self._lab.address(name)}:0", *options, invite=invite)
 
     def start(self, name: str, *arguments: str) -> Part:
-        self._starter = _Starter(self._lab, name)  # type: ignore[assignment]
+        self._starter = _Starter(self._lab, name, self._warm)  # type: ignore[assignment]
         return super().start(name, *arguments)

@@ -23,7 +23,7 @@ import time
 from typing import Any
 
 from wan_link import Host, Switch
-from wan_namespace import kill_all_in
+from wan_namespace import QUEUE_PACKETS, kill_all_in
 
 BATCH = 64  # packets read from one host before the others, and what is due, have their turn
 MAX_PACKET_BYTES = 65535
@@ -55,17 +55,19 @@ class Forwarder:
             timeout_s = None if due is None else max(0.0, due - clock())
             ready, _, _ = select.select(waiting, [], [], timeout_s)  # unlike epoll it counts microseconds
             for item in ready:
-                if item is self._control:
-                    if not self._answer():
-                        return
-                else:
-                    self._read(item)
+                if item is not self._control:
+                    self._read(item, BATCH)
+            if self._control in ready:
+                for tun in self._tuns.values():  # what was sent before a command goes by the rules before it
+                    self._read(tun, QUEUE_PACKETS)
+                if not self._answer():
+                    return
             self._deliver(clock())
 
-    def _read(self, tun: int) -> None:
+    def _read(self, tun: int, most: int) -> None:
         name, send, now = self._hosts[tun], self._switch.send, time.monotonic()
         with contextlib.suppress(BlockingIOError):
-            for _ in range(BATCH):
+            for _ in range(most):
                 send(name, os.read(tun, MAX_PACKET_BYTES), now)
 
     def _deliver(self, now: float) -> None:

@@ -126,6 +126,10 @@ class WanLab:
         """A new IPv4 socket of this host's, to be used from here."""
         return self._namespaces[host].call(lambda: socket.socket(socket.AF_INET, kind))
 
+    @property
+    def forwarder_pid(self) -> int:
+        return self._forwarder.pid
+
     def namespace(self, host: str) -> str:
         """The file to enter this host by: `nsenter --net=FILE ss -ti`, or setns(2)."""
         return f"/proc/{os.getpid()}/fd/{self._namespaces[host].file}"

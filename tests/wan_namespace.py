@@ -91,7 +91,7 @@ class Namespace:
         """Do something in there, in a thread of its own: what it opens or starts stays there. Raises what `action` does."""
 
         def inside() -> T:
-            _check(_libc.setns(self.file, _CLONE_NEWNET))
+            enter(self.file)
             return action()
 
         with ThreadPoolExecutor(1) as thread:
@@ -113,6 +113,11 @@ class Namespace:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def enter(file: int) -> None:
+    """Move the calling thread into the namespace that this descriptor names; threads and processes it starts follow."""
+    _check(_libc.setns(file, _CLONE_NEWNET))
 
 
 def available() -> str:

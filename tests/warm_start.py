@@ -84,10 +84,20 @@ class WarmStart:
         self._socket.close()
 
     def start(
-        self, arguments: list[str], *, stdout: int, stderr: int, environment: dict[str, str], folder: Path
+        self,
+        arguments: list[str],
+        *,
+        stdout: int,
+        stderr: int,
+        environment: dict[str, str],
+        folder: Path,
+        namespace: str | None = None,
     ) -> WarmProcess:
-        """Run `potluck` with these arguments; the two descriptors become its standard output and error."""
-        request = {"arguments": arguments, "environment": environment, "folder": str(folder)}
+        """Run `potluck` with these arguments; the two descriptors become its standard output and error.
+
+        `namespace` is the file of the network namespace that it is to live in, see `WanLab.namespace`; default: this one.
+        """
+        request = {"arguments": arguments, "environment": environment, "folder": str(folder), "namespace": namespace}
         with self._news:
             self._newest = None
             socket.send_fds(self._socket, [json.dumps(request).encode()], [stdout, stderr])
@@ -162,6 +172,11 @@ def become(request: dict[str, Any], requests: socket.socket) -> None:
     for number, descriptor in enumerate([nothing, *request["descriptors"]]):
         os.dup2(descriptor, number)
         os.close(descriptor)
+    if request["namespace"] is not None:
+        from wan_namespace import enter
+
+        with open(request["namespace"], "rb") as file:
+            enter(file.fileno())
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
