@@ -54,6 +54,7 @@ def train(swarm: Swarm, work: LocalWork, rounds: int, stop: threading.Event, wat
             speed = now if not speed else _SPEED_MEMORY * speed + (1 - _SPEED_MEMORY) * now
             swarm.report_progress(work.tokens, speed, step_s)
             watcher.working(WorkReport(work.round, work.tokens, speed, None))
+            watcher.waiting(swarm.waiting_for)  # enough is done, and no round can be made
             if swarm.close_work.is_set() or stop.is_set():
                 break
         watcher.working(WorkReport(work.round, work.tokens, speed, result.loss.item()))

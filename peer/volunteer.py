@@ -259,7 +259,7 @@ class Volunteer:
         self._screen.working(report)
 
     def waiting(self, reason: str) -> None:
-        """The trainer has handed over and waits; `reason` says for whom, when something is missing."""
+        """No round is made though enough is done; `reason` says what is missing, and is empty when nothing is."""
         self._screen.waiting(reason)
 
     def _farewell(self, swarm: Swarm, rounds: int) -> None:
