@@ -91,7 +91,7 @@ def small_run(model: Path, data: Path, sections: dict[str, dict[str, Any]]) -> d
     ],
 )
 def test_three_peers_agree_on_every_round_and_what_is_published_verifies(
-    community: Opener, kind: str, method: str, wire: str
+    community: Opener, llama: Path, kind: str, method: str, wire: str
 ) -> None:
     rounds = 20
     run = community(
@@ -117,6 +117,8 @@ def test_three_peers_agree_on_every_round_and_what_is_published_verifies(
     assert check_ledger(run, peers) == rounds
     check_receipts(run, ["alice", "bob", "carol"], rounds=rounds)
     check_published(run, rounds)
+    if (method, wire) == ("diloco", "int8"):
+        check_loads_without_us(run, rounds, llama if kind == "lora" else None)
 
 
 def tell(peers: list[Part]) -> None:
@@ -203,6 +205,32 @@ def check_published(run: Community, last_round: int) -> None:
     signature = ("--signature", step / "model.sig", "--public_key", key, "--no-ignore-git-paths")
     done = command(run, stock, "verify", "key", step / "model", *signature)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+LOAD = """
+import sys
+for name in ("potluck", "protocol", "peer", "coordinator"):
+    sys.modules[name] = None  # from here on, importing it fails
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+step, base = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(base or step)
+if base:
+    from peft import PeftModel
+    model = PeftModel.from_pretrained(model, step)
+tokens = AutoTokenizer.from_pretrained(step)("To be, or not to be", return_tensors="pt")["input_ids"]
+with torch.no_grad():
+    assert torch.isfinite(model(tokens).logits).all()
+print("loaded", type(model).__name__)
+"""
+
+
+def check_loads_without_us(run: Community, last_round: int, base: Path | None) -> None:
+    """`model/` is a plain transformers model, or a plain adapter for one."""
+    model = run.run / "checkpoints" / step_name(last_round) / "model"
+    done = command(run, sys.executable, "-c", LOAD, model, base or "")
+    assert done.returncode == 0, done.stderr
+    assert "loaded" in done.stdout
 
 
 def command(run: Community, *arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,308 @@
+"""The command line as people and scripts meet it: exit codes, one-line errors with a hint, JSON, and what is not imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import builders
+import pytest
+from processes import Community, eventually
+from training_fixtures import write_tiny_llama
+
+from coordinator import tls
+from protocol.invite import Invite
+from protocol.keys import PeerIdentity, public_pem
+from protocol.trust import trust
+
+VERBS = ([], ["host"], ["join"], ["verify"], ["status"], ["identity"], ["identity", "backup"])
+HEAVY = ("torch", "hivemind", "transformers", "numpy", "grpc", "sqlalchemy", "peft", "safetensors")
+
+
+def potluck(home: Path, *arguments: str | Path, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run `potluck` to its end, with `home` as this user's own folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "potluck", *(str(item) for item in arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | {"POTLUCK_HOME": str(home), "OMP_NUM_THREADS": "1", "LANG": "C.UTF-8"},
+        cwd=home,
+    )
+
+
+def check_refused(done: subprocess.CompletedProcess[str], code: int, error: str, hint: str) -> None:
+    """At the end one line that says what is wrong and one that says what to do; nothing on standard output."""
+    lines = done.stderr.strip().splitlines()[-2:]
+    assert done.returncode == code, done.stderr
+    assert [line.partition(":")[0] for line in lines] == ["error", "hint"], done.stderr
+    assert error in lines[0] and hint in lines[1]
+    assert not done.stdout
+
+
+# ---- help, and what is imported ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: " ".join(verb) or "potluck")
+def test_help_explains_itself_and_imports_nothing_heavy(verb: list[str], tmp_path: Path) -> None:
+    check_imports(tmp_path, [*verb, "--help"])
+
+
+def test_verifying_imports_nothing_heavy(tmp_path: Path) -> None:
+    step = a_checkpoint(tmp_path)
+    check_imports(tmp_path, ["verify", str(step)], expected=1)
+
+
+def check_imports(folder: Path, arguments: list[str], expected: int = 0) -> None:
+    script = (
+        "import json, sys, potluck\n"
+        f"sys.argv = ['potluck', *{arguments!r}]\n"
+        "try:\n    potluck.main()\n"
+        "except SystemExit as end:\n"
+        f"    print('\\n' + json.dumps([end.code, [name for name in {HEAVY!r} if name in sys.modules]]))\n"
+    )
+    environment = os.environ | {"POTLUCK_HOME": str(folder)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=environment, cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) > 100, "it said something"
+    assert json.loads(done.stdout.splitlines()[-1]) == [expected, []]
+
+
+def test_importing_the_protocol_imports_nothing_heavy() -> None:
+    script = (
+        "import pkgutil, importlib, sys, json, protocol\n"
+        "names = [m.name for m in pkgutil.iter_modules(protocol.__path__) if not m.name.endswith(('_pb2', '_pb2_grpc'))]\n"
+        "for name in names: importlib.import_module(f'protocol.{name}')\n"
+        f"print(json.dumps([len(names), [name for name in {HEAVY!r} if name in sys.modules]]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    count, heavy = json.loads(done.stdout)
+    assert count > 15 and not heavy
+
+
+def test_wrong_usage_exits_with_2(tmp_path: Path) -> None:
+    for arguments in (["dance"], ["verify"], ["verify", "--no-such-option", "x"], ["join"]):
+        done = potluck(tmp_path, *arguments)
+        assert done.returncode == 2
+        assert "Usage:" in done.stderr and "Traceback" not in done.stderr
+
+
+# ---- verify --------------------------------------------------------------------------------------------------------------
+
+
+def a_checkpoint(folder: Path) -> Path:
+    """A signed checkpoint; its public key lies in `folder` as coordinator.pub."""
+    run = builders.build_run(folder / "run", rounds=1)
+    (folder / "coordinator.pub").write_bytes(public_pem(run.root.public_key))
+    return run.step(1)
+
+
+def test_verify_believes_a_key_file_a_fingerprint_or_an_invite_and_nothing_else(tmp_path: Path) -> None:
+    step = a_checkpoint(tmp_path)
+    public = tmp_path / "coordinator.pub"
+    report = json.loads(potluck(tmp_path, "verify", step, "--key", public, "--json").stdout)
+    assert report["ok"] and report["checks"]
+    for home, arguments in (("a", ["--key", str(public)]), ("b", ["--key", report["fingerprint"]])):
+        (tmp_path / home).mkdir()
+        done = potluck(tmp_path / home, "verify", step, *arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.splitlines()[-1].startswith("verified: signed by")
+
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    done = potluck(stranger, "verify", step)
+    said = f"intact, but signed by a key that you have not confirmed: {report['fingerprint']}"
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (1, said)
+    assert json.loads(potluck(stranger, "verify", step, "--json").stdout)["verdict"] == said
+
+    trust(report["fingerprint"], name="small", run="0" * 64, folder=stranger)  # what taking an invite does
+    assert potluck(stranger, "verify", step).returncode == 0
+
+
+def test_verify_says_no_to_a_changed_byte_and_2_to_what_is_not_there(tmp_path: Path) -> None:
+    step = a_checkpoint(tmp_path)
+    key = ["--key", str(tmp_path / "coordinator.pub")]
+    weights = next((step / "model").glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    done = potluck(tmp_path, "verify", step, *key)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1].startswith("refused: ") and weights.name in done.stdout
+
+    check_refused(potluck(tmp_path, "verify", tmp_path / "nothing"), 2, "no such file", "")
+    done = potluck(tmp_path, "verify", step, "--key", "abc")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --key abc: neither a PEM file nor a fingerprint")
+
+
+# ---- identity ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_identity_can_be_backed_up_lost_and_restored(tmp_path: Path) -> None:
+    done = potluck(tmp_path, "identity", "backup", tmp_path / "backup")
+    check_refused(done, 2, "there is no identity yet", "join a run first")
+    me = potluck(tmp_path, "identity", "show").stdout.strip()
+    assert me.startswith("12D3Koo")
+    assert potluck(tmp_path, "identity", "backup", tmp_path / "backup").returncode == 0
+    assert (tmp_path / "backup").stat().st_mode & 0o777 == 0o600
+    check_refused(potluck(tmp_path, "identity", "backup", tmp_path / "backup"), 2, "is there already", "another name")
+
+    (tmp_path / "identity").unlink()
+    other = potluck(tmp_path, "identity", "show").stdout.strip()
+    assert other != me
+    done = potluck(tmp_path, "identity", "restore", tmp_path / "backup")
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == me
+    assert potluck(tmp_path, "identity", "show").stdout.strip() == me
+    kept = PeerIdentity.load_or_create(tmp_path / f"identity.{other[-8:]}")
+    assert kept.peer_id == other, "the one that was there is kept"
+
+
+def test_a_file_that_is_no_identity_is_not_restored(tmp_path: Path) -> None:
+    me = potluck(tmp_path, "identity", "show").stdout
+    (tmp_path / "junk").write_bytes(b"\x08\x01\x12\x40" + bytes(64))
+    for name in ("junk", "nothing"):
+        done = potluck(tmp_path, "identity", "restore", tmp_path / name)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert potluck(tmp_path, "identity", "show").stdout == me
+
+
+# ---- invites that lead nowhere -------------------------------------------------------------------------------------------
+
+
+def an_invite(address: str, **values: str) -> Invite:
+    return Invite.model_validate({"addresses": [address], "run": "a" * 64, "tls": "b" * 64, "root": "c" * 64} | values)
+
+
+def test_a_damaged_invite_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    whole = str(an_invite("127.0.0.1:1"))
+    for place in (12, len(whole) // 2, len(whole) - 1):
+        changed = whole[:place] + ("A" if whole[place] != "A" else "B") + whole[place + 1 :]
+        check_refused(potluck(tmp_path, "join", changed), 2, "invite", "copy the whole line")
+    check_refused(potluck(tmp_path, "join", "hello"), 2, "not an invite", "potluck1.")
+    check_refused(potluck(tmp_path, "status", whole[:-1]), 2, "invite is damaged", "copy the whole line")
+
+
+@pytest.mark.swarm
+def test_a_coordinator_that_is_away_is_told_at_the_first_join(tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers there, and nobody else can take it
+        invite = an_invite(f"127.0.0.1:{closed.getsockname()[1]}")
+        done = potluck(tmp_path, "join", str(invite), "--yes", "--json", "--device", "cpu", "--listen", "127.0.0.1:0")
+        assert done.returncode == 2
+        assert "error: the coordinator cannot be reached" in done.stderr and "hint: " in done.stderr
+        assert "Traceback" not in done.stderr
+        done = potluck(tmp_path, "status", str(invite))
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+@pytest.mark.swarm
+def test_a_server_with_another_certificate_than_the_invites_hears_nothing(tmp_path: Path) -> None:
+    heard: list[bytes] = []
+    identity = tls.load_or_create(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=listen_in, args=(server, tmp_path, heard), daemon=True).start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        other = "d" * 64
+        assert other != identity.digest
+        done = potluck(
+            tmp_path, "join", str(an_invite(address, tls=other, code="secret")), "--yes", "--json", "--device", "cpu"
+        )
+        eventually(lambda: bool(heard))
+    assert done.returncode == 1
+    assert "is not the coordinator you were invited to" in done.stderr and "fresh invite" in done.stderr
+    assert set(heard) == {b""}, "no byte came after the handshake"
+    assert not (tmp_path / "trusted.json").exists()
+
+
+def listen_in(server: socket.socket, folder: Path, heard: list[bytes]) -> None:
+    """Answer TLS handshakes, and note what comes after them."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
+    context.set_alpn_protocols(["h2"])
+    while True:
+        try:
+            plain, _ = server.accept()
+        except OSError:
+            return
+        plain.settimeout(10)
+        with plain, context.wrap_socket(plain, server_side=True) as secure:
+            heard.append(secure.recv(4096))
+
+
+# ---- beside a real host --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def waiting(tmp_path_factory: pytest.TempPathFactory, glass_dir: Path, plays: Path) -> Iterator[Community]:
+    """A host with an admission code, whose run waits for a second peer that never comes."""
+    folder = tmp_path_factory.mktemp("waiting")
+    config = {
+        "run": {"name": "waiting"},
+        "model": {"path": str(write_tiny_llama(folder / "tiny", glass_dir)), "license": "MIT"},
+        "data": {"path": str(plays), "license": "CC0-1.0", "sequence_length": 32},
+        "sync": {"round_tokens": 1000, "min_peers": 2},
+        "host": {"code": "please"},
+    }
+    with Community(folder, config, fixed_ports=True) as community:
+        community.host()
+        yield community
+
+
+@pytest.mark.swarm
+def test_a_wrong_admission_code_is_refused(waiting: Community, tmp_path: Path) -> None:
+    for code in ("pleas", None):
+        invite = Invite.parse(waiting.invite).model_copy(update={"code": code})
+        done = potluck(tmp_path, "join", str(invite), "--yes", "--json", "--device", "cpu", "--listen", "127.0.0.1:0")
+        assert done.returncode == 1, done.stderr
+        assert "error: " in done.stderr and "code" in done.stderr and "Traceback" not in done.stderr
+    assert not list((tmp_path / "runs").glob("*/certificate"))
+
+
+@pytest.mark.swarm
+def test_a_second_host_on_the_same_folder_or_port_is_refused(waiting: Community, tmp_path: Path) -> None:
+    done = potluck(tmp_path, "host", waiting.config, "--folder", waiting.run, "--json")
+    check_refused(done, 2, "another host runs in this folder", "stop it first")
+    done = potluck(tmp_path, "host", waiting.config, "--folder", tmp_path / "other", "--json")
+    check_refused(done, 2, "cannot listen on 127.0.0.1:", "choose another host.listen")
+
+
+@pytest.mark.swarm
+def test_two_peers_do_not_share_a_home(waiting: Community) -> None:
+    first = waiting.peer("first")
+    first.wait_for("waiting", lambda event: "1 more" in event["reason"])
+    second = waiting.peer("first")
+    assert second.wait() == 2
+    assert "error: another peer of this run is using" in second.said and "--home" in second.said
+    waiting.note_sockets()
+    assert first.stop() == 0
+    assert first.find("step", step="left")
+    waiting.check_nothing_left("first")
+
+
+@pytest.mark.swarm
+def test_status_says_how_the_run_stands(waiting: Community, tmp_path: Path) -> None:
+    told = json.loads(potluck(tmp_path, "status", waiting.invite, "--json").stdout)
+    assert (told["name"], told["round"], told["finished"]) == ("waiting", 0, False)
+    (tmp_path / "invite.txt").write_text(f"\n  {waiting.invite[:50]}\n{waiting.invite[50:]}\n")
+    done = potluck(tmp_path, "status", tmp_path / "invite.txt")
+    assert done.returncode == 0 and done.stdout.startswith("waiting: round 0 of")
+
+
+@pytest.mark.swarm
+def test_a_run_whose_terms_nobody_agrees_to_is_not_joined(waiting: Community, tmp_path: Path) -> None:
+    done = potluck(tmp_path, "join", waiting.invite, "--device", "cpu", "--listen", "127.0.0.1:0", "--lang", "en")
+    assert done.returncode == 1
+    assert "--yes" in done.stderr and "licence" in done.stderr.lower()
+    assert not list((tmp_path / "runs").glob("*/certificate")) and not (tmp_path / "trusted.json").exists()
