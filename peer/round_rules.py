@@ -21,6 +21,7 @@ Two majorities share a member, that member keeps its promise, and so there is ne
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ from protocol import canonical
 from protocol.claim import has_majority
 from protocol.errors import FormatError, RoundAborted
 
+MAX_BOX_BYTES = 64 << 20
+
 
 class Bound(RoundAborted):
     """A member has promised a later attempt, or another leader. `attempt` is the one it is bound to."""
@@ -37,6 +40,10 @@ class Bound(RoundAborted):
     def __init__(self, message: str, attempt: int) -> None:
         super().__init__(message)
         self.attempt = attempt
+
+
+class Undecided(RoundAborted):
+    """Members that are silent may have committed either of two states; only their answer can tell which."""
 
 
 class Ballot(NamedTuple):
@@ -53,6 +60,9 @@ class BallotBox:
 
     Args:
         save: called with the bytes to keep before a promise or vote is given; must not return before they are safe.
+        ballots: the votes for the state voted for last. Those for an earlier one are over: the leader of the later
+            attempt would have completed it if it could have been committed.
+        evidence: the group of that state, as bytes: what a member needs to tell of its votes after a restart.
     """
 
     save: Callable[[bytes], None] = lambda data: None
@@ -60,14 +70,16 @@ class BallotBox:
     attempt: int = -1
     leader: str = ""
     ballots: list[Ballot] = field(default_factory=list)
+    evidence: bytes = b""
 
     def restore(self, data: bytes) -> None:
         """Take up where the process before left off. Raises: FormatError."""
-        value = canonical.loads(data, max_bytes=1 << 20)
+        value = canonical.loads(data, max_bytes=MAX_BOX_BYTES)
         try:
             self.round, self.attempt, self.leader = int(value["round"]), int(value["attempt"]), str(value["leader"])
             self.ballots = [Ballot(int(a), str(g), str(s)) for a, g, s in value["ballots"]]
-        except (KeyError, TypeError, ValueError) as error:
+            self.evidence = base64.b64decode(value.get("evidence", ""), validate=True)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FormatError("not a ballot box") from error
 
     def promise(self, round: int, attempt: int, leader: str) -> None:
@@ -81,11 +93,11 @@ class BallotBox:
         if round == self.round and (attempt < self.attempt or (attempt == self.attempt and leader != self.leader)):
             raise Bound(f"round {round}: bound to attempt {self.attempt} by {self.leader[-8:]}", self.attempt)
         if round > self.round:
-            self.ballots = []
+            self.ballots, self.evidence = [], b""
         self.round, self.attempt, self.leader = round, attempt, leader
         self._save()
 
-    def vote(self, round: int, ballot: Ballot) -> None:
+    def vote(self, round: int, ballot: Ballot, evidence: bytes = b"") -> None:
         """Vote, in the attempt that was promised and in no other, and for one state only.
 
         Raises:
@@ -97,7 +109,8 @@ class BallotBox:
         if earlier and earlier != [ballot]:
             raise Bound(f"round {round}: voted for another state in attempt {ballot.attempt}", self.attempt)
         if not earlier:
-            self.ballots.append(ballot)
+            same = [other for other in self.ballots if (other.group, other.state) == (ballot.group, ballot.state)]
+            self.ballots, self.evidence = [*same, ballot], evidence
             self._save()
 
     def is_bound(self, round: int, attempt: int, leader: str) -> bool:
@@ -113,6 +126,7 @@ class BallotBox:
             "attempt": self.attempt,
             "leader": self.leader,
             "ballots": [list(ballot) for ballot in self.ballots],
+            "evidence": base64.b64encode(self.evidence).decode(),
         }
         self.save(json.dumps(value).encode())
 
@@ -140,17 +154,24 @@ def must_complete(
 
     Returns:
         the newest ballot for the state to complete, or None when a new group may average.
+
+    Raises:
+        Undecided: an all-reduce that did not give the same to all left two states, and either may be committed.
     """
     voters: dict[tuple[str, str], set[str]] = {}
     for peer, ballots in answers.items():
         for ballot in ballots:
             voters.setdefault((ballot.group, ballot.state), set()).add(peer)
+    possible: list[Ballot] = []
     for ballot in sorted({ballot for ballots in answers.values() for ballot in ballots}, reverse=True):
         group = groups[ballot.group]
         silent = set(group) - set(answers)
         if is_committed(voters[ballot.group, ballot.state] | silent, acceptors, group):
-            return ballot
-    return None
+            possible.append(ballot)
+    newest = [ballot for ballot in possible if ballot.attempt == possible[0].attempt]
+    if len(newest) > 1:  # an attempt that completes a state has that one only: this was an average
+        raise Undecided(f"{len(newest)} states may have been committed in attempt {newest[0].attempt}")
+    return newest[0] if newest else None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import IO
 
 from safetensors import SafetensorError
 
-from peer.round_rules import BallotBox
+from peer.round_rules import MAX_BOX_BYTES, BallotBox
 from peer.swarm.head import Head
 from peer.training.state import SharedState
 from protocol import canonical
@@ -83,7 +83,7 @@ class RunFolder:
     def ballot_box(self) -> BallotBox:
         """The promises and votes that were on disk, and a box that keeps them there."""
         box = BallotBox(save=lambda data: self.write("ballots.json", data))
-        data = self.read("ballots.json")
+        data = self.read("ballots.json", MAX_BOX_BYTES)
         if data is not None:
             try:
                 box.restore(data)

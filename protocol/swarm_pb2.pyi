@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Progress(_message.Message):
-    __slots__ = ("certificate", "round", "base", "tokens", "tokens_per_s", "leaving", "attempt", "addresses", "history_tokens", "step_s", "can_reduce")
+    __slots__ = ("certificate", "round", "base", "tokens", "tokens_per_s", "leaving", "attempt", "addresses", "history_tokens", "step_s", "can_reduce", "voted")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,7 @@ class Progress(_message.Message):
     HISTORY_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STEP_S_FIELD_NUMBER: _ClassVar[int]
     CAN_REDUCE_FIELD_NUMBER: _ClassVar[int]
+    VOTED_FIELD_NUMBER: _ClassVar[int]
     certificate: str
     round: int
     base: str
@@ -30,7 +31,8 @@ class Progress(_message.Message):
     history_tokens: int
     step_s: float
     can_reduce: bool
-    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., tokens: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., leaving: _Optional[bool] = ..., attempt: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., history_tokens: _Optional[int] = ..., step_s: _Optional[float] = ..., can_reduce: _Optional[bool] = ...) -> None: ...
+    voted: bool
+    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., tokens: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., leaving: _Optional[bool] = ..., attempt: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., history_tokens: _Optional[int] = ..., step_s: _Optional[float] = ..., can_reduce: _Optional[bool] = ..., voted: _Optional[bool] = ...) -> None: ...
 
 class Proposal(_message.Message):
     __slots__ = ("certificate", "round", "base", "attempt", "timeout_s")
@@ -83,20 +85,22 @@ class GroupMember(_message.Message):
     def __init__(self, certificate: _Optional[str] = ..., claim: _Optional[bytes] = ..., can_reduce: _Optional[bool] = ...) -> None: ...
 
 class Group(_message.Message):
-    __slots__ = ("certificate", "round", "base", "attempt", "members", "complete")
+    __slots__ = ("certificate", "round", "base", "attempt", "members", "complete", "votes")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    VOTES_FIELD_NUMBER: _ClassVar[int]
     certificate: str
     round: int
     base: str
     attempt: int
     members: _containers.RepeatedCompositeFieldContainer[GroupMember]
     complete: str
-    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., attempt: _Optional[int] = ..., members: _Optional[_Iterable[_Union[GroupMember, _Mapping]]] = ..., complete: _Optional[str] = ...) -> None: ...
+    votes: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., attempt: _Optional[int] = ..., members: _Optional[_Iterable[_Union[GroupMember, _Mapping]]] = ..., complete: _Optional[str] = ..., votes: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class GroupReply(_message.Message):
     __slots__ = ("accepted", "reason")

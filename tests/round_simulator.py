@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from peer.round_rules import Ballot, BallotBox, Bound, is_committed, must_complete
+from peer.round_rules import Ballot, BallotBox, Bound, Undecided, is_committed, must_complete
 from protocol.claim import GROWTH_CAP, has_majority
 
 
@@ -76,10 +76,8 @@ class SimMember:
             self.net.send(peer, "proposed", attempt, self.name)
 
     def _ballots(self) -> list[Ballot]:
-        """The newest for each state: that is all that a member tells."""
-        if self.box.round != self.round.number:
-            return []
-        return list({(ballot.group, ballot.state): ballot for ballot in self.box.ballots}.values())
+        """The newest vote: that is all that a member tells."""
+        return self.box.ballots[-1:] if self.box.round == self.round.number else []
 
     def proposed(self, attempt: int, leader: str) -> None:
         try:
@@ -100,7 +98,10 @@ class SimMember:
         if not has_majority(set(self.answers), self.round.acceptors):
             return
         self.leading = -1
-        lock = self.rules.must_complete(self.answers, self.round.acceptors, self.round.groups)
+        try:
+            lock = self.rules.must_complete(self.answers, self.round.acceptors, self.round.groups)
+        except Undecided:
+            return
         if lock is not None:
             group, complete = lock.group, lock.state
         else:

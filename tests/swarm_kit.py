@@ -201,6 +201,7 @@ class Peer:
         certificate: Callable[[], str] | None = None,
         engine: type[Rounds] = Rounds,
         can_reduce: bool = True,
+        work_s: float = 0.0,
     ) -> None:
         self.world, self.index, self.node, self.tokens = world, index, node, tokens
         self.heads: list[Head] = []
@@ -219,6 +220,8 @@ class Peer:
             limits=limits or Limits(silence_s=2.0, total_s=30.0),
             can_reduce=can_reduce,
         )
+        self.rounds.founder = world.identity(0).peer_id  # as the coordinator says
+        self.work_s = work_s
         self.me = self.rounds.me
         self._trainer: asyncio.Task[None] | None = None
 
@@ -240,6 +243,7 @@ class Peer:
     async def _train(self) -> None:
         while True:
             head = self.rounds.begin_work()
+            await asyncio.sleep(self.work_s)
             self.rounds.progress.tokens = self.tokens
             await until(self.rounds.close_work.is_set, 600)
             self.handed_over.append(head.digest)

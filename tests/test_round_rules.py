@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from round_simulator import Diverged, Rulebook, simulate
 
-from peer.round_rules import Ballot, BallotBox, Bound, Branch, is_committed, must_complete, prefers
+from peer.round_rules import Ballot, BallotBox, Bound, Branch, Undecided, is_committed, must_complete, prefers
 from protocol.claim import GROWTH_CAP, MAX_TOKENS, Claim, UpdateDigest, has_majority, weights
 from protocol.errors import FormatError
 
@@ -197,6 +197,13 @@ def test_two_states_of_one_attempt_lock_only_when_one_may_have_its_majority() ->
     assert must_complete({"a": [S], "b": [T], "c": [], "d": []}, five, {"g": five}) is None
 
 
+def test_between_two_states_that_silent_members_may_have_committed_nobody_chooses() -> None:
+    five = dict.fromkeys("abcde", 1)
+    with pytest.raises(Undecided):
+        must_complete({"a": [S], "b": [T], "c": []}, five, {"g": five})
+    assert must_complete({"a": [S], "b": [T], "c": [], "d": [S]}, five, {"g": five}) == S
+
+
 def test_the_votes_of_several_attempts_at_one_state_count_together() -> None:
     """a completed S in attempt 2 alone; that it and c had voted for it in attempt 0 still binds."""
     five = dict.fromkeys("abcde", 1)
@@ -293,6 +300,14 @@ def _only_those_who_answered(answers: Mapping, acceptors: Mapping, groups: Mappi
     return None
 
 
+def _picks_one(answers: Mapping, acceptors: Mapping, groups: Mapping) -> Ballot | None:
+    """Chooses between two states of which either may be committed."""
+    try:
+        return must_complete(answers, acceptors, groups)
+    except Undecided:
+        return max(ballot for ballots in answers.values() for ballot in ballots)
+
+
 PLANTED: dict[str, Rulebook] = {
     "promises are ignored": Rulebook(box=FickleBox),
     "votes are given in any attempt": Rulebook(box=TwoFacedBox),
@@ -303,6 +318,11 @@ PLANTED: dict[str, Rulebook] = {
     "the group's majority is enough": Rulebook(is_committed=lambda v, acceptors, group: has_majority(v, group)),
     "any vote commits": Rulebook(is_committed=lambda v, acceptors, group: bool(v)),
 }
+
+
+def test_the_simulator_finds_who_chooses_between_two_states_that_may_be_committed() -> None:
+    with pytest.raises(Diverged):
+        simulate(random.Random(5500), 10, Rulebook(must_complete=_picks_one))  # one storm in six thousand does it
 
 
 @pytest.mark.parametrize("bug", PLANTED)

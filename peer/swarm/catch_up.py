@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 from peer.round_rules import Branch, prefers
 from peer.swarm.exchange import StateFetch, serve_state
-from peer.swarm.head import Head, Position
+from peer.swarm.head import MAX_HISTORY_TOKENS, Head, Position
 from peer.swarm.talk import Talk
 from peer.training.state import SharedState
 from protocol import claim, swarm_pb2
@@ -24,17 +25,28 @@ from protocol.state import StateManifest
 
 logger = logging.getLogger(__name__)
 
-BEHIND_S = 0.6  # before fetching: most of the time the missing vote is about to come
-RETRY_S = 1.0
+BEHIND_S = 0.6  # before fetching the next round: most of the time the missing vote is about to come
+RETRY_S = 1.0  # after nobody could hand over a head
 HEAD_TIMEOUT_S = 20.0
+FAILED_S = 30.0  # that a member which could not give its head is not asked again
+
+
+class _MovedOn(VerificationError):
+    """The head offered is not the one wanted: its source went on meanwhile, or lies. Only what others also say is believed."""
 
 
 class CatchUp:
-    """Serves this member's states, and fetches the others'."""
+    """Serves this member's states, and fetches the others'.
 
-    def __init__(self, talk: Talk, card: RunCard, position: Position) -> None:
-        self._talk, self._card, self._position = talk, card, position
+    Args:
+        can_go_on: whether a round can be made on this member's branch by those that stand on it.
+    """
+
+    def __init__(self, talk: Talk, card: RunCard, position: Position, can_go_on: Callable[[], bool]) -> None:
+        self._talk, self._card, self._position, self._can_go_on = talk, card, position, can_go_on
         self._behind_since: float | None = None
+        self._retry_at = 0.0
+        self._failed: dict[str, float] = {}  # peer id -> until when not to ask it again
 
     async def start(self) -> None:
         await self._talk.serve("head", swarm_pb2.HeadRequest, self._answer_head)
@@ -50,15 +62,22 @@ class CatchUp:
             return None
         if self._behind_since is None:
             self._behind_since = now
-        if now - self._behind_since < BEHIND_S:
+        better.sort(key=lambda b: (b.supporters, b.history_tokens, b.state), reverse=True)
+        waited = better[0].round > mine.round + 1 or now - self._behind_since >= BEHIND_S
+        if not waited or now < self._retry_at:
             return None
-        best = max(better, key=lambda b: (b.supporters, b.history_tokens, b.state))
-        self._behind_since = now + RETRY_S
-        for source in [view.peer_id for view in self._talk.book.alive() if view.base == best.state]:
-            try:
-                return await self._fetch_head(best, mine, source)
-            except (NetworkError, FormatError, RefusedError) as error:
-                logger.info("round %d could not be fetched from %s: %s", best.round, source[-8:], error.message)
+        self._failed = {peer: until for peer, until in self._failed.items() if until > now}
+        for branch in better:
+            for source in [view.peer_id for view in self._talk.book.alive() if view.base == branch.state]:
+                if source in self._failed:
+                    continue
+                try:
+                    return await self._fetch_head(branch, mine, source)
+                except (NetworkError, FormatError, RefusedError) as error:
+                    logger.info("round %d could not be fetched from %s: %s", branch.round, source[-8:], error.message)
+                    if not isinstance(error, _MovedOn):
+                        self._failed[source] = time.monotonic() + FAILED_S
+        self._retry_at = time.monotonic() + RETRY_S
         return None
 
     async def held_or_fetched(self, digest: str, sources: list[str]) -> SharedState:
@@ -79,21 +98,33 @@ class CatchUp:
         raise NetworkError(f"nobody could give state {digest[:12]}…")
 
     def _own_branch(self) -> Branch:
+        """Where this member stands. Those who cannot make a round there support nothing: the run went on without them."""
         head = self._position.head
         followers = sum(branch.supporters for branch in self._talk.book.branches() if branch.state == head.digest)
-        return Branch(head.round, head.digest, head.history_tokens, followers + 1)
+        return Branch(head.round, head.digest, head.history_tokens, followers + 1 if self._can_go_on() else 0)
 
     async def _fetch_head(self, wanted: Branch, mine: Branch, source: str) -> Head:
         request = swarm_pb2.HeadRequest(certificate=self._talk.certificate())
         reply = await self._talk.call(source, "head", request, swarm_pb2.HeadReply, timeout_s=HEAD_TIMEOUT_S)
+        if (reply.round, reply.state) != (wanted.round, wanted.state):
+            raise _MovedOn(f"it offers round {reply.round}, expected round {wanted.round}, where it said it stands")
         manifest = self._check_manifest(reply.manifest, reply.state)
         agreement = Agreement.from_bytes(reply.agreement, run=self._card.run, membership_key=self._card.member_key)
         if (agreement.round, agreement.state, manifest.round) != (reply.round, reply.state, reply.round):
             raise VerificationError("the agreement is for another state than the one offered")
+        if len(agreement.claims) < self._card.spec.sync.min_peers:
+            raise VerificationError(f"the agreement has fewer than {self._card.spec.sync.min_peers} members")
         self._check_descent(agreement, wanted, mine)
         sources = [view.peer_id for view in self._talk.book.alive() if view.base == reply.state]
         state = self._position.find(reply.state) or await self._fetch(manifest, [source, *sources])
-        return Head(state, agreement, reply.history_tokens)
+        return Head(state, agreement, self._history(agreement, reply.history_tokens))
+
+    def _history(self, agreement: Agreement, stated: int) -> int:
+        """Agreed tokens up to an agreement: counted where it follows on this member's head, else as its source states."""
+        head = self._position.head
+        if (agreement.round, agreement.base) == (head.round + 1, head.digest):
+            return head.after(agreement.weights)
+        return min(stated, MAX_HISTORY_TOKENS)
 
     def _check_descent(self, agreement: Agreement, wanted: Branch, mine: Branch) -> None:
         """The next round on this member's own branch needs that round's majority; any other branch must be the better one."""

@@ -78,6 +78,7 @@ class Group:
     members: tuple[Member, ...]
     weights: Mapping[str, int]
     complete: str = ""  # not averaging, but completing the vote for this state
+    votes: tuple[bytes, ...] = ()  # with complete: the votes for it that the leader was shown
 
     @classmethod
     def build(cls, rules: Rules, attempt: int, leader: str, members: list[Member], complete: str = "") -> Group:
@@ -104,7 +105,8 @@ class Group:
         if len(message.members) > rules.spec.sync.max_group:
             raise VerificationError(f"a group has at most {rules.spec.sync.max_group} members")
         members = [rules.check_member(item.claim, item.certificate, item.can_reduce) for item in message.members]
-        return cls.build(rules, message.attempt, leader, members, message.complete)
+        group = cls.build(rules, message.attempt, leader, members, message.complete)
+        return replace(group, votes=tuple(message.votes)) if message.complete else group
 
     def to_message(self, certificate: str) -> swarm_pb2.Group:
         return swarm_pb2.Group(
@@ -113,6 +115,7 @@ class Group:
             base=self.base,
             attempt=self.attempt,
             complete=self.complete,
+            votes=self.votes,
             members=[
                 swarm_pb2.GroupMember(
                     certificate=member.certificate, claim=member.envelope.to_bytes(), can_reduce=member.can_reduce
@@ -121,9 +124,9 @@ class Group:
             ],
         )
 
-    def completing(self, attempt: int, leader: str, state: str) -> Group:
+    def completing(self, attempt: int, leader: str, state: str, votes: tuple[bytes, ...]) -> Group:
         """The same claims, voted on again in a later attempt."""
-        return replace(self, attempt=attempt, leader=leader, complete=state)
+        return replace(self, attempt=attempt, leader=leader, complete=state, votes=votes)
 
     @cached_property
     def digest(self) -> str:

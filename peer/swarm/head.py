@@ -6,10 +6,13 @@ the candidate that is being voted on; making room for the second drops the first
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from peer.training.state import SharedState
 from protocol.claim import Agreement
+
+MAX_HISTORY_TOKENS = 2**53
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,10 @@ class Head:
     @property
     def digest(self) -> str:
         return self.state.digest
+
+    def after(self, weights: Mapping[str, int]) -> int:
+        """The history's tokens when a round with these weights is committed on top."""
+        return min(self.history_tokens + sum(weights.values()), MAX_HISTORY_TOKENS)
 
     @property
     def weights(self) -> dict[str, int]:

@@ -45,6 +45,9 @@ class MemberBook:
     def __init__(self, run: str, membership_key: Ed25519PublicKey) -> None:
         self._run, self._key = run, membership_key
         self._views: dict[str, MemberView] = {}
+        self._left: dict[
+            str, tuple[int, str, bool]
+        ] = {}  # peer id -> round and base that it left, whether it had voted
         self._checked: dict[str, tuple[str, int]] = {}  # peer id -> (certificate, expiry)
 
     def admit(self, peer_id: str, token: str) -> None:
@@ -85,6 +88,10 @@ class MemberBook:
             heard=time.monotonic(),
         )
         self._views[peer_id] = view
+        if view.leaving:  # kept beyond `FORGET_S`: a round may take longer
+            self._left[peer_id] = (view.round, view.base, message.voted)
+        else:
+            self._left.pop(peer_id, None)
         return view
 
     def lost(self, peer_id: str) -> None:
@@ -111,9 +118,16 @@ class MemberBook:
         """Live members that work on this round from this base, and stay."""
         return [view for view in self.alive() if (view.round, view.base, view.leaving) == (round, base, False)]
 
-    def left(self) -> set[str]:
-        """Members that said they leave, and have not been heard to come back."""
-        return {view.peer_id for view in self._views.values() if view.leaving}
+    def left(self, round: int, base: str) -> set[str]:
+        """Members that left without a vote in this round, and have not been heard to come back.
+
+        One that has voted in it, or went on to the next round, may have committed it: that one is still counted.
+        """
+        return {
+            peer
+            for peer, (their_round, their_base, voted) in self._left.items()
+            if their_round < round or ((their_round, their_base) == (round, base) and not voted)
+        }
 
     def branches(self) -> list[Branch]:
         """The histories that live members stand on."""

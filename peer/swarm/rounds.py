@@ -32,7 +32,7 @@ from peer.swarm.members import MemberBook, MemberView
 from peer.swarm.node import Node, short
 from peer.swarm.progress import Gossip
 from peer.swarm.talk import CALL_S, Talk
-from peer.swarm.voting import Voting, open_voted
+from peer.swarm.voting import Voting, check_completing, open_voted
 from peer.training.codec import EncodedUpdate
 from peer.training.outer import outer_step
 from peer.training.state import SharedState
@@ -52,7 +52,11 @@ PROPOSE_LEAST_S = 3.0  # members have this long, or three micro-batches, to answ
 PROPOSE_MOST_S = 60.0
 RETRY_MOST_S = 5.0  # between two attempts at one round
 AVOID_S = 10.0  # that a leader leaves out a member that spoilt a group
+FREE_ATTEMPTS, ATTEMPTS_PER_S = 1000, 20  # how far attempts may count up in a round, whoever counts them
+MAX_ATTEMPT = 10**6
 LEAVE_S = 5.0  # to finish a group that is under way
+
+Cast = dict[Ballot, tuple[Group, bytes]]  # what a member voted for -> in which group, and its signed vote
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ class Rounds:
         self.waiting_for = ""  # why no round is being made, in words for the owner
         self._talk = Talk(node, card.run, self.book, certificate)
         self.gossip = Gossip(self._talk, self._own_progress)
-        self._catch_up = CatchUp(self._talk, card, self.position)
+        self._catch_up = CatchUp(self._talk, card, self.position, self._can_go_on)
         self._voting = self._new_voting(None)
         self._round_started = time.monotonic()
         self._due_since: float | None = None
@@ -135,6 +139,7 @@ class Rounds:
         self._group_task: asyncio.Task[None] | None = None
         self._reduction: Reduction | None = None
         self._attempts = 0
+        self._catching: tuple[str, asyncio.Task[Head | None]] | None = None  # from which head
         self._retry_at = 0.0
         self._avoid: dict[str, float] = {}  # peer id -> until when
 
@@ -222,13 +227,26 @@ class Rounds:
             if self._leaving or self._busy(now) or now < self._retry_at:
                 continue
             try:
-                head = await self._catch_up.better_head(now)
-                if head is not None and not self._busy(time.monotonic()):
+                head = self._caught_up(now)
+                if head is not None:
                     await self._follow(head)
                 elif self._my_turn(now):
                     await self._lead()
             except PotluckError as error:
                 self._aborted(error.message)
+            except OSError as error:  # what must be on disk is not: as if the attempt had failed
+                self._aborted(f"cannot keep a promise or a state: {error}")
+
+    def _caught_up(self, now: float) -> Head | None:
+        """A better head that has been fetched. The search runs beside: whoever is slow to give it holds up nothing else."""
+        if self._catching is None:
+            self._catching = (self.head.digest, self._talk.spawn(self._catch_up.better_head(now)))
+        searched_from, task = self._catching
+        if not task.done():
+            return None
+        self._catching = None
+        failed = task.cancelled() or task.exception() is not None
+        return None if failed or searched_from != self.head.digest else task.result()
 
     def _busy(self, now: float) -> bool:
         """Whether this member is in a group, or bound to a leader that is still there."""
@@ -252,6 +270,7 @@ class Rounds:
             tokens_per_s=self.progress.tokens_per_s,
             leaving=self._leaving,
             attempt=max(box.attempt, 0) if box.round == round else 0,
+            voted=box.round == round and bool(box.ballots),
             addresses=self.addresses[:16],
             history_tokens=self.head.history_tokens,
             step_s=self.progress.step_s,
@@ -265,8 +284,15 @@ class Rounds:
         """
         if self.head.round == 0 and self.founder is not None:
             return {self.founder: 1}
-        left = self.book.left()
+        left = self.book.left(self.position.round, self.head.digest)
         return {peer: weight for peer, weight in self.head.weights.items() if peer not in left}
+
+    def _can_go_on(self) -> bool:
+        """Whether those that stand on this member's head hold a majority of the round before."""
+        if self._box.round > self.position.round:
+            return False  # it took part in a later round once, and has lost the states since
+        here = {self.me, *(view.peer_id for view in self.book.together(self.position.round, self.head.digest))}
+        return claim.has_majority(here, self._acceptors())
 
     def _my_turn(self, now: float) -> bool:
         """Whether the round should be closed now and it is for this member to do it."""
@@ -310,7 +336,9 @@ class Rounds:
     async def _lead(self) -> None:
         """Ask everyone for claim and promise, and run the group that comes of it."""
         round, rules, others = self.position.round, self._rules(), self._invited()
-        attempt = max([self._box.next_attempt(round), *(view.attempt + 1 for view in others if view.attempt)])
+        heard = [view.attempt + 1 for view in others if 0 < view.attempt < self._last_attempt()]
+        attempt = max([self._box.next_attempt(round), *heard])
+        self._check_attempt(attempt)
         slowest = max([self.progress.step_s, *(view.step_s for view in others)])
         timeout_s = min(max(3 * slowest, PROPOSE_LEAST_S), PROPOSE_MOST_S)
         await self._promise(round, attempt, self.me, timeout_s)
@@ -320,7 +348,7 @@ class Rounds:
         asked = [self._talk.spawn(self._ask(view.peer_id, proposal, rules)) for view in others]
         own = await self._wait_ready(timeout_s)
         answers = [answer for answer in await asyncio.gather(*asked) if answer is not None]
-        if (self._box.round, self._box.attempt, self._box.leader) != (round, attempt, self.me):
+        if not self._box.is_bound(round, attempt, self.me):
             raise RoundAborted("another attempt was joined meanwhile")
         members = [self._own_member(own), *(member for member, _ in answers)]
         cast = {self.me: self._voting.own_ballots(), **{member.peer_id: ballots for member, ballots in answers}}
@@ -343,6 +371,16 @@ class Rounds:
             others = trusted
         return others[: sync.max_group - 1]
 
+    def _last_attempt(self) -> int:
+        """The highest attempt to take seriously by now: one that jumps ahead would use up all numbers of the round."""
+        return min(FREE_ATTEMPTS + int(ATTEMPTS_PER_S * (time.monotonic() - self._round_started)), MAX_ATTEMPT)
+
+    def _check_attempt(self, attempt: int) -> None:
+        if attempt > self._last_attempt():
+            raise RoundAborted(f"attempt {attempt} so early in a round: expected {self._last_attempt()} at most")
+        if self._voting.forgotten:
+            raise RoundAborted("I voted in this round before a restart, and cannot show for what")
+
     async def _promise(self, round: int, attempt: int, leader: str, timeout_s: float) -> None:
         """Bind this member to an attempt, on disk, and have the trainer hand over."""
         await asyncio.get_running_loop().run_in_executor(None, self._box.promise, round, attempt, leader)
@@ -357,9 +395,7 @@ class Rounds:
             raise RoundAborted(f"own work was not finished within {timeout_s:.0f} s")
         return self._ready
 
-    async def _ask(
-        self, peer: str, proposal: swarm_pb2.Proposal, rules: Rules
-    ) -> tuple[Member, dict[Ballot, Group]] | None:
+    async def _ask(self, peer: str, proposal: swarm_pb2.Proposal, rules: Rules) -> tuple[Member, Cast] | None:
         """One member's claim and what it voted for, or None when it does not join."""
         timeout_s = proposal.timeout_s + CALL_S
         try:
@@ -373,15 +409,15 @@ class Rounds:
             logger.debug("%s did not answer the proposal: %s", short(peer), error.message)
             return None
 
-    def _choose_group(
-        self, rules: Rules, attempt: int, members: list[Member], cast: dict[str, dict[Ballot, Group]]
-    ) -> Group:
+    def _choose_group(self, rules: Rules, attempt: int, members: list[Member], cast: dict[str, Cast]) -> Group:
         """A new group, or an old one whose state may already be committed somewhere."""
-        groups = {ballot.group: group for ballots in cast.values() for ballot, group in ballots.items()}
+        groups = {ballot.group: group for ballots in cast.values() for ballot, (group, _) in ballots.items()}
         weights = {digest: group.weights for digest, group in groups.items()}
         lock = must_complete(cast, self._acceptors(), weights)
         if lock is not None:
-            return groups[lock.group].completing(attempt, self.me, lock.state)
+            shown = [(ballot, vote) for ballots in cast.values() for ballot, (_, vote) in ballots.items()]
+            votes = tuple(vote for ballot, vote in shown if (ballot.group, ballot.state) == (lock.group, lock.state))
+            return groups[lock.group].completing(attempt, self.me, lock.state, votes)
         members.sort(key=lambda member: canonical.sha256_hex(f"{rules.round}/{attempt}/{member.peer_id}".encode()))
         return Group.build(rules, attempt, self.me, members)
 
@@ -402,6 +438,7 @@ class Rounds:
                 raise RoundAborted(f"I am at round {self.position.round} from {self.head.digest[:8]}…")
             if self._leaving or (self._group_task and not self._group_task.done()):
                 raise RoundAborted("I am leaving" if self._leaving else "a group is under way")
+            self._check_attempt(message.attempt)
             timeout_s = min(max(message.timeout_s, 0.1), PROPOSE_MOST_S)
             await self._promise(message.round, message.attempt, peer, timeout_s)
             own = await self._wait_ready(timeout_s)
@@ -419,7 +456,7 @@ class Rounds:
 
     async def _answer_group(self, message: swarm_pb2.Group, reader: Any, writer: Any, peer: str) -> None:
         try:
-            if (self._box.round, self._box.attempt, self._box.leader) != (message.round, message.attempt, peer):
+            if not self._box.is_bound(message.round, message.attempt, peer):
                 raise RoundAborted("I am bound to another attempt")
             if self._group_task and not self._group_task.done():
                 raise RoundAborted("a group is under way")
@@ -427,6 +464,8 @@ class Rounds:
             own = group.by_peer.get(self.me)
             if own is None or (not group.complete and (self._ready is None or own.envelope != self._ready.envelope)):
                 raise VerificationError("the group does not carry my claim")
+            if group.complete:
+                check_completing(group, group.votes, self._box.ballots)
             self._start_group(group)
             reply = swarm_pb2.GroupReply(accepted=True)
         except (RoundAborted, RefusedError, FormatError) as error:
@@ -478,10 +517,13 @@ class Rounds:
                 )  # fmt: skip
                 candidate = await self._catch_up.held_or_fetched(state, sorted(self._voting.voters(group, state)))
             agreement = self._voting.agreement(group, state)
-            await self._advance(Head(candidate, agreement, self.head.history_tokens + sum(group.weights.values())))
-        except (NetworkError, RefusedError, FormatError, RoundAborted) as error:
+            await self._advance(Head(candidate, agreement, self.head.after(group.weights)))
+        except PotluckError as error:
             self._aborted(error.message)
             self._tell_abort(group, error.message)
+        except OSError as error:
+            self._aborted(f"cannot keep a vote or a state: {error}")
+            self._tell_abort(group, "a full or broken disk")
         finally:
             self._engaged_until = 0.0
             self._reduction = None
@@ -507,8 +549,10 @@ class Rounds:
         self._engaged_until = self._retry_at = 0.0
         self._round_started = time.monotonic()
         self.close_work.set()
-        await self._on_commit(head, report)
-        self._advanced.set()
+        try:
+            await self._on_commit(head, report)
+        finally:
+            self._advanced.set()
 
     def _new_voting(self, last: Envelope | None) -> Voting:
         return Voting(
@@ -520,6 +564,7 @@ class Rounds:
             self.head.digest,
             self._acceptors,
             last,
+            self._rules(),
         )
 
     async def _answer_vote(self, message: swarm_pb2.VoteMessage, reader: Any, writer: Any, peer: str) -> None:
@@ -540,7 +585,8 @@ class Rounds:
         logger.info(
             "round %d, attempt %d came to nothing: %s; the work is kept", self.position.round, self._box.attempt, reason
         )
-        self._engaged_until = 0.0
+        if self._box.leader == self.me:
+            self._engaged_until = 0.0  # else it stays bound to whoever has its promise meanwhile
         self._due_since = None
         self._retry_at = time.monotonic() + min(0.1 * 2 ** min(self._attempts, 6), RETRY_MOST_S)
 

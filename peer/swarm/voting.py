@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+from google.protobuf.message import DecodeError
 
 from peer.round_rules import Ballot, BallotBox, is_committed
 from peer.swarm.group import Group, Rules
 from peer.swarm.talk import Talk
 from protocol import claim, swarm_pb2
-from protocol.claim import Agreement, Vote
+from protocol.claim import MAX_GROUP, Agreement, Vote
 from protocol.envelope import Envelope
 from protocol.errors import FormatError, NetworkError, RefusedError, RoundAborted, VerificationError
 from protocol.keys import PeerIdentity
+
+logger = logging.getLogger(__name__)
 
 MAJORITY_S = 15.0  # from one's own vote to the majority
 LINGER_S = 0.25  # for the votes that come after the majority
@@ -30,6 +36,7 @@ class Voting:
     Args:
         acceptors: peer id -> weight of the members of the last agreement that have not left.
         last: this member's vote of the round before, for those that are still counting.
+        rules: of the round, to read the group that the box has kept over a restart.
     """
 
     def __init__(
@@ -42,6 +49,7 @@ class Voting:
         base: str,
         acceptors: Callable[[], Mapping[str, int]],
         last: Envelope | None,
+        rules: Rules,
     ) -> None:
         self._talk, self._identity, self._box = talk, identity, box
         self._run, self._round, self._base, self._acceptors = run, round, base, acceptors
@@ -49,6 +57,33 @@ class Voting:
         self._votes: dict[str, tuple[Vote, Envelope]] = {}  # peer id -> its vote in the highest attempt
         self._groups: dict[str, tuple[Group, Envelope]] = {}  # group digest -> this member's newest vote on it
         self._changed = asyncio.Event()
+        self.forgotten = False  # this member has voted in the round, before a restart, and cannot show for what
+        self._restore(rules)
+
+    def _restore(self, rules: Rules) -> None:
+        if self._box.round != self._round or not self._box.ballots:
+            return
+        try:
+            message = swarm_pb2.Group.FromString(self._box.evidence)
+            if message.base == self._base:
+                group = Group.from_message(message, "", rules)
+                vote, envelope = self._sign(self._box.ballots[-1])
+                self._groups[group.digest] = (group, envelope)
+                self._votes[self._talk.me] = (vote, envelope)
+        except (DecodeError, FormatError, RefusedError) as error:
+            logger.warning("round %d: voted before a restart, and cannot show for what: %s", self._round, error)
+            self.forgotten = True
+
+    def _sign(self, ballot: Ballot) -> tuple[Vote, Envelope]:
+        vote = Vote(
+            run=self._run,
+            round=self._round,
+            attempt=ballot.attempt,
+            group=ballot.group,
+            base=self._base,
+            state=ballot.state,
+        )
+        return vote, vote.sign(self._identity)
 
     @property
     def own(self) -> Envelope | None:
@@ -63,13 +98,11 @@ class Voting:
             Bound: another attempt was joined meanwhile.
             RoundAborted: no majority came together in time.
         """
-        vote = Vote(
-            run=self._run, round=self._round, attempt=group.attempt, group=group.digest, base=self._base, state=state
-        )
-        ballot = Ballot(vote.attempt, vote.group, vote.state)
-        await asyncio.get_running_loop().run_in_executor(None, self._box.vote, self._round, ballot)
-        envelope = vote.sign(self._identity)
-        self._groups[group.digest] = (group, envelope)
+        ballot = Ballot(group.attempt, group.digest, state)
+        evidence = group.to_message("").SerializeToString()
+        await asyncio.get_running_loop().run_in_executor(None, self._box.vote, self._round, ballot, evidence)
+        vote, envelope = self._sign(ballot)
+        self._groups = {group.digest: (group, envelope)}
         self._votes[self._talk.me] = (vote, envelope)
         message = swarm_pb2.VoteMessage(certificate=self._talk.certificate(), vote=envelope.to_bytes())
         for member in group.members:
@@ -102,9 +135,14 @@ class Voting:
             certificates={member.peer_id: member.certificate for member in group.members},
         )
 
-    def own_ballots(self) -> dict[Ballot, Group]:
-        """What this member voted for in this round, and in which group."""
-        return {ballot: self._groups[ballot.group][0] for ballot in self._box.ballots if ballot.group in self._groups}
+    def own_ballots(self) -> dict[Ballot, tuple[Group, bytes]]:
+        """What this member voted for last in this round, in which group, and the signed vote."""
+        newest = self._box.ballots[-1:] if self._box.round == self._round else []
+        return {
+            ballot: (self._groups[ballot.group][0], self._groups[ballot.group][1].to_bytes())
+            for ballot in newest
+            if ballot.group in self._groups
+        }
 
     def to_messages(self) -> list[swarm_pb2.Voted]:
         """The same, for the leader of a later attempt."""
@@ -162,7 +200,7 @@ class Voting:
         return True
 
 
-def open_voted(peer: str, item: swarm_pb2.Voted, rules: Rules) -> tuple[Ballot, Group]:
+def open_voted(peer: str, item: swarm_pb2.Voted, rules: Rules) -> tuple[Ballot, tuple[Group, bytes]]:
     """Check what a member says it voted for in an earlier attempt. Raises: FormatError, RefusedError."""
     voter, vote = claim.open_vote(item.vote)
     group = Group.from_message(item.group, peer, rules)
@@ -173,4 +211,25 @@ def open_voted(peer: str, item: swarm_pb2.Voted, rules: Rules) -> tuple[Ballot, 
         group.digest,
     ):
         raise VerificationError("a vote that is another's, or for another round or group")
-    return Ballot(vote.attempt, vote.group, vote.state), group
+    return Ballot(vote.attempt, vote.group, vote.state), (group, item.vote)
+
+
+def check_completing(group: Group, votes: Iterable[bytes], own: Iterable[Ballot]) -> None:
+    """Check that a leader who wants a state completed has not made it up: somebody else had voted for it.
+
+    Args:
+        votes: what the leader sent along with the group.
+        own: what this member voted for; it needs no other witness for that.
+
+    Raises:
+        FormatError, RefusedError: nobody but the leader stands for the state.
+    """
+    if any((ballot.group, ballot.state) == (group.digest, group.complete) for ballot in own):
+        return
+    for data in itertools.islice(votes, MAX_GROUP):
+        voter, vote = claim.open_vote(data)
+        wanted = (group.round, group.base, group.digest, group.complete)
+        for_it = (vote.round, vote.base, vote.group, vote.state) == wanted and vote.attempt < group.attempt
+        if for_it and voter in group.by_peer and voter != group.leader:
+            return
+    raise VerificationError("no member but the leader has voted for the state to complete")
