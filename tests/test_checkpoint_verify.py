@@ -119,7 +119,7 @@ def test_hostile_round_between_checkpoints_is_refused(sparse: Run, tmp_path: Pat
     path = round_path(other, 3)
     value = json.loads(path.read_bytes())
     if attack == "weights lowered by the host":
-        value["weights"] = {peer: 1 for peer in value["weights"]}
+        value["weights"] = dict.fromkeys(value["weights"], 1)
     elif attack == "a round of another number":
         value = json.loads(round_path(other, 1).read_bytes())
     elif attack == "all votes but the lightest taken away":
