@@ -1,0 +1,46 @@
+"""Certificates are renewed in the background while their holders train."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import jwt
+import pytest
+from processes import WAIT_S, Community
+from training_fixtures import write_tiny_llama
+
+pytestmark = [pytest.mark.swarm, pytest.mark.timeout(200)]
+
+
+def test_certificates_are_renewed_while_the_peers_train(tmp_path: Path, glass_dir: Path, plays: Path) -> None:
+    model = write_tiny_llama(tmp_path / "tiny", glass_dir)
+    config = {
+        "run": {"name": "renewed"},
+        "model": {"path": str(model), "license": "MIT"},
+        "data": {"path": str(plays), "license": "CC0-1.0", "sequence_length": 32, "held_out_sequences": 16},
+        "sync": {"round_tokens": 3000, "min_peers": 2},
+        "inner": {"micro_batch": 4, "batch": 4},
+        "host": {"certificate_hours": 10 / 3600},  # ten seconds: renewed after five
+    }
+    with Community(tmp_path, config) as community:
+        community.host()
+        peers = [community.peer(name) for name in ("ann", "bob")]
+        for peer in peers:
+            peer.wait_round(1)
+        first = {peer.name: certificate(community, peer.name) for peer in peers}
+        deadline = time.monotonic() + WAIT_S
+        while any(expiry(certificate(community, peer.name)) <= expiry(first[peer.name]) for peer in peers):
+            assert time.monotonic() < deadline, "no certificate was renewed"
+            time.sleep(0.2)
+        now = max(peer.round for peer in peers)
+        events = [peer.wait_round(now + 3) for peer in peers]
+        assert all(event["members"] == 2 for event in events)
+
+
+def certificate(community: Community, name: str) -> str:
+    return (community.run_folder(name) / "certificate").read_text()
+
+
+def expiry(token: str) -> int:
+    return int(jwt.decode(token, options={"verify_signature": False})["exp"])
