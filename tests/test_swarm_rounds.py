@@ -471,10 +471,7 @@ def test_a_state_that_only_a_liar_signed_is_not_taken(tmp_path: Path, said: str)
     async def main() -> None:
         async with world.peers(2) as peers, world.node(HOSTILE, *(peer.node for peer in peers)) as liar:
             await agreed(peers, 1)
-            for peer in peers:
-                peer.tokens = 1  # no further round by themselves
-            await until(lambda: all(peer.rounds.progress.tokens == 1 for peer in peers))
-            at = peers[0].round
+            at = await standstill(peers)
             reply = forged_head(world, peers[0].rounds.head, 9.0)
             asked = []
 
@@ -505,9 +502,7 @@ def test_a_late_joiner_takes_no_other_state_than_the_one_its_source_said_it_stan
     async def main() -> None:
         async with world.peers(2) as peers, world.node(HOSTILE, *(peer.node for peer in peers)) as liar:
             await agreed(peers, 2)
-            for peer in peers:
-                peer.tokens = 1
-            await until(lambda: all(peer.rounds.progress.tokens == 1 for peer in peers))
+            await standstill(peers)
             head = peers[0].rounds.head
             forged, asked = forged_head(world, head, 9.0), []
 
@@ -557,6 +552,19 @@ def test_a_proposal_that_would_use_up_the_attempts_is_refused(tmp_path: Path) ->
             assert peer.box.attempt == -1
 
     run(main())
+
+
+async def standstill(peers: list[Peer]) -> int:
+    """Have all work so little that there is no further round; returns the last one's number."""
+    for peer in peers:
+        peer.tokens = 1
+
+    def still() -> bool:
+        idle = all(peer.rounds.progress.tokens == 1 and not peer.rounds.close_work.is_set() for peer in peers)
+        return idle and len({peer.rounds.head.digest for peer in peers}) == 1
+
+    await until(still, what="the rounds to stop")
+    return peers[0].round
 
 
 async def bound(world: World, node: Any, peer: Peer) -> swarm_pb2.ProposalReply:

@@ -25,7 +25,6 @@ _MAX_CHUNK_MESSAGE = STATE_CHUNK_BYTES + 1024
 _LEAVES_PER_MESSAGE = 16384
 _MAX_SOURCES = 8
 _CHUNKS_PER_REQUEST = 16
-_PASSES = 3  # what one member failed to give is asked of the others
 
 
 async def serve_state(state: SharedState | None, request: swarm_pb2.StateRequest, writer: asyncio.StreamWriter) -> None:
@@ -60,15 +59,17 @@ class StateFetch:
             NetworkError: none of them could give all of it.
         """
         assembler = await self._start(sources)
-        for _ in range(_PASSES):
-            missing = assembler.missing
+        left = list(sources)
+        while assembler.missing and left:  # each time round, whoever failed is left out
+            missing, asked = assembler.missing, left[:_MAX_SOURCES]
             queue = [missing[i : i + _CHUNKS_PER_REQUEST] for i in range(0, len(missing), _CHUNKS_PER_REQUEST)]
-            await asyncio.gather(*(self._worker(source, assembler, queue) for source in sources[:_MAX_SOURCES]))
-            if not assembler.missing:
-                return await asyncio.get_running_loop().run_in_executor(None, assembler.state)
-        raise NetworkError(
-            f"{len(assembler.missing)} of {assembler.chunk_count} chunks of the state could not be fetched"
-        )
+            gave = await asyncio.gather(*(self._worker(source, assembler, queue) for source in asked))
+            left = [source for source, good in zip(asked, gave, strict=True) if good] + left[_MAX_SOURCES:]
+        if assembler.missing:
+            raise NetworkError(
+                f"{len(assembler.missing)} of {assembler.chunk_count} chunks of the state could not be fetched"
+            )
+        return await asyncio.get_running_loop().run_in_executor(None, assembler.state)
 
     async def _start(self, sources: list[str]) -> StateAssembler:
         for source in sources:
@@ -89,8 +90,8 @@ class StateFetch:
                 leaves += [message.data[i : i + 32] for i in range(0, len(message.data), 32)]
         return leaves
 
-    async def _worker(self, source: str, assembler: StateAssembler, queue: list[list[int]]) -> None:
-        """Fetch runs of chunks from one member until there are none left, or it fails."""
+    async def _worker(self, source: str, assembler: StateAssembler, queue: list[list[int]]) -> bool:
+        """Fetch runs of chunks from one member until there are none left, or it fails; whether it gave all it was asked."""
         while queue:
             wanted = queue.pop(0)
             try:
@@ -98,7 +99,8 @@ class StateFetch:
             except (NetworkError, FormatError, RefusedError) as error:
                 logger.debug("%s could not give chunks %d to %d: %s", short(source), wanted[0], wanted[-1], error)
                 queue.append(wanted)
-                return
+                return False
+        return True
 
     async def _fetch_run(self, source: str, assembler: StateAssembler, wanted: list[int]) -> None:
         request = swarm_pb2.StateRequest(
