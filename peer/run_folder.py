@@ -6,7 +6,7 @@
     certificate                      the newest membership certificate
     addresses.json                   where other members were last seen
     step-000000/ base-model/ data/   fetched by digest
-    states/round-000020.safetensors  committed states the coordinator may ask for; the newest is where to resume
+    states/round-000020.safetensors  the newest committed states, and the newest that the coordinator may ask for
     states/round-000020.json         its agreement
     ballots.json                     promises and votes of the round in hand
     outbox/ receipts/
@@ -33,7 +33,7 @@ from protocol.run_card import RunCard
 
 logger = logging.getLogger(__name__)
 
-KEPT_STATES = 2
+KEPT_STATES = 2  # the newest, and the newest of those that are published
 
 
 class RunFolder:
@@ -96,8 +96,15 @@ class RunFolder:
 
     # ---- states ------------------------------------------------------------------------------------------------------
 
-    def save_head(self, head: Head) -> None:
-        """Keep a committed state: for the coordinator to ask for, and to resume from. Raises: InputError: the disk is full."""
+    def save_head(self, head: Head, publish_every: int) -> None:
+        """Keep a committed state: to resume from, and for the coordinator to ask for.
+
+        Args:
+            publish_every: rounds between two states that are asked for; the newest of these are kept longer.
+
+        Raises:
+            InputError: the disk is full.
+        """
         assert head.agreement is not None
         stem = self.path / "states" / f"round-{head.round:06d}"
         try:
@@ -110,9 +117,11 @@ class RunFolder:
             "state": head.state.digest,
         }
         self.write(f"states/{stem.name}.json", canonical.dumps(value))
-        for old in self._saved()[:-KEPT_STATES]:
-            old.with_suffix(".safetensors").unlink(missing_ok=True)
+        saved = self._saved()
+        to_publish = [path for path in saved if int(path.stem.partition("-")[2]) % publish_every == 0]
+        for old in set(saved) - {*saved[-KEPT_STATES:], *to_publish[-KEPT_STATES:]}:
             old.unlink(missing_ok=True)
+            old.with_suffix(".safetensors").unlink(missing_ok=True)
 
     def _saved(self) -> list[Path]:
         return sorted((self.path / "states").glob("round-*.json"))
@@ -121,7 +130,11 @@ class RunFolder:
         """State digest -> file, of the states that are kept."""
         found = {}
         for path in self._saved():
-            digest = canonical.loads(path.read_bytes(), max_bytes=MAX_AGREEMENT_BYTES).get("state")
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:  # a newer one took its place meanwhile
+                continue
+            digest = canonical.loads(data, max_bytes=MAX_AGREEMENT_BYTES).get("state")
             if isinstance(digest, str):
                 found[digest] = path.with_suffix(".safetensors")
         return found

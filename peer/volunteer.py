@@ -200,8 +200,9 @@ class Volunteer:
                 for number in sorted(unsaved):
                     outbox.put(number, unsaved[number])
                     del unsaved[number]
-                if head.round % card.spec.publish.every_rounds == 0 or head.round == rounds:
-                    folder.save_head(head)
+                # every one: a member that has voted in a round never works on an earlier one again, so when all are
+                # killed at once, the run goes on only from states that are on disk
+                folder.save_head(head, card.spec.publish.every_rounds)
             except InputError as error:  # a full disk does not end the training; what was not written is tried again
                 logger.warning("%s; %s", error.message, error.hint)
             logger.info(
@@ -247,8 +248,6 @@ class Volunteer:
             )
         )
         train(swarm, work, rounds, self._stop, self)
-        if swarm.head.agreement is not None:
-            folder.save_head(swarm.head)  # when all have left, the run goes on from here
         self._tokens_per_s = 0.0
         if not self._stop.is_set():
             self._farewell(swarm, rounds)
