@@ -273,7 +273,7 @@ def marked(mark: str) -> list[int]:
     return found
 
 
-def eventually(happened: Callable[[], bool], timeout_s: float = WAIT_S) -> None:
+def eventually(happened: Callable[[], object], timeout_s: float = WAIT_S) -> None:
     """Wait until something holds that nobody tells of; fails when it does not in time."""
     deadline = time.monotonic() + timeout_s
     while not happened():
