@@ -286,7 +286,8 @@ def test_a_reducer_that_cannot_be_reached_fails_the_attempt_and_is_named(tmp_pat
             await made.serve(made.parties[:2])
             outcomes = await made.run(made.parties[:2])
             assert all_failed(outcomes)
-            assert {party.reduction.culprit for party in made.parties[:2]} == {made.parties[2].me}
+            named = {party.reduction.culprit for party in made.parties[:2]}  # who only hears of it names nobody
+            assert made.parties[2].me in named <= {made.parties[2].me, ""}
 
     run(main(), timeout_s=20)
 

@@ -165,6 +165,19 @@ def test_a_taken_port_is_a_network_error_and_leaves_nothing(tmp_path: Path) -> N
     run(main())
 
 
+def test_no_socket_is_left_when_p2pd_ends_by_itself(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with World(tmp_path).node(0) as node:
+            addresses = (node._p2p._daemon_listen_maddr, node._p2p._client_listen_maddr)
+            paths = [Path("/" + str(address["unix"]).lstrip("/")) for address in addresses]
+            assert paths[0].exists()
+            os.kill(node._p2p._child.pid, signal.SIGKILL)
+            await node._p2p._child.wait()
+        assert not any(path.exists() for path in paths)
+
+    run(main())
+
+
 def children() -> set[str]:
     """Process ids of this process's children that still run."""
     return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())

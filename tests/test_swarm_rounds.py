@@ -567,6 +567,33 @@ async def standstill(peers: list[Peer]) -> int:
     return peers[0].round
 
 
+def test_a_leader_that_proposes_and_sends_no_group_is_not_followed_for_long(tmp_path: Path) -> None:
+    world = small(tmp_path, round_tokens=800)
+
+    async def main() -> None:
+        async with world.peers(2, work_s=0.3) as peers, world.node(HOSTILE, *(peer.node for peer in peers)) as liar:
+            await agreed(peers, 1)
+            refused: list[str] = []
+
+            async def harass(peer: Peer) -> None:
+                while True:
+                    attempt = peer.box.next_attempt(peer.round + 1)
+                    with contextlib.suppress(NetworkError):
+                        refused.append((await propose(world, liar, peer, attempt)).reason)
+                    await asyncio.sleep(0.1)
+
+            async with lying(world, liar, peers, progress):
+                tasks = [asyncio.create_task(harass(peer)) for peer in peers]
+                await until(lambda: any("came no group" in reason for reason in refused), 60, "a refusal")
+                await until(lambda: sum("came no group" in reason for reason in refused) > 5)
+                await agreed(peers, max(peer.round for peer in peers) + 2, 60)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    run(main(), timeout_s=150)
+
+
 async def bound(world: World, node: Any, peer: Peer) -> swarm_pb2.ProposalReply:
     """Have a member promise attempt 0 to a hostile leader, and hand over its claim."""
     reply = await propose(world, node, peer)

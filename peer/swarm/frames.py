@@ -31,7 +31,8 @@ async def send(writer: asyncio.StreamWriter, message: Message, *, timeout_s: flo
     try:
         writer.write(len(data).to_bytes(_HEADER_BYTES, "big"))
         writer.write(data)
-        await asyncio.wait_for(writer.drain(), timeout_s)
+        async with asyncio.timeout(timeout_s):  # wait_for loses a cancellation now and then (Python 3.11)
+            await writer.drain()
     except (OSError, TimeoutError, RuntimeError) as error:
         writer.transport.abort()  # closing would keep what was not taken in memory
         raise NetworkError(f"could not send: {type(error).__name__}") from error

@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5.0
 START_TIMEOUT_S = 30.0
+DHT_TIMEOUT_S = 15.0
 CLOSE_STEP_S = 3.0
 MAX_ADDRESS_CHARS = 300
 MAX_STREAMS_PER_PEER = 32  # that one peer may hold open to this node at once
@@ -115,6 +116,8 @@ class Node:
             os.killpg(self._reaper.pid, signal.SIGKILL)
         self._reaper.stdin.close()  # type: ignore[union-attr]
         self._reaper.wait(timeout=5)
+        for path in _sockets(self._p2p):  # hivemind leaves one behind when p2pd has ended by itself
+            Path(path).unlink(missing_ok=True)
 
     async def addresses(self) -> list[str]:
         """Where others can reach this node, as multiaddrs that end in /p2p/<peer id>.
@@ -217,12 +220,20 @@ class Node:
             return await frames.receive(reader, reply, timeout_s=timeout_s)
 
     async def store_record(self, key: str, subkey: str, value: bytes, expires: float) -> bool:
-        """Put a record into the DHT, to be found until `expires` (Unix seconds)."""
-        return await asyncio.wait_for(self._dht.store(key, value, expires, subkey=subkey), timeout=15)
+        """Put a record into the DHT, to be found until `expires` (Unix seconds). Raises: NetworkError."""
+        try:
+            async with asyncio.timeout(DHT_TIMEOUT_S):
+                return bool(await self._dht.store(key, value, expires, subkey=subkey))
+        except _UNREACHABLE as error:
+            raise NetworkError(f"the DHT does not answer: {error or type(error).__name__}") from error
 
     async def find_records(self, key: str) -> dict[str, bytes]:
-        """The DHT's records under `key`: subkey -> value. Nothing in them is believed yet."""
-        found = await asyncio.wait_for(self._dht.get(key, latest=True), timeout=15)
+        """The DHT's records under `key`: subkey -> value. Nothing in them is believed yet. Raises: NetworkError."""
+        try:
+            async with asyncio.timeout(DHT_TIMEOUT_S):
+                found = await self._dht.get(key, latest=True)
+        except _UNREACHABLE as error:
+            raise NetworkError(f"the DHT does not answer: {error or type(error).__name__}") from error
         if found is None or not isinstance(found.value, dict):
             return {}
         return {
@@ -305,15 +316,18 @@ async def _in_own_session(*args, **kwargs):  # type: ignore[no-untyped-def]
     return await _plain_exec(*args, **{**kwargs, "start_new_session": True})
 
 
+def _sockets(p2p: P2P) -> list[str]:
+    return [str(p2p._daemon_listen_maddr["unix"]), str(p2p._client_listen_maddr["unix"])]
+
+
 def _start_reaper(p2p: P2P) -> subprocess.Popen[bytes]:
     """A shell that waits for this process to end, however it ends, and then takes p2pd and its sockets away.
 
     It holds the reading end of a pipe whose other end only this process has: the kernel closes it even on kill -9.
     """
     script = 'cat >/dev/null; kill "$1" 2>/dev/null; sleep 1; kill -9 "$1" 2>/dev/null; rm -f "$2" "$3"'
-    sockets = [str(p2p._daemon_listen_maddr["unix"]), str(p2p._client_listen_maddr["unix"])]
     return subprocess.Popen(
-        ["/bin/sh", "-c", script, "potluck-reaper", str(p2p._child.pid), *sockets],
+        ["/bin/sh", "-c", script, "potluck-reaper", str(p2p._child.pid), *_sockets(p2p)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

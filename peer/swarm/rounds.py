@@ -54,6 +54,8 @@ RETRY_MOST_S = 5.0  # between two attempts at one round
 AVOID_S = 10.0  # that a leader leaves out a member that spoilt a group
 FREE_ATTEMPTS, ATTEMPTS_PER_S = 1000, 20  # how far attempts may count up in a round, whoever counts them
 MAX_ATTEMPT = 10**6
+BROKEN_FREE = 2  # proposals without a group that a leader may make before it is shunned
+SHUN_MOST_S = 60.0  # that the proposals of a leader are refused which sends no group after them
 LEAVE_S = 5.0  # to finish a group that is under way
 
 Cast = dict[Ballot, tuple[Group, bytes]]  # what a member voted for -> in which group, and its signed vote
@@ -141,7 +143,10 @@ class Rounds:
         self._attempts = 0
         self._catching: tuple[str, asyncio.Task[Head | None]] | None = None  # from which head
         self._retry_at = 0.0
-        self._avoid: dict[str, float] = {}  # peer id -> until when
+        self._avoid: dict[str, float] = {}  # peer id -> until when it is left out of groups
+        self._expecting = ""  # the leader that has this member's claim, until it sends the group
+        self._broken: dict[str, int] = {}  # peer id -> proposals of its that came to nothing
+        self._shunned: dict[str, float] = {}  # peer id -> until when its proposals are refused
 
     @property
     def head(self) -> Head:
@@ -154,7 +159,7 @@ class Rounds:
         serve = self._talk.serve
         await serve("propose", swarm_pb2.Proposal, self._answer_proposal)
         await serve("group", swarm_pb2.Group, self._answer_group)
-        await serve("reduce", swarm_pb2.Part, self._answer_reduce)
+        await serve("reduce", swarm_pb2.Part, self._answer_reduce, first_s=2 * self._limits.silence_s)
         await serve("vote", swarm_pb2.VoteMessage, self._answer_vote)
         await serve("abort", swarm_pb2.Abort, self._answer_abort)
         await self._catch_up.start()
@@ -168,7 +173,8 @@ class Rounds:
         self._leaving = True
         self.close_work.set()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.gossip.tell_everyone(), CALL_S)
+            async with asyncio.timeout(CALL_S):
+                await self.gossip.tell_everyone()
         await self._talk.close()
         self._advanced.set()
 
@@ -224,6 +230,7 @@ class Rounds:
         while not self._leaving:
             await asyncio.sleep(TICK_S)
             now = time.monotonic()
+            self._release(now)
             if self._leaving or self._busy(now) or now < self._retry_at:
                 continue
             try:
@@ -254,6 +261,19 @@ class Rounds:
             return True
         leader = self._box.leader
         return now < self._engaged_until and (leader == self.me or self.book.is_alive(leader))
+
+    def _release(self, now: float) -> None:
+        """Stop waiting for the group of a leader that has this member's claim."""
+        if self._expecting and now >= self._engaged_until and not self._busy(now):
+            self._strike(self._expecting, now)
+
+    def _strike(self, leader: str, now: float) -> None:
+        """A leader that asks and sends no group, again and again, is not followed for a while, each time longer."""
+        self._expecting = ""
+        self._broken[leader] = count = self._broken.get(leader, 0) + 1
+        logger.info("round %d: no group came from %s, who had asked for it", self.position.round, short(leader))
+        if count > BROKEN_FREE:
+            self._shunned[leader] = now + min(AVOID_S * 2 ** min(count - BROKEN_FREE - 1, 8), SHUN_MOST_S)
 
     async def _follow(self, head: Head) -> None:
         if self._ready is not None or self.progress.tokens:
@@ -339,8 +359,7 @@ class Rounds:
         heard = [view.attempt + 1 for view in others if 0 < view.attempt < self._last_attempt()]
         attempt = max([self._box.next_attempt(round), *heard])
         self._check_attempt(attempt)
-        slowest = max([self.progress.step_s, *(view.step_s for view in others)])
-        timeout_s = min(max(3 * slowest, PROPOSE_LEAST_S), PROPOSE_MOST_S)
+        timeout_s = self._propose_timeout()
         await self._promise(round, attempt, self.me, timeout_s)
         proposal = swarm_pb2.Proposal(
             certificate=self._talk.certificate(), round=round, base=rules.base, attempt=attempt, timeout_s=timeout_s
@@ -362,14 +381,25 @@ class Rounds:
                 self._talk.spawn(self._send_group(member.peer_id, message))
 
     def _invited(self) -> list[MemberView]:
-        """Whom to ask: all that work from this base, without those that spoilt a group a moment ago, if it goes without."""
-        now, sync = time.monotonic(), self._card.spec.sync
+        """Whom to ask: all that work from this base, as many as fit, without those that are to be left out."""
+        without = self._left_out()
         others = self.book.together(self.position.round, self.head.digest)
-        trusted = [view for view in others if self._avoid.get(view.peer_id, 0.0) < now]
-        here = {self.me, *(view.peer_id for view in trusted)}
-        if len(here) >= sync.min_peers and claim.has_majority(here, self._acceptors()):
-            others = trusted
-        return others[: sync.max_group - 1]
+        return [view for view in others if view.peer_id not in without][: self._card.spec.sync.max_group - 1]
+
+    def _left_out(self) -> set[str]:
+        """Members that spoilt a group a moment ago, if a round can be made without them."""
+        now = time.monotonic()
+        others = {view.peer_id for view in self.book.together(self.position.round, self.head.digest)}
+        spoilt = {peer for peer, until in self._avoid.items() if until > now}
+        here = {self.me} | others - spoilt
+        enough = len(here) >= self._card.spec.sync.min_peers and claim.has_majority(here, self._acceptors())
+        return spoilt if enough else set()
+
+    def _propose_timeout(self) -> float:
+        """How long members may take to hand over: three micro-batches of the slowest."""
+        others = self.book.together(self.position.round, self.head.digest)
+        slowest = max([self.progress.step_s, *(view.step_s for view in others)])
+        return min(max(3 * slowest, PROPOSE_LEAST_S), PROPOSE_MOST_S)
 
     def _last_attempt(self) -> int:
         """The highest attempt to take seriously by now: one that jumps ahead would use up all numbers of the round."""
@@ -390,7 +420,8 @@ class Rounds:
 
     async def _wait_ready(self, timeout_s: float) -> Ready:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._ready_event.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._ready_event.wait()
         if self._ready is None:
             raise RoundAborted(f"own work was not finished within {timeout_s:.0f} s")
         return self._ready
@@ -438,10 +469,17 @@ class Rounds:
                 raise RoundAborted(f"I am at round {self.position.round} from {self.head.digest[:8]}…")
             if self._leaving or (self._group_task and not self._group_task.done()):
                 raise RoundAborted("I am leaving" if self._leaving else "a group is under way")
+            if self._shunned.get(peer, 0.0) > time.monotonic():
+                raise RoundAborted("after your last proposal there came no group")
+            if peer in self._left_out():
+                raise RoundAborted("you spoilt a group a moment ago")
             self._check_attempt(message.attempt)
-            timeout_s = min(max(message.timeout_s, 0.1), PROPOSE_MOST_S)
+            timeout_s = min(max(message.timeout_s, 0.1), self._propose_timeout())
+            if self._expecting == peer:
+                self._strike(peer, time.monotonic())
             await self._promise(message.round, message.attempt, peer, timeout_s)
             own = await self._wait_ready(timeout_s)
+            self._expecting = peer
             reply = swarm_pb2.ProposalReply(
                 accepted=True,
                 certificate=self._talk.certificate(),
@@ -467,6 +505,7 @@ class Rounds:
             if group.complete:
                 check_completing(group, group.votes, self._box.ballots)
             self._start_group(group)
+            self._expecting = ""
             reply = swarm_pb2.GroupReply(accepted=True)
         except (RoundAborted, RefusedError, FormatError) as error:
             reply = swarm_pb2.GroupReply(reason=error.message)
@@ -517,6 +556,7 @@ class Rounds:
                 )  # fmt: skip
                 candidate = await self._catch_up.held_or_fetched(state, sorted(self._voting.voters(group, state)))
             agreement = self._voting.agreement(group, state)
+            self._broken.pop(group.leader, None)
             await self._advance(Head(candidate, agreement, self.head.after(group.weights)))
         except PotluckError as error:
             self._aborted(error.message)
@@ -543,16 +583,14 @@ class Rounds:
         last = self._voting.own
         self.position.advance(head)
         self._voting = self._new_voting(last)
-        self._ready, self._attempts, self._due_since = None, 0, None
+        self._ready, self._attempts, self._due_since, self._expecting = None, 0, None, ""
         self._ready_event.clear()
         self.progress.tokens = 0
         self._engaged_until = self._retry_at = 0.0
         self._round_started = time.monotonic()
         self.close_work.set()
-        try:
-            await self._on_commit(head, report)
-        finally:
-            self._advanced.set()
+        self._advanced.set()  # the trainer goes on; no group begins, and no promise is given, before this is on disk
+        await self._on_commit(head, report)
 
     def _new_voting(self, last: Envelope | None) -> Voting:
         return Voting(
@@ -572,7 +610,8 @@ class Rounds:
 
     async def _answer_reduce(self, first: swarm_pb2.Part, reader: Any, writer: Any, peer: str) -> None:
         with contextlib.suppress(TimeoutError):  # the sender may have heard of the group before this member
-            await asyncio.wait_for(self._group_changed.wait(), CALL_S)
+            async with asyncio.timeout(CALL_S):
+                await self._group_changed.wait()
         reduction = self._reduction
         if reduction is None or (first.group, first.attempt) != (reduction.group.digest, reduction.group.attempt):
             await self._talk.reply(writer, swarm_pb2.Part(error="I am not in that group"))

@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 SEARCH_INTERVAL_S = 3.0
 RECORD_INTERVAL_S = 15.0
+RECONNECT_S = 15.0  # before an address is tried again whose peer was reached and is not heard
 START_TIMEOUT_S = 60.0
 CLOSE_TIMEOUT_S = 30.0
 SEARCH_CLOSE_S = 2.0
@@ -76,7 +77,7 @@ class Swarm:
         self._node: Node | None = None
         self._engine: Rounds | None = None
         self._search: asyncio.Task[None] | None = None
-        self._known_addresses: set[str] = set()
+        self._connected: dict[str, float] = {}  # address -> when it was last reached, time.monotonic()
 
     def __enter__(self) -> Swarm:
         self._thread.start()
@@ -124,7 +125,11 @@ class Swarm:
 
         Until it has said so, this member makes no first round; from round 2 on the members need nobody's word.
         """
-        self._rounds.ledger_round, self._rounds.founder = ledger_round, founder
+        self._rounds.ledger_round = ledger_round
+        if (
+            founder or not self._rounds.founder
+        ):  # once round 1 is reported there is none: those still voting in it need the name
+            self._rounds.founder = founder
 
     def begin_work(self) -> Head:
         """The head to train from."""
@@ -159,9 +164,7 @@ class Swarm:
 
     def add_addresses(self, addresses: Iterable[str]) -> None:
         """Where other members, or the rendezvous, may be found."""
-        fresh = {address for address in addresses if address not in self._known_addresses}
-        if fresh:
-            asyncio.run_coroutine_threadsafe(self._connect(fresh), self._loop)
+        asyncio.run_coroutine_threadsafe(self._connect(set(addresses)), self._loop)
 
     # ---- on the loop -------------------------------------------------------------------------------------------------
 
@@ -204,9 +207,21 @@ class Swarm:
 
     async def _connect(self, addresses: set[str]) -> None:
         assert self._node is not None
-        reached = await self._node.connect(addresses)
+        now, alive = time.monotonic(), {view.peer_id for view in self._rounds.book.alive()}
+        wanted = {
+            address
+            for address in addresses
+            if address.rpartition("/")[2] not in alive
+            and now - self._connected.get(address, -RECONNECT_S) >= RECONNECT_S
+        }
+        reached = await self._node.connect(wanted)
         self._rounds.gossip.contacts |= reached
-        self._known_addresses |= {address for address in addresses if address.rpartition("/")[2] in reached}
+        self._connected |= {address: now for address in wanted if address.rpartition("/")[2] in reached}
+
+    async def _reconnect(self) -> None:
+        """After an outage libp2p may have forgotten where everyone is; the coordinator may be away."""
+        if not self._rounds.book.alive():
+            await self._connect(set(self._connected))
 
     async def _search_forever(self) -> None:
         """Say where we are, and look who else is there; never ends."""
@@ -216,6 +231,7 @@ class Swarm:
                 if time.monotonic() - stored_at >= RECORD_INTERVAL_S:
                     await self._store_record()
                     stored_at = time.monotonic()
+                await self._reconnect()
                 await self._find_members()
             except (TimeoutError, NetworkError) as error:
                 logger.debug("search: %s", error)

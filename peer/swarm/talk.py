@@ -44,12 +44,16 @@ class Talk:
         """Send a message to a member and get its answer. Raises: NetworkError, FormatError."""
         return await self.node.call(peer, self.stream_name(name), request, reply, timeout_s=timeout_s)
 
-    async def serve(self, name: str, kind: type[M], answer: Answer) -> None:
-        """Answer the members' messages called `name`: `answer(message, reader, writer, peer_id)`."""
+    async def serve(self, name: str, kind: type[M], answer: Answer, first_s: float = CALL_S) -> None:
+        """Answer the members' messages called `name`: `answer(message, reader, writer, peer_id)`.
+
+        Args:
+            first_s: how long the first message may take to come: more where it carries bulk.
+        """
 
         async def handle(peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             max_bytes = frames.MAX_FRAME_BYTES if self.book.is_admitted(peer) else frames.FIRST_FRAME_BYTES
-            message: Any = await frames.receive(reader, kind, timeout_s=CALL_S, max_bytes=max_bytes)
+            message: Any = await frames.receive(reader, kind, timeout_s=first_s, max_bytes=max_bytes)
             try:
                 self.book.admit(peer, message.certificate)
             except (FormatError, RefusedError) as error:

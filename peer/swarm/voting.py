@@ -194,7 +194,8 @@ class Voting:
         """Whether something changed before the deadline."""
         self._changed.clear()
         try:
-            await asyncio.wait_for(self._changed.wait(), max(deadline - time.monotonic(), 0.001))
+            async with asyncio.timeout(max(deadline - time.monotonic(), 0.001)):
+                await self._changed.wait()
         except TimeoutError:
             return False
         return True
