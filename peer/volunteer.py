@@ -93,6 +93,7 @@ class Volunteer:
         self._identity = PeerIdentity.load_or_create(self._identity_path)
         self._client = CoordinatorClient(invite)
         self._tokens_per_s = 0.0
+        self._kept_round = 0  # the newest whose state and claims are on disk
         self._link: CoordinatorLink | None = None
 
     def run(self) -> bool:
@@ -203,6 +204,7 @@ class Volunteer:
                 # every one: a member that has voted in a round never works on an earlier one again, so when all are
                 # killed at once, the run goes on only from states that are on disk
                 folder.save_head(head, card.spec.publish.every_rounds)
+                self._kept_round = head.round
             except InputError as error:  # a full disk does not end the training; what was not written is tried again
                 logger.warning("%s; %s", error.message, error.hint)
             logger.info(
@@ -272,7 +274,8 @@ class Volunteer:
             others = passed > OTHERS_S or all(view.round > rounds for view in swarm.members())
             handed_in = passed > FAREWELL_S or (link.settled.is_set() and link.finished)
             away = link.away_since is not None and passed > OTHERS_S
-            if others and (handed_in or away):
+            kept = self._kept_round >= rounds or passed > OTHERS_S
+            if others and kept and (handed_in or away):
                 break
         if not link.settled.is_set():
             self._screen.step("claims-wait")

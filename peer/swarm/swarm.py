@@ -126,9 +126,7 @@ class Swarm:
         Until it has said so, this member makes no first round; from round 2 on the members need nobody's word.
         """
         self._rounds.ledger_round = ledger_round
-        if (
-            founder or not self._rounds.founder
-        ):  # once round 1 is reported there is none: those still voting in it need the name
+        if founder or not self._rounds.founder:  # none is named once round 1 is reported; its voters still need it
             self._rounds.founder = founder
 
     def begin_work(self) -> Head:
