@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -81,11 +82,10 @@ class Swarm:
 
     def __enter__(self) -> Swarm:
         self._thread.start()
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._stop_loop)
             self._run(self._start(), START_TIMEOUT_S)
-        except BaseException:
-            self._stop_loop()
-            raise
+            undo.pop_all()
         return self
 
     def __exit__(
