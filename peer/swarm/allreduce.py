@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,9 @@ class Reduction:
         stream_name: str,
         certificate: str,
         limits: Limits,
+        stage: Callable[[str], None] = lambda name: None,
     ) -> None:
+        self._stage = stage  # told "send" before each stream's first part, "reduce" at each sender's first part
         self.group, self._me, self._update = group, me, update
         self._node, self._stream_name, self._certificate, self._limits = node, stream_name, certificate, limits
         self._sizes = chunk_sizes(update.values, update.chunk_values)
@@ -153,6 +155,7 @@ class Reduction:
         for chunk in chunks:
             part = swarm_pb2.Part(chunk=chunk, data=self._update.chunks[chunk], proof=self._update.proof(chunk))
             if chunk == chunks[0]:
+                self._stage("send")
                 part.certificate, part.group, part.attempt = self._certificate, self.group.digest, self.group.attempt
             await frames.send(writer, part, timeout_s=2 * self._limits.silence_s)
 
@@ -171,6 +174,7 @@ class Reduction:
         if peer in self._served:
             raise FormatError(f"{short(peer)} opened a second stream")
         self._served.add(peer)
+        self._stage("reduce")
         receiving = asyncio.create_task(self._receive_chunks(peer, first, reader))
         try:
             async for chunk, data in self._averages():

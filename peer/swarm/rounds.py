@@ -58,6 +58,9 @@ BROKEN_FREE = 2  # proposals without a group that a leader may make before it is
 SHUN_MOST_S = 60.0  # that the proposals of a leader are refused which sends no group after them
 LEAVE_S = 5.0  # to finish a group that is under way
 
+# where a member is in a round: `Rounds` says each as it comes, for displays and for tests that break things at one of them
+STAGES = ("work", "propose", "promise", "group", "send", "reduce", "averaged", "vote", "voted", "commit", "kept")
+
 Cast = dict[Ballot, tuple[Group, bytes]]  # what a member voted for -> in which group, and its signed vote
 
 
@@ -81,6 +84,7 @@ class RoundReport:
     waited_s: float  # from the end of one's own work to the new state
     attempts: int
     took_part: bool
+    left_out: tuple[tuple[str, str], ...] = ()  # (peer id, why) of those that the round was made without
 
 
 @dataclass
@@ -102,6 +106,7 @@ class Rounds:
         head: where it stands.
         on_commit: called on the loop with each new head; whatever must be kept is kept when it returns.
         can_reduce: whether others can open streams to this member.
+        on_stage: called on the loop with (round, one of `STAGES`); must return at once.
     """
 
     def __init__(
@@ -116,7 +121,9 @@ class Rounds:
         *,
         can_reduce: bool = True,
         limits: Limits | None = None,
+        on_stage: Callable[[int, str], None] = lambda round, stage: None,
     ) -> None:
+        self._on_stage = on_stage
         self._identity, self._card, self._box = identity, card, box
         self._on_commit, self._can_reduce, self._limits = on_commit, can_reduce, limits or Limits()
         self.me = identity.peer_id
@@ -152,6 +159,10 @@ class Rounds:
     def head(self) -> Head:
         return self.position.head
 
+    def stage(self, name: str) -> None:
+        """Say where in the round this member is: one of `STAGES`."""
+        self._on_stage(self.position.round, name)
+
     # ---- starting and stopping -------------------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -185,6 +196,7 @@ class Rounds:
         self.progress.tokens = 0
         if not self._leaving:
             self.close_work.clear()
+        self.stage("work")
         return self.head
 
     async def finish_work(self, update: Update, base: str) -> Head:
@@ -361,6 +373,7 @@ class Rounds:
         self._check_attempt(attempt)
         timeout_s = self._propose_timeout()
         await self._promise(round, attempt, self.me, timeout_s)
+        self.stage("propose")
         proposal = swarm_pb2.Proposal(
             certificate=self._talk.certificate(), round=round, base=rules.base, attempt=attempt, timeout_s=timeout_s
         )
@@ -478,6 +491,7 @@ class Rounds:
             if self._expecting == peer:
                 self._strike(peer, time.monotonic())
             await self._promise(message.round, message.attempt, peer, timeout_s)
+            self.stage("promise")
             own = await self._wait_ready(timeout_s)
             self._expecting = peer
             reply = swarm_pb2.ProposalReply(
@@ -533,10 +547,13 @@ class Rounds:
         if not group.complete:
             assert self._ready is not None
             name, token = self._talk.stream_name("reduce"), self._talk.certificate()
-            self._reduction = Reduction(group, self.me, self._ready.encoded, self._talk.node, name, token, self._limits)
+            self._reduction = Reduction(
+                group, self.me, self._ready.encoded, self._talk.node, name, token, self._limits, self.stage
+            )
         self.position.make_room()
         self._group_task = self._talk.spawn(self._run_group(group))
         self._group_changed.set()
+        self.stage("group")
 
     async def _run_group(self, group: Group) -> None:
         members = [member.peer_id for member in group.members]
@@ -546,8 +563,10 @@ class Rounds:
             else:
                 assert self._reduction is not None
                 averaged = await self._reduction.run()
+                self.stage("averaged")
                 candidate = await asyncio.get_running_loop().run_in_executor(None, self._outer_step, averaged)
             self.position.propose(candidate)
+            self.stage("vote")
             state = await self._voting.cast(group, candidate.digest)
             if state != candidate.digest:
                 logger.warning(
@@ -555,6 +574,7 @@ class Rounds:
                     group.round, state[:12], candidate.digest[:12],
                 )  # fmt: skip
                 candidate = await self._catch_up.held_or_fetched(state, sorted(self._voting.voters(group, state)))
+            self.stage("commit")
             agreement = self._voting.agreement(group, state)
             self._broken.pop(group.leader, None)
             await self._advance(Head(candidate, agreement, self.head.after(group.weights)))
@@ -591,6 +611,7 @@ class Rounds:
         self.close_work.set()
         self._advanced.set()  # the trainer goes on; no group begins, and no promise is given, before this is on disk
         await self._on_commit(head, report)
+        self._on_stage(head.round, "kept")
 
     def _new_voting(self, last: Envelope | None) -> Voting:
         return Voting(
@@ -603,6 +624,7 @@ class Rounds:
             self._acceptors,
             last,
             self._rules(),
+            self.stage,
         )
 
     async def _answer_vote(self, message: swarm_pb2.VoteMessage, reader: Any, writer: Any, peer: str) -> None:

@@ -69,7 +69,9 @@ class Swarm:
         head: Head,
         on_commit: Callable[[Head, RoundReport], None],
         config: SwarmConfig,
+        on_stage: Callable[[int, str], None] = lambda round, stage: None,
     ) -> None:
+        self._on_stage = on_stage
         self._identity, self._identity_path, self._card = identity, identity_path, card
         self._certificate, self._box, self._first_head = certificate, box, head
         self._on_commit, self._config = on_commit, config
@@ -186,6 +188,7 @@ class Swarm:
             self._committed,
             can_reduce=config.can_reduce,
             limits=config.limits,
+            on_stage=self._on_stage,
         )
         self._engine.addresses = await self._node.addresses()
         await self._engine.start()

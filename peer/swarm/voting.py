@@ -37,6 +37,7 @@ class Voting:
         acceptors: peer id -> weight of the members of the last agreement that have not left.
         last: this member's vote of the round before, for those that are still counting.
         rules: of the round, to read the group that the box has kept over a restart.
+        stage: told when the vote is on its way.
     """
 
     def __init__(
@@ -50,7 +51,9 @@ class Voting:
         acceptors: Callable[[], Mapping[str, int]],
         last: Envelope | None,
         rules: Rules,
+        stage: Callable[[str], None] = lambda name: None,
     ) -> None:
+        self._stage = stage
         self._talk, self._identity, self._box = talk, identity, box
         self._run, self._round, self._base, self._acceptors = run, round, base, acceptors
         self._last = last
@@ -108,6 +111,7 @@ class Voting:
         for member in group.members:
             if member.peer_id != self._talk.me:
                 self._talk.spawn(self._send(member.peer_id, message))
+        self._stage("voted")
         winner = await self._majority(group, vote)
         await self._linger(group, vote, winner)
         return winner
