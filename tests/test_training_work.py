@@ -4,38 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from training_fixtures import make_genesis, make_spec, write_tiny_llama
+from training_fixtures import Bench
 
-from peer.training.data import Dataset, draw, load_dataset
+from peer.training.data import Dataset, draw
 from peer.training.evaluate import held_out_loss
-from peer.training.model import TrainableModel, load_causal_lm, load_trainable
+from peer.training.model import load_causal_lm
 from peer.training.state import SharedState
-from peer.training.work import LocalWork
 from protocol.errors import FormatError, RoundAborted
-from protocol.run_spec import RunSpec
-
-
-class Bench:
-    """A tiny run in one process: spec, genesis, and workers on models of their own."""
-
-    def __init__(self, tmp_path: Path, glass_dir: Path, plays: Path, **sections: Any) -> None:
-        self.base_dir = write_tiny_llama(tmp_path / "base", glass_dir)
-        self.spec: RunSpec = make_spec(self.base_dir, plays, **sections)
-        self.genesis: SharedState = make_genesis(self.spec, self.base_dir, tmp_path / "genesis")
-        self.folder = tmp_path / "genesis"
-        self.dataset: Dataset = load_dataset(self.spec, self.model().tokenizer, plays)
-
-    def model(self) -> TrainableModel:
-        return load_trainable(self.spec, self.folder, self.base_dir)
-
-    def work(self, peer_id: str = "peer", **options: Any) -> LocalWork:
-        work = LocalWork(self.model(), self.dataset, self.spec, peer_id, **options)
-        work.begin(self.genesis)
-        return work
 
 
 def reference_batches(bench: Bench, steps: int, size: int, round: int = 1) -> list[torch.Tensor]:

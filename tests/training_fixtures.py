@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from peer.training.data import Dataset, load_dataset
 from peer.training.genesis import build_genesis, count_parameters
-from peer.training.model import load_tokenizer
+from peer.training.model import TrainableModel, load_tokenizer, load_trainable
+from peer.training.state import SharedState
+from peer.training.work import LocalWork
 from protocol.files import file_sha256
 from protocol.run_spec import RunConfig, RunSpec
 
@@ -87,3 +90,22 @@ def make_spec(model_dir: Path, data_path: Path, **sections: Any) -> RunSpec:
 def make_genesis(spec: RunSpec, model_dir: Path, out: Path) -> Any:
     """The genesis state, its `model/` folder written to `out`."""
     return build_genesis(spec, model_dir, out)
+
+
+class Bench:
+    """A tiny run in one process: spec, genesis, and workers on models of their own."""
+
+    def __init__(self, tmp_path: Path, glass_dir: Path, plays: Path, **sections: Any) -> None:
+        self.base_dir = write_tiny_llama(tmp_path / "base", glass_dir)
+        self.spec: RunSpec = make_spec(self.base_dir, plays, **sections)
+        self.genesis: SharedState = make_genesis(self.spec, self.base_dir, tmp_path / "genesis")
+        self.folder = tmp_path / "genesis"
+        self.dataset: Dataset = load_dataset(self.spec, self.model().tokenizer, plays)
+
+    def model(self) -> TrainableModel:
+        return load_trainable(self.spec, self.folder, self.base_dir)
+
+    def work(self, peer_id: str = "peer", **options: Any) -> LocalWork:
+        work = LocalWork(self.model(), self.dataset, self.spec, peer_id, **options)
+        work.begin(self.genesis)
+        return work

@@ -18,10 +18,14 @@ def memory_needed_bytes(spec: RunSpec) -> int:
     fp32 weights; for the trainable ones a gradient, AdamW's two moments, the base, the update and the average;
     activations of one micro-batch; the runtime.
     """
-    tokens = spec.inner.micro_batch * spec.data.sequence_length
     trainable_copies = 6
     weights = 4 * spec.model.parameters + 4 * trainable_copies * spec.model.trainable
-    return weights + _activation_bytes(spec.model.parameters, tokens) + _RUNTIME_BYTES
+    return weights + activation_bytes(spec, spec.inner.micro_batch) + _RUNTIME_BYTES
+
+
+def activation_bytes(spec: RunSpec, sequences: int) -> int:
+    """What a forward and backward pass over that many sequences holds, beside weights and gradients; roughly."""
+    return _activation_bytes(spec.model.parameters, sequences * spec.data.sequence_length)
 
 
 def _activation_bytes(parameters: int, tokens: int) -> int:

@@ -26,8 +26,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from peer.training.tensor_file import write_tensors
 from protocol import merkle
 from protocol.errors import FormatError, InputError, VerificationError
 from protocol.state import STATE_CHUNK_BYTES, StateManifest, chunk_count
@@ -155,14 +155,13 @@ class SharedState:
         return assembler.state()
 
     def save(self, path: Path) -> None:
-        """Write the state to one safetensors file, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".new")
+        """Write the state to one safetensors file, whole or not at all.
+
+        Raises:
+            InputError: the disk is full, or the folder cannot be written.
+        """
         tensors = {"parameters": self.parameters} | {f"outer.{i}": vector for i, vector in enumerate(self.outer)}
-        save_file(tensors, temporary, {"manifest": self.manifest().to_bytes().decode(), "digest": self.digest})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_tensors(path, tensors, {"manifest": self.manifest().to_bytes().decode(), "digest": self.digest})
 
     @classmethod
     def load(cls, path: Path) -> SharedState:

@@ -5,26 +5,36 @@
 
 The swarm calls `begin` with the agreed state, `step` until the round ends, and `finish` for the update. `finish` may be
 called again after more steps: an aborted round keeps its work. `begin` starts over from a new base; what AdamW remembers
-stays on this machine for the whole run (Douillard et al. 2023, section 3).
+stays on this machine for the whole run (Douillard et al. 2023, section 3), over restarts too (`save_optimizer`).
 
-Steps do not wait for the device: losses stay tensors, and token counts are known from the data.
+How many sequences a pass takes and in which precision is each card's own matter (`passes`): the update depends on it by
+rounding only. A pass that ran out of memory or overflowed may have left half of itself in the gradient. The work then goes
+back to where the gradient was zero, at the last optimizer step or the round's beginning, and the same sequences are drawn
+again: none is lost or counted twice, and no copy of the gradient has to be kept.
+
+Steps do not wait for the device, but while a size is being searched and in fp16: losses stay tensors, and token counts
+are known from the data.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import logging
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from peer.training.data import Dataset, draw
+from peer.training.inner_optimizer import InnerAdamW, put_aside
 from peer.training.model import TrainableModel
+from peer.training.passes import Failed, Passes
 from peer.training.state import SharedState, bytes_of, is_finite
-from protocol.errors import FormatError, RoundAborted
+from protocol.errors import FormatError, InputError, RoundAborted
 from protocol.run_spec import RunSpec
 
-_DRAW_AHEAD = 256  # indices drawn at a time
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,15 @@ class Update:
     segments: tuple[str, ...] = ()
 
 
+class _Count(NamedTuple):
+    sequences: int = 0
+    tokens: int = 0  # predicted
+    read: int = 0  # tokens read by the model: masked ones too, padding not
+
+    def plus(self, other: _Count) -> _Count:
+        return _Count(*(mine + more for mine, more in zip(self, other, strict=True)))
+
+
 class LocalWork:
     """One peer's work, round after round.
 
@@ -72,20 +91,55 @@ class LocalWork:
         spec: of the run.
         peer_id: whose draws these are.
         segment_steps: diloco: take a digest of the local state after each so many optimizer steps; 0: never.
+        wanted: the precision that the owner asks for, one of `precision.WANTED`.
+        sizes: a small file: search for the micro-batch that fits this card, and remember it there for the next start.
+            None: `inner.micro_batch`, less only where memory runs out.
+
+    Raises:
+        InputError: no such precision.
     """
 
     def __init__(
-        self, model: TrainableModel, dataset: Dataset, spec: RunSpec, peer_id: str, segment_steps: int = 0
+        self,
+        model: TrainableModel,
+        dataset: Dataset,
+        spec: RunSpec,
+        peer_id: str,
+        segment_steps: int = 0,
+        *,
+        wanted: str = "fp32",
+        sizes: Path | None = None,
     ) -> None:
         self.model, self.dataset, self.spec, self.peer_id = model, dataset, spec, peer_id
         self.round = 0  # that the work is for; 0 before the first begin
-        self.tokens = 0  # trained on in this round
         self._segment_steps = segment_steps
         self._base: SharedState | None = None
-        self._base_N = model.flat_N  # on the device; a copy of its own for diloco, from begin on
-        self._parameter = torch.nn.Parameter(model.flat_N)
-        self._optimizer = self._new_optimizer()
+        self._done = self._pending = _Count()
+        self._optimizer = InnerAdamW(spec.inner, model.flat_N, model.gradient_N) if self._diloco else None
+        self._passes = Passes(model, dataset.train, spec, wanted, sizes)
         self._restart()
+
+    @property
+    def precision(self) -> str:
+        """Of the passes: bf16, fp16 or fp32."""
+        return self._passes.precision
+
+    @property
+    def micro_batch(self) -> int:
+        """How many sequences a pass takes."""
+        return self._passes.most
+
+    @property
+    def tokens(self) -> int:
+        """Trained on in this round."""
+        return self._done.tokens + self._pending.tokens
+
+    @property
+    def sequences(self) -> int:
+        """Drawn in this round. A step that runs out of memory may take back what earlier ones have counted."""
+        return self._done.sequences + self._pending.sequences
+
+    # ---- a round -----------------------------------------------------------------------------------------------------
 
     def begin(self, base: SharedState) -> None:
         """Start the round after `base`, with its parameters.
@@ -97,28 +151,27 @@ class LocalWork:
             raise FormatError("the base state has other tensors than the model")
         self._base, self.round = base, base.round + 1
         self.model.write(base.parameters)
-        if self._diloco:
-            self._base_N = base.parameters if self.model.device.type == "cpu" else self.model.flat_N.clone()
         self._restart()
 
     def step(self) -> StepResult:
-        """Train on one micro-batch."""
+        """Train on one micro-batch.
+
+        Raises:
+            InputError: there is not even memory for one sequence.
+        """
         if self._base is None:
             raise RuntimeError("begin was not called")
-        size = self.spec.inner.micro_batch
-        rows = [next(self._draws) for _ in range(size)]
+        rows = self._next_rows()
+        while isinstance(passed := self._passes.attempt(rows), Failed):
+            if passed.spoilt:
+                self._forget_pending()
+            rows = self._next_rows()
         counts, lengths = self.dataset.train.loss_tokens, self.dataset.train.lengths
-        tokens = sum(counts[row] for row in rows)
-        loss = self.model.loss(*self.dataset.train.batch(rows, self.model.device))
-        loss.backward()
-        self.tokens += tokens
-        self._seen_tokens += sum(lengths[row] for row in rows)
-        self._sequences += size
-        self._pending_sequences += size
-        self._pending_tokens += tokens
-        if self._diloco and self._pending_sequences >= self.spec.inner.batch:
+        count = _Count(len(rows), sum(counts[row] for row in rows), sum(lengths[row] for row in rows))
+        self._pending = self._pending.plus(count)
+        if self._diloco and self._pending.sequences >= self.spec.inner.batch:
             self._optimizer_step()
-        return StepResult(tokens, size, loss.detach() / tokens)
+        return StepResult(count.tokens, count.sequences, passed.loss / count.tokens)
 
     def finish(self) -> Update:
         """The update of the work done since `begin`; more steps and another `finish` may follow.
@@ -126,66 +179,94 @@ class LocalWork:
         Raises:
             RoundAborted: the local work diverged (values that are not finite); the next `begin` starts afresh.
         """
-        if self.tokens == 0:
+        if self._base is None or self.tokens == 0:
             raise RuntimeError("no step was done since begin")
         if self._diloco:
-            if self._pending_tokens:
+            if self._pending.tokens:
                 self._optimizer_step()
-            vector = torch.sub(self._base_N, self.model.flat_N).to("cpu")
+            vector = self.model.read()
+            torch.sub(self._base.parameters, vector, out=vector)
         else:
-            vector = torch.mul(self.model.gradient_N, 1.0 / self.tokens).to("cpu")
+            vector = self.model.gradient_N.to("cpu", copy=True).mul_(1.0 / (self.tokens * self._passes.scale))
         if not is_finite(vector):
-            self._optimizer = self._new_optimizer()  # its memory is spoilt too
+            if self._optimizer is not None:
+                self._optimizer.reset()  # its memory is spoilt too
             raise RoundAborted(
                 f"round {self.round}: the local work diverged: values that are not finite",
                 "lower inner.lr, or check the data",
             )
-        return Update(
-            vector, self.tokens, 0, self._sequences, self.model.flops(self._seen_tokens), tuple(self._segments)
-        )
+        total = self._done.plus(self._pending)
+        return Update(vector, total.tokens, 0, total.sequences, self.model.flops(total.read), tuple(self._segments))
 
     @property
     def _diloco(self) -> bool:
         return self.spec.sync.method == "diloco"
 
     def _restart(self) -> None:
-        self.tokens = 0
-        self._seen_tokens = 0  # read by the model: masked ones too, padding not
-        self._sequences = 0
-        self._pending_sequences = 0  # since the last optimizer step
-        self._pending_tokens = 0
+        self._done = _Count()  # what has been stepped; `_pending` is what stands in the gradient
         self._optimizer_steps = 0
         self._segments: list[str] = []
-        self._draws = self._draw_all()
-        self.model.gradient_N.zero_()
+        self._forget_pending()
 
-    def _draw_all(self) -> Iterator[int]:
-        first = 0
-        while True:
-            size = len(self.dataset.train)
-            yield from draw(self.spec.run.seed, self.round, self.peer_id, first, _DRAW_AHEAD, size)
-            first += _DRAW_AHEAD
+    def _forget_pending(self) -> None:
+        """Start from a gradient of zero: what has been counted in it is drawn again, or has been stepped."""
+        self._pending = _Count()
+        self._passes.clear()
 
-    def _new_optimizer(self) -> torch.optim.AdamW:
-        inner = self.spec.inner
-        self._parameter.grad = self.model.gradient_N
-        # one flat parameter: one fused kernel a step, however many tensors the model has
-        return torch.optim.AdamW(
-            [self._parameter], lr=inner.lr, betas=inner.betas, weight_decay=inner.weight_decay, fused=True
-        )
+    def _next_rows(self) -> list[int]:
+        """Which sequences the next pass takes."""
+        first, size = self.sequences, self._passes.most
+        if self._diloco:  # an optimizer step takes exactly `inner.batch`
+            size = min(size, self.spec.inner.batch - self._pending.sequences)
+        return draw(self.spec.run.seed, self.round, self.peer_id, first, size, len(self.dataset.train))
 
     @torch.no_grad()
     def _optimizer_step(self) -> None:
         """One AdamW step on the mean gradient of the pending tokens, clipped to `inner.clip_norm`."""
+        assert self._optimizer is not None
         gradient_N = self.model.gradient_N
-        scale: torch.Tensor | float = 1.0 / self._pending_tokens
+        scale: torch.Tensor | float = 1.0 / (self._pending.tokens * self._passes.scale)
         if self.spec.inner.clip_norm is not None:
             norm = torch.linalg.vector_norm(gradient_N) * scale
             scale = scale * torch.clamp(self.spec.inner.clip_norm / (norm + 1e-6), max=1.0)
         gradient_N.mul_(scale)
         self._optimizer.step()
-        gradient_N.zero_()
-        self._pending_sequences = self._pending_tokens = 0
+        self._done = self._done.plus(self._pending)
+        self._forget_pending()
         self._optimizer_steps += 1
         if self._segment_steps and self._optimizer_steps % self._segment_steps == 0:
             self._segments.append(hashlib.sha256(bytes_of(self.model.read())).hexdigest())
+
+    # ---- over a restart ------------------------------------------------------------------------------------------------
+
+    def save_optimizer(self, path: Path) -> bool:
+        """Put AdamW's moments on disk, for `load_optimizer` after a restart; whether they are there now.
+
+        The time it takes stands at `InnerAdamW.save`. The best moment is while the members average: no step is done then.
+        Any thread may call it while no other is in `step`, `finish` or `begin`. A full disk is a warning, not an end.
+        Method gradient remembers nothing.
+        """
+        if self._optimizer is None:
+            return False
+        try:
+            self._optimizer.save(path, self.spec.digest, self.round)
+        except InputError as error:
+            logger.warning("%s; going on: only a restart would miss what AdamW remembers", error.message)
+            return False
+        return True
+
+    def load_optimizer(self, path: Path) -> bool:
+        """Take over what `save_optimizer` wrote in this run; whether that was done.
+
+        Moments of some rounds ago are still of use: any round will do. A damaged or foreign file is put aside with a
+        warning, and AdamW starts with moments of zero.
+        """
+        if self._optimizer is None or not path.is_file():
+            return False
+        try:
+            round = self._optimizer.load(path, self.spec.digest)
+        except FormatError as error:
+            logger.warning("%s; put aside as %s, AdamW starts afresh", error.message, put_aside(path).name)
+            return False
+        logger.info("AdamW goes on from round %d", round)
+        return True

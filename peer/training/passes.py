@@ -1,0 +1,165 @@
+"""One forward and backward pass at a time, as large and in the precision that this card does best.
+
+`LocalWork` says which sequences; here it is decided how many at once (`micro_batch`) and in which precision
+(`precision`). A pass that ran out of memory or overflowed in fp16 counts for nothing: the size or the loss scale goes
+down, and the caller is told whether half of the pass stands in the gradient.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from peer.training import micro_batch, precision
+from peer.training.data import Sequences
+from peer.training.device import Clock, device_name, is_out_of_memory, let_go_of_memory
+from peer.training.memory import activation_bytes
+from peer.training.micro_batch import MicroBatch
+from peer.training.model import TrainableModel
+from peer.training.precision import Card, LossScale, Precision
+from peer.training.state import is_finite
+from protocol.errors import InputError
+from protocol.run_spec import RunSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A pass that went well: `loss`, summed over the predicted tokens, on the device."""
+
+    loss: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A pass that came to nothing; `spoilt`: the gradient holds a part of it, and has to be cleared."""
+
+    spoilt: bool
+
+
+class Passes:
+    """The passes of one peer.
+
+    Args:
+        model: whose `gradient_N` they add to.
+        sequences: to train on.
+        spec: of the run.
+        wanted: the precision that the owner asks for, one of `precision.WANTED`.
+        sizes: the file of `micro_batch.remember_size`; None: no search, `inner.micro_batch` unless memory runs out.
+
+    Raises:
+        InputError: no such precision.
+    """
+
+    def __init__(
+        self,
+        model: TrainableModel,
+        sequences: Sequences,
+        spec: RunSpec,
+        wanted: str = "fp32",
+        sizes: Path | None = None,
+    ) -> None:
+        self._model, self._sequences, self._spec = model, sequences, spec
+        self._scale = LossScale("fp32")
+        self.precision = precision.choose(wanted, Card.of(model.device), self._measure)
+        self._scale = LossScale(self.precision)
+        self._size = self._micro_batch(sizes)
+
+    @property
+    def most(self) -> int:
+        """How many sequences to give to the next pass, at most."""
+        return self._size.size
+
+    @property
+    def scale(self) -> float:
+        """What all gradients since the last `clear` are multiplied by."""
+        return self._scale.value
+
+    def clear(self) -> None:
+        """Set the gradient to zero."""
+        self._model.gradient_N.zero_()
+        self._scale.grow()
+
+    def attempt(self, rows: Sequence[int]) -> Passed | Failed:
+        """Add the gradient of the summed loss of these sequences, times `scale`.
+
+        Raises:
+            InputError: there is not even memory for one sequence.
+        """
+        clock = Clock(self._model.device, self._size.searching)
+        untouched = self._model.gradient_N._version  # torch counts what is written to it, by way of its views too
+        loss = None
+        try:
+            loss = self._pass(rows, self.precision)
+            seconds = clock.seconds()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if loss is None:
+            self._back_off(len(rows))
+            return Failed(spoilt=self._model.gradient_N._version != untouched)
+        if self._scale.watched and not is_finite(self._model.gradient_N):
+            self._overflowed(loss.item())
+            return Failed(spoilt=True)
+        self._scale.passed()
+        self._size.passed(len(rows), seconds)
+        return Passed(loss)
+
+    def _pass(self, rows: Sequence[int], used: Precision) -> torch.Tensor:
+        batch = self._sequences.batch(rows, self._model.device)
+        with precision.autocast(self._model.device, used):
+            loss = self._model.loss(*batch)
+        (loss if self.scale == 1.0 else loss * self.scale).backward()
+        return loss.detach()
+
+    def _back_off(self, size: int) -> None:
+        let_go_of_memory(self._model.device)
+        if not self._size.out_of_memory(size):
+            raise InputError(
+                f"this device ({device_name(self._model.device)}) ran out of memory over one sequence of "
+                f"{self._spec.data.sequence_length} tokens",
+                "close other programs that use it, choose another --device, or join a smaller run",
+            )
+        logger.info("%d sequences at once do not fit; taking %d", size, self.most)
+
+    def _overflowed(self, loss: float) -> None:
+        if not self._scale.overflowed(loss):
+            logger.warning("fp16 cannot hold this model's values; going on in fp32")
+            self.precision = "fp32"
+            self._scale = LossScale(self.precision)
+
+    def _measure(self, used: Precision) -> float:
+        """Seconds of a pass over one sequence; infinite where this device cannot do it."""
+        fastest = math.inf
+        try:
+            for _ in range(micro_batch.PASSES):
+                clock = Clock(self._model.device, True)
+                self._pass([0], used)
+                fastest = min(fastest, clock.seconds())
+        except (RuntimeError, TypeError) as error:  # what torch says where it has no such kernels
+            logger.info("%s does not do here: %s", used, str(error).partition("\n")[0][:200])
+        self._model.gradient_N.zero_()
+        return fastest
+
+    def _micro_batch(self, sizes: Path | None) -> MicroBatch:
+        spec, device = self._spec, self._model.device
+        most = spec.inner.micro_batch
+        if sizes is None:
+            return MicroBatch(most, most)
+        key = micro_batch.size_key(device_name(device), self.precision, spec.digest)
+
+        def has_room(size: int) -> bool:  # a system short of main memory kills rather than refuses
+            return device.type == "cuda" or activation_bytes(spec, size) < psutil.virtual_memory().available
+
+        def on_found(size: int) -> None:
+            logger.info("micro-batch %d of at most %d, %s", size, most, self.precision)
+            micro_batch.remember_size(sizes, key, size)
+
+        return MicroBatch(most, micro_batch.read_size(sizes, key), has_room=has_room, on_found=on_found)
