@@ -95,8 +95,8 @@ def make_genesis(spec: RunSpec, model_dir: Path, out: Path) -> Any:
 class Bench:
     """A tiny run in one process: spec, genesis, and workers on models of their own."""
 
-    def __init__(self, tmp_path: Path, glass_dir: Path, plays: Path, **sections: Any) -> None:
-        self.base_dir = write_tiny_llama(tmp_path / "base", glass_dir)
+    def __init__(self, tmp_path: Path, glass_dir: Path, plays: Path, base: Path | None = None, **sections: Any) -> None:
+        self.base_dir = base or write_tiny_llama(tmp_path / "base", glass_dir)
         self.spec: RunSpec = make_spec(self.base_dir, plays, **sections)
         self.genesis: SharedState = make_genesis(self.spec, self.base_dir, tmp_path / "genesis")
         self.folder = tmp_path / "genesis"
