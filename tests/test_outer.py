@@ -62,7 +62,16 @@ def test_gradient_is_clipped_adamw(clip_norm: float | None, weight_decay: float)
 
 def test_plain_averaging_is_exactly_base_minus_update() -> None:
     base, update = genesis(1000), vector(1, 1000)
-    assert torch.equal(step(OuterOptimizer(), "diloco", base, update).parameters, base.parameters - update)
+    assert torch.equal(step(OuterOptimizer(), "diloco", base, update.clone()).parameters, base.parameters - update)
+
+
+@pytest.mark.parametrize("method", ["diloco", "gradient"])
+def test_the_new_state_takes_the_updates_memory_and_leaves_the_base(method: str) -> None:
+    base, update = genesis(1000), vector(1, 1000)
+    before = base.digest
+    state = step(OuterOptimizer(), method, base, update)  # type: ignore[arg-type]
+    assert state.parameters.data_ptr() == update.data_ptr()
+    assert SharedState(0, base.names_shapes, base.parameters).digest == before
 
 
 def test_two_rounds_with_opposite_updates_and_no_momentum_keep_the_base_untouched() -> None:
@@ -110,7 +119,7 @@ def test_stored_updates_lead_to_the_stored_state(method: str, digest: str) -> No
 def test_numpy_s_separately_rounded_operations_give_the_same_bits(method: str) -> None:
     outer = OuterOptimizer(lr=0.3, momentum=0.9, nesterov=True, weight_decay=0.01, clip_norm=None)
     base, update = genesis(5000), vector(1, 5000)
-    state = step(outer, method, step(outer, method, base, update), update)  # type: ignore[arg-type]
+    state = step(outer, method, step(outer, method, base, update.clone()), update.clone())  # type: ignore[arg-type]
     f = np.float32
     p, u = base.parameters.numpy(), update.numpy()
     if method == "diloco":

@@ -14,7 +14,7 @@ At genesis `outer` is empty, which stands for zeros.
 
     >>> from protocol.run_spec import OuterOptimizer
     >>> base = SharedState(0, (("w", (2,)),), torch.tensor([1.0, 2.0]))
-    >>> step(OuterOptimizer(), "diloco", base, torch.tensor([0.5, 0.5])).parameters
+    >>> step(OuterOptimizer(), "diloco", base, torch.tensor([0.5, 0.5])).parameters  # made of the update's memory
     tensor([0.5000, 1.5000])
 """
 
@@ -40,7 +40,8 @@ def outer_step(spec: RunSpec, base: SharedState, update: torch.Tensor) -> Shared
     """The state after round `base.round + 1`.
 
     Args:
-        update: flat fp32 [N], the averaged update.
+        update: flat fp32 [N], the averaged update; overwritten: its memory becomes the new state's, which at the worst
+            moment of a round is one copy of the parameters less.
 
     Raises:
         FormatError: the update is not flat fp32 [N], or not finite.
@@ -69,7 +70,7 @@ _Result = tuple[torch.Tensor, tuple[torch.Tensor, ...], int]
 
 def _sgd(outer: OuterOptimizer, base: SharedState, update: torch.Tensor) -> _Result:
     lr, momentum = fp32(outer.lr), fp32(outer.momentum)
-    parameters = torch.empty_like(base.parameters)
+    parameters = update  # each lot is read before it is written
     if outer.momentum == 0:
         for lot in _lots(update.numel()):
             torch.sub(base.parameters[lot], torch.mul(update[lot], lr), out=parameters[lot])
@@ -94,7 +95,7 @@ def _adamw(outer: OuterOptimizer, base: SharedState, update: torch.Tensor) -> _R
     b1, b2, rest1, rest2 = fp32(beta1), fp32(beta2), fp32(1.0 - beta1), fp32(1.0 - beta2)
     scale = fp32(_clip_scale(update, outer.clip_norm))
     old_first, old_second = _remembered(base, 2)
-    first, second, parameters = (torch.empty_like(update) for _ in range(3))
+    first, second, parameters = torch.empty_like(update), torch.empty_like(update), update
     for lot in _lots(update.numel()):
         gradient = torch.mul(update[lot], scale)
         torch.add(torch.mul(old_first[lot], b1), torch.mul(gradient, rest1), out=first[lot])
