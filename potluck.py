@@ -10,9 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -94,6 +92,7 @@ def join(
     _log(verbose)
     _need("peer", "torch", "hivemind")
     from peer import messages
+    from peer.leaving import Leaving
     from peer.screens import JsonScreen, TerminalScreen
     from peer.swarm.swarm import SwarmConfig
     from peer.volunteer import PeerConfig, Volunteer
@@ -113,14 +112,45 @@ def join(
     language = lang if lang in ("en", "zh") else messages.language()
     me = PeerIdentity.load_or_create(config.home / "identity").peer_id
     screen: Any = JsonScreen() if json_output else TerminalScreen(language, me, yes=yes)
-    stop = threading.Event()
-    _stop_on_signals(stop, lambda: screen.step("leaving"))
-    try:
-        agreed = Volunteer(parsed, config, screen, stop).run()
-    finally:
-        screen.close()
-    screen.step("declined" if not agreed else "left" if stop.is_set() else "done")
+    with Leaving(lambda: screen.step("leaving")) as leaving:
+        volunteer = Volunteer(parsed, config, screen, leaving)
+        try:
+            agreed = volunteer.run()
+        except KeyboardInterrupt:
+            screen.step("left")
+            raise typer.Exit(130) from None
+        finally:
+            screen.close()
+        screen.step("declined" if not agreed else "left" if leaving.stop.is_set() else "done")
     if not agreed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def leave(
+    run: Annotated[str | None, typer.Option("--run", help="Only this run: its name, or how its digest begins.")] = None,
+    now: Annotated[bool, typer.Option("--now", help="At once, as a second Ctrl-C: the step in hand is lost.")] = False,
+    home: Home = None,
+) -> None:
+    """Ask the peers that run on this computer to leave, and wait until they have: as Ctrl-C does where they were started."""
+    from peer.local_peers import ask_to_leave, find_peers
+    from protocol.trust import home as default_home
+
+    running = [peer for peer in find_peers(home or default_home(), run) if peer.process is not None]
+    if not running:
+        typer.echo("no peer runs here")
+    stayed = 0
+    for peer in running:
+        assert peer.process is not None
+        name = f"{peer.name or peer.run} (process {peer.process.pid})"
+        if ask_to_leave(peer, now=now):
+            typer.echo(f"{name}: left")
+        else:
+            stayed += 1
+            typer.echo(
+                f"{name}: has not left yet; " + ("kill -9 does it no harm" if now else "--now makes it leave at once")
+            )
+    if stayed:
         raise typer.Exit(1)
 
 
@@ -161,10 +191,16 @@ def verify(
 
 @app.command()
 def status(
-    invite: Annotated[str, typer.Argument(metavar="INVITE", help="The run's invite, or a file that holds it.")],
+    invite: Annotated[
+        str | None, typer.Argument(metavar="[INVITE]", help="A run's invite, or a file that holds it.")
+    ] = None,
+    home: Home = None,
     json_output: Json = False,
 ) -> None:
-    """Ask a run's coordinator how the run stands."""
+    """Show the peers of this computer; with an invite, ask the run's coordinator how the run stands."""
+    if invite is None:
+        _local_status(home, json_output)
+        return
     _need("peer", "grpc")
     from peer.coordinator_client import CoordinatorClient
     from protocol.invite import Invite
@@ -183,6 +219,25 @@ def status(
         typer.echo(f"  {peer.peer_id[-8:]}  {peer.credit_tokens:>12,} tokens in {peer.rounds} rounds, {seen}")
     for item in current.evaluations:
         typer.echo(f"  round {item.round:>6}: held-out loss {item.held_out_loss:.4f}")
+
+
+def _local_status(home: Path | None, json_output: bool) -> None:
+    from peer.local_peers import find_peers
+    from peer.round_log import describe
+    from protocol.trust import home as default_home
+
+    found = find_peers(home or default_home())
+    if json_output:
+        typer.echo(json.dumps([peer.to_json() for peer in found], indent=2))
+        return
+    if not found:
+        typer.echo("no run was joined here; `potluck join INVITE` joins one")
+    for peer in found:
+        running = f"running, process {peer.process.pid}" if peer.process else "not running"
+        at = f", round {peer.rounds[-1].round}" if peer.rounds else ""
+        typer.echo(f"{peer.name or '(unknown)'} ({peer.run}…): {running}{at}")
+        for item in peer.rounds:
+            typer.echo(f"  {describe(item)}")
 
 
 @identity_app.command("show")
@@ -259,19 +314,6 @@ def _need(extra: str, *modules: str) -> None:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"this needs {', '.join(missing)}", f"pip install 'potluck[{extra}]'")
-
-
-def _stop_on_signals(stop: threading.Event, say: Any) -> None:
-    """The first Ctrl-C or SIGTERM leaves gracefully, the second at once."""
-
-    def handle(number: int, frame: Any) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
-        say()
-
-    signal.signal(signal.SIGINT, handle)
-    signal.signal(signal.SIGTERM, handle)
 
 
 class _StderrOfTheMoment(logging.StreamHandler[Any]):

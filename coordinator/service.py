@@ -122,7 +122,8 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             request.peer_id, request.challenge, request.signature, request.code, _address(context)
         )
         others = self._desk.roster.addresses(besides=request.peer_id, now=time.monotonic())
-        return coordinator_pb2.EnrollReply(certificate=issued, swarm_addresses=[*self._desk.swarm_addresses(), *others])
+        addresses = [*self._desk.swarm_addresses(), *others]
+        return coordinator_pb2.EnrollReply(certificate=issued, swarm_addresses=addresses, time=time.time())
 
     def FetchFile(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         try:
@@ -153,6 +154,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             round=round_number,
             finished=self._desk.finished(),
             founder="" if round_number else self._desk.roster.founder(now),
+            time=time.time(),
         )
 
     @_unary

@@ -11,8 +11,10 @@ it. One client may be shared by threads. Close it (or use `with`) before forking
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +22,7 @@ from typing import Any
 
 import grpc
 
+from peer.clock import Clock, ClockWrong
 from peer.coordinator_answers import (
     Announcement,
     Enrollment,
@@ -33,6 +36,7 @@ from peer.coordinator_answers import (
 from peer.downloads import Progress, fetch, read_url
 from peer.pinned_channel import open_channel, translate
 from protocol import certificate, coordinator_pb2, coordinator_pb2_grpc
+from protocol.disk import set_aside
 from protocol.errors import CoordinatorAway, FormatError, SignatureError, VerificationError
 from protocol.files import tree_digest
 from protocol.invite import Invite
@@ -42,6 +46,8 @@ from protocol.run_card import RunCard
 from protocol.state import StateManifest
 from protocol.status import RunStatus
 from protocol.verify import verify_checkpoint
+
+logger = logging.getLogger(__name__)
 
 STREAM_TIMEOUT_S = 600.0  # of one call that fetches a file, which then resumes
 
@@ -61,6 +67,7 @@ class CoordinatorClient:
         self._channel: grpc.Channel | None = None
         self._stub: Any = None
         self._run: RunDescription | None = None
+        self.clock = Clock()  # measured on the way
 
     def get_run(self) -> RunDescription:
         """The run card and the lists of files, held against the invite.
@@ -98,12 +105,14 @@ class CoordinatorClient:
 
         Raises:
             CoordinatorAway: it cannot be reached.
+            ClockWrong: this computer's clock is so far off that certificates mean nothing here.
             RefusedError: wrong or missing admission code, or the challenge came too late.
         """
         request = coordinator_pb2.GetChallengeRequest(peer_id=identity.peer_id)
         challenge = self._call("GetChallenge", request).challenge
         if len(challenge) > MAX_CHALLENGE_BYTES:
             raise FormatError(f"a challenge has at most {MAX_CHALLENGE_BYTES} bytes, got {len(challenge)}")
+        sent = time.time()
         reply = self._call(
             "Enroll",
             coordinator_pb2.EnrollRequest(
@@ -113,6 +122,9 @@ class CoordinatorClient:
                 code=self._invite.code or "",
             ),
         )
+        self.clock.heard(sent=sent, received=time.time(), theirs=reply.time)
+        if abs(self.clock.offset_s) > certificate.CLOCK_LEEWAY_S:
+            raise ClockWrong(self.clock.offset_s)
         run = self._run or self.get_run()
         member = certificate.check(reply.certificate, run.card.member_key, run=run.card.run)
         if member.peer_id != identity.peer_id:
@@ -145,23 +157,34 @@ class CoordinatorClient:
         """
         run = self._run or self.get_run()
         genesis, base_model, data = folder / "step-000000", folder / "base-model", folder / "data" / "data"
-        wanted = [(file, genesis / file.path) for file in run.genesis_files]
-        wanted += [(file, base_model / file.path) for file in run.model_files]
-        for file, destination in wanted:
-            self.fetch_file(certificate, file.sha256, file.size_bytes, destination, progress)
-        self._check_genesis(genesis, run)
+
+        def bring(files: Iterable[RemoteFile], into: Path) -> None:
+            for file in files:
+                _make_way(into / file.path, folder / "damaged")
+                self.fetch_file(certificate, file.sha256, file.size_bytes, into / file.path, progress)
+
+        bring(run.genesis_files, genesis)
+        if not self._is_genesis(genesis, run):  # something else may lie beside the files: once more, into a new folder
+            set_aside(genesis, folder / "damaged")
+            bring(run.genesis_files, genesis)
+            self._check_genesis(genesis, run)
+        bring(run.model_files, base_model)
+        _make_way(data, folder / "damaged")
         self._fetch_data(certificate, data, progress)
         return RunFiles(genesis, base_model if run.model_files else None, data)
 
-    def _check_genesis(self, genesis: Path, run: RunDescription) -> None:
+    def _is_genesis(self, genesis: Path, run: RunDescription) -> bool:
         report = verify_checkpoint(genesis, trusted={self._invite.root})
         facts = (report.facts.get("run"), report.facts.get("round"), report.facts.get("state"))
-        if report.ok and facts == (run.card.run, 0, run.card.genesis):
+        return report.ok and facts == (run.card.run, 0, run.card.genesis)
+
+    def _check_genesis(self, genesis: Path, run: RunDescription) -> None:
+        if self._is_genesis(genesis, run):
             return
-        verdict = "it is not this run's genesis" if report.ok else report.verdict
         shutil.rmtree(genesis)
         raise VerificationError(
-            f"the genesis that the coordinator offers does not hold: {verdict}", "tell the host; nothing was loaded"
+            "the genesis that the coordinator offers does not hold, or is not this run's",
+            "tell the host; nothing was loaded",
         )
 
     def _fetch_data(self, certificate: str, destination: Path, progress: Progress | None) -> None:
@@ -203,7 +226,9 @@ class CoordinatorClient:
             tokens_per_s=tokens_per_s,
             states=states,
         )
+        sent = time.time()
         reply = self._call("Announce", request)
+        self.clock.heard(sent=sent, received=time.time(), theirs=reply.time)
         addresses, founder = parse_addresses(reply.swarm_addresses), reply.founder[:64]
         return Announcement(addresses, reply.want_state, reply.round, reply.finished, founder)
 
@@ -309,6 +334,15 @@ class CoordinatorClient:
                 away = error
         assert away is not None, "an invite has at least one address"
         raise away
+
+
+def _make_way(path: Path, aside: Path) -> None:
+    """A folder that lies where a file belongs, or where it is while it comes, is moved away."""
+    for name in (path, path.with_name(path.name + ".part")):
+        if name.is_dir():
+            logger.warning(
+                "%s is a folder, not the file that belongs there; it is kept as %s", name, set_aside(name, aside)
+            )
 
 
 __all__ = [

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from peer.clock import ClockWrong
 from peer.coordinator_client import CoordinatorClient
 from peer.outbox import Outbox
 from peer.receipts import Receipts
@@ -26,24 +27,31 @@ logger = logging.getLogger(__name__)
 INTERVAL_S = 2.0
 LONGEST_PAUSE_S = 60.0
 CLOSE_S = 3.0
-RENEW_SHARE = 0.5  # of the certificate's life that may pass before it is renewed
+RENEW_SHARE = (
+    0.25  # of the certificate's life that may pass before it is renewed; the rest is for a coordinator's absence
+)
 
 
 class Certificate:
     """The newest certificate; read by the swarm's thread, written by the link's."""
 
     def __init__(self, token: str, expires: float) -> None:
-        self.token = token
-        self.expires = expires
-        self.renew_at = self._renewal(expires)
+        self.replace(token, expires)
 
     def replace(self, token: str, expires: float) -> None:
-        self.token, self.expires, self.renew_at = token, expires, self._renewal(expires)
+        self.token, self.expires = token, expires
+        wait_s = RENEW_SHARE * max(expires - time.time(), 0.0)
+        self._renew_at = time.time() + wait_s, time.monotonic() + wait_s
 
-    @staticmethod
-    def _renewal(expires: float) -> float:
-        now = time.time()
-        return now + RENEW_SHARE * max(expires - now, 0.0)
+    def renew_soon(self) -> None:
+        """It is not believed: ask for a new one at the next visit."""
+        self._renew_at = 0.0, 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """By the clock that counts while the computer sleeps, or by the one that nobody can set back."""
+        wall, monotonic = self._renew_at
+        return time.time() >= wall or time.monotonic() >= monotonic
 
 
 class CoordinatorLink:
@@ -53,6 +61,7 @@ class CoordinatorLink:
         on_certificate: called with each new certificate, to keep it on disk.
         on_addresses: called with addresses of other members.
         on_founder: called with the newest round in the ledger, and who must take part in round 1.
+        on_clock: called after each visit with how far this computer's clock is ahead of the coordinator's, in seconds.
         position: gives (last committed round, tokens/s, own addresses).
         saved_states: gives state digest -> file, of what could be uploaded.
     """
@@ -68,12 +77,14 @@ class CoordinatorLink:
         on_certificate: Callable[[str], None],
         on_addresses: Callable[[list[str]], None],
         on_founder: Callable[[int, str], None],
+        on_clock: Callable[[float], None],
         position: Callable[[], tuple[int, float, list[str]]],
         saved_states: Callable[[], dict[str, Path]],
     ) -> None:
         self._client, self._identity, self._certificate = client, identity, certificate
         self._outbox, self._receipts = outbox, receipts
         self._on_certificate, self._on_addresses, self._on_founder = on_certificate, on_addresses, on_founder
+        self._on_clock = on_clock
         self._position, self._saved_states = position, saved_states
         self._wake, self._closing = threading.Event(), threading.Event()
         self.away_since: float | None = None
@@ -102,6 +113,9 @@ class CoordinatorLink:
             try:
                 self._visit()
                 failures, self.away_since = 0, None
+            except ClockWrong as error:
+                failures += 1
+                self._on_clock(error.offset_s)
             except CoordinatorAway as error:
                 failures += 1
                 if self._closing.is_set():
@@ -115,7 +129,7 @@ class CoordinatorLink:
             except RefusedError as error:
                 failures += 1
                 logger.warning("the coordinator refuses this peer: %s", error.message)
-                self._certificate.renew_at = 0.0
+                self._certificate.renew_soon()
             except PotluckError as error:
                 failures += 1
                 logger.warning("with the coordinator: %s", error.message)
@@ -126,7 +140,7 @@ class CoordinatorLink:
             self._wake.clear()
 
     def _visit(self) -> None:
-        if time.time() >= self._certificate.renew_at:
+        if self._certificate.is_due:
             enrollment = self._client.enroll(self._identity)
             self._certificate.replace(enrollment.certificate, enrollment.expires)
             self._on_certificate(enrollment.certificate)
@@ -137,6 +151,7 @@ class CoordinatorLink:
         answer = self._client.announce(
             token, swarm_addresses=addresses, round=round, tokens_per_s=tokens_per_s, states=list(saved)
         )
+        self._on_clock(self._client.clock.offset_s)
         self._on_addresses(list(answer.swarm_addresses))
         self._on_founder(answer.round, answer.founder)
         self._receipts.fetch(self._client, token)

@@ -49,9 +49,34 @@ _MESSAGES = {
     "loss": ("your loss", "您的损失"),
     "credit": ("your tokens in committed rounds", "已提交轮次中您的词元"),
     "waited": ("waiting per round", "每轮等待"),
+    "round-line": (
+        "round {round}: {members} members, {tokens} tokens",
+        "第 {round} 轮：{members} 名成员，{tokens} 个词元",
+    ),
+    "left-out-of": ("; left out {peers}", "；未计入 {peers}"),
+    "left-out": ("left out", "未计入"),
+    "because": ("…{peer}: {why}", "…{peer}：{why}"),
+    "and": (", ", "，"),
     "now": ("now", "现在"),
     "working": ("working", "训练中"),
     "averaging": ("averaging with the others", "正在与其他成员平均"),
+    "paused": (
+        "paused, your work is kept, it goes on by itself: {reason}",
+        "已暂停，您的工作已保留，条件恢复后会自动继续：{reason}",
+    ),
+    "coordinator-needed": (
+        "waiting for the coordinator, which is needed here and does not answer ({reason}); trying again",
+        "正在等待协调者：此步骤需要它，但它没有应答（{reason}）；会自动重试",
+    ),
+    "clock-ahead": (
+        "this computer's clock is {offset} ahead of the coordinator's; set it ({how}), trying again",
+        "本机时钟比协调者的快 {offset}；请校准（{how}），会自动重试",
+    ),
+    "clock-behind": (
+        "this computer's clock is {offset} behind the coordinator's; set it ({how}), trying again",
+        "本机时钟比协调者的慢 {offset}；请校准（{how}），会自动重试",
+    ),
+    "clock-right": ("this computer's clock is right again", "本机时钟已恢复正常"),
 }
 
 

@@ -17,7 +17,6 @@ report, so a kill or a power cut loses none and a damaged one harms no other.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import threading
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Protocol
 
 from protocol.canonical import sha256_hex
 from protocol.claim import MAX_AGREEMENT_BYTES
-from protocol.disk import disk_error, write_file
+from protocol.disk import disk_error, set_aside, write_file
 from protocol.errors import FormatError
 
 logger = logging.getLogger(__name__)
@@ -65,7 +64,8 @@ class Outbox:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob("*.new"):
-                leftover.unlink()
+                if leftover.is_file():
+                    leftover.unlink()
         except OSError as error:
             raise disk_error(folder, error) from error
 
@@ -125,6 +125,8 @@ class Outbox:
                 data = file.read(MAX_AGREEMENT_BYTES + 1)
         except FileNotFoundError:
             return None
+        except IsADirectoryError:
+            data = b""
         if sha256_hex(data)[:16] == match[2]:
             return data
         logger.warning("%s is damaged and cannot be reported; it is kept in %s", path.name, self._folder / "damaged")
@@ -133,10 +135,6 @@ class Outbox:
 
     def _set_aside(self, path: Path, where: str, reason: str) -> None:
         folder = self._folder / where
-        try:
-            folder.mkdir(exist_ok=True)
-            if reason:
-                (folder / f"{path.name}.reason").write_text(reason + "\n", encoding="utf-8")
-            os.replace(path, folder / path.name)
-        except OSError as error:
-            raise disk_error(folder, error) from error
+        if reason:
+            write_file(folder / f"{path.name}.reason", reason.encode() + b"\n")
+        set_aside(path, folder)

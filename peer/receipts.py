@@ -7,15 +7,18 @@ What the coordinator sends is kept only if it holds by the root key in the invit
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from protocol.disk import disk_error, write_file
-from protocol.errors import VerificationError
+from protocol.disk import disk_error, set_aside, write_file
+from protocol.errors import InputError, RefusedError, VerificationError
 from protocol.ledger_entry import CreditEntry
 from protocol.receipt import MAX_RECEIPT_BYTES, CheckedReceipt, check_receipt
+
+logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"round-(\d{6,9})\.json")
 _MAX_ASKS = 10_000  # answers of up to a hundred receipts each
@@ -42,6 +45,7 @@ class Receipts:
 
     def __init__(self, folder: Path, *, run: str, root: str, peer_id: str) -> None:
         self._folder, self._run, self._root, self._peer_id = folder, run, root, peer_id
+        self._newest: int | None = None  # the round up to which there is nothing to ask for; None: not looked yet
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -69,17 +73,31 @@ class Receipts:
             CoordinatorAway: it cannot be reached.
             VerificationError: it sent one that does not hold, which is not kept.
         """
-        new = 0
+        known = set(self.rounds())
+        if self._newest is None:
+            self._newest = self._whole_until()
         for _ in range(_MAX_ASKS):
-            newest = max(self.rounds(), default=0)
-            batch = client.receipts(certificate, newest)
+            batch = client.receipts(certificate, self._newest)
             if not batch:
-                return new
-            new += self.keep(batch, after_round=newest)
-        return new
+                break
+            self._newest = self.keep(batch, after_round=self._newest)
+        return len(set(self.rounds()) - known)
+
+    def _whole_until(self) -> int:
+        """The last round before the first damaged receipt, which is moved away as are all others that are."""
+        rounds, damaged = self.rounds(), []
+        for number in rounds:
+            path = self.path(number)
+            try:
+                self._entry(path.read_bytes())
+            except (InputError, RefusedError, OSError) as error:
+                damaged.append(number)
+                kept = set_aside(path, self._folder / "damaged")
+                logger.warning("%s is damaged (%s); it is kept as %s and fetched again", path.name, error, kept)
+        return max((number for number in rounds if number < min(damaged, default=number + 1)), default=0)
 
     def keep(self, receipts: Iterable[bytes], after_round: int = 0) -> int:
-        """Check and store receipts; returns how many.
+        """Check and store receipts; returns the newest round among them.
 
         Raises:
             FormatError: not a receipt.
@@ -87,14 +105,14 @@ class Receipts:
             VerificationError: it does not hold, is of another run or peer, or is for a round not asked for.
             InputError: the disk is full.
         """
-        kept = 0
+        newest = after_round
         for data in receipts:
             entry = self._entry(data)
             if entry.round <= after_round:
                 raise VerificationError(f"a receipt for round {entry.round}, expected one after {after_round}")
             write_file(self.path(entry.round), data)
-            kept += 1
-        return kept
+            newest = max(newest, entry.round)
+        return newest
 
     def _entry(self, data: bytes) -> CreditEntry:
         """The credit that a receipt proves."""

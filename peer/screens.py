@@ -13,17 +13,23 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 
 from peer.messages import text
+from peer.round_log import Round, describe, name_left_out
 from peer.swarm.head import Head
-from peer.swarm.rounds import RoundReport
+from peer.swarm.rounds import STAGES, RoundReport
 from peer.trainer import WorkReport
 from peer.training.memory import memory_needed_bytes
 from protocol.run_card import RunCard
 
 _REFRESH_S = 0.25
+_AVERAGING = STAGES[STAGES.index("group") : STAGES.index("kept")]  # what is said when "kept" comes: the round is over
 
 
 class JsonScreen:
     """One JSON object a line on standard output; agrees to the terms by itself, for whoever uses it has read them."""
+
+    def __init__(self) -> None:
+        self._told = ("waiting", "")
+        self._problem: tuple[str, str | None] = ("", None)
 
     def agree(self, card: RunCard) -> bool:
         self._write(
@@ -58,12 +64,26 @@ class JsonScreen:
             waited_s=round(report.waited_s, 4),
             attempts=report.attempts,
             took_part=report.took_part,
+            left_out=[list(item) for item in report.left_out],
         )
 
     def waiting(self, reason: str) -> None:
-        if reason != getattr(self, "_reason", ""):
-            self._write("waiting", reason=reason)
-        self._reason = reason
+        self._once("waiting", reason)
+
+    def paused(self, reason: str) -> None:
+        self._once("paused", reason)
+
+    def _once(self, event: str, reason: str) -> None:
+        if (event, reason) != self._told:
+            self._write(event, reason=reason)
+        self._told = event, reason
+
+    def problem(self, key: str, **values: str) -> None:
+        if (key, values.get("reason")) != self._problem:
+            self._write("waiting", reason=text(key, "en", **values), key=key)
+        self._problem = key, values.get("reason")
+
+    def stage(self, round: int, name: str) -> None: ...
 
     def close(self) -> None: ...
 
@@ -85,6 +105,9 @@ class TerminalScreen:
         self._report: RoundReport | None = None
         self._credit = 0
         self._reason = ""
+        self._problem: tuple[str, str | None] = ("", None)
+        self._left_out = ""  # of the newest round that left somebody out
+        self._averaging = False
 
     def agree(self, card: RunCard) -> bool:
         say, spec = self._text, card.spec
@@ -131,15 +154,26 @@ class TerminalScreen:
         self._report = report
         if head.agreement is not None:
             self._credit += head.agreement.weights.get(self._me, 0)
+        if report.left_out:
+            self._left_out = f"{self._text('round')} {report.round}: {name_left_out(report.left_out, self._language)}"
         if not self._console.is_terminal:
-            self._console.print(
-                f"{self._text('round')} {head.round}: {report.members} {self._text('members')}, {report.tokens} tokens"
-            )
+            self._console.print(describe(Round.of(report), self._language), markup=False)
         self._draw(force=True)
 
     def waiting(self, reason: str) -> None:
         self._reason = reason
         self._draw()
+
+    def paused(self, reason: str) -> None:
+        self.waiting(self._text("paused", reason=reason))
+
+    def problem(self, key: str, **values: str) -> None:
+        if (key, values.get("reason")) != self._problem:
+            self._console.print(self._text(key, **values), markup=False)
+        self._problem = key, values.get("reason")
+
+    def stage(self, round: int, name: str) -> None:
+        self._averaging = name in _AVERAGING
 
     def close(self) -> None:
         if self._progress is not None:
@@ -170,7 +204,9 @@ class TerminalScreen:
             table.add_row(say("members"), str(last.members))
             table.add_row(say("waited"), f"{last.waited_s:.2f} s")
         table.add_row(say("credit"), f"{self._credit:,}")
-        table.add_row(say("now"), self._reason or say("working"))
+        if self._left_out:
+            table.add_row(say("left-out"), self._left_out)
+        table.add_row(say("now"), self._reason or say("averaging" if self._averaging else "working"))
         return table
 
     def _text(self, key: str, **values: object) -> str:

@@ -1,4 +1,8 @@
-"""The trainer: works, hands over, starts again from the next head, until the run is over or its owner stops it."""
+"""The trainer: works, hands over, starts again from the next head, until the run is over or its owner stops it.
+
+While no round can be made (too few peers are reached, say) it works on for a bounded time only, because work far from
+the agreed state is worth little; then it pauses, keeps what it has done, and goes on when the reason is gone.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from peer.swarm.swarm import Swarm
-from peer.training.work import LocalWork
+from peer.training.work import LocalWork, StepResult
 from protocol.errors import RoundAborted
 
 logger = logging.getLogger(__name__)
 
+PATIENCE_S = 120.0  # that work goes on while no round can be made, or PATIENCE_ROUNDS times the last round's length
+PATIENCE_ROUNDS = 2.0
+HAND_OVER_S = 5.0  # for the round that is being closed, when the owner has stopped this peer
+_LOOK_S = 0.1  # the swarm looks every twentieth of a second whether a round can be made
 _SPEED_MEMORY = 0.9  # of the moving average of tokens/s
 _DIVERGED_MOST = 3  # rounds in a row
 
@@ -35,31 +43,32 @@ class Watcher(Protocol):
 
     def waiting(self, reason: str) -> None: ...
 
+    def paused(self, reason: str) -> None: ...
 
-def train(swarm: Swarm, work: LocalWork, rounds: int, stop: threading.Event, watcher: Watcher) -> None:
+
+def train(
+    swarm: Swarm,
+    work: LocalWork,
+    rounds: int,
+    stop: threading.Event,
+    watcher: Watcher,
+    patience_s: float = PATIENCE_S,
+) -> None:
     """Train until `rounds` rounds are committed (0: without end) or `stop` is set.
+
+    When `stop` is set while a round is being closed, what was done is handed over first, within `HAND_OVER_S`.
+
+    Args:
+        patience_s: how long to work on while no round can be made, at least.
 
     Raises:
         RoundAborted: the local work diverged several rounds in a row.
     """
-    speed, diverged = 0.0, 0
+    trainer = _Trainer(swarm, work, stop, watcher, patience_s)
+    diverged = 0
     while not stop.is_set() and not (rounds and swarm.head.round >= rounds):
-        head = swarm.begin_work()
-        work.begin(head.state)
-        while True:
-            started = time.monotonic()
-            result = work.step()
-            step_s = time.monotonic() - started
-            now = result.tokens / max(step_s, 1e-6)
-            speed = now if not speed else _SPEED_MEMORY * speed + (1 - _SPEED_MEMORY) * now
-            swarm.report_progress(work.tokens, speed, step_s)
-            watcher.working(WorkReport(work.round, work.tokens, speed, None))
-            watcher.waiting(swarm.waiting_for)  # enough is done, and no round can be made
-            if swarm.close_work.is_set() or stop.is_set():
-                break
-        watcher.working(WorkReport(work.round, work.tokens, speed, result.loss.item()))
         try:
-            swarm.finish_work(work.finish(), head.state.digest, stop, watcher.waiting)
+            trainer.one_round()
             diverged = 0
         except RoundAborted as error:
             if stop.is_set():
@@ -68,3 +77,92 @@ def train(swarm: Swarm, work: LocalWork, rounds: int, stop: threading.Event, wat
             logger.warning("%s", error.message)
             if diverged >= _DIVERGED_MOST:
                 raise
+
+
+class _Trainer:
+    """What is remembered from round to round."""
+
+    def __init__(
+        self, swarm: Swarm, work: LocalWork, stop: threading.Event, watcher: Watcher, patience_s: float
+    ) -> None:
+        self._swarm, self._work, self._stop, self._watcher = swarm, work, stop, watcher
+        self._patience_s = patience_s
+        self._speed = 0.0
+        self._round_s = 0.0  # how long the last round took, without pauses
+        self._paused_s = 0.0  # in this round
+        self._waiting_since: float | None = None
+
+    def one_round(self) -> None:
+        """Work, hand over, and wait for what comes of it.
+
+        Raises:
+            RoundAborted: the work diverged, or the owner stopped this peer.
+        """
+        swarm, work, stop, started = self._swarm, self._work, self._stop, time.monotonic()
+        self._paused_s = 0.0
+        head = swarm.begin_work()
+        work.begin(head.state)
+        while True:
+            result = self._step()
+            self._pause()
+            if swarm.close_work.is_set() or stop.is_set():
+                break
+        if stop.is_set() and not swarm.close_work.is_set():
+            raise RoundAborted("stopped by its owner")  # in the middle of a round: nobody waits for this peer
+        self._watcher.working(WorkReport(work.round, work.tokens, self._speed, result.loss.item()))
+        swarm.finish_work(work.finish(), head.state.digest, _Later(stop, swarm), self._watcher.waiting)
+        self._round_s = time.monotonic() - started - self._paused_s
+
+    def _step(self) -> StepResult:
+        started = time.monotonic()
+        result = self._work.step()
+        step_s = time.monotonic() - started
+        now = result.tokens / max(step_s, 1e-6)
+        self._speed = now if not self._speed else _SPEED_MEMORY * self._speed + (1 - _SPEED_MEMORY) * now
+        self._swarm.report_progress(self._work.tokens, self._speed, step_s)
+        self._watcher.working(WorkReport(self._work.round, self._work.tokens, self._speed, None))
+        return result
+
+    def _pause(self) -> None:
+        """Tell why no round can be made; when that has lasted for too long, wait here until it can."""
+        reason = self._reason()
+        self._watcher.waiting(reason)
+        while reason and not self._stop.is_set() and not self._swarm.close_work.is_set():
+            assert self._waiting_since is not None, "set where the reason was found"
+            if time.monotonic() - self._waiting_since < max(self._patience_s, PATIENCE_ROUNDS * self._round_s):
+                return
+            self._watcher.paused(reason)
+            before = time.monotonic()
+            self._swarm.close_work.wait(_LOOK_S)
+            reason = self._reason()
+            self._paused_s += time.monotonic() - before
+            if not reason:
+                self._watcher.waiting("")
+
+    def _reason(self) -> str:
+        """Why no round can be made; empty when nothing is missing."""
+        reason = self._swarm.waiting_for
+        if not reason and self._waiting_since is not None:
+            time.sleep(_LOOK_S)  # the swarm says nothing for an instant each time it looks
+            reason = self._swarm.waiting_for
+        if not reason:
+            self._waiting_since = None
+        elif self._waiting_since is None:
+            self._waiting_since = time.monotonic()
+        return reason
+
+
+class _Later(threading.Event):
+    """Set a few seconds after `stop`, so that a round that is being closed can be finished; at once if none can be made."""
+
+    def __init__(self, stop: threading.Event, swarm: Swarm) -> None:
+        super().__init__()
+        self._stop, self._swarm = stop, swarm
+        self._since: float | None = None
+
+    def is_set(self) -> bool:
+        if not self._stop.is_set():
+            return False
+        if self._since is None:
+            self._since = time.monotonic()
+        return bool(self._swarm.waiting_for) or time.monotonic() - self._since >= HAND_OVER_S

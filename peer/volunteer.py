@@ -5,23 +5,27 @@
     3. enroll, fetch genesis and data by digest, verify the genesis as the signed checkpoint it is, load it
     4. train with the others until the run is over or the owner stops
 
-When the coordinator is away and this peer has joined before, what is on disk is enough to go on.
+When the coordinator is away and this peer has joined before, what is on disk is enough to go on; else it waits.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from peer.coordinator_client import CoordinatorClient, RunFiles
-from peer.coordinator_link import Certificate, CoordinatorLink
+from peer.admission import Admission, Newcomer, tell_clock
+from peer.clock import MAX_OFFSET_S
+from peer.coordinator_client import CoordinatorClient
+from peer.coordinator_link import CoordinatorLink
+from peer.leaving import Leaving
 from peer.outbox import Outbox
 from peer.receipts import Receipts
+from peer.round_log import Round, describe
 from peer.run_folder import RunFolder
 from peer.swarm.head import Head
 from peer.swarm.rounds import RoundReport
@@ -32,10 +36,9 @@ from peer.training.genesis import load_state
 from peer.training.model import load_trainable
 from peer.training.state import SharedState
 from peer.training.work import LocalWork
-from protocol import certificate as certificates
-from protocol.errors import CoordinatorAway, InputError, VerificationError
+from protocol.errors import InputError, VerificationError
 from protocol.invite import Invite
-from protocol.keys import PeerIdentity, fingerprint, load_public_pem
+from protocol.keys import PeerIdentity
 from protocol.run_card import RunCard
 from protocol.trust import trust
 from protocol.verify import verify_checkpoint
@@ -73,28 +76,29 @@ class Screen(Protocol):
 
     def waiting(self, reason: str) -> None: ...
 
+    def paused(self, reason: str) -> None:
+        """No step is done until the reason is gone; what was done is kept."""
 
-@dataclass(frozen=True)
-class Admission:
-    """What is known of the run before training."""
+    def problem(self, key: str, **values: str) -> None:
+        """Something that the owner may have to see to, and that goes on by itself then: a key of peer.messages."""
 
-    card: RunCard
-    certificate: Certificate
-    files: RunFiles
-    addresses: list[str]
+    def stage(self, round: int, name: str) -> None:
+        """Where in the round this peer is: one of `peer.swarm.rounds.STAGES`. Called in another thread."""
 
 
 class Volunteer:
     """One peer of one run."""
 
-    def __init__(self, invite: Invite, config: PeerConfig, screen: Screen, stop: threading.Event) -> None:
-        self._invite, self._config, self._screen, self._stop = invite, config, screen, stop
+    def __init__(self, invite: Invite, config: PeerConfig, screen: Screen, leaving: Leaving) -> None:
+        self._invite, self._config, self._screen = invite, config, screen
+        self._leaving, self._stop = leaving, leaving.stop
         self._identity_path = config.home / "identity"
         self._identity = PeerIdentity.load_or_create(self._identity_path)
         self._client = CoordinatorClient(invite)
         self._tokens_per_s = 0.0
         self._kept_round = 0  # the newest whose state and claims are on disk
         self._link: CoordinatorLink | None = None
+        self._clock_was_wrong = False
 
     def run(self) -> bool:
         """Join, train and leave.
@@ -104,11 +108,13 @@ class Volunteer:
 
         Raises:
             PotluckError: with what to do about it.
+            KeyboardInterrupt: stopped before it met the others.
         """
         with ExitStack() as stack:
             folder = RunFolder(self._config.home, self._invite.run)
             stack.callback(folder.close)
-            admission = self._admit(folder)
+            newcomer = Newcomer(self._invite, self._client, self._identity, folder, self._screen, self._stop)
+            admission = newcomer.admit()
             if admission is None:
                 return False
             trust(
@@ -121,43 +127,6 @@ class Volunteer:
         return True
 
     # ---- before training ---------------------------------------------------------------------------------------------
-
-    def _admit(self, folder: RunFolder) -> Admission | None:
-        self._screen.step("asking-coordinator")
-        try:
-            description = self._client.get_run()
-        except CoordinatorAway:
-            return self._admit_from_disk(folder)
-        card = description.card
-        known = folder.read("run-card.json") is not None
-        if not known and not self._screen.agree(card):
-            return None
-        folder.write("root.pem", description.root_public_pem)
-        enrollment = self._client.enroll(self._identity)
-        folder.write("certificate", enrollment.certificate.encode())
-        self._screen.step("fetching")
-        files = self._client.fetch_run_files(enrollment.certificate, folder.path, self._screen.fetching)
-        folder.write("run-card.json", description.card_bytes)
-        token = Certificate(enrollment.certificate, enrollment.expires)
-        return Admission(card, token, files, list(enrollment.swarm_addresses) + folder.read_addresses())
-
-    def _admit_from_disk(self, folder: RunFolder) -> Admission:
-        """Take part while the coordinator is away, with what an earlier start has left."""
-        card_bytes, root_pem, token = folder.read("run-card.json"), folder.read("root.pem"), folder.read("certificate")
-        if card_bytes is None or root_pem is None or token is None:
-            raise CoordinatorAway(
-                f"the coordinator cannot be reached at {', '.join(self._invite.addresses)}",
-                "it is needed the first time; try again later, or ask the host whether it is running",
-            )
-        root = load_public_pem(root_pem)
-        if fingerprint(root) != self._invite.root:
-            raise VerificationError("the root key on disk is not the invite's", f"move {folder.path} away")
-        card = RunCard.open(card_bytes, root)
-        member = certificates.check(token.decode(), card.member_key, run=card.run)
-        self._screen.step("coordinator-away")
-        base = folder.path / "base-model"
-        files = RunFiles(folder.path / "step-000000", base if base.is_dir() else None, folder.path / "data" / "data")
-        return Admission(card, Certificate(token.decode(), member.expires), files, folder.read_addresses())
 
     def _verified_genesis(self, admission: Admission) -> SharedState:
         self._screen.step("verifying-genesis")
@@ -192,30 +161,9 @@ class Volunteer:
             folder.path / "receipts", run=card.run, root=self._invite.root, peer_id=self._identity.peer_id
         )
 
-        unsaved: dict[int, bytes] = {}
-
-        def on_commit(head: Head, report: RoundReport) -> None:
-            assert head.agreement is not None
-            unsaved[head.round] = head.agreement.to_bytes()
-            try:
-                for number in sorted(unsaved):
-                    outbox.put(number, unsaved[number])
-                    del unsaved[number]
-                # every one: a member that has voted in a round never works on an earlier one again, so when all are
-                # killed at once, the run goes on only from states that are on disk
-                folder.save_head(head, card.spec.publish.every_rounds)
-                self._kept_round = head.round
-            except InputError as error:  # a full disk does not end the training; what was not written is tried again
-                logger.warning("%s; %s", error.message, error.hint)
-            logger.info(
-                "round %d committed: %d members, %d tokens, %.2f s between work and work",
-                head.round, report.members, report.tokens, report.waited_s,
-            )  # fmt: skip
-            self._screen.committed(head, report)
-            if self._link is not None:
-                self._link.wake()
-
+        on_commit = _Keeper(folder, outbox, card.spec.publish.every_rounds, self._kept)
         head = folder.resume(card, genesis)
+        self._leaving.graceful = True  # from here on there are others
         swarm = stack.enter_context(
             Swarm(
                 self._identity,
@@ -226,6 +174,7 @@ class Volunteer:
                 head,
                 on_commit,
                 self._config.swarm,
+                self._screen.stage,
             )
         )
         swarm.set_founder(0, "")
@@ -245,6 +194,7 @@ class Volunteer:
                 on_certificate=lambda token: folder.write("certificate", token.encode()),
                 on_addresses=on_addresses,
                 on_founder=swarm.set_founder,
+                on_clock=self._clock,
                 position=lambda: (swarm.head.round, self._tokens_per_s, swarm.addresses),
                 saved_states=folder.saved_states,
             )
@@ -263,6 +213,27 @@ class Volunteer:
         """No round is made though enough is done; `reason` says what is missing, and is empty when nothing is."""
         self._screen.waiting(reason)
 
+    def paused(self, reason: str) -> None:
+        """The trainer does no step until `reason` is gone."""
+        self._tokens_per_s = 0.0
+        self._screen.paused(reason)
+
+    def _kept(self, head: Head, report: RoundReport, kept: bool) -> None:
+        """A round was committed; `kept` says whether all that must be on disk is there."""
+        if kept:
+            self._kept_round = head.round
+        self._screen.committed(head, report)
+        if self._link is not None:
+            self._link.wake()
+
+    def _clock(self, offset_s: float) -> None:
+        """How far the clock is ahead, after each visit to the coordinator."""
+        if abs(offset_s) > MAX_OFFSET_S:
+            tell_clock(self._screen.problem, offset_s)
+        elif self._clock_was_wrong:
+            self._screen.problem("clock-right")
+        self._clock_was_wrong = abs(offset_s) > MAX_OFFSET_S
+
     def _farewell(self, swarm: Swarm, rounds: int) -> None:
         """After the last round: let the others catch up, and hand in what is still here."""
         self._screen.step("handing-in")
@@ -279,3 +250,40 @@ class Volunteer:
                 break
         if not link.settled.is_set():
             self._screen.step("claims-wait")
+
+
+class _Keeper:
+    """Writes down what each round came to, before the swarm goes on; called in a thread of the swarm's.
+
+    Args:
+        tell: called with each round, and whether all of it is on disk.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        outbox: Outbox,
+        publish_every: int,
+        tell: Callable[[Head, RoundReport, bool], None],
+    ) -> None:
+        self._folder, self._outbox, self._publish_every, self._tell = folder, outbox, publish_every, tell
+        self._log = folder.round_log()
+        self._unsaved: dict[int, bytes] = {}
+
+    def __call__(self, head: Head, report: RoundReport) -> None:
+        assert head.agreement is not None
+        self._unsaved[head.round] = head.agreement.to_bytes()
+        kept, item = False, Round.of(report)
+        try:
+            for number in sorted(self._unsaved):
+                self._outbox.put(number, self._unsaved[number])
+                del self._unsaved[number]
+            # every one: a member that has voted in a round never works on an earlier one again, so when all are
+            # killed at once, the run goes on only from states that are on disk
+            self._folder.save_head(head, self._publish_every)
+            kept = True
+            self._log.append(item)
+        except InputError as error:  # a full disk does not end the training; what was not written is tried again
+            logger.warning("%s; %s", error.message, error.hint)
+        logger.info("%s", describe(item))
+        self._tell(head, report, kept)

@@ -36,6 +36,25 @@ def write_file(path: Path, data: bytes, *, private: bool = False) -> None:
         raise disk_error(path, error) from error
 
 
+def set_aside(path: Path, folder: Path) -> Path:
+    """Move what is damaged into `folder`, beside what was moved there before; returns where it is now.
+
+    Raises:
+        InputError: it cannot be moved.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / path.name
+        for number in range(1, 1000):
+            if not os.path.lexists(target):
+                break
+            target = folder / f"{path.name}.{number}"
+        os.replace(path, target)
+        return target
+    except OSError as error:
+        raise disk_error(path, error) from error
+
+
 def sync(path: Path) -> None:
     """Make a file, or the names in a folder, last."""
     descriptor = os.open(path, os.O_RDONLY)

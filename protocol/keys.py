@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import base58
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -64,7 +64,7 @@ class PeerIdentity:
         """Read the identity at `path`, or make one there, readable by its owner alone.
 
         Raises:
-            InputError: the file is there and is no identity.
+            InputError: something is there that is no identity, or cannot be read.
         """
         try:
             return cls.from_bytes(path.read_bytes())
@@ -72,9 +72,10 @@ class PeerIdentity:
             identity = cls.generate()
             write_file(path, identity.to_bytes(), private=True)
             return identity
-        except FormatError as error:
+        except (FormatError, OSError) as error:
+            what = error.message if isinstance(error, FormatError) else error.strerror
             raise InputError(
-                f"{path}: {error.message}", "restore it from a backup (`potluck identity restore`), or move it away"
+                f"{path}: {what}", "restore it from a backup (`potluck identity restore`), or move it away"
             ) from error
 
     def to_bytes(self) -> bytes:
@@ -192,7 +193,7 @@ def load_public_pem(pem: bytes) -> ec.EllipticCurvePublicKey:
         raise FormatError(f"expected a PEM public key of under 4096 bytes, got {len(pem)}")
     try:
         key = serialization.load_pem_public_key(pem)
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise FormatError("not a PEM public key") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
         raise FormatError("expected a P-256 public key")

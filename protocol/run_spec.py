@@ -139,7 +139,7 @@ class Host(_Section):
     swarm_listen: str = "0.0.0.0:4701"  # libp2p TCP, where peers meet
     public_address: str | None = None  # name or address that volunteers reach; default: the listening address
     code: str | None = Field(default=None, max_length=128)  # admission code, part of the invite
-    certificate_hours: float = Field(default=6.0, gt=0, le=24 * 30)
+    certificate_hours: float = Field(default=24.0, gt=0, le=24 * 30)
 
 
 class PinnedModel(_Section):

@@ -55,5 +55,5 @@ def _read(folder: Path) -> dict[str, Any]:
         return value
     except FileNotFoundError:
         return {"roots": {}}
-    except (FormatError, KeyError) as error:
+    except (FormatError, KeyError, OSError) as error:
         raise InputError(f"{path}: {error}", "move the file away and take the invites again") from error

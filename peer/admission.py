@@ -1,0 +1,177 @@
+"""From an invite to what is needed for training: the run card, a certificate, and the run's files, all checked.
+
+`volunteer` calls `Newcomer.admit`. The coordinator is asked first. While it is away, what an earlier start has left is
+enough, if all of it is whole; a newcomer, or one whose files are damaged, waits for it and tries again, and says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from peer.clock import ClockWrong, how_to_set, in_words, message_key
+from peer.coordinator_client import CoordinatorClient, RunFiles
+from peer.coordinator_link import Certificate
+from peer.downloads import is_complete
+from peer.run_folder import RunFolder
+from protocol import certificate as certificates
+from protocol.errors import CoordinatorAway, FormatError, InputError, NetworkError, RefusedError
+from protocol.files import hash_folder, tree_digest
+from protocol.invite import Invite
+from protocol.keys import PeerIdentity, fingerprint, load_public_pem
+from protocol.run_card import RunCard
+from protocol.verify import verify_checkpoint
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0  # between two tries
+T = TypeVar("T")
+
+
+class Screen(Protocol):
+    """What the owner sees of it."""
+
+    def agree(self, card: RunCard) -> bool: ...
+
+    def fetching(self, name: str, done_bytes: int, size_bytes: int) -> None: ...
+
+    def step(self, key: str) -> None: ...
+
+    def problem(self, key: str, **values: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What is known of the run before training."""
+
+    card: RunCard
+    certificate: Certificate
+    files: RunFiles
+    addresses: list[str]
+
+
+class Newcomer:
+    """One peer on its way into a run."""
+
+    def __init__(
+        self,
+        invite: Invite,
+        client: CoordinatorClient,
+        identity: PeerIdentity,
+        folder: RunFolder,
+        screen: Screen,
+        stop: threading.Event,
+    ) -> None:
+        self._invite, self._client, self._identity = invite, client, identity
+        self._folder, self._screen, self._stop = folder, screen, stop
+        self._agreed = False
+
+    def admit(self) -> Admission | None:
+        """Become a member and have all files here; None when the owner does not agree to the terms.
+
+        Raises:
+            PotluckError: what waiting does not help against: a wrong invite, a refusal, a full disk.
+            KeyboardInterrupt: `stop` was set meanwhile.
+        """
+        self._screen.step("asking-coordinator")
+        failures = 0
+        while True:
+            try:
+                return self._ask()
+            except NetworkError as error:
+                admission = self._from_disk() if isinstance(error, CoordinatorAway) else None
+                if admission is not None:
+                    self._screen.step("coordinator-away")
+                    return admission
+                self._tell(error)
+            failures += 1
+            pause_s = min(FIRST_PAUSE_S * 2 ** min(failures - 1, 8), LONGEST_PAUSE_S) * random.uniform(0.7, 1.0)
+            if self._stop.wait(pause_s):
+                raise KeyboardInterrupt
+
+    def _tell(self, error: NetworkError) -> None:
+        if isinstance(error, ClockWrong):
+            tell_clock(self._screen.problem, error.offset_s)
+        else:
+            self._screen.problem("coordinator-needed", reason=error.message)
+
+    def _ask(self) -> Admission | None:
+        description = self._client.get_run()
+        card = description.card
+        known = self._agreed or self._folder.read("run-card.json") is not None
+        if not known and not self._screen.agree(card):
+            return None
+        self._agreed = True
+        self._folder.write("root.pem", description.root_public_pem)
+        enrollment = self._client.enroll(self._identity)
+        self._folder.write("certificate", enrollment.certificate.encode())
+        self._screen.step("fetching")
+        files = self._client.fetch_run_files(enrollment.certificate, self._folder.path, self._screen.fetching)
+        self._folder.write("run-card.json", description.card_bytes)
+        if self._client.clock.is_wrong:
+            tell_clock(self._screen.problem, self._client.clock.offset_s)
+        token = Certificate(enrollment.certificate, enrollment.expires)
+        return Admission(card, token, files, list(enrollment.swarm_addresses) + self._folder.read_addresses())
+
+    # ---- while the coordinator is away -------------------------------------------------------------------------------
+
+    def _from_disk(self) -> Admission | None:
+        """What an earlier start has left; None when it is not all there and whole."""
+        root = self._read("root.pem", self._root)
+        card = self._read("run-card.json", lambda data: RunCard.open(data, root)) if root else None
+        if card is None:
+            return None
+        token, files = self._read("certificate", lambda data: self._check(data, card)), self._files(card)
+        if token is None or files is None:
+            return None
+        return Admission(card, token, files, self._folder.read_addresses())
+
+    def _root(self, data: bytes) -> ec.EllipticCurvePublicKey:
+        root = load_public_pem(data)
+        if fingerprint(root) != self._invite.root:
+            raise FormatError("not the root key that the invite names")
+        return root
+
+    def _check(self, data: bytes, card: RunCard) -> Certificate:
+        token = data.decode(errors="replace")
+        member = certificates.check(token, card.member_key, run=card.run)
+        if member.peer_id != self._identity.peer_id:
+            raise FormatError("the certificate is another peer's")
+        return Certificate(token, member.expires)
+
+    def _read(self, name: str, parse: Callable[[bytes], T]) -> T | None:
+        """A file of the run folder; None when it is not there or does not hold: the coordinator gives a new one."""
+        data = self._folder.read(name)
+        if data is None:
+            return None
+        try:
+            return parse(data)
+        except (FormatError, RefusedError) as error:
+            logger.warning("%s cannot be used: %s; the coordinator is needed for a new one", name, error.message)
+            return None
+
+    def _files(self, card: RunCard) -> RunFiles | None:
+        """The run's files, if all of them are what the card pins."""
+        path, spec = self._folder.path, card.spec
+        base = path / "base-model" if spec.method.kind == "lora" else None
+        files = RunFiles(path / "step-000000", base, path / "data" / "data")
+        try:
+            report = verify_checkpoint(files.genesis, trusted={self._invite.root})
+            whole = report.ok and report.facts.get("state") == card.genesis
+            whole = whole and is_complete(files.data, spec.data.digest, spec.data.size_bytes)
+            whole = whole and (base is None or tree_digest(hash_folder(base)) == spec.model.digest)
+        except (InputError, RefusedError, OSError) as error:
+            logger.info("what is on disk cannot be used: %s", error)
+            return None
+        return files if whole else None
+
+
+def tell_clock(problem: Callable[..., None], offset_s: float) -> None:
+    """Say which way the clock is off, by how much, and how to set it."""
+    problem(message_key(offset_s), offset=in_words(offset_s), how=how_to_set())

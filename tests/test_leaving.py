@@ -1,0 +1,201 @@
+"""Leaving: by Ctrl-C, by a second one, by `potluck leave`; and what the owner can read of the peers of a home."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import Community, Part, free_ports
+from training_fixtures import write_tiny_llama
+from warm_start import WarmStart
+
+from peer.local_peers import ask_to_leave, find_peers
+from peer.run_lock import Process, RunLock, holder, start_of
+from protocol.errors import InputError
+from protocol.invite import Invite
+
+swarm = pytest.mark.swarm
+QUICK_S = 5.0  # a second at most on a quiet machine, and nothing like the time of a farewell
+
+
+@pytest.fixture
+def community(tmp_path: Path, glass_dir: Path, plays: Path) -> Iterator[Community]:
+    """A run of two that goes on for ever."""
+    config = {
+        "run": {"name": "wood"},
+        "model": {"path": str(write_tiny_llama(tmp_path / "tiny", glass_dir)), "license": "MIT"},
+        "data": {"path": str(plays), "license": "CC0-1.0", "sequence_length": 32, "held_out_sequences": 16},
+        "sync": {"round_seconds": 1.0, "min_peers": 2},
+        "inner": {"micro_batch": 4, "batch": 4},
+        "publish": {"every_rounds": 1000},
+    }
+    with WarmStart() as starter, Community(tmp_path, config, starter=starter, fixed_ports=True) as opened:
+        yield opened
+
+
+def command(community: Community, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "potluck", *arguments],
+        capture_output=True, text=True, timeout=90, cwd=community.folder, env=community.environment("no-owner"),
+    )  # fmt: skip
+
+
+@swarm
+def test_peers_are_shown_and_leave_when_their_owner_says_so(community: Community) -> None:
+    community.host()
+    alice, bob, carol = peers = [community.peer(name) for name in ("alice", "bob", "carol")]
+    for peer in peers:
+        peer.wait_for("committed", members=3)
+    community.note_sockets()
+
+    home = str(community.home("alice"))
+    (told,) = json.loads(command(community, "status", "--home", home, "--json").stdout)
+    assert (told["name"], told["running"], told["pid"]) == ("wood", True, alice.pid)
+    assert told["round"] >= 1 and told["rounds"][-1]["members"] >= 1
+    assert f"running, process {alice.pid}" in command(community, "status", "--home", home).stdout
+
+    done = command(community, "leave", "--home", home, "--run", "birch")
+    assert done.returncode == 2 and "no run here is called 'birch'" in done.stderr and "wood" in done.stderr
+    done = command(community, "leave", "--home", home, "--run", told["run"][:6])
+    assert (done.returncode, done.stdout) == (0, f"wood (process {alice.pid}): left\n")
+    assert alice.wait(QUICK_S) == 0 and alice.find("step", step="left")
+    community.check_nothing_left("alice")
+    done = command(community, "leave", "--home", home)
+    assert (done.returncode, done.stdout) == (0, "no peer runs here\n")
+
+    now = max(bob.round, carol.round)
+    for peer in (bob, carol):
+        peer.wait_round(now + 2)
+    assert all(event["took_part"] for event in carol.committed().values() if event["round"] > min(carol.committed()))
+    done = command(community, "leave", "--home", str(community.home("bob")), "--now")
+    assert done.returncode == 0 and bob.wait(QUICK_S) in (128 + signal.SIGINT, 0), "0: it had left already"
+    community.check_nothing_left("bob")
+
+
+@swarm
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_a_peer_at_once_and_nothing_stays_behind(
+    community: Community, number: signal.Signals
+) -> None:
+    community.host()
+    alice, bob = community.peer("alice"), community.peer("bob")
+    bob.wait_round(1)
+    community.note_sockets()
+    bob.kill()  # whom alice now waits for, so that a farewell takes its time
+    alice.send(number)
+    alice.wait_for("step", step="leaving")
+    alice.send(number)
+    assert alice.wait(QUICK_S) in (128 + number, 0), "0: it had left already"
+    community.check_nothing_left("alice", "bob")
+
+
+def test_a_second_signal_is_heard_in_the_middle_of_a_long_computation(tmp_path: Path) -> None:
+    script = (
+        "import time, torch\n"
+        "from peer.leaving import Leaving\n"
+        "with Leaving(lambda: print('leaving', flush=True)) as leaving:\n"
+        "    leaving.graceful = True\n"
+        "    print('begun', flush=True)\n"
+        "    while True: torch.ones(6000, 6000) @ torch.ones(6000, 6000)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "leaving\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(QUICK_S) == 128 + signal.SIGINT
+
+
+@swarm
+def test_a_newcomer_waits_for_the_coordinator_and_goes_on_when_it_is_there(community: Community) -> None:
+    host = community.host()
+    assert host.stop() == 0
+    alice, bob = community.peer("alice"), community.peer("bob")
+    for peer in (alice, bob):
+        assert "coordinator" in peer.wait_for("waiting", key="coordinator-needed")["reason"]
+    bob.send(signal.SIGINT)
+    assert bob.wait(QUICK_S) == 130, "interrupted before it had begun"
+    community.host()
+    alice.wait_for("step", step="finding-members")
+    carol = community.peer("carol")
+    carol.wait_for("committed", members=2)
+    community.note_sockets()
+    for peer in (alice, carol):
+        assert peer.stop() == 0
+
+
+@swarm
+def test_a_coordinator_that_was_never_there_is_waited_for(tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    invite = Invite(addresses=(address,), run="a" * 64, tls="b" * 64, root="c" * 64)
+    environment = os.environ | {"POTLUCK_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    peer = Part("join", ["join", str(invite), "--yes", "--json"], tmp_path / "join.log", environment, None)
+    try:
+        assert address in peer.wait_for("waiting")["reason"]
+        assert peer.stop() == 130
+        assert "Traceback" not in peer.said
+    finally:
+        peer.kill()
+
+
+# ---- the lock ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_process_that_got_an_old_peers_number_is_sent_nothing(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as other:
+        assert not Process(other.pid, "another start").signal(signal.SIGKILL)
+        assert other.poll() is None
+        assert Process(other.pid, start_of(other.pid)).signal(signal.SIGKILL)
+        assert other.wait(5) == -signal.SIGKILL
+        assert not Process(other.pid, start_of(other.pid) or "gone").signal(signal.SIGKILL)
+
+
+def test_a_lock_that_nobody_holds_names_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / ("ab" * 8) / "lock"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"pid": os.getpid(), "start": start_of(os.getpid())}))
+    assert holder(path) is None
+    (peer,) = find_peers(tmp_path)
+    assert peer.process is None and peer.to_json()["running"] is False
+    path.write_text("not JSON")
+    lock = RunLock(path)
+    assert holder(path) == Process(os.getpid(), start_of(os.getpid()))
+    with pytest.raises(InputError, match="another peer of this run"):
+        RunLock(path)
+    lock.close()
+
+
+def test_a_lock_whose_holder_does_not_say_who_it_is_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="does not say"):
+            holder(path)
+
+
+def test_a_peer_that_does_not_leave_in_time_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / ("ab" * 8)
+    folder.mkdir(parents=True)
+    script = (
+        "import signal, sys, time\nfrom pathlib import Path\nfrom peer.run_lock import RunLock\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "lock = RunLock(Path(sys.argv[1]))\nprint('held', flush=True)\ntime.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(folder / "lock")], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"held\n"
+        (peer,) = find_peers(tmp_path)
+        began = time.monotonic()
+        assert not ask_to_leave(peer, now=True, timeout_s=0.5)
+        assert time.monotonic() - began < 30
+        process.kill()
+        process.wait(5)
+        assert ask_to_leave(peer, now=False, timeout_s=5)
