@@ -28,7 +28,7 @@ def decide(agreement: Agreement) -> Mapping[str, Grant]:
     """
     return {
         peer_id: Grant(
-            tokens=agreement.weights[peer_id], flops=claim.flops * agreement.weights[peer_id] // claim.tokens
+            tokens=agreement.weights[peer_id], flops=claim.flops * agreement.weights[peer_id] // claim.worth
         )
         for peer_id, claim in agreement.claims.items()
     }

@@ -2,14 +2,21 @@
 
 Members may commit different states for one round only if these rules are broken. They are those of single-decree Paxos,
 with weights for votes: the acceptors of round r are the members of round r-1's agreement, each with the weight it had
-there (minus those who have said that they leave). An *attempt* is a ballot number.
+there. An *attempt* is a ballot number.
 
     promise    a member that has joined attempt a joins and votes in no attempt below a
     lock       a state that may already have been committed in an earlier attempt must be completed before another is tried
     commit     a state is committed when its voters, in one attempt, hold a majority of the acceptors' weight *and* of
                the weight claimed in the group whose updates it averages
 
-Two majorities share a member, that member keeps its promise, and so there is never a second state.
+    farewell   a member that leaves hands its weight in the round to another that stays. Each attempt counts by the farewells
+               that its leader puts into the group, never by what one has heard otherwise; see `acceptors_after`
+
+Two majorities share a member, that member keeps its promise, and so there is never a second state. With farewells, whoever
+speaks for a weight in one attempt and somebody else in a later one: the weight's owner may not sign a farewell after its
+vote; its farewell counts from an attempt on that is later than all it has promised; it tells of it with every promise,
+also after it has come back, and joins no group that does not carry it; and leaders pass on what the groups they are
+shown have carried.
 
     >>> box = BallotBox()
     >>> box.promise(1, 3, "leader-a")
@@ -23,6 +30,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -63,6 +71,7 @@ class BallotBox:
         ballots: the votes for the state voted for last. Those for an earlier one are over: the leader of the later
             attempt would have completed it if it could have been committed.
         evidence: the group of that state, as bytes: what a member needs to tell of its votes after a restart.
+        farewells: round -> from which attempt on the farewell counts that this member has signed for it, and that farewell.
     """
 
     save: Callable[[bytes], None] = lambda data: None
@@ -71,6 +80,10 @@ class BallotBox:
     leader: str = ""
     ballots: list[Ballot] = field(default_factory=list)
     evidence: bytes = b""
+    farewells: dict[int, tuple[int, bytes]] = field(default_factory=dict)
+    _lock: threading.RLock = field(
+        default_factory=threading.RLock, repr=False, compare=False
+    )  # saving is done in threads
 
     def restore(self, data: bytes) -> None:
         """Take up where the process before left off. Raises: FormatError."""
@@ -79,6 +92,10 @@ class BallotBox:
             self.round, self.attempt, self.leader = int(value["round"]), int(value["attempt"]), str(value["leader"])
             self.ballots = [Ballot(int(a), str(g), str(s)) for a, g, s in value["ballots"]]
             self.evidence = base64.b64decode(value.get("evidence", ""), validate=True)
+            self.farewells = {
+                int(number): (int(attempt), base64.b64decode(data, validate=True))
+                for number, attempt, data in value.get("farewells", [])
+            }
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FormatError("not a ballot box") from error
 
@@ -88,14 +105,16 @@ class BallotBox:
         Raises:
             Bound: promised a later attempt, or this one to another leader.
         """
-        if round < self.round:
-            raise Bound(f"round {round} is over", self.attempt)
-        if round == self.round and (attempt < self.attempt or (attempt == self.attempt and leader != self.leader)):
-            raise Bound(f"round {round}: bound to attempt {self.attempt} by {self.leader[-8:]}", self.attempt)
-        if round > self.round:
-            self.ballots, self.evidence = [], b""
-        self.round, self.attempt, self.leader = round, attempt, leader
-        self._save()
+        with self._lock:
+            if round < self.round:
+                raise Bound(f"round {round} is over", self.attempt)
+            if round == self.round and (attempt < self.attempt or (attempt == self.attempt and leader != self.leader)):
+                raise Bound(f"round {round}: bound to attempt {self.attempt} by {self.leader[-8:]}", self.attempt)
+            if round > self.round:
+                self.ballots, self.evidence = [], b""
+                self.farewells = {number: data for number, data in self.farewells.items() if number >= round}
+            self.round, self.attempt, self.leader = round, attempt, leader
+            self._save()
 
     def vote(self, round: int, ballot: Ballot, evidence: bytes = b"") -> None:
         """Vote, in the attempt that was promised and in no other, and for one state only.
@@ -103,14 +122,33 @@ class BallotBox:
         Raises:
             Bound: promised another attempt since.
         """
-        if (round, ballot.attempt) != (self.round, self.attempt):
-            raise Bound(f"round {round}: attempt {ballot.attempt} was given up", self.attempt)
-        earlier = [other for other in self.ballots if other.attempt == ballot.attempt]
-        if earlier and earlier != [ballot]:
-            raise Bound(f"round {round}: voted for another state in attempt {ballot.attempt}", self.attempt)
-        if not earlier:
-            same = [other for other in self.ballots if (other.group, other.state) == (ballot.group, ballot.state)]
-            self.ballots, self.evidence = [*same, ballot], evidence
+        with self._lock:
+            if (round, ballot.attempt) != (self.round, self.attempt):
+                raise Bound(f"round {round}: attempt {ballot.attempt} was given up", self.attempt)
+            if round in self.farewells and ballot.attempt < self.farewells[round][0]:
+                raise Bound(f"round {round}: this member has handed its weight over", self.attempt)
+            earlier = [other for other in self.ballots if other.attempt == ballot.attempt]
+            if earlier and earlier != [ballot]:
+                raise Bound(f"round {round}: voted for another state in attempt {ballot.attempt}", self.attempt)
+            if not earlier:
+                same = [other for other in self.ballots if (other.group, other.state) == (ballot.group, ballot.state)]
+                self.ballots, self.evidence = [*same, ballot], evidence
+                self._save()
+
+    def say_farewell(self, round: int, sign: Callable[[int], bytes]) -> None:
+        """Hand this member's weight in a round to another; nobody may hear of it before this returns.
+
+        Args:
+            sign: makes the farewell, given the first attempt that it counts in.
+
+        Raises:
+            Bound: it has voted in this round, or said farewell to it before.
+        """
+        with self._lock:
+            if round < self.round or (round == self.round and self.ballots) or round in self.farewells:
+                raise Bound(f"round {round}: voted, or handed over already", self.attempt)
+            attempt = self.next_attempt(round)
+            self.farewells[round] = (attempt, sign(attempt))
             self._save()
 
     def is_bound(self, round: int, attempt: int, leader: str) -> bool:
@@ -127,8 +165,35 @@ class BallotBox:
             "leader": self.leader,
             "ballots": [list(ballot) for ballot in self.ballots],
             "evidence": base64.b64encode(self.evidence).decode(),
+            "farewells": [
+                [number, attempt, base64.b64encode(data).decode()] for number, (attempt, data) in self.farewells.items()
+            ],
         }
         self.save(json.dumps(value).encode())
+
+
+def acceptors_after(weights: Mapping[str, int], farewells: Mapping[str, str]) -> dict[str, int]:
+    """Who speaks for how much in a round, once some of its acceptors have left.
+
+    All weights are doubled, and the first acceptor by digest, who decides even splits, has one more: so that there are no
+    ties, whoever speaks for that one now. Chains are followed; members of a circle speak for themselves.
+
+    Args:
+        weights: the acceptors of the round.
+        farewells: who leaves -> whom it names.
+
+    >>> acceptors_after({"a": 3, "b": 1}, {"a": "c", "c": "d"}) in ({"d": 7, "b": 2}, {"d": 6, "b": 3})
+    True
+    """
+    first = min(weights, key=lambda peer: canonical.sha256_hex(peer.encode()), default="")
+    counted: dict[str, int] = {}
+    for peer, weight in weights.items():
+        voice, seen = peer, set()
+        while voice in farewells and voice not in seen:
+            seen.add(voice)
+            voice = farewells[voice]
+        counted[voice] = counted.get(voice, 0) + 2 * weight + (peer == first)
+    return counted
 
 
 def is_committed(voters: set[str], acceptors: Mapping[str, int], group: Mapping[str, int]) -> bool:

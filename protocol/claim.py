@@ -2,6 +2,7 @@
 
     claim       made before its author sees anyone's update: "from this base I did this much work, and this is my update"
     vote        "after averaging this group's updates, my state has this digest"
+    farewell    "I leave; who I name speaks for my weight in this round"
     agreement   a round's claims and votes, together with the members' certificates: proof that the round was committed
 
 These rules do no I/O. Peers apply them to commit, the coordinator to grant credit, a verifier to believe a checkpoint.
@@ -24,9 +25,11 @@ from protocol.keys import PeerIdentity
 
 CLAIM_TYPE = "application/vnd.potluck.claim.v1+json"
 VOTE_TYPE = "application/vnd.potluck.vote.v1+json"
+FAREWELL_TYPE = "application/vnd.potluck.farewell.v1+json"
 MAX_GROUP = 1024
 MAX_AGREEMENT_BYTES = 8 << 20
 MAX_TOKENS = 2**40  # tokens one peer can claim for one round
+LATE_DIVISOR = 2  # tokens of an update that missed its round count for so much less in the next one
 GROWTH_CAP = 4  # a member counts at most this many times what it had agreed in the round before
 
 
@@ -43,6 +46,19 @@ class UpdateDigest(_Statement):
     codec: str = Field(max_length=32)
 
 
+class Late(_Statement):
+    """Work that missed the round before, because it came too late or its author could not be reached; part of the update.
+
+    It was done from the base before, so it counts for less; work that is older still is dropped. It cannot count twice:
+    whoever is in the agreement of the round before has no late work.
+    """
+
+    base: Hex64  # state digest that the round before started from
+    tokens: int = Field(ge=1, le=MAX_TOKENS)
+    first_batch: int = Field(ge=0, le=2**40)
+    batches: int = Field(ge=1, le=2**40)
+
+
 class Claim(_Statement):
     """One peer's statement about its update of one round."""
 
@@ -55,9 +71,15 @@ class Claim(_Statement):
     batches: int = Field(ge=1, le=2**40)  # … this many
     update: UpdateDigest
     segments: tuple[Hex64, ...] = Field(default=(), max_length=1024)  # digests of the local state, for replay
+    late: Late | None = None
+
+    @property
+    def worth(self) -> int:
+        """Tokens that the claim may count for: those of its round, and a share of the late ones."""
+        return self.tokens + (self.late.tokens // LATE_DIVISOR if self.late else 0)
 
     def sign(self, identity: PeerIdentity) -> Envelope:
-        return envelope.sign(self.model_dump(mode="json"), CLAIM_TYPE, identity)
+        return envelope.sign(self.model_dump(mode="json", exclude_none=True), CLAIM_TYPE, identity)
 
 
 class Vote(_Statement):
@@ -74,6 +96,18 @@ class Vote(_Statement):
         return envelope.sign(self.model_dump(mode="json"), VOTE_TYPE, identity)
 
 
+class Farewell(_Statement):
+    """A member that leaves hands its weight as an acceptor of one round to another; see `peer.round_rules`."""
+
+    run: Hex64
+    round: int = Field(ge=1, le=10**9)
+    successor: str = Field(max_length=64)  # peer id
+    attempt: int = Field(ge=0, le=10**6)  # counts from this attempt on
+
+    def sign(self, identity: PeerIdentity) -> Envelope:
+        return envelope.sign(self.model_dump(mode="json"), FAREWELL_TYPE, identity)
+
+
 def open_claim(data: bytes) -> tuple[str, Claim]:
     """Check a claim's signature and form; returns (peer id, claim). Raises: FormatError, SignatureError."""
     peer_id, value = envelope.open_by_peer(data, CLAIM_TYPE)
@@ -86,6 +120,12 @@ def open_vote(data: bytes) -> tuple[str, Vote]:
     return peer_id, _parse(Vote, value)
 
 
+def open_farewell(data: bytes) -> tuple[str, Farewell]:
+    """Check a farewell's signature and form; returns (peer id, farewell). Raises: FormatError, SignatureError."""
+    peer_id, value = envelope.open_by_peer(data, FAREWELL_TYPE)
+    return peer_id, _parse(Farewell, value)
+
+
 def group_digest(claims: list[Envelope]) -> str:
     """Names a group: who is in it, with which claims, in which order."""
     return canonical.digest([claim.digest for claim in claims])
@@ -94,7 +134,7 @@ def group_digest(claims: list[Envelope]) -> str:
 def weights(claims: Mapping[str, Claim], previous: Mapping[str, int]) -> dict[str, int]:
     """What each claim counts for in the average, the vote and the credit.
 
-    A member counts its claimed tokens, but at most `GROWTH_CAP` times what it was agreed to have done in the round
+    A member counts its claimed tokens (late ones less), but at most `GROWTH_CAP` times what it was agreed to have done in the round
     before; one that was not in that round counts at most as much as the strongest that was. All peers compute this
     from the same two agreements, so all get the same weights.
 
@@ -104,9 +144,15 @@ def weights(claims: Mapping[str, Claim], previous: Mapping[str, int]) -> dict[st
     """
     newcomer_cap = max(previous.values(), default=MAX_TOKENS)
     return {
-        peer_id: min(claim.tokens, GROWTH_CAP * previous[peer_id] if peer_id in previous else newcomer_cap)
+        peer_id: min(claim.worth, GROWTH_CAP * previous[peer_id] if peer_id in previous else newcomer_cap)
         for peer_id, claim in claims.items()
     }
+
+
+def check_late(peer_id: str, claim: Claim, previous: Mapping[str, int]) -> None:
+    """Check that late work has not been counted in the round before. Raises: VerificationError."""
+    if claim.late is not None and (peer_id in previous or claim.round == 1):
+        raise VerificationError(f"{peer_id} claims late work, and was in the round before with it")
 
 
 def has_majority(voters: set[str], of: Mapping[str, int]) -> bool:
@@ -210,6 +256,8 @@ class Agreement:
 
     def check_against(self, previous: Mapping[str, int]) -> None:
         """Check that the weights follow from the claims and the round before. Raises: VerificationError."""
+        for peer_id, claim in self.claims.items():
+            check_late(peer_id, claim, previous)
         expected = weights(self.claims, previous)
         if dict(self.weights) != expected:
             raise VerificationError(f"round {self.round}: the weights do not follow from the claims")
@@ -220,9 +268,9 @@ def _check_claims(claims: Mapping[str, Claim], given: Mapping[str, Any], run: st
         raise VerificationError("the weights name other peers than the claims")
     for peer_id, claim in claims.items():
         weight = given[peer_id]
-        if not isinstance(weight, int) or isinstance(weight, bool) or not 1 <= weight <= claim.tokens:
+        if not isinstance(weight, int) or isinstance(weight, bool) or not 1 <= weight <= claim.worth:
             raise VerificationError(
-                f"{peer_id}: a weight is between 1 and the {claim.tokens} claimed tokens, got {weight!r}"
+                f"{peer_id}: a weight is between 1 and the {claim.worth} claimed tokens, got {weight!r}"
             )
         expected = {"run": run, "round": vote.round, "base": vote.base}
         for field, value in expected.items():
@@ -253,15 +301,20 @@ def _parse(model: type[Any], value: Any) -> Any:
 
 __all__ = [
     "CLAIM_TYPE",
+    "FAREWELL_TYPE",
     "VOTE_TYPE",
     "Agreement",
     "Claim",
+    "Farewell",
+    "Late",
     "RefusedError",
     "UpdateDigest",
     "Vote",
+    "check_late",
     "group_digest",
     "has_majority",
     "open_claim",
+    "open_farewell",
     "open_vote",
     "weights",
 ]

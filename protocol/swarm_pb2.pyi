@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Progress(_message.Message):
-    __slots__ = ("certificate", "round", "base", "tokens", "tokens_per_s", "leaving", "attempt", "addresses", "history_tokens", "step_s", "can_reduce", "voted")
+    __slots__ = ("certificate", "round", "base", "tokens", "tokens_per_s", "leaving", "attempt", "addresses", "history_tokens", "step_s", "can_reduce", "from_you_bytes_s", "up_bytes_s", "farewells")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
@@ -19,7 +19,9 @@ class Progress(_message.Message):
     HISTORY_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STEP_S_FIELD_NUMBER: _ClassVar[int]
     CAN_REDUCE_FIELD_NUMBER: _ClassVar[int]
-    VOTED_FIELD_NUMBER: _ClassVar[int]
+    FROM_YOU_BYTES_S_FIELD_NUMBER: _ClassVar[int]
+    UP_BYTES_S_FIELD_NUMBER: _ClassVar[int]
+    FAREWELLS_FIELD_NUMBER: _ClassVar[int]
     certificate: str
     round: int
     base: str
@@ -31,8 +33,10 @@ class Progress(_message.Message):
     history_tokens: int
     step_s: float
     can_reduce: bool
-    voted: bool
-    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., tokens: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., leaving: _Optional[bool] = ..., attempt: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., history_tokens: _Optional[int] = ..., step_s: _Optional[float] = ..., can_reduce: _Optional[bool] = ..., voted: _Optional[bool] = ...) -> None: ...
+    from_you_bytes_s: float
+    up_bytes_s: float
+    farewells: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., tokens: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., leaving: _Optional[bool] = ..., attempt: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., history_tokens: _Optional[int] = ..., step_s: _Optional[float] = ..., can_reduce: _Optional[bool] = ..., from_you_bytes_s: _Optional[float] = ..., up_bytes_s: _Optional[float] = ..., farewells: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Proposal(_message.Message):
     __slots__ = ("certificate", "round", "base", "attempt", "timeout_s")
@@ -49,7 +53,7 @@ class Proposal(_message.Message):
     def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., attempt: _Optional[int] = ..., timeout_s: _Optional[float] = ...) -> None: ...
 
 class ProposalReply(_message.Message):
-    __slots__ = ("accepted", "reason", "certificate", "claim", "voted", "can_reduce", "attempt")
+    __slots__ = ("accepted", "reason", "certificate", "claim", "voted", "can_reduce", "attempt", "farewells")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +61,7 @@ class ProposalReply(_message.Message):
     VOTED_FIELD_NUMBER: _ClassVar[int]
     CAN_REDUCE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    FAREWELLS_FIELD_NUMBER: _ClassVar[int]
     accepted: bool
     reason: str
     certificate: str
@@ -64,7 +69,8 @@ class ProposalReply(_message.Message):
     voted: _containers.RepeatedCompositeFieldContainer[Voted]
     can_reduce: bool
     attempt: int
-    def __init__(self, accepted: _Optional[bool] = ..., reason: _Optional[str] = ..., certificate: _Optional[str] = ..., claim: _Optional[bytes] = ..., voted: _Optional[_Iterable[_Union[Voted, _Mapping]]] = ..., can_reduce: _Optional[bool] = ..., attempt: _Optional[int] = ...) -> None: ...
+    farewells: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, accepted: _Optional[bool] = ..., reason: _Optional[str] = ..., certificate: _Optional[str] = ..., claim: _Optional[bytes] = ..., voted: _Optional[_Iterable[_Union[Voted, _Mapping]]] = ..., can_reduce: _Optional[bool] = ..., attempt: _Optional[int] = ..., farewells: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Voted(_message.Message):
     __slots__ = ("vote", "group")
@@ -75,17 +81,27 @@ class Voted(_message.Message):
     def __init__(self, vote: _Optional[bytes] = ..., group: _Optional[_Union[Group, _Mapping]] = ...) -> None: ...
 
 class GroupMember(_message.Message):
-    __slots__ = ("certificate", "claim", "can_reduce")
+    __slots__ = ("certificate", "claim", "can_reduce", "share")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     CLAIM_FIELD_NUMBER: _ClassVar[int]
     CAN_REDUCE_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
     certificate: str
     claim: bytes
     can_reduce: bool
-    def __init__(self, certificate: _Optional[str] = ..., claim: _Optional[bytes] = ..., can_reduce: _Optional[bool] = ...) -> None: ...
+    share: int
+    def __init__(self, certificate: _Optional[str] = ..., claim: _Optional[bytes] = ..., can_reduce: _Optional[bool] = ..., share: _Optional[int] = ...) -> None: ...
+
+class LeftOut(_message.Message):
+    __slots__ = ("peer", "reason")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    reason: str
+    def __init__(self, peer: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Group(_message.Message):
-    __slots__ = ("certificate", "round", "base", "attempt", "members", "complete", "votes")
+    __slots__ = ("certificate", "round", "base", "attempt", "members", "complete", "votes", "left_out", "farewells")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +109,8 @@ class Group(_message.Message):
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
     VOTES_FIELD_NUMBER: _ClassVar[int]
+    LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    FAREWELLS_FIELD_NUMBER: _ClassVar[int]
     certificate: str
     round: int
     base: str
@@ -100,7 +118,9 @@ class Group(_message.Message):
     members: _containers.RepeatedCompositeFieldContainer[GroupMember]
     complete: str
     votes: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., attempt: _Optional[int] = ..., members: _Optional[_Iterable[_Union[GroupMember, _Mapping]]] = ..., complete: _Optional[str] = ..., votes: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    left_out: _containers.RepeatedCompositeFieldContainer[LeftOut]
+    farewells: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., attempt: _Optional[int] = ..., members: _Optional[_Iterable[_Union[GroupMember, _Mapping]]] = ..., complete: _Optional[str] = ..., votes: _Optional[_Iterable[bytes]] = ..., left_out: _Optional[_Iterable[_Union[LeftOut, _Mapping]]] = ..., farewells: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class GroupReply(_message.Message):
     __slots__ = ("accepted", "reason")

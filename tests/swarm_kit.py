@@ -26,10 +26,10 @@ with warnings.catch_warnings():  # hivemind's layers of experts, which nobody he
     import hivemind  # noqa: F401
 
 from peer.round_rules import BallotBox
-from peer.swarm.allreduce import Limits
 from peer.swarm.group import Rules
 from peer.swarm.head import Head
 from peer.swarm.node import Node
+from peer.swarm.pace import Limits
 from peer.swarm.records import RecordValidator
 from peer.swarm.rounds import RoundReport, Rounds
 from peer.training.codec import EncodedUpdate

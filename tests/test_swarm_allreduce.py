@@ -14,9 +14,11 @@ import torch
 from swarm_kit import World, run, until
 
 from peer.swarm import frames
-from peer.swarm.allreduce import Limits, Reduction
+from peer.swarm.allreduce import Reduction
 from peer.swarm.group import Group, Member
+from peer.swarm.members import MemberBook
 from peer.swarm.node import Node
+from peer.swarm.pace import Limits, Pace
 from peer.training.codec import EncodedUpdate
 from protocol import swarm_pb2
 from protocol.errors import NetworkError, RoundAborted
@@ -46,6 +48,7 @@ class Attempt:
         self, world: World, nodes: list[Node], *, limits: Limits = LIMITS, reducers: int | None = None
     ) -> None:
         self.world, self.limits = world, limits
+        self.book = MemberBook(world.card.run, world.card.member_key)
         count = len(nodes)
         self.updates = [EncodedUpdate.encode(world.update(index), world.spec.sync.wire) for index in range(count)]
         claims = [world.claim(index, update) for index, update in enumerate(self.updates)]
@@ -63,7 +66,7 @@ class Attempt:
 
     def _party(self, index: int, node: Node) -> Party:
         token = self.world.certificate(index)
-        made = Reduction(self.group, node.peer_id, self.updates[index], node, NAME, token, self.limits)
+        made = Reduction(self.group, node.peer_id, self.updates[index], node, NAME, token, Pace(self.limits), self.book)
         return Party(node, made)
 
     async def serve(self, which: list[Party] | None = None) -> None:

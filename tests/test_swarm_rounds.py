@@ -14,11 +14,11 @@ import torch
 from swarm_kit import Peer, World, acquaint, agreed, meet, run, until
 
 from peer.round_rules import Ballot, BallotBox
-from peer.swarm import frames, rounds
-from peer.swarm.allreduce import Limits
+from peer.swarm import frames
 from peer.swarm.group import Group
 from peer.swarm.head import MAX_HISTORY_TOKENS, Head
 from peer.swarm.node import Node
+from peer.swarm.pace import Limits
 from peer.swarm.rounds import FREE_ATTEMPTS, Rounds
 from peer.training.codec import EncodedUpdate
 from peer.training.outer import outer_step
@@ -121,7 +121,7 @@ def test_a_member_that_is_silent_in_mid_round_is_left_out_and_no_work_is_lost(tm
     world = World(tmp_path, round_tokens=800)
 
     async def main() -> None:
-        async with world.peers(2, work_s=0.4) as peers, world.peer(2, *peers, engine=Mute, tokens=800):
+        async with world.peers(2, work_s=0.4) as peers, world.peer(2, *peers, engine=Mute, tokens=800) as mute:
             await until(lambda: peers[0].rounds._reduction and len(peers[0].rounds._reduction.group.members) == 3)
             start = peers[0].round
             await until(lambda: all(peer.round >= start + 2 for peer in peers), what="two more rounds")
@@ -129,6 +129,8 @@ def test_a_member_that_is_silent_in_mid_round_is_left_out_and_no_work_is_lost(tm
             for peer in peers:
                 assert len(peer.handed_over) == len(set(peer.handed_over)), "work was done twice for one base"
             assert any(report.attempts > 1 for report in peers[0].reports)
+            reasons = [reason for report in peers[0].reports for who, reason in report.left_out if who == mute.me]
+            assert any("no data" in reason for reason in reasons), reasons
 
     run(main())
 
@@ -605,13 +607,13 @@ async def bound(world: World, node: Any, peer: Peer) -> swarm_pb2.ProposalReply:
 
 
 def as_member(reply: swarm_pb2.ProposalReply) -> swarm_pb2.GroupMember:
-    return swarm_pb2.GroupMember(certificate=reply.certificate, claim=reply.claim, can_reduce=True)
+    return swarm_pb2.GroupMember(certificate=reply.certificate, claim=reply.claim, can_reduce=True, share=1)
 
 
 def own_member(world: World, index: int = HOSTILE, **changes: Any) -> swarm_pb2.GroupMember:
     encoded = EncodedUpdate.encode(world.update(index), world.spec.sync.wire)
     made = world.claim(index, encoded, **changes).sign(world.identity(index))
-    return swarm_pb2.GroupMember(certificate=world.certificate(index), claim=made.to_bytes(), can_reduce=True)
+    return swarm_pb2.GroupMember(certificate=world.certificate(index), claim=made.to_bytes(), can_reduce=True, share=1)
 
 
 @pytest.mark.parametrize(
@@ -730,7 +732,7 @@ def test_an_abort_from_outside_the_group_is_ignored(tmp_path: Path) -> None:
             await talk(world, liar, peers[0], "abort", abort, swarm_pb2.Ack)
             await asyncio.sleep(0.2)
             assert not any("because" in reason for reason in gave_up)
-            assert peers[1].me not in peers[0].rounds._avoid
+            assert peers[1].me not in peers[0].rounds._standing.spoilt()
             part = swarm_pb2.Part(group=group.digest, attempt=group.attempt)
             with pytest.raises(NetworkError):
                 await talk(world, liar, peers[0], "reduce", part, swarm_pb2.Part)
@@ -770,26 +772,3 @@ def test_a_promise_that_cannot_be_kept_does_not_stop_the_clock(tmp_path: Path) -
             assert not failures
 
     run(main())
-
-
-def test_a_member_that_left_long_ago_is_still_known_to_have_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world = small(tmp_path, round_tokens=10**9)
-
-    async def main() -> None:
-        async with world.peers(1) as (peer,):
-            book, base = peer.rounds.book, world.genesis.digest
-            book.note("gone", swarm_pb2.Progress(round=1, base=base, leaving=True))
-            book.note("voted", swarm_pb2.Progress(round=1, base=base, leaving=True, voted=True))
-            book.note("ahead", swarm_pb2.Progress(round=2, base="f" * 64, leaving=True))
-            monkeypatch.setattr("peer.swarm.members.FORGET_S", 0.0)
-            book.alive()
-            assert book.get("gone") is None
-            assert book.left(1, base) == {"gone"}
-            assert book.left(2, "e" * 64) == {"gone", "voted"}, "who left in an earlier round has no vote in this one"
-            book.note("gone", swarm_pb2.Progress(round=1, base=base))
-            assert book.left(1, base) == set()
-
-    run(main())
-    assert rounds.MAX_ATTEMPT == 10**6 and meet

@@ -4,9 +4,10 @@ Each reducer owns a range of chunks. A member opens one stream to each reducer, 
 averaged ones back on the same stream. What differs from hivemind's: a chunk counts only with a Merkle proof that its
 sender claimed it before the group formed; weights come from the claims; chunks are averaged in group order, whenever they
 came; the average is encoded once and all members, the reducer too, decode the same bytes; and a part that does not
-come fails the attempt for everybody instead of being averaged without.
+come fails the attempt for everybody instead of being averaged without. Nothing has a fixed time: bytes that come, however
+slowly, are progress; see `peer.swarm.pace` for how long there may be none.
 
-    reduction = Reduction(group, me, update, transport, limits)
+    reduction = Reduction(group, me, update, node, stream_name, certificate, pace, book)
     averaged = await reduction.run()      # flat fp32 [N]; or RoundAborted, and nothing has changed
 """
 
@@ -23,26 +24,46 @@ import torch
 
 from peer.swarm import frames
 from peer.swarm.group import Group
+from peer.swarm.members import MemberBook
 from peer.swarm.node import Node, short
+from peer.swarm.pace import MEASURED_FROM_BYTES, Pace
 from peer.training.aggregate import weighted_mean
 from peer.training.codec import EncodedUpdate, chunk_sizes, codec, verify_chunk
 from protocol import swarm_pb2
 from protocol.errors import FormatError, NetworkError, RefusedError, RoundAborted
 
 WATCH_INTERVAL_S = 0.25
+LONGEST_WAIT_S = 600.0  # on one stream; `_watch` looks whether the other side is still there
 _MAX_PART_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How long to wait in an all-reduce."""
+@dataclass
+class Arrival:
+    """How one sender's parts come in."""
 
-    silence_s: float = 10.0  # a sender that owes parts may be silent this long
-    total_s: float = 600.0  # one all-reduce, whatever its size
+    first: float = 0.0  # time.monotonic() when some came
+    last: float = 0.0
+    bytes: int = 0  # that came after the first
+
+    def count(self, size: int) -> None:
+        self.last = time.monotonic()
+        if self.first:
+            self.bytes += size
+        else:
+            self.first = self.last
+
+    @property
+    def bytes_s(self) -> float:
+        """0 when too little came to tell."""
+        return self.bytes / max(self.last - self.first, 1e-3) if self.bytes >= MEASURED_FROM_BYTES else 0.0
 
 
 class Reduction:
-    """One member's part in one all-reduce."""
+    """One member's part in one all-reduce.
+
+    Args:
+        stage: told "send" before each stream's first part, "reduce" at each sender's first part.
+    """
 
     def __init__(
         self,
@@ -52,12 +73,13 @@ class Reduction:
         node: Node,
         stream_name: str,
         certificate: str,
-        limits: Limits,
+        pace: Pace,
+        book: MemberBook,
         stage: Callable[[str], None] = lambda name: None,
     ) -> None:
-        self._stage = stage  # told "send" before each stream's first part, "reduce" at each sender's first part
+        self._pace, self._book, self._stage = pace, book, stage
         self.group, self._me, self._update = group, me, update
-        self._node, self._stream_name, self._certificate, self._limits = node, stream_name, certificate, limits
+        self._node, self._stream_name, self._certificate = node, stream_name, certificate
         self._sizes = chunk_sizes(update.values, update.chunk_values)
         self._ranges = group.ranges(len(self._sizes))
         self._mine = self._ranges.get(me, range(0))
@@ -68,6 +90,10 @@ class Reduction:
         self._averaged = torch.empty(update.values)
         self._owed = {peer: len(self._mine) for peer in group.by_peer if peer != me}
         self._heard = dict.fromkeys(self._owed, time.monotonic())
+        self._awaited: set[str] = set()  # reducers that have not sent all of their averages
+        self._arrivals = {peer: Arrival() for peer in self._owed}
+        self._longest_gap_s = 0.0
+        self.seconds = 0.0  # that it took
         self._served: set[str] = set()  # who has opened its one stream
         self._failure: asyncio.Future[None] = loop.create_future()
         self.culprit = ""  # the member whose silence or bad data ended the attempt, when that is known
@@ -78,6 +104,7 @@ class Reduction:
         Raises:
             RoundAborted: something did not come, was not what its sender had claimed, or another member gave up.
         """
+        started, total_s = time.monotonic(), self._pace.total_s(2 * sum(map(len, self._update.chunks)))
         tasks = [
             asyncio.create_task(self._exchange(peer))
             for peer, chunks in self._ranges.items()
@@ -87,11 +114,16 @@ class Reduction:
         everything: asyncio.Future[Any] = asyncio.gather(*tasks[:-1], *self._results.values())
         try:
             ends: list[asyncio.Future[Any]] = [everything, self._failure]
-            done, _ = await asyncio.wait(ends, timeout=self._limits.total_s, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(ends, timeout=total_s, return_when=asyncio.FIRST_COMPLETED)
             if everything in done:
                 everything.result()
+                self.seconds = time.monotonic() - started
+                self._pace.went_well(self._longest_gap_s, self.seconds)
+                self._pace.arrived({peer: item.bytes_s for peer, item in self._arrivals.items() if item.bytes_s})
                 return self._averaged
-            self.fail(f"the all-reduce took longer than {self._limits.total_s:.0f} s")
+            self._pace.failed()
+            missing = [*(peer for peer, owed in self._owed.items() if owed), *self._awaited]
+            self.fail(f"the all-reduce took longer than {total_s:.0f} s", missing[0] if missing else "")
             self._failure.result()
             raise AssertionError("a failure without a reason")
         except (NetworkError, FormatError, RefusedError) as error:
@@ -114,13 +146,25 @@ class Reduction:
             self._failure.exception()  # seen: nobody may be waiting for it any more
 
     async def _watch(self) -> None:
-        """Fails the attempt when a member owes parts and is silent."""
+        """Fails the attempt when a member owes parts and is silent, or owes averages and is gone."""
         while True:
             await asyncio.sleep(WATCH_INTERVAL_S)
-            now = time.monotonic()
-            for peer, owed in self._owed.items():
-                if owed and now - self._heard[peer] > self._limits.silence_s:
-                    self.fail(f"no data from {short(peer)} for {now - self._heard[peer]:.0f} s", peer)
+            now, silence_s = time.monotonic(), self._pace.silence_s
+            for peer, heard in self._heard.items():
+                silent_s = now - heard
+                # a reducer sends nothing while it waits for the slowest sender: it is there as long as it says so
+                gone = peer in self._awaited and not self._book.is_alive(peer)
+                if silent_s > silence_s and (self._owed[peer] or gone):
+                    self._pace.failed()
+                    self.fail(f"no data from {short(peer)} for {silent_s:.0f} s", peer)
+
+    def _count(self, peer: str, size: int) -> None:
+        """Some bytes came from a member."""
+        now = time.monotonic()
+        if self._owed[peer]:
+            self._longest_gap_s = max(self._longest_gap_s, now - self._heard[peer])
+        self._heard[peer] = now
+        self._book.heard(peer)
 
     async def _contribute_own(self) -> None:
         for chunk in self._mine:
@@ -142,14 +186,21 @@ class Reduction:
             raise
 
     async def _receive_averages(self, reducer: str, reader: asyncio.StreamReader) -> None:
-        timeout_s = 2 * self._limits.silence_s + 5  # the reducer itself waits for the slowest sender
+        self._awaited.add(reducer)
         for chunk in self._ranges[reducer]:
-            reply = await frames.receive(reader, swarm_pb2.Part, timeout_s=timeout_s, max_bytes=_MAX_PART_BYTES)
+            reply = await frames.receive(
+                reader,
+                swarm_pb2.Part,
+                timeout_s=LONGEST_WAIT_S,
+                max_bytes=_MAX_PART_BYTES,
+                on_bytes=lambda count: self._count(reducer, count),
+            )
             if reply.error:
                 raise RoundAborted(f"{short(reducer)}: {reply.error[:200]}")
             if reply.chunk != chunk:
                 raise FormatError(f"sent chunk {reply.chunk}, expected {chunk}")
             self._take_result(chunk, reply.data)
+        self._awaited.discard(reducer)
 
     async def _send_chunks(self, writer: asyncio.StreamWriter, chunks: range) -> None:
         for chunk in chunks:
@@ -157,7 +208,7 @@ class Reduction:
             if chunk == chunks[0]:
                 self._stage("send")
                 part.certificate, part.group, part.attempt = self._certificate, self.group.digest, self.group.attempt
-            await frames.send(writer, part, timeout_s=2 * self._limits.silence_s)
+            await frames.send(writer, part, timeout_s=LONGEST_WAIT_S)
 
     def _take_result(self, chunk: int, data: bytes) -> None:
         start = chunk * self._update.chunk_values
@@ -178,7 +229,7 @@ class Reduction:
         receiving = asyncio.create_task(self._receive_chunks(peer, first, reader))
         try:
             async for chunk, data in self._averages():
-                await frames.send(writer, swarm_pb2.Part(chunk=chunk, data=data), timeout_s=2 * self._limits.silence_s)
+                await frames.send(writer, swarm_pb2.Part(chunk=chunk, data=data), timeout_s=LONGEST_WAIT_S)
             await receiving
         except RoundAborted as error:
             with contextlib.suppress(NetworkError):
@@ -201,15 +252,20 @@ class Reduction:
     async def _receive_chunks(self, peer: str, first: swarm_pb2.Part, reader: asyncio.StreamReader) -> None:
         digest = self.group.by_peer[peer].claim.update
         part = first
+
+        def count(size: int) -> None:
+            self._arrivals[peer].count(size)
+            self._count(peer, size)
+
+        count(len(first.data))
         try:
             for chunk in self._mine:
                 if chunk != self._mine[0]:
                     part = await frames.receive(
-                        reader, swarm_pb2.Part, timeout_s=self._limits.silence_s, max_bytes=_MAX_PART_BYTES
+                        reader, swarm_pb2.Part, timeout_s=LONGEST_WAIT_S, max_bytes=_MAX_PART_BYTES, on_bytes=count
                     )
                 if part.chunk != chunk:
                     raise FormatError(f"sent chunk {part.chunk}, expected {chunk}")
-                self._heard[peer] = time.monotonic()
                 await self._accept(peer, chunk, verify_chunk(digest, chunk, part.data, list(part.proof)))
                 self._owed[peer] -= 1
         except (NetworkError, FormatError, RefusedError) as error:

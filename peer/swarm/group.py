@@ -6,18 +6,23 @@ claims in order, so two members that hold the same digest average the same updat
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from peer.swarm.farewells import Farewells
 from peer.training.codec import CHUNK_VALUES
 from protocol import certificate, claim, swarm_pb2
-from protocol.claim import Claim
+from protocol.claim import Claim, Late
 from protocol.envelope import Envelope
 from protocol.errors import VerificationError
 from protocol.run_spec import RunSpec
+
+MAX_SHARE = 1 << 20
+MAX_LEFT_OUT, MAX_REASON = 64, 120
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Member:
     claim: Claim
     envelope: Envelope
     can_reduce: bool
+    share: int = 1  # of the reducing, as a part of the sum of all; 0 when it cannot reduce
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,11 @@ class Rules:
     round: int
     base: str  # state digest
     previous: Mapping[str, int]  # weights of the round before
+    before: str = ""  # state digest that the round before started from; empty in round 1
 
-    def check_member(self, data: bytes, token: str, can_reduce: bool, expected_peer: str | None = None) -> Member:
+    def check_member(
+        self, data: bytes, token: str, can_reduce: bool, expected_peer: str | None = None, share: int = 1
+    ) -> Member:
         """Check one claim and its certificate.
 
         Raises:
@@ -64,7 +73,16 @@ class Rules:
             raise VerificationError("claims an update of another size, chunk size or codec than the run's")
         if made.tokens > made.batches * self.spec.data.sequence_length:
             raise VerificationError(f"claims {made.tokens} tokens in {made.batches} sequences: more than fit")
-        return Member(peer_id, token, made, Envelope.from_bytes(data), can_reduce)
+        if made.late is not None:
+            self._check_late(peer_id, made, made.late)
+        return Member(peer_id, token, made, Envelope.from_bytes(data), can_reduce, share if can_reduce else 0)
+
+    def _check_late(self, peer_id: str, made: Claim, late: Late) -> None:
+        claim.check_late(peer_id, made, self.previous)
+        if late.base != self.before:
+            raise VerificationError(f"claims late work from {late.base[:8]}…, expected {self.before[:8]}…")
+        if late.tokens > late.batches * self.spec.data.sequence_length:
+            raise VerificationError(f"claims {late.tokens} late tokens in {late.batches} sequences: more than fit")
 
 
 @dataclass(frozen=True)
@@ -79,6 +97,8 @@ class Group:
     weights: Mapping[str, int]
     complete: str = ""  # not averaging, but completing the vote for this state
     votes: tuple[bytes, ...] = ()  # with complete: the votes for it that the leader was shown
+    left_out: tuple[tuple[str, str], ...] = ()  # (peer id, why), by the leader's word; for people
+    farewells: Farewells = field(default_factory=Farewells)  # by which this attempt's majorities are counted
 
     @classmethod
     def build(cls, rules: Rules, attempt: int, leader: str, members: list[Member], complete: str = "") -> Group:
@@ -90,7 +110,7 @@ class Group:
         claims, sync = {member.peer_id: member.claim for member in members}, rules.spec.sync
         if not sync.min_peers <= len(members) <= sync.max_group or len(claims) != len(members):
             raise VerificationError(f"a group has {sync.min_peers} to {sync.max_group} members, each once")
-        if not any(member.can_reduce for member in members):
+        if not any(member.can_reduce and 0 < member.share <= MAX_SHARE for member in members):
             raise VerificationError("nobody in the group can be reached to reduce")
         weights = claim.weights(claims, rules.previous)
         return cls(rules.round, rules.base, attempt, leader, tuple(members), weights, complete)
@@ -104,9 +124,19 @@ class Group:
             )
         if len(message.members) > rules.spec.sync.max_group:
             raise VerificationError(f"a group has at most {rules.spec.sync.max_group} members")
-        members = [rules.check_member(item.claim, item.certificate, item.can_reduce) for item in message.members]
+        members = [
+            rules.check_member(item.claim, item.certificate, item.can_reduce, share=item.share)
+            for item in message.members
+        ]
         group = cls.build(rules, message.attempt, leader, members, message.complete)
-        return replace(group, votes=tuple(message.votes)) if message.complete else group
+        left_out = tuple((item.peer[:64], item.reason[:MAX_REASON]) for item in message.left_out[:MAX_LEFT_OUT])
+        farewells = Farewells.open(message.farewells, rules.run, rules.round)
+        if farewells.from_attempt > group.attempt:
+            raise VerificationError(
+                f"a farewell counts from attempt {farewells.from_attempt} on, not in {group.attempt}"
+            )
+        votes = tuple(message.votes) if message.complete else ()
+        return replace(group, votes=votes, left_out=left_out, farewells=farewells)
 
     def to_message(self, certificate: str) -> swarm_pb2.Group:
         return swarm_pb2.Group(
@@ -118,15 +148,24 @@ class Group:
             votes=self.votes,
             members=[
                 swarm_pb2.GroupMember(
-                    certificate=member.certificate, claim=member.envelope.to_bytes(), can_reduce=member.can_reduce
+                    certificate=member.certificate,
+                    claim=member.envelope.to_bytes(),
+                    can_reduce=member.can_reduce,
+                    share=member.share,
                 )
                 for member in self.members
             ],
+            left_out=[swarm_pb2.LeftOut(peer=peer, reason=reason) for peer, reason in self.left_out],
+            farewells=self.farewells.envelopes,
         )
 
-    def completing(self, attempt: int, leader: str, state: str, votes: tuple[bytes, ...]) -> Group:
+    def completing(
+        self, attempt: int, leader: str, state: str, votes: tuple[bytes, ...], farewells: Farewells
+    ) -> Group:
         """The same claims, voted on again in a later attempt."""
-        return replace(self, attempt=attempt, leader=leader, complete=state, votes=votes)
+        return replace(
+            self, attempt=attempt, leader=leader, complete=state, votes=votes, farewells=farewells, left_out=()
+        )
 
     @cached_property
     def digest(self) -> str:
@@ -138,7 +177,8 @@ class Group:
         return {member.peer_id: member for member in self.members}
 
     def ranges(self, chunks: int) -> dict[str, range]:
-        """Which chunks each reducer reduces: equal shares, in group order, cut at chunk boundaries."""
-        reducers = [member.peer_id for member in self.members if member.can_reduce]
-        bounds = [chunks * i // len(reducers) for i in range(len(reducers) + 1)]
-        return {peer: range(bounds[i], bounds[i + 1]) for i, peer in enumerate(reducers)}
+        """Which chunks each reducer reduces: by their shares, in group order, cut at chunk boundaries."""
+        reducers = [member for member in self.members if member.can_reduce]
+        reached = list(itertools.accumulate((member.share for member in reducers), initial=0))
+        bounds = [chunks * share // reached[-1] for share in reached]
+        return {member.peer_id: range(bounds[i], bounds[i + 1]) for i, member in enumerate(reducers)}

@@ -1,21 +1,26 @@
 """Who is there: the other members as this one sees them, each by what it last said of itself.
 
 Only authenticated peers with a valid certificate get in; what they say of their progress is believed for scheduling
-alone, never for credit. Somebody who has not been heard for `ALIVE_S` is not counted on.
+alone, never for credit. Somebody of whom nothing has been heard for `ALIVE_S`, not a byte, is not counted on.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from peer.round_rules import Branch
-from protocol import certificate, swarm_pb2
+from peer.swarm.farewells import MAX_FAREWELLS, Farewells
+from protocol import certificate, claim, swarm_pb2
 from protocol.errors import RefusedError
 
-ALIVE_S = 3.0
+INTERVAL_S = 0.3  # between two progress messages to one member
+PEERS_AT_FULL_PACE = 16  # beyond that, members report less often, so that a large swarm does not drown in it
+ALIVE_S = 3.0  # at full pace
 FORGET_S = 120.0
 MAX_MEMBERS = 4096
 _MAX_TOKENS = 2**53
@@ -36,6 +41,8 @@ class MemberView:
     history_tokens: int
     step_s: float
     addresses: tuple[str, ...]
+    up_bytes_s: float
+    from_me_bytes_s: float  # how fast this peer's parts came to it
     heard: float  # time.monotonic()
 
 
@@ -45,9 +52,7 @@ class MemberBook:
     def __init__(self, run: str, membership_key: Ed25519PublicKey) -> None:
         self._run, self._key = run, membership_key
         self._views: dict[str, MemberView] = {}
-        self._left: dict[
-            str, tuple[int, str, bool]
-        ] = {}  # peer id -> round and base that it left, whether it had voted
+        self._farewells: dict[int, Farewells] = {}  # by round
         self._checked: dict[str, tuple[str, int]] = {}  # peer id -> (certificate, expiry)
 
     def admit(self, peer_id: str, token: str) -> None:
@@ -85,28 +90,45 @@ class MemberBook:
             history_tokens=min(message.history_tokens, _MAX_TOKENS),
             step_s=_sane(message.step_s),
             addresses=tuple(message.addresses[:16]),
+            up_bytes_s=_sane(message.up_bytes_s),
+            from_me_bytes_s=_sane(message.from_you_bytes_s),
             heard=time.monotonic(),
         )
         self._views[peer_id] = view
-        if view.leaving:  # kept beyond `FORGET_S`: a round may take longer
-            self._left[peer_id] = (view.round, view.base, message.voted)
-        else:
-            self._left.pop(peer_id, None)
         return view
 
-    def lost(self, peer_id: str) -> None:
-        """A call to this member failed: do not count on it until it is heard again."""
+    def heard(self, peer_id: str) -> None:
+        """Something came from this member, whatever it was."""
         if peer_id in self._views:
-            self._views[peer_id].heard = min(self._views[peer_id].heard, time.monotonic() - ALIVE_S)
+            self._views[peer_id].heard = time.monotonic()
+
+    def lost(self, peer_id: str, since: float) -> None:
+        """A call to this member failed, and nothing else was heard of it `since` (time.monotonic()): do not count on it."""
+        view = self._views.get(peer_id)
+        if view is not None and view.heard < since:
+            view.heard = min(view.heard, time.monotonic() - self._alive_s)
+
+    @property
+    def interval_s(self) -> float:
+        """How long to wait between two progress messages to one member."""
+        return INTERVAL_S * max(1.0, len(self._views) / PEERS_AT_FULL_PACE)
+
+    @property
+    def _alive_s(self) -> float:
+        return max(ALIVE_S, 4 * self.interval_s)
+
+    def silent_s(self, peer_id: str) -> float:
+        """How long nothing has been heard of a member; infinite for one never heard of."""
+        view = self._views.get(peer_id)
+        return time.monotonic() - view.heard if view else float("inf")
 
     def alive(self) -> list[MemberView]:
         now = time.monotonic()
         self._views = {peer: view for peer, view in self._views.items() if now - view.heard < FORGET_S}
-        return [view for view in self._views.values() if now - view.heard < ALIVE_S]
+        return [view for view in self._views.values() if now - view.heard < self._alive_s]
 
     def is_alive(self, peer_id: str) -> bool:
-        view = self._views.get(peer_id)
-        return view is not None and time.monotonic() - view.heard < ALIVE_S
+        return self.silent_s(peer_id) < self._alive_s
 
     def known(self) -> list[MemberView]:
         return list(self._views.values())
@@ -118,16 +140,24 @@ class MemberBook:
         """Live members that work on this round from this base, and stay."""
         return [view for view in self.alive() if (view.round, view.base, view.leaving) == (round, base, False)]
 
-    def left(self, round: int, base: str) -> set[str]:
-        """Members that left without a vote in this round, and have not been heard to come back.
+    def take_farewells(self, envelopes: Iterable[bytes], round: int) -> None:
+        """Keep what was heard of members that leave in this round or the next. Raises: FormatError, RefusedError."""
+        self._farewells = {number: known for number, known in self._farewells.items() if number >= round}
+        for data in itertools.islice(envelopes, MAX_FAREWELLS):
+            if any(data == known for farewells in self._farewells.values() for known in farewells.envelopes):
+                continue
+            peer, said = claim.open_farewell(data)
+            known = self._farewells.get(said.round, Farewells())
+            near = round <= said.round <= round + 1 and len(known.by_peer) < MAX_FAREWELLS
+            if said.run == self._run and near:
+                self._farewells[said.round] = known.joined(Farewells({peer: (said, data)}))
 
-        One that has voted in it, or went on to the next round, may have committed it: that one is still counted.
-        """
-        return {
-            peer
-            for peer, (their_round, their_base, voted) in self._left.items()
-            if their_round < round or ((their_round, their_base) == (round, base) and not voted)
-        }
+    def farewells(self, round: int) -> Farewells:
+        """All that is known for a round."""
+        return self._farewells.get(round, Farewells())
+
+    def to_relay(self) -> list[bytes]:
+        return [data for farewells in self._farewells.values() for data in farewells.envelopes]
 
     def branches(self) -> list[Branch]:
         """The histories that live members stand on."""

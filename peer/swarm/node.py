@@ -217,7 +217,11 @@ class Node:
         """
         async with self.stream(peer_id, name) as (reader, writer):
             await frames.send(writer, request, timeout_s=timeout_s)
-            return await frames.receive(reader, reply, timeout_s=timeout_s)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    return await frames.receive(reader, reply, timeout_s=timeout_s)
+            except TimeoutError as error:
+                raise NetworkError(f"nothing came for {timeout_s:.1f} s") from error
 
     async def store_record(self, key: str, subkey: str, value: bytes, expires: float) -> bool:
         """Put a record into the DHT, to be found until `expires` (Unix seconds). Raises: NetworkError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,19 +15,17 @@ from protocol.errors import FormatError, NetworkError, RefusedError
 
 logger = logging.getLogger(__name__)
 
-INTERVAL_S = 0.3
-PEERS_AT_FULL_PACE = 16  # beyond that, members report less often, so that a large swarm does not drown in it
-
 
 class Gossip:
     """Sends this member's progress, and keeps what comes back.
 
     Args:
-        current: makes the message of the moment.
+        current: makes the message of the moment for one member.
+        round: that this member works on.
     """
 
-    def __init__(self, talk: Talk, current: Callable[[], swarm_pb2.Progress]) -> None:
-        self._talk, self._current = talk, current
+    def __init__(self, talk: Talk, current: Callable[[str], swarm_pb2.Progress], round: Callable[[], int]) -> None:
+        self._talk, self._current, self._round = talk, current, round
         self._in_flight: set[str] = set()
         self.contacts: set[str] = set()  # peer ids to try, whether heard of before or not
 
@@ -46,7 +45,7 @@ class Gossip:
             everyone = self._everyone()
             for peer in everyone:
                 self._talk.spawn(self._tell(peer))
-            await asyncio.sleep(INTERVAL_S * max(1.0, len(everyone) / PEERS_AT_FULL_PACE))
+            await asyncio.sleep(self._talk.book.interval_s)
 
     async def _tell(self, peer: str) -> None:
         if peer in self._in_flight:
@@ -58,17 +57,21 @@ class Gossip:
             self._in_flight.discard(peer)
 
     async def _exchange(self, peer: str) -> None:
-        book = self._talk.book
+        book, started = self._talk.book, time.monotonic()
         try:
-            answer = await self._talk.call(peer, "progress", self._current(), swarm_pb2.Progress)
+            answer = await self._talk.call(peer, "progress", self._current(peer), swarm_pb2.Progress)
             book.admit(peer, answer.certificate)
-            book.note(peer, answer)
+            self._note(peer, answer)
         except (NetworkError, FormatError, RefusedError) as error:
             logger.debug("progress to %s: %s", short(peer), error.message)
-            book.lost(peer)
+            book.lost(peer, started)
             if book.get(peer) is None:
                 self.contacts.discard(peer)
 
     async def _answer(self, message: swarm_pb2.Progress, reader: Any, writer: Any, peer: str) -> None:
+        self._note(peer, message)
+        await self._talk.reply(writer, self._current(peer))
+
+    def _note(self, peer: str, message: swarm_pb2.Progress) -> None:
         self._talk.book.note(peer, message)
-        await self._talk.reply(writer, self._current())
+        self._talk.book.take_farewells(message.farewells, self._round())

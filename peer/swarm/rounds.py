@@ -23,24 +23,35 @@ from typing import Any
 
 import torch
 
-from peer.round_rules import Ballot, BallotBox, Bound, must_complete
-from peer.swarm.allreduce import Limits, Reduction
+from peer.round_rules import BallotBox, Bound
+from peer.swarm import leading
+from peer.swarm.allreduce import Reduction
 from peer.swarm.catch_up import CatchUp
+from peer.swarm.contribution import Contribution, Leftover, leftover
 from peer.swarm.group import Group, Member, Rules
 from peer.swarm.head import Head, Position
 from peer.swarm.members import MemberBook, MemberView
 from peer.swarm.node import Node, short
+from peer.swarm.pace import Limits, Pace
 from peer.swarm.progress import Gossip
+from peer.swarm.standing import Standing
 from peer.swarm.talk import CALL_S, Talk
-from peer.swarm.voting import Voting, check_completing, open_voted
-from peer.training.codec import EncodedUpdate
+from peer.swarm.voting import Voting, check_completing
 from peer.training.outer import outer_step
 from peer.training.state import SharedState
 from peer.training.work import Update
 from protocol import canonical, claim, swarm_pb2
-from protocol.claim import Claim
+from protocol.claim import Farewell
 from protocol.envelope import Envelope
-from protocol.errors import FormatError, NetworkError, PotluckError, RefusedError, RoundAborted, VerificationError
+from protocol.errors import (
+    FormatError,
+    InputError,
+    NetworkError,
+    PotluckError,
+    RefusedError,
+    RoundAborted,
+    VerificationError,
+)
 from protocol.keys import PeerIdentity
 from protocol.run_card import RunCard
 
@@ -51,27 +62,13 @@ NEXT_IN_LINE_S = 1.5  # before the next in line proposes in place of a silent on
 PROPOSE_LEAST_S = 3.0  # members have this long, or three micro-batches, to answer a proposal
 PROPOSE_MOST_S = 60.0
 RETRY_MOST_S = 5.0  # between two attempts at one round
-AVOID_S = 10.0  # that a leader leaves out a member that spoilt a group
 FREE_ATTEMPTS, ATTEMPTS_PER_S = 1000, 20  # how far attempts may count up in a round, whoever counts them
 MAX_ATTEMPT = 10**6
-BROKEN_FREE = 2  # proposals without a group that a leader may make before it is shunned
-SHUN_MOST_S = 60.0  # that the proposals of a leader are refused which sends no group after them
+FIRST_PART_S = 30.0  # for a stream's first part to come
 LEAVE_S = 5.0  # to finish a group that is under way
 
 # where a member is in a round: `Rounds` says each as it comes, for displays and for tests that break things at one of them
 STAGES = ("work", "propose", "promise", "group", "send", "reduce", "averaged", "vote", "voted", "commit", "kept")
-
-Cast = dict[Ballot, tuple[Group, bytes]]  # what a member voted for -> in which group, and its signed vote
-
-
-@dataclass(frozen=True)
-class Ready:
-    """This member's finished work of one round: kept until the round is committed, however many attempts it takes."""
-
-    encoded: EncodedUpdate
-    claim: Claim
-    envelope: Envelope
-    since: float
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,8 @@ class Rounds:
     ) -> None:
         self._on_stage = on_stage
         self._identity, self._card, self._box = identity, card, box
-        self._on_commit, self._can_reduce, self._limits = on_commit, can_reduce, limits or Limits()
+        self._on_commit, self._can_reduce = on_commit, can_reduce
+        self.pace, self._standing = Pace(limits or Limits()), Standing()
         self.me = identity.peer_id
         self.book = MemberBook(card.run, card.member_key)
         self.position = Position(head)
@@ -136,12 +134,14 @@ class Rounds:
         self.ledger_round = 0  # as the coordinator last said
         self.waiting_for = ""  # why no round is being made, in words for the owner
         self._talk = Talk(node, card.run, self.book, certificate)
-        self.gossip = Gossip(self._talk, self._own_progress)
+        self.gossip = Gossip(self._talk, self._own_progress, lambda: self.position.round)
         self._catch_up = CatchUp(self._talk, card, self.position, self._can_go_on)
         self._voting = self._new_voting(None)
         self._round_started = time.monotonic()
         self._due_since: float | None = None
-        self._ready: Ready | None = None
+        self._ready: Contribution | None = None
+        self._late: Leftover | None = None  # missed the round before
+        self._left_out: tuple[tuple[str, str], ...] = ()  # by the leader's word, in the group of the round in hand
         self._ready_event, self._advanced, self._group_changed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._leaving = False
         self._engaged_until = 0.0  # bound to a leader until then
@@ -150,10 +150,7 @@ class Rounds:
         self._attempts = 0
         self._catching: tuple[str, asyncio.Task[Head | None]] | None = None  # from which head
         self._retry_at = 0.0
-        self._avoid: dict[str, float] = {}  # peer id -> until when it is left out of groups
         self._expecting = ""  # the leader that has this member's claim, until it sends the group
-        self._broken: dict[str, int] = {}  # peer id -> proposals of its that came to nothing
-        self._shunned: dict[str, float] = {}  # peer id -> until when its proposals are refused
 
     @property
     def head(self) -> Head:
@@ -167,10 +164,11 @@ class Rounds:
 
     async def start(self) -> None:
         """Serve the other members, and begin to talk to them."""
+        self._tell_own_farewells()
         serve = self._talk.serve
         await serve("propose", swarm_pb2.Proposal, self._answer_proposal)
         await serve("group", swarm_pb2.Group, self._answer_group)
-        await serve("reduce", swarm_pb2.Part, self._answer_reduce, first_s=2 * self._limits.silence_s)
+        await serve("reduce", swarm_pb2.Part, self._answer_reduce, first_s=FIRST_PART_S)
         await serve("vote", swarm_pb2.VoteMessage, self._answer_vote)
         await serve("abort", swarm_pb2.Abort, self._answer_abort)
         await self._catch_up.start()
@@ -183,11 +181,36 @@ class Rounds:
             await asyncio.wait({self._group_task}, timeout=LEAVE_S)
         self._leaving = True
         self.close_work.set()
+        await self._hand_over()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CALL_S):
                 await self.gossip.tell_everyone()
         await self._talk.close()
         self._advanced.set()
+
+    async def _hand_over(self) -> None:
+        """Name who speaks for this member's weight from now on, so that the others need not wait for it."""
+        staying = [view for view in self.book.alive() if not view.leaving]
+        if not staying:
+            return
+        here, weights = self.head.digest, self.head.weights
+        successor = max(
+            staying, key=lambda view: (view.base == here, weights.get(view.peer_id, 0), view.peer_id)
+        ).peer_id
+        for round in (self.position.round, self.position.round + 1):  # its claim may be in the agreement to come
+
+            def sign(attempt: int, round: int = round) -> bytes:
+                said = Farewell(run=self._card.run, round=round, successor=successor, attempt=attempt)
+                return said.sign(self._identity).to_bytes()
+
+            with contextlib.suppress(Bound, OSError, InputError):  # it has voted; or its disk is full: it is waited for
+                await asyncio.get_running_loop().run_in_executor(None, self._box.say_farewell, round, sign)
+        self._tell_own_farewells()
+
+    def _tell_own_farewells(self) -> None:
+        """Those that this member has said, also before a restart."""
+        own = [data for round, (_, data) in self._box.farewells.items() if round >= self.position.round]
+        self.book.take_farewells(own, self.position.round)
 
     # ---- the trainer's side ----------------------------------------------------------------------------------------
 
@@ -200,13 +223,14 @@ class Rounds:
         return self.head
 
     async def finish_work(self, update: Update, base: str) -> Head:
-        """Hand over a finished update; returns the next head, whether this update is part of it or not.
+        """Hand over a finished update, which is used up; returns the next head, whether this update is part of it or not.
 
         Raises:
             RoundAborted: this member is leaving.
         """
-        if base == self.head.digest and self._ready is None:
-            await self._make_ready(update, base)
+        if self._ready is None:
+            await (self._make_ready if base == self.head.digest else self._keep_late)(update, base)
+        del update  # as large as the model: not to be held while waiting
         while base == self.head.digest and not self._leaving:
             self._advanced.clear()
             await self._advanced.wait()
@@ -215,25 +239,30 @@ class Rounds:
         return self.head
 
     async def _make_ready(self, update: Update, base: str) -> None:
-        loop, since = asyncio.get_running_loop(), time.monotonic()
-        encoded = await loop.run_in_executor(None, EncodedUpdate.encode, update.vector, self._card.spec.sync.wire)
-        digest = await loop.run_in_executor(None, lambda: encoded.digest)
+        round, since = self.position.round, time.monotonic()
+        arguments = (update, self._card.spec, self._card.run, round, base, self._identity, self._late, since)
+        made = await asyncio.get_running_loop().run_in_executor(None, Contribution.make, *arguments)
         if base != self.head.digest:
-            return  # the round went on meanwhile
-        made = Claim(
-            run=self._card.run,
-            round=self.position.round,
-            base=base,
-            tokens=update.tokens,
-            flops=update.flops,
-            first_batch=update.first_batch,
-            batches=update.batches,
-            update=digest,
-            segments=update.segments,
-        )
-        self.progress.tokens = update.tokens
-        self._ready = Ready(encoded, made, made.sign(self._identity), since)
+            self._missed(made.fresh)  # the round went on meanwhile
+            return
+        self.progress.tokens = made.claim.tokens
+        self._ready = made
         self._ready_event.set()
+
+    async def _keep_late(self, update: Update, base: str) -> None:
+        """The round went on without this work."""
+        arguments = (update, self.head.round, base, self._card.spec.sync.wire)
+        if update.tokens:
+            self._missed(await asyncio.get_running_loop().run_in_executor(None, leftover, *arguments))
+
+    def _missed(self, work: Leftover) -> None:
+        """Work missed its round: keep it for the next one, unless it is too old by now or the round was made with other work."""
+        agreement = self.head.agreement
+        if agreement is not None and agreement.base == work.base and self.me not in agreement.weights:
+            self._late = work
+            logger.info(
+                "round %d went on without %d tokens of this peer; they count less in the next", work.round, work.tokens
+            )
 
     # ---- the clock: catching up, leading -----------------------------------------------------------------------------
 
@@ -277,22 +306,19 @@ class Rounds:
     def _release(self, now: float) -> None:
         """Stop waiting for the group of a leader that has this member's claim."""
         if self._expecting and now >= self._engaged_until and not self._busy(now):
-            self._strike(self._expecting, now)
+            self._strike(self._expecting)
 
-    def _strike(self, leader: str, now: float) -> None:
-        """A leader that asks and sends no group, again and again, is not followed for a while, each time longer."""
+    def _strike(self, leader: str) -> None:
         self._expecting = ""
-        self._broken[leader] = count = self._broken.get(leader, 0) + 1
-        logger.info("round %d: no group came from %s, who had asked for it", self.position.round, short(leader))
-        if count > BROKEN_FREE:
-            self._shunned[leader] = now + min(AVOID_S * 2 ** min(count - BROKEN_FREE - 1, 8), SHUN_MOST_S)
+        self._standing.strike(leader)
 
     async def _follow(self, head: Head) -> None:
         if self._ready is not None or self.progress.tokens:
             logger.info("round %d went on without this peer; going on from round %d", self.position.round, head.round)
         await self._advance(head)
 
-    def _own_progress(self) -> swarm_pb2.Progress:
+    def _own_progress(self, to: str) -> swarm_pb2.Progress:
+        """What to tell one member of this one."""
         box, round = self._box, self.position.round
         return swarm_pb2.Progress(
             certificate=self._talk.certificate(),
@@ -302,22 +328,31 @@ class Rounds:
             tokens_per_s=self.progress.tokens_per_s,
             leaving=self._leaving,
             attempt=max(box.attempt, 0) if box.round == round else 0,
-            voted=box.round == round and bool(box.ballots),
             addresses=self.addresses[:16],
             history_tokens=self.head.history_tokens,
             step_s=self.progress.step_s,
             can_reduce=self._can_reduce,
+            from_you_bytes_s=self.pace.arrived_from(to),
+            up_bytes_s=self._up_bytes_s(),
+            farewells=self.book.to_relay(),
         )
 
-    def _acceptors(self) -> dict[str, int]:
-        """Whose promises and votes count for the round in hand: the members of the last agreement that have not left.
+    def _up_bytes_s(self) -> float:
+        """This member's uplink, as far as it was used towards all others of the last group at the same time; 0: not measured."""
+        return sum(view.from_me_bytes_s for view in self.book.known() if view.peer_id in self.head.weights)
+
+    def _weights(self) -> dict[str, int]:
+        """Whose promises and votes count for the round in hand: the members of the last agreement, by their weights there.
 
         Before there was one it is the founder's alone: two groups that both begin the run cannot both have it.
         """
         if self.head.round == 0 and self.founder is not None:
             return {self.founder: 1}
-        left = self.book.left(self.position.round, self.head.digest)
-        return {peer: weight for peer, weight in self.head.weights.items() if peer not in left}
+        return self.head.weights
+
+    def _acceptors(self) -> dict[str, int]:
+        """Who speaks for how much of it, as far as this member knows; an attempt is counted by what its leader knows."""
+        return self.book.farewells(self.position.round).acceptors(self._weights())
 
     def _can_go_on(self) -> bool:
         """Whether those that stand on this member's head hold a majority of the round before."""
@@ -369,7 +404,7 @@ class Rounds:
         """Ask everyone for claim and promise, and run the group that comes of it."""
         round, rules, others = self.position.round, self._rules(), self._invited()
         heard = [view.attempt + 1 for view in others if 0 < view.attempt < self._last_attempt()]
-        attempt = max([self._box.next_attempt(round), *heard])
+        attempt = max([self._box.next_attempt(round), self.book.farewells(round).from_attempt, *heard])
         self._check_attempt(attempt)
         timeout_s = self._propose_timeout()
         await self._promise(round, attempt, self.me, timeout_s)
@@ -377,16 +412,20 @@ class Rounds:
         proposal = swarm_pb2.Proposal(
             certificate=self._talk.certificate(), round=round, base=rules.base, attempt=attempt, timeout_s=timeout_s
         )
-        asked = [self._talk.spawn(self._ask(view.peer_id, proposal, rules)) for view in others]
-        own = await self._wait_ready(timeout_s)
-        answers = [answer for answer in await asyncio.gather(*asked) if answer is not None]
+        gathering = self._talk.spawn(leading.gather(self._talk, others, proposal, rules))
+        try:
+            own = await self._wait_ready(timeout_s)
+            answers = await gathering
+        finally:
+            gathering.cancel()
         if not self._box.is_bound(round, attempt, self.me):
             raise RoundAborted("another attempt was joined meanwhile")
-        members = [self._own_member(own), *(member for member, _ in answers)]
-        cast = {self.me: self._voting.own_ballots(), **{member.peer_id: ballots for member, ballots in answers}}
-        if len(members) < self._card.spec.sync.min_peers or not claim.has_majority(set(cast), self._acceptors()):
-            raise RoundAborted(f"only {len(members)} of {len(others) + 1} peers answered")
-        group = self._choose_group(rules, attempt, members, cast)
+        answers.members[self.me] = self._own_member(own)
+        answers.cast[self.me] = self._voting.own_ballots()
+        self.book.take_farewells(answers.farewells.envelopes, round)
+        answers.farewells = self.book.farewells(round).joined(answers.farewells)
+        answers.left_out = self._unasked(others) | answers.left_out
+        group = self._choose_group(rules, attempt, answers)
         self._start_group(group)
         message = group.to_message(self._talk.certificate())
         for member in group.members:
@@ -395,18 +434,41 @@ class Rounds:
 
     def _invited(self) -> list[MemberView]:
         """Whom to ask: all that work from this base, as many as fit, without those that are to be left out."""
-        without = self._left_out()
+        without = self._to_avoid()
         others = self.book.together(self.position.round, self.head.digest)
         return [view for view in others if view.peer_id not in without][: self._card.spec.sync.max_group - 1]
 
-    def _left_out(self) -> set[str]:
+    def _choose_group(self, rules: Rules, attempt: int, answers: leading.Answers) -> Group:
+        lines = {view.peer_id: view.up_bytes_s for view in self.book.known()} | {self.me: self._up_bytes_s()}
+        return leading.choose_group(rules, attempt, self.me, answers, self._weights(), lines)
+
+    def _to_avoid(self) -> set[str]:
         """Members that spoilt a group a moment ago, if a round can be made without them."""
-        now = time.monotonic()
         others = {view.peer_id for view in self.book.together(self.position.round, self.head.digest)}
-        spoilt = {peer for peer, until in self._avoid.items() if until > now}
+        spoilt = self._standing.spoilt()
         here = {self.me} | others - spoilt
         enough = len(here) >= self._card.spec.sync.min_peers and claim.has_majority(here, self._acceptors())
         return spoilt if enough else set()
+
+    def _unasked(self, asked: list[MemberView]) -> dict[str, str]:
+        """Members that one would expect in the round and that were not asked -> why."""
+        known = {view.peer_id: view for view in self.book.known()}
+        expected = set(self.head.weights) | set(known)
+        return {
+            peer: self._standing.reason(peer) or self._why_not(known.get(peer))
+            for peer in expected - {view.peer_id for view in asked} - {self.me}
+        }
+
+    def _why_not(self, view: MemberView | None) -> str:
+        if view is None:
+            return "not heard since the round before"
+        if view.leaving:
+            return "left"
+        if not self.book.is_alive(view.peer_id):
+            return f"not heard for {self.book.silent_s(view.peer_id):.0f} s"
+        if view.base != self.head.digest:
+            return f"at round {view.round}" if view.round != self.position.round else "on another branch"
+        return "the group is full"
 
     def _propose_timeout(self) -> float:
         """How long members may take to hand over: three micro-batches of the slowest."""
@@ -431,39 +493,13 @@ class Rounds:
         self._attempts += 1
         self.close_work.set()
 
-    async def _wait_ready(self, timeout_s: float) -> Ready:
+    async def _wait_ready(self, timeout_s: float) -> Contribution:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._ready_event.wait()
         if self._ready is None:
             raise RoundAborted(f"own work was not finished within {timeout_s:.0f} s")
         return self._ready
-
-    async def _ask(self, peer: str, proposal: swarm_pb2.Proposal, rules: Rules) -> tuple[Member, Cast] | None:
-        """One member's claim and what it voted for, or None when it does not join."""
-        timeout_s = proposal.timeout_s + CALL_S
-        try:
-            reply = await self._talk.call(peer, "propose", proposal, swarm_pb2.ProposalReply, timeout_s)
-            if not reply.accepted:
-                logger.debug("%s does not join: %s", short(peer), reply.reason[:200])
-                return None
-            member = rules.check_member(reply.claim, reply.certificate, reply.can_reduce, expected_peer=peer)
-            return member, dict(open_voted(peer, item, rules) for item in reply.voted[:64])
-        except (NetworkError, FormatError, RefusedError) as error:
-            logger.debug("%s did not answer the proposal: %s", short(peer), error.message)
-            return None
-
-    def _choose_group(self, rules: Rules, attempt: int, members: list[Member], cast: dict[str, Cast]) -> Group:
-        """A new group, or an old one whose state may already be committed somewhere."""
-        groups = {ballot.group: group for ballots in cast.values() for ballot, (group, _) in ballots.items()}
-        weights = {digest: group.weights for digest, group in groups.items()}
-        lock = must_complete(cast, self._acceptors(), weights)
-        if lock is not None:
-            shown = [(ballot, vote) for ballots in cast.values() for ballot, (_, vote) in ballots.items()]
-            votes = tuple(vote for ballot, vote in shown if (ballot.group, ballot.state) == (lock.group, lock.state))
-            return groups[lock.group].completing(attempt, self.me, lock.state, votes)
-        members.sort(key=lambda member: canonical.sha256_hex(f"{rules.round}/{attempt}/{member.peer_id}".encode()))
-        return Group.build(rules, attempt, self.me, members)
 
     async def _send_group(self, peer: str, message: swarm_pb2.Group) -> None:
         try:
@@ -482,17 +518,19 @@ class Rounds:
                 raise RoundAborted(f"I am at round {self.position.round} from {self.head.digest[:8]}…")
             if self._leaving or (self._group_task and not self._group_task.done()):
                 raise RoundAborted("I am leaving" if self._leaving else "a group is under way")
-            if self._shunned.get(peer, 0.0) > time.monotonic():
+            if self._standing.is_shunned(peer):
                 raise RoundAborted("after your last proposal there came no group")
-            if peer in self._left_out():
+            if peer in self._to_avoid():
                 raise RoundAborted("you spoilt a group a moment ago")
             self._check_attempt(message.attempt)
             timeout_s = min(max(message.timeout_s, 0.1), self._propose_timeout())
             if self._expecting == peer:
-                self._strike(peer, time.monotonic())
+                self._strike(peer)
             await self._promise(message.round, message.attempt, peer, timeout_s)
             self.stage("promise")
             own = await self._wait_ready(timeout_s)
+            if self._leaving:
+                raise RoundAborted("I am leaving")
             self._expecting = peer
             reply = swarm_pb2.ProposalReply(
                 accepted=True,
@@ -500,6 +538,7 @@ class Rounds:
                 claim=own.envelope.to_bytes(),
                 can_reduce=self._can_reduce,
                 voted=self._voting.to_messages(),
+                farewells=self.book.farewells(message.round).envelopes,
             )
         except RoundAborted as error:
             attempt = max(error.attempt, 0) if isinstance(error, Bound) else 0
@@ -516,6 +555,8 @@ class Rounds:
             own = group.by_peer.get(self.me)
             if own is None or (not group.complete and (self._ready is None or own.envelope != self._ready.envelope)):
                 raise VerificationError("the group does not carry my claim")
+            if message.round in self._box.farewells and self.me not in group.farewells.by_peer:
+                raise VerificationError("the group does not carry my farewell")
             if group.complete:
                 check_completing(group, group.votes, self._box.ballots)
             self._start_group(group)
@@ -534,9 +575,10 @@ class Rounds:
             round=self.position.round,
             base=self.head.digest,
             previous=self.head.weights,
+            before=self.head.agreement.base if self.head.agreement else "",
         )
 
-    def _own_member(self, own: Ready) -> Member:
+    def _own_member(self, own: Contribution) -> Member:
         return Member(self.me, self._talk.certificate(), own.claim, own.envelope, self._can_reduce)
 
     # ---- the group: average, vote, commit ------------------------------------------------------------------------------
@@ -548,8 +590,9 @@ class Rounds:
             assert self._ready is not None
             name, token = self._talk.stream_name("reduce"), self._talk.certificate()
             self._reduction = Reduction(
-                group, self.me, self._ready.encoded, self._talk.node, name, token, self._limits, self.stage
+                group, self.me, self._ready.encoded, self._talk.node, name, token, self.pace, self.book, self.stage
             )
+        self._left_out = group.left_out
         self.position.make_room()
         self._group_task = self._talk.spawn(self._run_group(group))
         self._group_changed.set()
@@ -567,7 +610,8 @@ class Rounds:
                 candidate = await asyncio.get_running_loop().run_in_executor(None, self._outer_step, averaged)
             self.position.propose(candidate)
             self.stage("vote")
-            state = await self._voting.cast(group, candidate.digest)
+            patience_s = 2 * self._reduction.seconds if self._reduction else 0.0
+            state = await self._voting.cast(group, candidate.digest, patience_s)
             if state != candidate.digest:
                 logger.warning(
                     "round %d: expected state %s…, got %s…; fetching it from the others",
@@ -576,7 +620,7 @@ class Rounds:
                 candidate = await self._catch_up.held_or_fetched(state, sorted(self._voting.voters(group, state)))
             self.stage("commit")
             agreement = self._voting.agreement(group, state)
-            self._broken.pop(group.leader, None)
+            self._standing.kept_its_word(group.leader)
             await self._advance(Head(candidate, agreement, self.head.after(group.weights)))
         except PotluckError as error:
             self._aborted(error.message)
@@ -599,11 +643,15 @@ class Rounds:
         took_part = self.me in head.weights
         waited_s = time.monotonic() - self._ready.since if self._ready is not None else 0.0
         tokens = sum(head.weights.values())
-        report = RoundReport(head.round, len(head.weights), tokens, waited_s, self._attempts, took_part)
-        last = self._voting.own
+        left_out = self._left_out if took_part else ()
+        report = RoundReport(head.round, len(head.weights), tokens, waited_s, self._attempts, took_part, left_out)
+        last, ready = self._voting.own, self._ready
         self.position.advance(head)
+        self._late = None  # counted now, or too old
+        if ready is not None:
+            self._missed(ready.fresh)
         self._voting = self._new_voting(last)
-        self._ready, self._attempts, self._due_since, self._expecting = None, 0, None, ""
+        self._ready, self._attempts, self._due_since, self._expecting, self._left_out = None, 0, None, "", ()
         self._ready_event.clear()
         self.progress.tokens = 0
         self._engaged_until = self._retry_at = 0.0
@@ -621,7 +669,7 @@ class Rounds:
             self._card.run,
             self.position.round,
             self.head.digest,
-            self._acceptors,
+            lambda group: group.farewells.acceptors(self._weights()),
             last,
             self._rules(),
             self.stage,
@@ -653,7 +701,7 @@ class Rounds:
 
     def _tell_abort(self, group: Group, reason: str) -> None:
         culprit = self._reduction.culprit if self._reduction else ""
-        self._blame(culprit)
+        self._blame(culprit, reason)
         message = swarm_pb2.Abort(
             certificate=self._talk.certificate(),
             group=group.digest,
@@ -671,14 +719,15 @@ class Rounds:
             await self._talk.call(peer, "abort", message, swarm_pb2.Ack)
 
     async def _answer_abort(self, message: swarm_pb2.Abort, reader: Any, writer: Any, peer: str) -> None:
+        self._voting.gave_up(peer, message.group, message.attempt)
         reduction = self._reduction
         of_mine = reduction and (message.group, message.attempt) == (reduction.group.digest, reduction.group.attempt)
         if reduction and of_mine and peer in reduction.group.by_peer:
-            self._blame(message.culprit)
+            self._blame(message.culprit, f"{message.reason[:80]} (by {short(peer)})")
             reduction.fail(f"{short(peer)} gave up: {message.reason[:200]}")
         await self._talk.reply(writer, swarm_pb2.Ack())
 
-    def _blame(self, culprit: str) -> None:
+    def _blame(self, culprit: str, reason: str) -> None:
         """Leave a member out of the next attempts; a wrong word costs it no more than that."""
         if culprit and culprit != self.me and self.book.get(culprit) is not None:
-            self._avoid[culprit] = time.monotonic() + AVOID_S
+            self._standing.blame(culprit, reason)

@@ -24,10 +24,10 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from peer.round_rules import BallotBox
-from peer.swarm.allreduce import Limits
 from peer.swarm.head import Head
 from peer.swarm.members import MemberView
 from peer.swarm.node import Node
+from peer.swarm.pace import Limits
 from peer.swarm.records import RecordValidator, members_key, open_record, sign_record
 from peer.swarm.rounds import RoundReport, Rounds
 from peer.training.work import Update

@@ -59,6 +59,7 @@ class Talk:
             except (FormatError, RefusedError) as error:
                 logger.debug("refused %s from %s: %s", name, short(peer), error.message)
                 return
+            self.book.heard(peer)
             await answer(message, reader, writer, peer)
 
         await self.node.serve(self.stream_name(name), handle)

@@ -26,15 +26,17 @@ from protocol.keys import PeerIdentity
 
 logger = logging.getLogger(__name__)
 
-MAJORITY_S = 15.0  # from one's own vote to the majority
+MAJORITY_S = 15.0  # from one's own vote to the majority, at most; more after an all-reduce that took long
 LINGER_S = 0.25  # for the votes that come after the majority
+RETRY_S = 1.0  # before a vote that was not answered is sent again
+LOOK_S = 0.25  # how often to look whether those that have not voted are still there
 
 
 class Voting:
     """All votes of one round.
 
     Args:
-        acceptors: peer id -> weight of the members of the last agreement that have not left.
+        acceptors: who speaks for how much in a group's attempt.
         last: this member's vote of the round before, for those that are still counting.
         rules: of the round, to read the group that the box has kept over a restart.
         stage: told when the vote is on its way.
@@ -48,7 +50,7 @@ class Voting:
         run: str,
         round: int,
         base: str,
-        acceptors: Callable[[], Mapping[str, int]],
+        acceptors: Callable[[Group], Mapping[str, int]],
         last: Envelope | None,
         rules: Rules,
         stage: Callable[[str], None] = lambda name: None,
@@ -59,6 +61,7 @@ class Voting:
         self._last = last
         self._votes: dict[str, tuple[Vote, Envelope]] = {}  # peer id -> its vote in the highest attempt
         self._groups: dict[str, tuple[Group, Envelope]] = {}  # group digest -> this member's newest vote on it
+        self._gave_up: set[tuple[str, str, int]] = set()  # (peer id, group digest, attempt)
         self._changed = asyncio.Event()
         self.forgotten = False  # this member has voted in the round, before a restart, and cannot show for what
         self._restore(rules)
@@ -94,8 +97,12 @@ class Voting:
         mine = self._votes.get(self._talk.me)
         return mine[1] if mine else None
 
-    async def cast(self, group: Group, state: str) -> str:
+    async def cast(self, group: Group, state: str, patience_s: float = 0.0) -> str:
         """Vote for `state`, and wait for a majority; returns the state that has it, which may be another.
+
+        Args:
+            patience_s: to wait for those whose lines are slow, on top of `MAJORITY_S`; nobody waits for members that
+                are gone or have given the attempt up.
 
         Raises:
             Bound: another attempt was joined meanwhile.
@@ -112,7 +119,7 @@ class Voting:
             if member.peer_id != self._talk.me:
                 self._talk.spawn(self._send(member.peer_id, message))
         self._stage("voted")
-        winner = await self._majority(group, vote)
+        winner = await self._majority(group, vote, MAJORITY_S + patience_s)
         await self._linger(group, vote, winner)
         return winner
 
@@ -172,21 +179,49 @@ class Voting:
         mine = self.own or self._last
         await self._talk.reply(writer, swarm_pb2.VoteReply(vote=mine.to_bytes() if mine else b""))
 
-    async def _send(self, peer: str, message: swarm_pb2.VoteMessage) -> None:
-        with contextlib.suppress(NetworkError, FormatError, RefusedError):
-            reply = await self._talk.call(peer, "vote", message, swarm_pb2.VoteReply)
-            if reply.vote:
-                self.take(peer, reply.vote)
+    def gave_up(self, peer: str, group: str, attempt: int) -> None:
+        """A member says that it will not vote in this attempt any more."""
+        self._gave_up.add((peer, group, attempt))
+        self._changed.set()
 
-    async def _majority(self, group: Group, mine: Vote) -> str:
-        deadline = time.monotonic() + MAJORITY_S
+    async def _send(self, peer: str, message: swarm_pb2.VoteMessage) -> None:
+        """Tell one member of a vote until it has answered, or another vote takes this one's place."""
+        while self.own is not None and self.own.to_bytes() == message.vote:
+            try:
+                reply = await self._talk.call(peer, "vote", message, swarm_pb2.VoteReply)
+                if reply.vote:
+                    self.take(peer, reply.vote)
+                return
+            except (NetworkError, FormatError, RefusedError) as error:
+                logger.debug("vote to %s: %s", peer[-8:], error.message)
+            if not self._talk.book.is_alive(peer):
+                return
+            await asyncio.sleep(RETRY_S)
+
+    async def _majority(self, group: Group, mine: Vote, patience_s: float) -> str:
+        deadline = time.monotonic() + patience_s
         while True:
-            for state in {vote.state for vote, _ in self._votes.values()}:
-                if is_committed(self.voters(group, state), self._acceptors(), group.weights):
+            cast = {peer: vote for peer, (vote, _) in self._votes.items() if vote.attempt == mine.attempt}
+            for state in {vote.state for vote in cast.values()}:
+                if self._commits(self.voters(group, state), group):
                     return state
-            if not await self._wait_for_change(deadline):
-                named = len({vote.state for vote, _ in self._votes.values() if vote.attempt == mine.attempt})
-                raise RoundAborted(f"no majority for one state within {MAJORITY_S:.0f} s; {named} were named")
+            if time.monotonic() > deadline:
+                raise RoundAborted(f"no majority for one state within {patience_s:.0f} s; {_named(cast)}")
+            open_ = {peer for peer in group.by_peer if peer not in cast and self._may_vote(peer, group)}
+            if not any(
+                self._commits(self.voters(group, state) | open_, group)
+                for state in {vote.state for vote in cast.values()}
+            ):
+                raise RoundAborted(f"no majority for one state can come together any more; {_named(cast)}")
+            await self._wait_for_change(min(deadline, time.monotonic() + LOOK_S))
+
+    def _commits(self, voters: set[str], group: Group) -> bool:
+        return is_committed(voters, self._acceptors(group), group.weights)
+
+    def _may_vote(self, peer: str, group: Group) -> bool:
+        """Whether a member that has not voted in this attempt may still do so soon."""
+        gave_up = (peer, group.digest, group.attempt) in self._gave_up
+        return not gave_up and self._talk.book.is_alive(peer)
 
     async def _linger(self, group: Group, mine: Vote, state: str) -> None:
         """Wait a moment for the rest: an agreement that all have signed says more."""
@@ -203,6 +238,10 @@ class Voting:
         except TimeoutError:
             return False
         return True
+
+
+def _named(cast: Mapping[str, Vote]) -> str:
+    return f"{len(cast)} members named {len({vote.state for vote in cast.values()})}"
 
 
 def open_voted(peer: str, item: swarm_pb2.Voted, rules: Rules) -> tuple[Ballot, tuple[Group, bytes]]:

@@ -1,0 +1,107 @@
+"""What a member brings to a round: its encoded update and its signed claim, and what it had ready for the round before.
+
+An update that missed its round is not thrown away: it is added to its author's next one, with its tokens counted less
+(`protocol.claim.Late`). After that it is over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from peer.training.codec import EncodedUpdate
+from peer.training.work import Update
+from protocol.claim import LATE_DIVISOR, Claim, Late
+from protocol.envelope import Envelope
+from protocol.errors import FormatError
+from protocol.keys import PeerIdentity
+from protocol.run_spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Work that missed its round. It is kept as it would have travelled: that is all that a second copy may cost."""
+
+    round: int  # that it missed
+    base: str  # state digest that it started from
+    encoded: EncodedUpdate
+    tokens: int
+    first_batch: int
+    batches: int
+    flops: int
+
+    def statement(self) -> Late:
+        return Late(base=self.base, tokens=self.tokens, first_batch=self.first_batch, batches=self.batches)
+
+    def add_to(self, vector: torch.Tensor, tokens: int) -> None:
+        """Make `vector`, an update that stands for `tokens`, the mean of itself and this one, which counts less.
+
+        Args:
+            vector: flat fp32 [N], changed in place.
+        """
+        weight = self.tokens // LATE_DIVISOR
+        vector.mul_(tokens / (tokens + weight))
+        for index, piece in enumerate(vector.split(self.encoded.chunk_values)):
+            piece.add_(self.encoded.decode_chunk(index), alpha=weight / (tokens + weight))
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """This member's finished work of one round: kept until the round is committed, however many attempts it takes."""
+
+    encoded: EncodedUpdate
+    claim: Claim
+    envelope: Envelope
+    since: float  # when the work was handed over, time.monotonic()
+    fresh: Leftover  # the work of this round alone, in case that it misses it
+
+    @classmethod
+    def make(
+        cls,
+        update: Update,
+        spec: RunSpec,
+        run: str,
+        round: int,
+        base: str,
+        identity: PeerIdentity,
+        late: Leftover | None,
+        since: float,
+    ) -> Contribution:
+        """Encode, claim and sign; takes a while for large models.
+
+        Args:
+            update: its vector is used up.
+            late: of the round before, to be added.
+
+        Raises:
+            FormatError: the update stands for no tokens, or for more than a claim can name.
+        """
+        if update.tokens < 1:
+            raise FormatError("an update without tokens is no update")
+        wire = spec.sync.wire
+        fresh = leftover(update, round, base, wire)
+        encoded, flops = fresh.encoded, update.flops
+        if late is not None:
+            late.add_to(update.vector, update.tokens)
+            encoded = EncodedUpdate.encode(update.vector, wire)
+            flops += late.flops // LATE_DIVISOR
+        made = Claim(
+            run=run,
+            round=round,
+            base=base,
+            tokens=update.tokens,
+            flops=flops,
+            first_batch=update.first_batch,
+            batches=update.batches,
+            update=encoded.digest,
+            segments=update.segments,
+            late=late.statement() if late else None,
+        )
+        return cls(encoded, made, made.sign(identity), since, fresh)
+
+
+def leftover(update: Update, round: int, base: str, wire: str) -> Leftover:
+    """An update as it is kept."""
+    encoded = EncodedUpdate.encode(update.vector, wire)
+    return Leftover(round, base, encoded, update.tokens, update.first_batch, update.batches, update.flops)

@@ -1,0 +1,54 @@
+"""Farewells: which members of the last agreement leave in a round, and who speaks for their weight. Rules: `peer.round_rules`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from peer.round_rules import acceptors_after
+from protocol import claim
+from protocol.claim import Farewell
+from protocol.errors import FormatError, VerificationError
+
+MAX_FAREWELLS = 256  # of one round
+
+
+@dataclass(frozen=True)
+class Farewells:
+    """The farewells of one round, checked: peer id -> (what it said, the signed bytes)."""
+
+    by_peer: Mapping[str, tuple[Farewell, bytes]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, envelopes: Iterable[bytes], run: str, round: int) -> Farewells:
+        """Raises: FormatError, RefusedError: too many, one for another run or round, or with a bad signature."""
+        found: dict[str, tuple[Farewell, bytes]] = {}
+        for count, data in enumerate(envelopes):
+            if count >= MAX_FAREWELLS:
+                raise FormatError(f"expected at most {MAX_FAREWELLS} farewells")
+            peer, said = claim.open_farewell(data)
+            if (said.run, said.round) != (run, round):
+                raise VerificationError(f"a farewell for round {said.round} of a run, expected round {round}")
+            found[peer] = (said, data)
+        return cls(found)
+
+    def joined(self, *others: Farewells) -> Farewells:
+        """These and others; a peer says one a round, so the first is as good as any."""
+        found = dict(self.by_peer)
+        for other in others:
+            for peer, item in other.by_peer.items():
+                found.setdefault(peer, item)
+        return Farewells(found)
+
+    @property
+    def envelopes(self) -> list[bytes]:
+        return [data for _, (_, data) in sorted(self.by_peer.items())]
+
+    @property
+    def from_attempt(self) -> int:
+        """The first attempt in which all of them count."""
+        return max((said.attempt for said, _ in self.by_peer.values()), default=0)
+
+    def acceptors(self, weights: Mapping[str, int]) -> dict[str, int]:
+        """Who speaks for how much of the round's acceptors' weight."""
+        return acceptors_after(weights, {peer: said.successor for peer, (said, _) in self.by_peer.items()})

@@ -1,0 +1,117 @@
+"""Leading: how one member gathers the others' claims for an attempt at a round, and what group it makes of them.
+
+Called by `Rounds` when it is this member's turn. Nobody waits for a member that is gone, and why each was left out is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from peer.round_rules import Ballot, must_complete
+from peer.swarm import pace
+from peer.swarm.farewells import Farewells
+from peer.swarm.group import MAX_LEFT_OUT, MAX_REASON, Group, Member, Rules
+from peer.swarm.members import MemberView
+from peer.swarm.node import short
+from peer.swarm.talk import CALL_S, Talk
+from peer.swarm.voting import open_voted
+from protocol import canonical, swarm_pb2
+from protocol.claim import has_majority
+from protocol.errors import FormatError, NetworkError, RefusedError, RoundAborted, VerificationError
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 0.1  # how often to look whether those that have not answered are still there
+
+Cast = dict[Ballot, tuple[Group, bytes]]  # what a member voted for -> in which group, and its signed vote
+
+
+@dataclass
+class Answers:
+    """Who joins an attempt, with its claim and its votes, and why the others do not."""
+
+    members: dict[str, Member] = field(default_factory=dict)
+    cast: dict[str, Cast] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)  # peer id -> why
+    farewells: Farewells = field(default_factory=Farewells)  # that they know of
+
+
+async def gather(talk: Talk, others: Iterable[MemberView], proposal: swarm_pb2.Proposal, rules: Rules) -> Answers:
+    """Ask members for their claims; returns when all have answered, are gone, or have had their time."""
+    answers = Answers()
+    asked = {view.peer_id: talk.spawn(_ask(talk, view.peer_id, proposal, rules, answers)) for view in others}
+    deadline = time.monotonic() + proposal.timeout_s + CALL_S
+    while waiting := [peer for peer, task in asked.items() if not task.done()]:
+        if time.monotonic() > deadline or not any(talk.book.is_alive(peer) for peer in waiting):
+            break
+        await asyncio.wait([asked[peer] for peer in waiting], timeout=LOOK_S)
+    for peer in waiting:
+        asked[peer].cancel()
+        answers.left_out[peer] = f"no answer; not heard for {talk.book.silent_s(peer):.0f} s"
+    return answers
+
+
+async def _ask(talk: Talk, peer: str, proposal: swarm_pb2.Proposal, rules: Rules, answers: Answers) -> None:
+    try:
+        reply = await talk.call(peer, "propose", proposal, swarm_pb2.ProposalReply, proposal.timeout_s + CALL_S)
+        if not reply.accepted:
+            answers.left_out[peer] = reply.reason[:MAX_REASON]
+            return
+        member = rules.check_member(reply.claim, reply.certificate, reply.can_reduce, expected_peer=peer)
+        answers.cast[peer] = dict(open_voted(peer, item, rules) for item in reply.voted[:64])
+        answers.farewells = answers.farewells.joined(Farewells.open(reply.farewells, rules.run, rules.round))
+        answers.members[peer] = member
+    except (NetworkError, FormatError, RefusedError) as error:
+        answers.left_out[peer] = error.message[:MAX_REASON]
+    if peer in answers.left_out:
+        logger.debug("%s does not join: %s", short(peer), answers.left_out[peer])
+
+
+def choose_group(
+    rules: Rules, attempt: int, me: str, answers: Answers, weights: Mapping[str, int], up_bytes_s: Mapping[str, float]
+) -> Group:
+    """A new group, or an old one whose state may already be committed somewhere.
+
+    Args:
+        answers: all of them, the leader's own too.
+        weights: of the round's acceptors.
+
+    Raises:
+        RoundAborted: no majority has answered, or a later attempt must be taken.
+        Undecided: only members that are silent know which of two states was committed.
+        VerificationError: the group is too small, or nobody in it can reduce.
+    """
+    cast = answers.cast
+    groups = {ballot.group: group for ballots in cast.values() for ballot, (group, _) in ballots.items()}
+    shown = [group.farewells for ballots in cast.values() for group, _ in ballots.values()]
+    shown_farewells = Farewells().joined(*shown)
+    farewells = answers.farewells.joined(shown_farewells)
+    if farewells.from_attempt > attempt:
+        raise RoundAborted(f"a member left after attempt {farewells.from_attempt - 1}")
+    acceptors = farewells.acceptors(weights)
+    least = rules.spec.sync.min_peers
+    if len(cast) < least or not has_majority(set(cast), acceptors):
+        raise RoundAborted(f"only {len(cast)} peers answered")
+    # who handed its weight over before any of the shown groups' votes has not voted for them
+    silent = dict.fromkeys(set(farewells.by_peer) - set(shown_farewells.by_peer) - set(cast), ())
+    lock = must_complete({**cast, **silent}, acceptors, {digest: group.weights for digest, group in groups.items()})
+    if lock is not None:
+        told = [(ballot, vote) for ballots in cast.values() for ballot, (_, vote) in ballots.items()]
+        votes = tuple(vote for ballot, vote in told if (ballot.group, ballot.state) == (lock.group, lock.state))
+        return groups[lock.group].completing(attempt, me, lock.state, votes, farewells)
+    members = sorted(
+        answers.members.values(),
+        key=lambda member: canonical.sha256_hex(f"{rules.round}/{attempt}/{member.peer_id}".encode()),
+    )
+    reducers = {member.peer_id for member in members if member.can_reduce}
+    if not reducers:
+        raise VerificationError("nobody in the group can be reached to reduce")
+    found = pace.shares({member.peer_id: up_bytes_s.get(member.peer_id, 0.0) for member in members}, reducers)
+    shared = [replace(member, share=found[member.peer_id]) for member in members]
+    group = Group.build(rules, attempt, me, shared)
+    left_out = tuple(sorted(answers.left_out.items()))[:MAX_LEFT_OUT]
+    return replace(group, left_out=left_out, farewells=farewells)

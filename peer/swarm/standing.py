@@ -1,0 +1,63 @@
+"""Standing: whom this member leaves out for a while, and why. One per member; `Rounds` asks it before it forms or joins a group.
+
+    blame    a member spoilt a group: it is left out of the next ones, if a round can be made without it
+    strike   a leader asked and sent no group after it: after a few times it is not followed for a while, each time longer
+
+Nothing here is proof of anything: a wrong word costs the blamed a few seconds, and its work is used in the next round.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import NamedTuple
+
+from peer.swarm.node import short
+
+logger = logging.getLogger(__name__)
+
+AVOID_S = 10.0  # that a leader leaves out a member that spoilt a group
+BROKEN_FREE = 2  # proposals without a group that a leader may make before it is shunned
+SHUN_MOST_S = 60.0  # that the proposals of a leader are refused which sends no group after them
+
+
+class _Blame(NamedTuple):
+    until: float
+    reason: str
+
+
+class Standing:
+    """What this member holds against others, for now."""
+
+    def __init__(self) -> None:
+        self._blamed: dict[str, _Blame] = {}
+        self._broken: dict[str, int] = {}  # peer id -> proposals of its that came to nothing
+        self._shunned: dict[str, float] = {}  # peer id -> until when its proposals are refused
+
+    def blame(self, peer: str, reason: str) -> None:
+        self._blamed[peer] = _Blame(time.monotonic() + AVOID_S, reason)
+
+    def spoilt(self) -> set[str]:
+        """Members that spoilt a group a moment ago."""
+        now = time.monotonic()
+        self._blamed = {peer: item for peer, item in self._blamed.items() if item.until > now}
+        return set(self._blamed)
+
+    def reason(self, peer: str) -> str:
+        """Why a member was blamed; empty when it was not."""
+        item = self._blamed.get(peer)
+        return item.reason if item and item.until > time.monotonic() else ""
+
+    def strike(self, leader: str) -> None:
+        """A leader that asks and sends no group, again and again, is not followed for a while, each time longer."""
+        self._broken[leader] = count = self._broken.get(leader, 0) + 1
+        logger.info("no group came from %s, who had asked for it", short(leader))
+        if count > BROKEN_FREE:
+            pause_s = min(AVOID_S * 2 ** min(count - BROKEN_FREE - 1, 8), SHUN_MOST_S)
+            self._shunned[leader] = time.monotonic() + pause_s
+
+    def kept_its_word(self, leader: str) -> None:
+        self._broken.pop(leader, None)
+
+    def is_shunned(self, leader: str) -> bool:
+        return self._shunned.get(leader, 0.0) > time.monotonic()
