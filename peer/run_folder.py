@@ -26,8 +26,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from peer.round_rules import MAX_BOX_BYTES, BallotBox
 from peer.round_log import RoundLog
+from peer.round_rules import MAX_BOX_BYTES, BallotBox
 from peer.run_lock import RunLock
 from peer.swarm.head import Head
 from peer.training.state import SharedState
