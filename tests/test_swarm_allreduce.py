@@ -45,7 +45,13 @@ class Attempt:
     """One group and its members' reductions, over real nodes."""
 
     def __init__(
-        self, world: World, nodes: list[Node], *, limits: Limits = LIMITS, reducers: int | None = None
+        self,
+        world: World,
+        nodes: list[Node],
+        *,
+        limits: Limits = LIMITS,
+        reducers: int | None = None,
+        shares: tuple[int, ...] = (1, 1, 1, 1, 1, 1, 1, 1),
     ) -> None:
         self.world, self.limits = world, limits
         self.book = MemberBook(world.card.run, world.card.member_key)
@@ -58,7 +64,14 @@ class Attempt:
             0,
             nodes[0].peer_id,
             [
-                Member(node.peer_id, world.certificate(i), claims[i], envelopes[i], reducers is None or i < reducers)
+                Member(
+                    node.peer_id,
+                    world.certificate(i),
+                    claims[i],
+                    envelopes[i],
+                    reducers is None or i < reducers,
+                    shares[i] if reducers is None or i < reducers else 0,
+                )
                 for i, node in enumerate(nodes)
             ],
         )
@@ -128,6 +141,24 @@ def test_members_that_cannot_be_reached_take_part_all_the_same(tmp_path: Path) -
             await made.serve(made.parties[:1])  # nobody else serves anything
             outcomes = await made.run()
             assert len({outcome.numpy().tobytes() for outcome in outcomes}) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("shares", [(2, 1, 0), (1, 0, 0), (1, 7, 2)])
+def test_how_the_reducing_is_shared_changes_nothing_in_the_result(tmp_path: Path, shares: tuple[int, ...]) -> None:
+    async def main() -> None:
+        async with attempt(tmp_path, sync={"wire": "int8"}, shares=shares) as made:
+            await made.serve()
+            outcomes = await made.run()
+            assert len({outcome.numpy().tobytes() for outcome in outcomes}) == 1
+            assert (outcomes[0].double() - reference(made)).abs().max().item() < 0.03
+            chunks = {party.me: len(party.reduction._mine) for party in made.parties}
+            assert [chunks[party.me] == 0 for party in made.parties] == [share == 0 for share in shares] or shares == (
+                1,
+                7,
+                2,
+            )
 
     run(main())
 

@@ -40,11 +40,14 @@ class _Spoilt:
     def __init__(self, request: swarm_pb2.StateRequest, writer: asyncio.StreamWriter, spoil: Spoil) -> None:
         self._request, self._writer, self._spoil = request, writer, spoil
         self.transport = writer.transport
+        self._written = b""
 
     def write(self, data: bytes) -> None:
-        if len(data) == 4:
+        self._written += data
+        if len(self._written) < 4 + int.from_bytes(self._written[:4], "big"):
             return
-        changed = self._spoil(self._request, swarm_pb2.StateChunk.FromString(data))
+        message, self._written = self._written[4:], b""
+        changed = self._spoil(self._request, swarm_pb2.StateChunk.FromString(message))
         if changed is None:
             raise OSError("gone")
         encoded = changed.SerializeToString()
@@ -73,7 +76,7 @@ async def sources(tmp_path: Path, count: int) -> AsyncIterator[tuple[Node, list[
 
 
 def fetch(node: Node, state: SharedState) -> StateFetch:
-    return StateFetch(node, NAME, "certificate", state.manifest())
+    return StateFetch(node, NAME, lambda: "certificate", state.manifest())
 
 
 def wrong_data(request: swarm_pb2.StateRequest, chunk: swarm_pb2.StateChunk) -> swarm_pb2.StateChunk:
@@ -221,6 +224,43 @@ def test_a_source_that_falls_silent_is_given_up_after_the_deadline(
             assert got.digest == state.digest
 
     run(main(), timeout_s=20)
+
+
+def test_only_the_chunks_that_differ_from_what_is_here_are_fetched(tmp_path: Path) -> None:
+    state = big_state()
+    values = state.parameters.clone()
+    values[0], values[-1] = 5.0, 6.0  # in the first chunk and in the last one
+    here = SharedState(4, state.names_shapes, values, state.outer, 9)
+
+    async def main() -> None:
+        async with sources(tmp_path, 1) as (fetcher, (source,)):
+            await serve(source, state)
+            repair = fetch(fetcher, state)
+            assert (await repair.run([source.peer_id], [here])).digest == state.digest
+            differing = {0, -(-4 * VALUES // STATE_CHUNK_BYTES) - 1}
+            assert repair.fetched_bytes == sum(len(state.chunk(index)) for index in differing)
+
+    run(main())
+
+
+def test_a_fetch_that_failed_goes_on_with_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "_CHUNKS_PER_REQUEST", 1)
+    state = big_state()
+    size = sum(len(state.chunk(index)) for index in range(state.chunk_count))
+
+    async def main() -> None:
+        async with sources(tmp_path, 2) as (fetcher, (short, good)):
+            await serve(short, state, vanishes)
+            asked = await serve(good, state)
+            broken = fetch(fetcher, state)
+            with pytest.raises(NetworkError, match="could not be fetched"):
+                await broken.run([short.peer_id])
+            assert 0 < broken.fetched_bytes < size
+            assert (await broken.run([good.peer_id])).digest == state.digest
+            assert broken.fetched_bytes == size, "nothing was fetched twice"
+            assert not any(request.leaves for request in asked)
+
+    run(main())
 
 
 @pytest.mark.parametrize(("first", "chunks"), [(0, 2**32 - 1), (2**32 - 1, 1), (5, 0), (10**6, 10**6)])

@@ -47,6 +47,7 @@ class CatchUp:
         self._behind_since: float | None = None
         self._retry_at = 0.0
         self._failed: dict[str, float] = {}  # peer id -> until when not to ask it again
+        self._unfinished: StateFetch | None = None  # the newest fetch that failed: its chunks are not fetched again
 
     async def start(self) -> None:
         await self._talk.serve("head", swarm_pb2.HeadRequest, self._answer_head)
@@ -144,11 +145,18 @@ class CatchUp:
         return manifest
 
     async def _fetch(self, manifest: StateManifest, sources: list[str]) -> SharedState:
-        started = time.monotonic()
-        fetch = StateFetch(self._talk.node, self._talk.stream_name("state"), self._talk.certificate(), manifest)
-        state = await fetch.run(self._others(sources))
+        started, fetch = time.monotonic(), self._unfinished
+        if fetch is None or fetch.manifest.digest != manifest.digest:
+            talk = self._talk
+            fetch = StateFetch(talk.node, talk.stream_name("state"), talk.certificate, manifest)
+        self._unfinished = fetch
+        state = await fetch.run(self._others(sources), self._position.held())
+        self._unfinished = None
         size = manifest.parameter_bytes + manifest.outer_bytes
-        logger.info("fetched round %d: %.1f MB in %.1f s", manifest.round, size / 1e6, time.monotonic() - started)
+        logger.info(
+            "fetched round %d: %.3f of %.3f MB in %.1f s",
+            manifest.round, fetch.fetched_bytes / 1e6, size / 1e6, time.monotonic() - started,
+        )  # fmt: skip
         return state
 
     def _others(self, peers: list[str]) -> list[str]:

@@ -1,7 +1,8 @@
 """State by digest: serving it to other members, and fetching it from several of them, each chunk checked as it comes.
 
-Nothing is loaded that does not match a digest that a majority signed. A member that no longer has a state says so, and
-the fetcher asks the next one; chunks already checked are kept.
+Nothing is loaded that does not match a digest that a majority signed. Only chunks that differ from what is here are fetched.
+A member that no longer has a state says so, and the fetcher asks the next one; chunks already checked are kept, also when
+the fetch fails and is tried again later.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable, Iterable
 
 from peer.swarm import frames
 from peer.swarm.node import Node, short
@@ -44,25 +46,31 @@ async def serve_state(state: SharedState | None, request: swarm_pb2.StateRequest
 
 
 class StateFetch:
-    """Fetches one state from several members in parallel."""
+    """Fetches one state from several members in parallel; `run` may be tried again."""
 
-    def __init__(self, node: Node, stream_name: str, certificate: str, manifest: StateManifest) -> None:
-        self._node, self._stream_name, self._certificate, self._manifest = node, stream_name, certificate, manifest
+    def __init__(self, node: Node, stream_name: str, certificate: Callable[[], str], manifest: StateManifest) -> None:
+        self._node, self._stream_name, self._certificate, self.manifest = node, stream_name, certificate, manifest
+        self._assembler: StateAssembler | None = None
+        self.fetched_bytes = 0
 
-    async def run(self, sources: list[str]) -> SharedState:
+    async def run(self, sources: list[str], held: Iterable[SharedState] = ()) -> SharedState:
         """Fetch and check the whole state.
 
         Args:
             sources: peer ids that say they have it.
+            held: states that are here; chunks that are the same are not fetched.
 
         Raises:
             NetworkError: none of them could give all of it.
         """
-        assembler = await self._start(sources)
+        if self._assembler is None:
+            self._assembler = await self._start(sources)
+            await asyncio.get_running_loop().run_in_executor(None, self._take_held, self._assembler, held)
+        assembler = self._assembler
         left = list(sources)
         while assembler.missing and left:  # each time round, whoever failed is left out
             missing, asked = assembler.missing, left[:_MAX_SOURCES]
-            queue = [missing[i : i + _CHUNKS_PER_REQUEST] for i in range(0, len(missing), _CHUNKS_PER_REQUEST)]
+            queue = _runs(missing)
             gave = await asyncio.gather(*(self._worker(source, assembler, queue) for source in asked))
             left = [source for source, good in zip(asked, gave, strict=True) if good] + left[_MAX_SOURCES:]
         if assembler.missing:
@@ -71,15 +79,20 @@ class StateFetch:
             )
         return await asyncio.get_running_loop().run_in_executor(None, assembler.state)
 
+    def _take_held(self, assembler: StateAssembler, held: Iterable[SharedState]) -> None:
+        for state in held:
+            if state.names_shapes == self.manifest.tensors and len(state.outer) == self.manifest.outer_vectors:
+                assembler.take(state)
+
     async def _start(self, sources: list[str]) -> StateAssembler:
         for source in sources:
             with contextlib.suppress(NetworkError, FormatError, VerificationError):
-                return StateAssembler(self._manifest, await self._leaves(source))
+                return StateAssembler(self.manifest, await self._leaves(source))
         raise NetworkError("no member could describe the state", "trying again with others")
 
     async def _leaves(self, source: str) -> list[bytes]:
-        expected = chunk_count(self._manifest.parameter_bytes) + chunk_count(self._manifest.outer_bytes)
-        request = swarm_pb2.StateRequest(certificate=self._certificate, state=self._manifest.digest, leaves=True)
+        expected = chunk_count(self.manifest.parameter_bytes) + chunk_count(self.manifest.outer_bytes)
+        request = swarm_pb2.StateRequest(certificate=self._certificate(), state=self.manifest.digest, leaves=True)
         leaves: list[bytes] = []
         async with self._node.stream(source, self._stream_name) as (reader, writer):
             await frames.send(writer, request, timeout_s=5)
@@ -104,7 +117,7 @@ class StateFetch:
 
     async def _fetch_run(self, source: str, assembler: StateAssembler, wanted: list[int]) -> None:
         request = swarm_pb2.StateRequest(
-            certificate=self._certificate, state=self._manifest.digest, first_chunk=wanted[0], chunks=len(wanted)
+            certificate=self._certificate(), state=self.manifest.digest, first_chunk=wanted[0], chunks=len(wanted)
         )
         async with self._node.stream(source, self._stream_name) as (reader, writer):
             await frames.send(writer, request, timeout_s=5)
@@ -113,6 +126,7 @@ class StateFetch:
                 if message.chunk != chunk:
                     raise FormatError(f"sent state chunk {message.chunk}, expected {chunk}")
                 assembler.put(chunk, message.data)
+                self.fetched_bytes += len(message.data)
 
     async def _next(self, reader: asyncio.StreamReader) -> swarm_pb2.StateChunk:
         message = await frames.receive(
@@ -121,3 +135,14 @@ class StateFetch:
         if message.error:
             raise NetworkError(message.error[:200])
         return message
+
+
+def _runs(missing: list[int]) -> list[list[int]]:
+    """Sorted chunk numbers as runs of neighbours, each short enough for one request."""
+    runs: list[list[int]] = []
+    for chunk in missing:
+        if runs and chunk == runs[-1][-1] + 1 and len(runs[-1]) < _CHUNKS_PER_REQUEST:
+            runs[-1].append(chunk)
+        else:
+            runs.append([chunk])
+    return runs

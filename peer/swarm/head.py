@@ -64,9 +64,10 @@ class Position:
     def advance(self, head: Head) -> None:
         self._previous, self._candidate, self.head = self.head.state, None, head
 
+    def held(self) -> list[SharedState]:
+        """The states that are here."""
+        return [state for state in (self._candidate, self.head.state, self._previous) if state is not None]
+
     def find(self, digest: str) -> SharedState | None:
         """The state with this digest, if it is still here."""
-        for state in (self.head.state, self._previous, self._candidate):
-            if state is not None and state.digest == digest:
-                return state
-        return None
+        return next((state for state in self.held() if state.digest == digest), None)

@@ -152,6 +152,7 @@ class Swarm:
             RoundAborted: `stop` was set, or this peer is leaving.
         """
         future = asyncio.run_coroutine_threadsafe(self._rounds.finish_work(update, base), self._loop)
+        del update  # as large as the model: not to be held while waiting
         while not stop.is_set():
             try:
                 return future.result(timeout=0.2)
