@@ -16,7 +16,6 @@ from training_fixtures import make_genesis, make_spec, write_tiny_gpt2, write_ti
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from peer.training.genesis import count_parameters, load_state
-from peer.training.memory import memory_needed_bytes
 from peer.training.model import load_causal_lm, load_tokenizer, load_trainable
 from peer.training.state import SharedState
 from protocol.errors import FormatError, InputError
@@ -324,10 +323,3 @@ def test_loading_and_saving_print_nothing(
     load_trainable(spec, tmp_path / "genesis").save_model(tmp_path / "saved")
     captured = capfd.readouterr()
     assert captured.out == "" and captured.err == ""
-
-
-def test_needed_memory_grows_with_what_needs_it(glass_dir: Path, plays: Path) -> None:
-    small = memory_needed_bytes(make_spec(glass_dir, plays, method=LORA))
-    full = memory_needed_bytes(make_spec(glass_dir, plays))
-    longer = memory_needed_bytes(make_spec(glass_dir, plays, data={"sequence_length": 4096}))
-    assert 1 << 30 < small < full < longer < 8 << 30

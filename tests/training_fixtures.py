@@ -36,14 +36,19 @@ def write_tiny_gpt2(folder: Path, glass_dir: Path, seed: int = 0) -> Path:
 
 def write_tiny_llama(folder: Path, glass_dir: Path, seed: int = 0) -> Path:
     """A random Llama with embeddings that are not tied; with glassllm's tokenizer."""
+    return write_llama(folder, glass_dir, width=32, layers=2, seed=seed)
+
+
+def write_llama(folder: Path, glass_dir: Path, *, width: int, layers: int, seed: int = 0) -> Path:
+    """The same in any size: 512 wide and 11 layers deep it has 30 M parameters."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=1024,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
         num_attention_heads=2,
-        max_position_embeddings=64,
+        max_position_embeddings=max(64, width // 4),
         tie_word_embeddings=False,
         bos_token_id=2,
         eos_token_id=3,

@@ -1,30 +1,40 @@
 """How much memory a run needs: what a volunteer is told before anything is loaded. Needs no torch.
 
+The most is needed as a round's update is handed over: weights, gradient and AdamW's moments, the base and the state
+before it, the update, and the update as it travels. Then the state before is let go of, and the new one takes the place of
+the update. So of the trainable parameters there are at most three copies beside model, gradient and optimizer for a
+moment, two of them for longer; the number of members does not matter. tests/test_memory.py holds this against real processes.
+
 >>> round(_activation_bytes(135_000_000, tokens=2048) / 2**30, 1)
-3.6
+5.1
 """
 
 from __future__ import annotations
 
 from protocol.run_spec import RunSpec
 
-_RUNTIME_BYTES = 1 << 30  # Python, torch, hivemind and its daemon, measured: 0.75 to 0.95 GB
-_VOCABULARY = 50_000  # a guess, for the logits
+_RUNTIME_BYTES = 1 << 29  # Python, torch, hivemind and its daemon on a CPU, measured: 0.4 GB; CUDA takes as much again
+_VOCABULARY_MOST = 100_000  # a guess, for the logits: large models have about this many
+_WIRE_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.02}  # a parameter
 
 
 def memory_needed_bytes(spec: RunSpec) -> int:
-    """A rough upper estimate of what training needs in all, device and main memory together.
+    """A rough upper estimate of what taking part needs at least, device and main memory together.
 
-    fp32 weights; for the trainable ones a gradient, AdamW's two moments, the base, the update and the average;
-    activations of one micro-batch; the runtime.
+    fp32 weights; for the trainable ones what the module's docstring lists; activations of one sequence, for what fits on
+    top of that goes into a larger micro-batch; the runtime.
     """
-    trainable_copies = 6
-    weights = 4 * spec.model.parameters + 4 * trainable_copies * spec.model.trainable
-    return weights + activation_bytes(spec, spec.inner.micro_batch) + _RUNTIME_BYTES
+    diloco = spec.sync.method == "diloco"
+    moments = 2 if diloco else 0
+    outer_vectors = (1 if spec.outer.momentum else 0) if diloco else 2
+    states = 2 * (1 + outer_vectors)
+    trainable_bytes = 4 * (1 + moments + states + 1) + _WIRE_BYTES[spec.sync.wire]
+    weights = 4 * spec.model.parameters + int(trainable_bytes * spec.model.trainable)
+    return weights + activation_bytes(spec, 1) + _RUNTIME_BYTES
 
 
 def activation_bytes(spec: RunSpec, sequences: int) -> int:
-    """What a forward and backward pass over that many sequences holds, beside weights and gradients; roughly."""
+    """What a forward and backward pass over that many sequences holds beside weights and gradients, roughly."""
     return _activation_bytes(spec.model.parameters, sequences * spec.data.sequence_length)
 
 
@@ -32,9 +42,10 @@ def _activation_bytes(parameters: int, tokens: int) -> int:
     """Of a decoder with the usual proportions: width 64 times the depth, 12 * depth * width**2 parameters.
 
     68 bytes for each token, layer and unit of width (Korthikanti et al. 2022, section 4.1: 34 at half precision, without
-    attention maps, which fused kernels do not keep), half as much again for gated MLPs, and the logits with their
-    gradient.
+    attention maps, which fused kernels do not keep), half as much again for gated MLPs; the logits with their softmax and
+    gradient; and the gradient of the largest matrix before it is added, the embedding's.
     """
     depth = max(1.0, (parameters / (12 * 64**2)) ** (1 / 3))
-    per_token = 1.5 * 68 * depth * 64 * depth + 3 * 4 * min(_VOCABULARY, parameters // 64)
-    return int(per_token * tokens)
+    width, vocabulary = 64 * depth, min(_VOCABULARY_MOST, parameters // 1000)
+    per_token = 1.5 * 68 * depth * width + 3 * 4 * vocabulary
+    return int(per_token * tokens + 4 * vocabulary * width)

@@ -113,8 +113,7 @@ def _sqrt(values: torch.Tensor) -> torch.Tensor:
 
 def _remembered(base: SharedState, count: int) -> list[torch.Tensor]:
     if not base.outer:
-        zeros = torch.zeros_like(base.parameters)
-        return [zeros] * count
+        return [torch.zeros(1).expand_as(base.parameters)] * count
     if len(base.outer) != count:
         raise FormatError(f"expected a base with {count} outer vectors, got {len(base.outer)}")
     return list(base.outer)

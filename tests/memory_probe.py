@@ -1,0 +1,100 @@
+"""One peer's memory over two rounds of a run by itself, for tests/test_memory.py: prints one JSON object.
+
+    python tests/memory_probe.py RUN_SPEC GENESIS_MODEL_DIR DATA
+
+It does what a peer does, in that order, and drops what a peer may drop: load, train, encode, average, step, save, and
+begin again. hivemind is imported and its daemon is not started: tests/test_memory.py adds what that takes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+
+class Peak:
+    """The most resident memory that the process has had since the last look."""
+
+    def __init__(self) -> None:
+        self._process, self._most, self._ended = psutil.Process(), 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._ended.is_set():
+            self._look()
+            time.sleep(0.002)
+
+    def _look(self) -> int:
+        info = self._process.memory_full_info()
+        self._most = max(self._most, info.uss)
+        return info.uss
+
+    def take(self) -> tuple[int, int]:
+        """(most since the last call, now), bytes of this process alone."""
+        now = self._look()
+        most, self._most = self._most, now
+        return most, now
+
+
+def main(spec_path: Path, model_dir: Path, data: Path) -> None:
+    peak = Peak()
+    found: dict[str, tuple[int, int]] = {}
+
+    import torch
+
+    import peer.swarm.swarm  # noqa: F401  # hivemind and all
+    from peer.training.aggregate import weighted_mean
+    from peer.training.codec import EncodedUpdate, codec
+    from peer.training.data import load_dataset
+    from peer.training.genesis import load_state
+    from peer.training.model import load_trainable
+    from peer.training.outer import outer_step
+    from peer.training.work import LocalWork
+    from protocol.run_spec import RunSpec
+
+    torch.set_num_threads(1)
+    found["imports"] = peak.take()
+    spec = RunSpec.from_bytes(spec_path.read_bytes())
+    state = load_state(model_dir)
+    found["genesis"] = peak.take()
+    model = load_trainable(spec, model_dir)
+    found["model"] = peak.take()
+    work = LocalWork(model, load_dataset(spec, model.tokenizer, data), spec, "probe")
+    found["optimizer"] = peak.take()
+    for number in (1, 2):
+        work.begin(state)
+        for _ in range(2):
+            work.step()
+        found[f"work {number}"] = peak.take()
+        encoded = EncodedUpdate.encode(work.finish().vector, spec.sync.wire)
+        found[f"encode {number}"] = peak.take()
+        averaged, start, coder = torch.empty(encoded.values), 0, codec(encoded.codec)
+        for index in range(len(encoded.chunks)):
+            part = encoded.decode_chunk(index)
+            result = coder.encode(weighted_mean([part, part], [1, 1]))
+            averaged[start : start + len(part)] = coder.decode(result, len(part))
+            start += len(part)
+        found[f"average {number}"] = peak.take()
+        candidate = outer_step(spec, state, averaged)
+        _ = candidate.digest
+        found[f"outer step {number}"] = peak.take()
+        previous, state = state, candidate  # as peer.swarm.head.Position keeps them
+        del averaged, candidate, encoded
+        with tempfile.TemporaryDirectory() as folder:
+            state.save(Path(folder) / "state.safetensors")
+            work.save_optimizer(Path(folder) / "moments.safetensors")
+        found[f"save {number}"] = peak.take()
+        del previous
+    print(json.dumps({name: {"peak": most, "after": now} for name, (most, now) in found.items()}))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    main(*(Path(argument) for argument in sys.argv[1:4]))
