@@ -106,7 +106,7 @@ class InnerOptimizer(_Section):
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(default=0.0, ge=0, le=10)
     clip_norm: Positive | None = 1.0
-    micro_batch: int = Field(default=8, ge=1, le=4096)  # sequences per forward pass
+    micro_batch: int = Field(default=8, ge=1, le=4096)  # most sequences per forward pass; each card takes what fits
     batch: int = Field(default=8, ge=1, le=1 << 20)  # sequences per local optimizer step; a multiple of micro_batch
 
     @model_validator(mode="after")
