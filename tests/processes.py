@@ -176,6 +176,7 @@ class Community:
         self.run = folder / "run"
         self.parts: list[Part] = []
         self._sockets: dict[str, set[Path]] = {}
+        self.more_environment: dict[str, dict[str, str]] = {}  # name of a part -> what it has beyond the usual
         ports = free_ports(2) if fixed_ports else [0, 0]
         listen = {"listen": f"127.0.0.1:{ports[0]}", "swarm_listen": f"127.0.0.1:{ports[1]}"}
         config = config | {"host": config.get("host", {}) | listen}
@@ -224,6 +225,7 @@ class Community:
             "HF_HUB_OFFLINE": "1",
             "POTLUCK_HOME": str(self.folder / "user"),
             MARK: f"{self.folder}:{name};",
+            **self.more_environment.get(name, {}),
         }
 
     def home(self, name: str) -> Path:

@@ -164,7 +164,10 @@ def _tell_ended(requests: socket.socket) -> None:
 
 
 def become(request: dict[str, Any], requests: socket.socket) -> None:
-    """In the child: stand as a fresh process would, and be `potluck`."""
+    """In the child: stand as a fresh process would, and be `potluck`; broken or paced if its environment says so."""
+    import faults
+    import pacing
+
     import potluck
 
     requests.close()
@@ -181,6 +184,8 @@ def become(request: dict[str, Any], requests: socket.socket) -> None:
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
     sys.argv = ["potluck", *request["arguments"]]
+    faults.install(request["environment"])
+    pacing.install(request["environment"])
     potluck.main()
 
 
