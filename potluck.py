@@ -77,6 +77,9 @@ def join(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Agree to the run's terms without being asked.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads to use [default: all].")] = None,
+    precision: Annotated[
+        str, typer.Option(help="auto, bf16, fp16, fp32: of the passes; auto: what this card does well.")
+    ] = "auto",
     listen: Annotated[
         str, typer.Option(help="Address and port for other members; port 0: any free one.")
     ] = "0.0.0.0:0",
@@ -107,6 +110,7 @@ def join(
         home=home or default_home(),
         device=_device(device),
         threads=threads,
+        precision=_one_of("--precision", precision, ("auto", "bf16", "fp16", "fp32")),
         swarm=SwarmConfig(listen=listen, announce=announce),
     )
     language = lang if lang in ("en", "zh") else messages.language()
@@ -305,6 +309,12 @@ def _device(wanted: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {wanted}: {str(error).splitlines()[0]}", "use auto, cpu, cuda or mps") from error
     return wanted
+
+
+def _one_of(option: str, given: str, allowed: tuple[str, ...]) -> str:
+    if given not in allowed:
+        raise InputError(f"{option} {given}: no such choice", f"use one of {', '.join(allowed)}")
+    return given
 
 
 def _need(extra: str, *modules: str) -> None:

@@ -6,13 +6,16 @@ gRPC has no pinning of its own. A server that shows another certificate is not t
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import logging
 import socket
 import ssl
 
 import grpc
+from cryptography import x509
 
+from peer.clock import ClockWrong
 from protocol.errors import (
     CoordinatorAway,
     FormatError,
@@ -44,6 +47,7 @@ def open_channel(address: str, tls_digest: str, timeout_s: float) -> grpc.Channe
     Raises:
         CoordinatorAway: nobody answers there, or what answers speaks no TLS.
         SignatureError: another certificate than the one in the invite.
+        ClockWrong: by this computer's clock the certificate does not hold now, and TLS would fail without a reason.
     """
     der = _fetch_certificate(address, timeout_s)
     found = hashlib.sha256(der).hexdigest()
@@ -53,8 +57,17 @@ def open_channel(address: str, tls_digest: str, timeout_s: float) -> grpc.Channe
             f"expected certificate {tls_digest[:16]}…, got {found[:16]}…",
             "ask the host for a fresh invite, over a way you trust",
         )
+    _check_clock(x509.load_der_x509_certificate(der))
     pem = ssl.DER_cert_to_PEM_cert(der).encode()
     return grpc.secure_channel(address, grpc.ssl_channel_credentials(root_certificates=pem), options=_OPTIONS)
+
+
+def _check_clock(certificate: x509.Certificate) -> None:
+    """The coordinator looks after its certificate: when that seems to be over or not to have begun, the clock is wrong."""
+    now = datetime.datetime.now(datetime.UTC)
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if not begins <= now <= ends:
+        raise ClockWrong((now - (begins if now < begins else ends)).total_seconds())
 
 
 def _fetch_certificate(address: str, timeout_s: float) -> bytes:

@@ -10,6 +10,8 @@
     states/round-000020.json         its agreement
     ballots.json                     promises and votes of the round in hand
     rounds.jsonl                     the newest rounds, for the owner
+    optimizer.safetensors            what the inner optimizer remembers
+    micro-batch.json                 how many sequences a pass takes on this card
     outbox/ receipts/
     lock                             held while a peer uses the folder; says which process
     damaged/                         what could not be read, kept for whoever wants to look
@@ -135,8 +137,12 @@ class RunFolder:
 
     def round_log(self) -> RoundLog:
         """The rounds that its owner can read of."""
-        self._make_way("rounds.jsonl")
-        return RoundLog(self.path / "rounds.jsonl")
+        return RoundLog(self.place("rounds.jsonl"))
+
+    def place(self, name: str) -> Path:
+        """Where a file of this name belongs; nothing else is there when this returns."""
+        self._make_way(name)
+        return self.path / name
 
     # ---- states ------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
+from peer.moments import Moments
 from peer.swarm.swarm import Swarm
 from peer.training.work import LocalWork, StepResult
 from protocol.errors import RoundAborted
@@ -52,6 +53,7 @@ def train(
     rounds: int,
     stop: threading.Event,
     watcher: Watcher,
+    moments: Moments | None = None,
     patience_s: float = PATIENCE_S,
 ) -> None:
     """Train until `rounds` rounds are committed (0: without end) or `stop` is set.
@@ -59,12 +61,13 @@ def train(
     When `stop` is set while a round is being closed, what was done is handed over first, within `HAND_OVER_S`.
 
     Args:
+        moments: keeps what the optimizer remembers over a restart; None: nobody does.
         patience_s: how long to work on while no round can be made, at least.
 
     Raises:
         RoundAborted: the local work diverged several rounds in a row.
     """
-    trainer = _Trainer(swarm, work, stop, watcher, patience_s)
+    trainer = _Trainer(swarm, work, stop, watcher, moments, patience_s)
     diverged = 0
     while not stop.is_set() and not (rounds and swarm.head.round >= rounds):
         try:
@@ -83,10 +86,16 @@ class _Trainer:
     """What is remembered from round to round."""
 
     def __init__(
-        self, swarm: Swarm, work: LocalWork, stop: threading.Event, watcher: Watcher, patience_s: float
+        self,
+        swarm: Swarm,
+        work: LocalWork,
+        stop: threading.Event,
+        watcher: Watcher,
+        moments: Moments | None,
+        patience_s: float,
     ) -> None:
         self._swarm, self._work, self._stop, self._watcher = swarm, work, stop, watcher
-        self._patience_s = patience_s
+        self._moments, self._patience_s = moments, patience_s
         self._speed = 0.0
         self._round_s = 0.0  # how long the last round took, without pauses
         self._paused_s = 0.0  # in this round
@@ -110,7 +119,14 @@ class _Trainer:
         if stop.is_set() and not swarm.close_work.is_set():
             raise RoundAborted("stopped by its owner")  # in the middle of a round: nobody waits for this peer
         self._watcher.working(WorkReport(work.round, work.tokens, self._speed, result.loss.item()))
-        swarm.finish_work(work.finish(), head.state.digest, _Later(stop, swarm), self._watcher.waiting)
+        update = work.finish()
+        if self._moments is not None:
+            self._moments.begin_save()
+        try:
+            swarm.finish_work(update, head.state.digest, _Later(stop, swarm), self._watcher.waiting)
+        finally:
+            if self._moments is not None:
+                self._moments.wait()
         self._round_s = time.monotonic() - started - self._paused_s
 
     def _step(self) -> StepResult:

@@ -23,6 +23,7 @@ from peer.clock import MAX_OFFSET_S
 from peer.coordinator_client import CoordinatorClient
 from peer.coordinator_link import CoordinatorLink
 from peer.leaving import Leaving
+from peer.moments import Moments
 from peer.outbox import Outbox
 from peer.receipts import Receipts
 from peer.round_log import Round, describe
@@ -56,6 +57,7 @@ class PeerConfig:
     home: Path
     device: str = "cpu"
     threads: int | None = None  # CPU threads for torch; None: torch's choice
+    precision: str = "auto"  # of the forward and backward passes: auto, bf16, fp16, fp32
     swarm: SwarmConfig = field(default_factory=SwarmConfig)
 
 
@@ -121,7 +123,7 @@ class Volunteer:
                 self._invite.root, name=admission.card.spec.run.name, run=admission.card.run, folder=self._config.home
             )
             genesis = self._verified_genesis(admission)
-            work = self._prepare(admission)
+            work = self._prepare(admission, folder.place("micro-batch.json"))
             self._screen.step("finding-members")
             self._train(stack, folder, admission, genesis, work)
         return True
@@ -138,7 +140,7 @@ class Volunteer:
             raise VerificationError("the genesis is not the one in the run card", "do not train; tell the host")
         return state
 
-    def _prepare(self, admission: Admission) -> LocalWork:
+    def _prepare(self, admission: Admission, sizes: Path) -> LocalWork:
         import torch
 
         self._screen.step("loading-model")
@@ -148,7 +150,7 @@ class Volunteer:
         model = load_trainable(spec, files.genesis / "model", files.base_model, self._config.device)
         self._screen.step("reading-data")
         dataset = load_dataset(spec, model.tokenizer, files.data)
-        return LocalWork(model, dataset, spec, self._identity.peer_id)
+        return LocalWork(model, dataset, spec, self._identity.peer_id, wanted=self._config.precision, sizes=sizes)
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
@@ -162,6 +164,8 @@ class Volunteer:
         )
 
         on_commit = _Keeper(folder, outbox, card.spec.publish.every_rounds, self._kept)
+        moments = Moments(work, folder.place("optimizer.safetensors"))
+        moments.load()
         head = folder.resume(card, genesis)
         self._leaving.graceful = True  # from here on there are others
         swarm = stack.enter_context(
@@ -199,7 +203,7 @@ class Volunteer:
                 saved_states=folder.saved_states,
             )
         )
-        train(swarm, work, rounds, self._stop, self)
+        train(swarm, work, rounds, self._stop, self, moments)
         self._tokens_per_s = 0.0
         if not self._stop.is_set():
             self._farewell(swarm, rounds)

@@ -81,7 +81,7 @@ def own_files(community: Community) -> list[Path]:
     """Every file of alice's, without those that need her owner, and without old receipts and states."""
     folder = community.run_folder("alice")
     found = sorted(path for path in folder.rglob("*") if path.is_file() and "damaged" not in path.parts)
-    found = [path for path in found if path.name not in OWNERS_WORD]
+    found = [path for path in found if path.name not in OWNERS_WORD and not path.name.endswith(".damaged")]
     many = [path for path in found if path.parent.name in ("receipts", "states")]
     return [path for path in found if path not in many] + many[-2 * SEVERAL :]
 

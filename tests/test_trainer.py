@@ -1,0 +1,147 @@
+"""The trainer's loop over real swarms: it does not work on for ever when no round can be made, and it hands over on leaving."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from processes import eventually
+from swarm_kit import World
+from training_fixtures import make_genesis, make_spec, write_tiny_llama
+
+from peer.moments import Moments
+from peer.round_rules import BallotBox
+from peer.swarm.head import Head
+from peer.swarm.rounds import RoundReport
+from peer.swarm.swarm import Swarm, SwarmConfig
+from peer.trainer import WorkReport, train
+from peer.training.data import load_dataset
+from peer.training.model import load_trainable
+from peer.training.work import LocalWork
+from protocol.run_card import RunCard
+
+pytestmark = [
+    pytest.mark.swarm,
+    pytest.mark.timeout(200),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # hivemind's way to find p2pd
+]
+PATIENCE_S = 1.0
+WAIT_S = 60.0
+
+
+class Peer:
+    """A swarm, a real model, and the trainer's loop in a thread; notes what it is told."""
+
+    def __init__(self, world: World, card: RunCard, index: int, folder: Path, glass: Path, plays: Path) -> None:
+        genesis = make_genesis(card.spec, glass, folder / f"genesis-{index}")
+        model = load_trainable(card.spec, folder / f"genesis-{index}")
+        identity, token = world.identity(index), world.certificate(index, run=card.run)
+        self.work = LocalWork(model, load_dataset(card.spec, model.tokenizer, plays), card.spec, identity.peer_id)
+        self.reports: list[RoundReport] = []
+        self.told: list[str] = []  # why it waits or is paused, the newest last
+        self.is_paused = False
+        self.steps = 0
+        self.stop = threading.Event()
+        self.swarm = Swarm(
+            identity,
+            world.identity_path(index),
+            card,
+            lambda: token,
+            BallotBox(),
+            Head(genesis),
+            lambda head, report: self.reports.append(report),
+            SwarmConfig(listen="127.0.0.1:0"),
+        )
+        self.peer_id, self.folder = identity.peer_id, folder
+        moments = Moments(self.work, folder / f"optimizer-{index}.safetensors")
+        arguments = (self.swarm, self.work, 0, self.stop, self, moments, PATIENCE_S)
+        self.thread = threading.Thread(target=train, args=arguments)
+
+    def __enter__(self) -> Peer:
+        self.swarm.__enter__()
+        self.swarm.set_founder(1, "")
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self.thread.join(30)
+        self.swarm.__exit__(None, None, None)
+
+    def working(self, report: WorkReport) -> None:
+        self.steps += report.loss is None
+
+    def waiting(self, reason: str) -> None:
+        self.is_paused = False
+        self.told.append(reason)
+
+    def paused(self, reason: str) -> None:
+        self.is_paused = True
+        self.told.append(reason)
+
+
+@pytest.fixture
+def new_peer(tmp_path: Path, glass_dir: Path, plays: Path) -> Iterator[Callable[[int], Peer]]:
+    glass = write_tiny_llama(tmp_path / "tiny", glass_dir)
+    world = World(tmp_path, spec=make_spec(glass, plays, sync={"min_peers": 2, "round_tokens": 2000}))
+    spec = make_spec(glass, plays, sync={"min_peers": 2, "round_tokens": 2000})
+    genesis = make_genesis(spec, glass, tmp_path / "genesis")
+    card = world.card.model_copy(update={"run": spec.digest, "spec": spec, "genesis": genesis.digest})
+    with ExitStack() as stack:
+        yield lambda index: stack.enter_context(Peer(world, card, index, tmp_path, glass, plays))
+
+
+def meet(first: Peer, second: Peer) -> None:
+    for peer in (first, second):
+        peer.swarm.set_founder(0, first.peer_id)
+    first.swarm.add_addresses(second.swarm.addresses)
+    second.swarm.add_addresses(first.swarm.addresses)
+
+
+def test_a_peer_that_waits_too_long_pauses_keeps_its_work_and_goes_on_by_itself(
+    new_peer: Callable[[int], Peer],
+) -> None:
+    alone = new_peer(0)
+    eventually(lambda: alone.is_paused, WAIT_S)
+    assert "waiting for" in alone.told[-1]
+    tokens, steps = alone.work.tokens, alone.steps
+    assert tokens >= 2000
+    time.sleep(1.0)  # ten looks
+    assert (alone.work.tokens, alone.steps) == (tokens, steps), "no step is done while it is paused"
+    assert alone.is_paused
+
+    other = new_peer(1)
+    meet(alone, other)
+    eventually(lambda: alone.reports and alone.reports[0].took_part, WAIT_S)
+    assert alone.reports[0].tokens >= tokens, "what was done before the pause counts"
+    eventually(lambda: len(alone.reports) >= 2 and not alone.is_paused, WAIT_S)
+    other.stop.set()
+    other.thread.join(30)
+    assert not other.thread.is_alive()
+
+
+def test_a_paused_peer_leaves_when_it_is_told_to(new_peer: Callable[[int], Peer]) -> None:
+    alone = new_peer(0)
+    eventually(lambda: alone.is_paused, WAIT_S)
+    alone.stop.set()
+    alone.thread.join(5)
+    assert not alone.thread.is_alive()
+
+
+def test_what_was_handed_over_counts_although_its_owner_leaves(new_peer: Callable[[int], Peer]) -> None:
+    leaver, other = new_peer(0), new_peer(1)
+    meet(leaver, other)
+    eventually(lambda: leaver.reports and other.reports, WAIT_S)
+    leaver.swarm.close_work.wait(WAIT_S)  # a round is being closed
+    leaver.stop.set()
+    leaver.thread.join(30)
+    assert not leaver.thread.is_alive()
+    assert leaver.reports[-1].took_part
+    again = LocalWork(leaver.work.model, leaver.work.dataset, leaver.work.spec, leaver.peer_id)
+    assert Moments(again, leaver.folder / "optimizer-0.safetensors").load(), (
+        "what AdamW remembers is kept for a restart"
+    )
