@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from protocol.claim import Agreement, has_majority
+from protocol.claim import Agreement
 
 LEAST_WAIT_S = 30.0
 LONGEST_WAIT_S = 3600.0
@@ -72,11 +72,6 @@ def judge(
     if agreement.base != tip.state:
         return Verdict.FORK
     agreement.check_against(tip.weights)
-    if has_majority(voters(agreement), tip.weights) or waited_s >= patience_s:
+    if agreement.has_majority_of(tip.weights) or waited_s >= patience_s:
         return Verdict.COMMIT
     return Verdict.WAIT
-
-
-def voters(agreement: Agreement) -> set[str]:
-    """The peer ids that signed the state."""
-    return {vote.keyid for vote in agreement.vote_envelopes}

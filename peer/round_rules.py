@@ -10,7 +10,7 @@ there. An *attempt* is a ballot number.
                the weight claimed in the group whose updates it averages
 
     farewell   a member that leaves hands its weight in the round to another that stays. Each attempt counts by the farewells
-               that its leader puts into the group, never by what one has heard otherwise; see `acceptors_after`
+               that its leader puts into the group, never by what one has heard otherwise; see `protocol.claim.acceptors_after`
 
 Two majorities share a member, that member keeps its promise, and so there is never a second state. With farewells, whoever
 speaks for a weight in one attempt and somebody else in a later one: the weight's owner may not sign a farewell after its
@@ -170,30 +170,6 @@ class BallotBox:
             ],
         }
         self.save(json.dumps(value).encode())
-
-
-def acceptors_after(weights: Mapping[str, int], farewells: Mapping[str, str]) -> dict[str, int]:
-    """Who speaks for how much in a round, once some of its acceptors have left.
-
-    All weights are doubled, and the first acceptor by digest, who decides even splits, has one more: so that there are no
-    ties, whoever speaks for that one now. Chains are followed; members of a circle speak for themselves.
-
-    Args:
-        weights: the acceptors of the round.
-        farewells: who leaves -> whom it names.
-
-    >>> acceptors_after({"a": 3, "b": 1}, {"a": "c", "c": "d"}) in ({"d": 7, "b": 2}, {"d": 6, "b": 3})
-    True
-    """
-    first = min(weights, key=lambda peer: canonical.sha256_hex(peer.encode()), default="")
-    counted: dict[str, int] = {}
-    for peer, weight in weights.items():
-        voice, seen = peer, set()
-        while voice in farewells and voice not in seen:
-            seen.add(voice)
-            voice = farewells[voice]
-        counted[voice] = counted.get(voice, 0) + 2 * weight + (peer == first)
-    return counted
 
 
 def is_committed(voters: set[str], acceptors: Mapping[str, int], group: Mapping[str, int]) -> bool:

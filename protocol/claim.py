@@ -27,6 +27,7 @@ CLAIM_TYPE = "application/vnd.potluck.claim.v1+json"
 VOTE_TYPE = "application/vnd.potluck.vote.v1+json"
 FAREWELL_TYPE = "application/vnd.potluck.farewell.v1+json"
 MAX_GROUP = 1024
+MAX_ATTEMPT = 10**6
 MAX_AGREEMENT_BYTES = 8 << 20
 MAX_TOKENS = 2**40  # tokens one peer can claim for one round
 LATE_DIVISOR = 2  # tokens of an update that missed its round count for so much less in the next one
@@ -87,7 +88,7 @@ class Vote(_Statement):
 
     run: Hex64
     round: int = Field(ge=1, le=10**9)
-    attempt: int = Field(ge=0, le=10**6)  # which try at this round
+    attempt: int = Field(ge=0, le=MAX_ATTEMPT)  # which try at this round
     group: Hex64  # digest of the group's claims, in order
     base: Hex64
     state: Hex64  # digest after the outer step
@@ -102,7 +103,7 @@ class Farewell(_Statement):
     run: Hex64
     round: int = Field(ge=1, le=10**9)
     successor: str = Field(max_length=64)  # peer id
-    attempt: int = Field(ge=0, le=10**6)  # counts from this attempt on
+    attempt: int = Field(ge=0, le=MAX_ATTEMPT)  # counts from this attempt on
 
     def sign(self, identity: PeerIdentity) -> Envelope:
         return envelope.sign(self.model_dump(mode="json"), FAREWELL_TYPE, identity)
@@ -169,6 +170,30 @@ def has_majority(voters: set[str], of: Mapping[str, int]) -> bool:
     return 2 * held > total
 
 
+def acceptors_after(weights: Mapping[str, int], farewells: Mapping[str, str]) -> dict[str, int]:
+    """Who speaks for how much in a round, once some of its acceptors have left.
+
+    All weights are doubled, and the first acceptor by digest, who decides even splits, has one more: so that there are no
+    ties, whoever speaks for that one now. Chains are followed; members of a circle speak for themselves.
+
+    Args:
+        weights: the acceptors of the round.
+        farewells: who leaves -> whom it names.
+
+    >>> acceptors_after({"a": 3, "b": 1}, {"a": "c", "c": "d"}) in ({"d": 7, "b": 2}, {"d": 6, "b": 3})
+    True
+    """
+    first = min(weights, key=lambda peer: canonical.sha256_hex(peer.encode()), default="")
+    counted: dict[str, int] = {}
+    for peer, weight in weights.items():
+        voice, seen = peer, set()
+        while voice in farewells and voice not in seen:
+            seen.add(voice)
+            voice = farewells[voice]
+        counted[voice] = counted.get(voice, 0) + 2 * weight + (peer == first)
+    return counted
+
+
 @dataclass(frozen=True)
 class Agreement:
     """A committed round: what was claimed, and who signed the state that came of it."""
@@ -182,9 +207,10 @@ class Agreement:
     claim_envelopes: tuple[Envelope, ...]  # in group order
     vote_envelopes: tuple[Envelope, ...]
     certificates: Mapping[str, str]
+    farewells: tuple[bytes, ...] = ()  # signed, by which the majority of the round before was counted
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        value: dict[str, Any] = {
             "claims": [
                 canonical.loads(item.to_bytes(), max_bytes=envelope.MAX_ENVELOPE_BYTES) for item in self.claim_envelopes
             ],
@@ -194,6 +220,10 @@ class Agreement:
             "certificates": dict(self.certificates),
             "weights": dict(self.weights),
         }
+        if self.farewells:
+            farewells = [canonical.loads(item, max_bytes=envelope.MAX_ENVELOPE_BYTES) for item in self.farewells]
+            value["farewells"] = farewells
+        return value
 
     def to_bytes(self) -> bytes:
         return canonical.dumps(self.to_json())
@@ -217,13 +247,14 @@ class Agreement:
             RefusedError: a signature, a certificate or the majority does not hold.
         """
         try:
-            claims_raw, votes_raw = value["claims"], value["votes"]
+            claims_raw, votes_raw, farewells_raw = value["claims"], value["votes"], value.get("farewells", [])
             certificates, weights_given = dict(value["certificates"]), dict(value["weights"])
             if not 1 <= len(claims_raw) <= MAX_GROUP or not 1 <= len(votes_raw) <= MAX_GROUP:
                 raise FormatError(f"an agreement has 1 to {MAX_GROUP} claims and votes")
+            farewells = tuple(canonical.dumps(item) for item in farewells_raw[:MAX_GROUP])
             claim_bytes = [canonical.dumps(item) for item in claims_raw]
             vote_bytes = [canonical.dumps(item) for item in votes_raw]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FormatError("not an agreement: expected claims, votes, certificates, weights") from error
         opened = [open_claim(item) for item in claim_bytes]
         votes = [open_vote(item) for item in vote_bytes]
@@ -239,6 +270,8 @@ class Agreement:
             member = certificate.check(certificates[peer_id], membership_key, run=run, accept_expired=True)
             if member.peer_id != peer_id:
                 raise VerificationError(f"the certificate shown for {peer_id} belongs to {member.peer_id}")
+        for item in farewells:
+            check_farewell(open_farewell(item)[1], run, first_vote.round, first_vote.attempt)
         voters = _check_votes(votes, claims, group_digest(list(envelopes)), first_vote)
         if not has_majority(voters, weights_given):
             raise VerificationError(f"round {first_vote.round}: the votes do not make a majority of the claimed work")
@@ -252,7 +285,23 @@ class Agreement:
             claim_envelopes=envelopes,
             vote_envelopes=tuple(Envelope.from_bytes(item) for item in vote_bytes),
             certificates={peer_id: certificates[peer_id] for peer_id in claims},
+            farewells=farewells,
         )
+
+    @property
+    def voters(self) -> set[str]:
+        """Peer ids of those that signed for the state."""
+        return {vote.keyid for vote in self.vote_envelopes}
+
+    def has_majority_of(self, previous: Mapping[str, int]) -> bool:
+        """Whether its voters speak for the majority of the round before.
+
+        Args:
+            previous: that round's weights.
+        """
+        said = dict(open_farewell(item) for item in self.farewells)
+        acceptors = acceptors_after(previous, {peer: item.successor for peer, item in said.items()})
+        return has_majority(self.voters, acceptors)
 
     def check_against(self, previous: Mapping[str, int]) -> None:
         """Check that the weights follow from the claims and the round before. Raises: VerificationError."""
@@ -261,6 +310,14 @@ class Agreement:
         expected = weights(self.claims, previous)
         if dict(self.weights) != expected:
             raise VerificationError(f"round {self.round}: the weights do not follow from the claims")
+
+
+def check_farewell(said: Farewell, run: str, round: int, attempt: int) -> None:
+    """Check that a farewell counts in an attempt at a round. Raises: VerificationError."""
+    if (said.run, said.round) != (run, round):
+        raise VerificationError(f"a farewell for round {said.round} of a run, expected round {round}")
+    if said.attempt > attempt:
+        raise VerificationError(f"a farewell counts from attempt {said.attempt} on, not in {attempt}")
 
 
 def _check_claims(claims: Mapping[str, Claim], given: Mapping[str, Any], run: str, vote: Vote) -> None:
@@ -310,6 +367,8 @@ __all__ = [
     "RefusedError",
     "UpdateDigest",
     "Vote",
+    "acceptors_after",
+    "check_farewell",
     "check_late",
     "group_digest",
     "has_majority",

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Progress(_message.Message):
-    __slots__ = ("certificate", "round", "base", "tokens", "tokens_per_s", "leaving", "attempt", "addresses", "history_tokens", "step_s", "can_reduce", "from_you_bytes_s", "up_bytes_s", "farewells")
+    __slots__ = ("certificate", "round", "base", "tokens", "tokens_per_s", "leaving", "attempt", "addresses", "history_tokens", "step_s", "can_reduce", "from_you_bytes_s", "up_bytes_s", "hears", "farewells")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class Progress(_message.Message):
     CAN_REDUCE_FIELD_NUMBER: _ClassVar[int]
     FROM_YOU_BYTES_S_FIELD_NUMBER: _ClassVar[int]
     UP_BYTES_S_FIELD_NUMBER: _ClassVar[int]
+    HEARS_FIELD_NUMBER: _ClassVar[int]
     FAREWELLS_FIELD_NUMBER: _ClassVar[int]
     certificate: str
     round: int
@@ -35,25 +36,28 @@ class Progress(_message.Message):
     can_reduce: bool
     from_you_bytes_s: float
     up_bytes_s: float
+    hears: int
     farewells: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., tokens: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., leaving: _Optional[bool] = ..., attempt: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., history_tokens: _Optional[int] = ..., step_s: _Optional[float] = ..., can_reduce: _Optional[bool] = ..., from_you_bytes_s: _Optional[float] = ..., up_bytes_s: _Optional[float] = ..., farewells: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., tokens: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., leaving: _Optional[bool] = ..., attempt: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., history_tokens: _Optional[int] = ..., step_s: _Optional[float] = ..., can_reduce: _Optional[bool] = ..., from_you_bytes_s: _Optional[float] = ..., up_bytes_s: _Optional[float] = ..., hears: _Optional[int] = ..., farewells: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Proposal(_message.Message):
-    __slots__ = ("certificate", "round", "base", "attempt", "timeout_s")
+    __slots__ = ("certificate", "round", "base", "attempt", "timeout_s", "asked")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    ASKED_FIELD_NUMBER: _ClassVar[int]
     certificate: str
     round: int
     base: str
     attempt: int
     timeout_s: float
-    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., attempt: _Optional[int] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    asked: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., attempt: _Optional[int] = ..., timeout_s: _Optional[float] = ..., asked: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ProposalReply(_message.Message):
-    __slots__ = ("accepted", "reason", "certificate", "claim", "voted", "can_reduce", "attempt", "farewells")
+    __slots__ = ("accepted", "reason", "certificate", "claim", "voted", "can_reduce", "attempt", "farewells", "unheard")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
@@ -62,6 +66,7 @@ class ProposalReply(_message.Message):
     CAN_REDUCE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     FAREWELLS_FIELD_NUMBER: _ClassVar[int]
+    UNHEARD_FIELD_NUMBER: _ClassVar[int]
     accepted: bool
     reason: str
     certificate: str
@@ -70,7 +75,8 @@ class ProposalReply(_message.Message):
     can_reduce: bool
     attempt: int
     farewells: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, accepted: _Optional[bool] = ..., reason: _Optional[str] = ..., certificate: _Optional[str] = ..., claim: _Optional[bytes] = ..., voted: _Optional[_Iterable[_Union[Voted, _Mapping]]] = ..., can_reduce: _Optional[bool] = ..., attempt: _Optional[int] = ..., farewells: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    unheard: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, accepted: _Optional[bool] = ..., reason: _Optional[str] = ..., certificate: _Optional[str] = ..., claim: _Optional[bytes] = ..., voted: _Optional[_Iterable[_Union[Voted, _Mapping]]] = ..., can_reduce: _Optional[bool] = ..., attempt: _Optional[int] = ..., farewells: _Optional[_Iterable[bytes]] = ..., unheard: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Voted(_message.Message):
     __slots__ = ("vote", "group")
@@ -157,10 +163,12 @@ class VoteMessage(_message.Message):
     def __init__(self, certificate: _Optional[str] = ..., vote: _Optional[bytes] = ...) -> None: ...
 
 class VoteReply(_message.Message):
-    __slots__ = ("vote",)
+    __slots__ = ("vote", "others")
     VOTE_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
     vote: bytes
-    def __init__(self, vote: _Optional[bytes] = ...) -> None: ...
+    others: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, vote: _Optional[bytes] = ..., others: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Abort(_message.Message):
     __slots__ = ("certificate", "group", "round", "attempt", "reason", "culprit")
@@ -183,28 +191,32 @@ class Ack(_message.Message):
     def __init__(self) -> None: ...
 
 class HeadRequest(_message.Message):
-    __slots__ = ("certificate", "state")
+    __slots__ = ("certificate", "state", "since")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
     certificate: str
     state: str
-    def __init__(self, certificate: _Optional[str] = ..., state: _Optional[str] = ...) -> None: ...
+    since: int
+    def __init__(self, certificate: _Optional[str] = ..., state: _Optional[str] = ..., since: _Optional[int] = ...) -> None: ...
 
 class HeadReply(_message.Message):
-    __slots__ = ("certificate", "round", "state", "agreement", "manifest", "history_tokens")
+    __slots__ = ("certificate", "round", "state", "agreement", "manifest", "history_tokens", "chain")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     AGREEMENT_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     HISTORY_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
     certificate: str
     round: int
     state: str
     agreement: bytes
     manifest: bytes
     history_tokens: int
-    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., state: _Optional[str] = ..., agreement: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., history_tokens: _Optional[int] = ...) -> None: ...
+    chain: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., state: _Optional[str] = ..., agreement: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., history_tokens: _Optional[int] = ..., chain: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class StateRequest(_message.Message):
     __slots__ = ("certificate", "state", "leaves", "first_chunk", "chunks")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -133,4 +132,3 @@ def test_an_update_without_tokens_is_refused(tmp_path: Path) -> None:
         Contribution.make(
             Update(world.update(0), 0, 0, 0, 0), world.spec, world.card.run, 1, "c" * 64, world.identity(0), None, 0.0
         )
-    asyncio.run(asyncio.sleep(0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from swarm_kit import World, agreed, run, until
 
-from peer.round_rules import Ballot, BallotBox, Bound, acceptors_after
+from peer.round_rules import Ballot, BallotBox, Bound
 from peer.swarm.farewells import Farewells
 from peer.swarm.group import Group
+from peer.training.codec import EncodedUpdate
 from protocol import swarm_pb2
-from protocol.claim import Farewell, has_majority
+from protocol.claim import Farewell, acceptors_after, has_majority
 from protocol.errors import RefusedError, VerificationError
 from protocol.keys import PeerIdentity
 
@@ -120,8 +120,6 @@ def test_a_farewell_that_somebody_else_signed_or_for_another_round_is_refused() 
 
 def test_a_group_does_not_carry_a_farewell_that_counts_later(tmp_path: Path) -> None:
     world = World(tmp_path, values=1000)
-    from peer.training.codec import EncodedUpdate
-
     encoded = EncodedUpdate.encode(world.update(0), "fp32")
     envelope = world.claim(0, encoded).sign(world.identity(0))
     member = world.rules().check_member(envelope.to_bytes(), world.certificate(0), True)
@@ -170,6 +168,5 @@ def test_who_comes_back_joins_no_group_that_does_not_know_of_its_farewell(tmp_pa
             )
             answer: Any = await leader.call(back.me, f"{name}/group", group, swarm_pb2.GroupReply, timeout_s=9)
             assert not answer.accepted and "farewell" in answer.reason
-            await asyncio.sleep(0)
 
     run(main())

@@ -136,13 +136,19 @@ def test_a_member_that_is_silent_in_mid_round_is_left_out_and_no_work_is_lost(tm
 
 
 def test_a_member_that_is_killed_in_mid_round_does_not_stop_the_others(tmp_path: Path) -> None:
-    world = World(tmp_path, round_tokens=800)
+    world = World(tmp_path, round_tokens=None, round_seconds=0.7, min_peers=2)
 
     async def main() -> None:
         async with world.peers(3) as peers:
-            await agreed(peers, 1)
             victim = peers[2]
-            await until(lambda: victim.rounds._group_task is not None and not victim.rounds._group_task.done())
+
+            def all_average() -> bool:
+                reduction = victim.rounds._reduction
+                return (
+                    len(victim.rounds.head.weights) == 3 and reduction is not None and len(reduction.group.members) == 3
+                )
+
+            await until(all_average, what="a group of all three, after another one")
             await victim.vanish()
             at = peers[0].round
             await agreed(peers[:2], at + 2)

@@ -7,6 +7,7 @@ manifest. Whom to follow is decided by `peer.round_rules.prefers` and by how the
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from peer.swarm.exchange import StateFetch, serve_state
 from peer.swarm.head import MAX_HISTORY_TOKENS, Head, Position
 from peer.swarm.talk import Talk
 from peer.training.state import SharedState
-from protocol import claim, swarm_pb2
+from protocol import swarm_pb2
 from protocol.claim import Agreement
 from protocol.errors import FormatError, NetworkError, RefusedError, VerificationError
 from protocol.run_card import RunCard
@@ -57,7 +58,7 @@ class CatchUp:
         """The head of a better branch that live members stand on, fetched and checked; None when there is none."""
         mine = self._own_branch()
         better = [b for b in self._talk.book.branches() if b.state != mine.state and b.round >= mine.round]
-        better = [b for b in better if b.round == mine.round + 1 or prefers(b, mine)]
+        better = [b for b in better if b.round > mine.round or prefers(b, mine)]
         if not better:
             self._behind_since = None
             return None
@@ -105,7 +106,7 @@ class CatchUp:
         return Branch(head.round, head.digest, head.history_tokens, followers + 1 if self._can_go_on() else 0)
 
     async def _fetch_head(self, wanted: Branch, mine: Branch, source: str) -> Head:
-        request = swarm_pb2.HeadRequest(certificate=self._talk.certificate())
+        request = swarm_pb2.HeadRequest(certificate=self._talk.certificate(), since=mine.round)
         reply = await self._talk.call(source, "head", request, swarm_pb2.HeadReply, timeout_s=HEAD_TIMEOUT_S)
         if (reply.round, reply.state) != (wanted.round, wanted.state):
             raise _MovedOn(f"it offers round {reply.round}, expected round {wanted.round}, where it said it stands")
@@ -115,7 +116,8 @@ class CatchUp:
             raise VerificationError("the agreement is for another state than the one offered")
         if len(agreement.claims) < self._card.spec.sync.min_peers:
             raise VerificationError(f"the agreement has fewer than {self._card.spec.sync.min_peers} members")
-        self._check_descent(agreement, wanted, mine)
+        if not self._follows(agreement, list(reply.chain)) and not prefers(wanted, mine):
+            raise VerificationError("the other branch is not the one that more members and more work stand behind")
         sources = [view.peer_id for view in self._talk.book.alive() if view.base == reply.state]
         state = self._position.find(reply.state) or await self._fetch(manifest, [source, *sources])
         return Head(state, agreement, self._history(agreement, reply.history_tokens))
@@ -127,16 +129,31 @@ class CatchUp:
             return head.after(agreement.weights)
         return min(stated, MAX_HISTORY_TOKENS)
 
-    def _check_descent(self, agreement: Agreement, wanted: Branch, mine: Branch) -> None:
-        """The next round on this member's own branch needs that round's majority; any other branch must be the better one."""
+    def _follows(self, newest: Agreement, chain: list[bytes]) -> bool:
+        """Whether a head follows from this member's own, each round in between agreed on by the majority of the one before.
+
+        Such a head is taken whoever stands on it; any other must be the better branch.
+
+        Args:
+            newest: its agreement.
+            chain: the agreements in between.
+
+        Raises:
+            FormatError, RefusedError: one of them does not hold.
+        """
         head = self._position.head
-        if (agreement.round, agreement.base) == (head.round + 1, head.digest):
-            agreement.check_against(head.weights)
-            voters = {claim.open_vote(item.to_bytes())[0] for item in agreement.vote_envelopes}
-            if claim.has_majority(voters, head.weights):
-                return
-        if not prefers(wanted, mine):
-            raise VerificationError("the other branch is not the one that more members and more work stand behind")
+        if newest.round > head.round + 1 and head.round == 0:
+            return False  # at genesis nobody has a weight that would show which of two histories is the run's
+        card, base, weights = self._card, head.digest, head.weights
+        opened = (Agreement.from_bytes(item, run=card.run, membership_key=card.member_key) for item in chain)
+        for agreement in itertools.chain(opened, [newest]):
+            if agreement.base != base:
+                return False
+            agreement.check_against(weights)
+            if not agreement.has_majority_of(weights):
+                return False
+            base, weights = agreement.state, dict(agreement.weights)
+        return True
 
     def _check_manifest(self, data: bytes, digest: str) -> StateManifest:
         manifest, own = StateManifest.from_bytes(data), self._position.head.state.manifest()
@@ -175,6 +192,7 @@ class CatchUp:
             agreement=head.agreement.to_bytes() if head.agreement else b"",
             manifest=head.state.manifest().to_bytes(),
             history_tokens=head.history_tokens,
+            chain=self._position.chain_since(request.since),
         )
         await self._talk.reply(writer, reply)
 

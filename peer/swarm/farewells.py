@@ -1,14 +1,13 @@
-"""Farewells: which members of the last agreement leave in a round, and who speaks for their weight. Rules: `peer.round_rules`."""
+"""Farewells: which members of the last agreement leave in a round, and who speaks for their weight. The rules: `peer.round_rules`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from peer.round_rules import acceptors_after
 from protocol import claim
 from protocol.claim import Farewell
-from protocol.errors import FormatError, VerificationError
+from protocol.errors import FormatError
 
 MAX_FAREWELLS = 256  # of one round
 
@@ -27,8 +26,7 @@ class Farewells:
             if count >= MAX_FAREWELLS:
                 raise FormatError(f"expected at most {MAX_FAREWELLS} farewells")
             peer, said = claim.open_farewell(data)
-            if (said.run, said.round) != (run, round):
-                raise VerificationError(f"a farewell for round {said.round} of a run, expected round {round}")
+            claim.check_farewell(said, run, round, claim.MAX_ATTEMPT)
             found[peer] = (said, data)
         return cls(found)
 
@@ -51,4 +49,4 @@ class Farewells:
 
     def acceptors(self, weights: Mapping[str, int]) -> dict[str, int]:
         """Who speaks for how much of the round's acceptors' weight."""
-        return acceptors_after(weights, {peer: said.successor for peer, (said, _) in self.by_peer.items()})
+        return claim.acceptors_after(weights, {peer: said.successor for peer, (said, _) in self.by_peer.items()})

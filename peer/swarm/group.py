@@ -178,7 +178,7 @@ class Group:
 
     def ranges(self, chunks: int) -> dict[str, range]:
         """Which chunks each reducer reduces: by their shares, in group order, cut at chunk boundaries."""
-        reducers = [member for member in self.members if member.can_reduce]
+        reducers = [member for member in self.members if member.share]
         reached = list(itertools.accumulate((member.share for member in reducers), initial=0))
         bounds = [chunks * share // reached[-1] for share in reached]
         return {member.peer_id: range(bounds[i], bounds[i + 1]) for i, member in enumerate(reducers)}

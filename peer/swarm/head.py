@@ -6,6 +6,7 @@ the candidate that is being voted on; making room for the second drops the first
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from peer.training.state import SharedState
 from protocol.claim import Agreement
 
 MAX_HISTORY_TOKENS = 2**53
+CHAIN_ROUNDS = 64  # of which the agreements are kept, to show others how the run got here
+MAX_CHAIN_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Position:
         self.head = head
         self._previous: SharedState | None = None
         self._candidate: SharedState | None = None
+        self._agreements: deque[tuple[int, bytes]] = deque(maxlen=CHAIN_ROUNDS)
 
     @property
     def round(self) -> int:
@@ -63,6 +67,15 @@ class Position:
 
     def advance(self, head: Head) -> None:
         self._previous, self._candidate, self.head = self.head.state, None, head
+        if head.agreement is not None:
+            self._agreements.append((head.round, head.agreement.to_bytes()))
+
+    def chain_since(self, round: int) -> list[bytes]:
+        """The agreements of the rounds after this one, up to the one before the head's; empty when some are gone."""
+        wanted = range(round + 1, self.head.round)
+        found = dict(self._agreements)
+        chain = [found[number] for number in wanted if number in found] if len(wanted) < CHAIN_ROUNDS else []
+        return chain if len(chain) == len(wanted) and sum(map(len, chain)) <= MAX_CHAIN_BYTES else []
 
     def held(self) -> list[SharedState]:
         """The states that are here."""

@@ -38,6 +38,7 @@ class Answers:
     cast: dict[str, Cast] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)  # peer id -> why
     farewells: Farewells = field(default_factory=Farewells)  # that they know of
+    unheard: dict[str, set[str]] = field(default_factory=dict)  # peer id -> whom it does not hear
 
 
 async def gather(talk: Talk, others: Iterable[MemberView], proposal: swarm_pb2.Proposal, rules: Rules) -> Answers:
@@ -64,6 +65,7 @@ async def _ask(talk: Talk, peer: str, proposal: swarm_pb2.Proposal, rules: Rules
         member = rules.check_member(reply.claim, reply.certificate, reply.can_reduce, expected_peer=peer)
         answers.cast[peer] = dict(open_voted(peer, item, rules) for item in reply.voted[:64])
         answers.farewells = answers.farewells.joined(Farewells.open(reply.farewells, rules.run, rules.round))
+        answers.unheard[peer] = set(reply.unheard[: len(proposal.asked)])
         answers.members[peer] = member
     except (NetworkError, FormatError, RefusedError) as error:
         answers.left_out[peer] = error.message[:MAX_REASON]
@@ -107,11 +109,41 @@ def choose_group(
         answers.members.values(),
         key=lambda member: canonical.sha256_hex(f"{rules.round}/{attempt}/{member.peer_id}".encode()),
     )
-    reducers = {member.peer_id for member in members if member.can_reduce}
-    if not reducers:
-        raise VerificationError("nobody in the group can be reached to reduce")
+    members = _connected(members, answers)
+    reducers = _reducers(members, answers)
     found = pace.shares({member.peer_id: up_bytes_s.get(member.peer_id, 0.0) for member in members}, reducers)
     shared = [replace(member, share=found[member.peer_id]) for member in members]
     group = Group.build(rules, attempt, me, shared)
     left_out = tuple(sorted(answers.left_out.items()))[:MAX_LEFT_OUT]
     return replace(group, left_out=left_out, farewells=farewells)
+
+
+def _connected(members: list[Member], answers: Answers) -> list[Member]:
+    """Those that can average together: all, as long as at least one of them is heard by all the others.
+
+    Two members behind firewalls do not hear each other: neither reduces, and they meet at one that both can reach. When
+    there is none, whoever is heard by the fewest is left out, until there is one.
+    """
+    while members and not _reducers(members, answers):
+        deaf = {member.peer_id: _not_heard_by(member.peer_id, members, answers) for member in members}
+        worst = max(members, key=lambda member: (len(deaf[member.peer_id]), member.peer_id))
+        members = [member for member in members if member is not worst]
+        answers.left_out[worst.peer_id] = f"{len(deaf[worst.peer_id])} of the others cannot reach it"
+    if not members:
+        raise VerificationError("nobody in the group can be reached to reduce")
+    return members
+
+
+def _reducers(members: list[Member], answers: Answers) -> set[str]:
+    """Those that all the others can reach."""
+    able = {member.peer_id for member in members if member.can_reduce}
+    return {peer for peer in able if not _not_heard_by(peer, members, answers)}
+
+
+def _not_heard_by(peer: str, members: list[Member], answers: Answers) -> set[str]:
+    """Members that do not hear this one, or that it does not hear."""
+    return {
+        other.peer_id
+        for other in members
+        if peer in answers.unheard.get(other.peer_id, ()) or other.peer_id in answers.unheard.get(peer, ())
+    }

@@ -41,6 +41,7 @@ class MemberView:
     history_tokens: int
     step_s: float
     addresses: tuple[str, ...]
+    hears: int  # other members
     up_bytes_s: float
     from_me_bytes_s: float  # how fast this peer's parts came to it
     heard: float  # time.monotonic()
@@ -90,6 +91,7 @@ class MemberBook:
             history_tokens=min(message.history_tokens, _MAX_TOKENS),
             step_s=_sane(message.step_s),
             addresses=tuple(message.addresses[:16]),
+            hears=min(message.hears, MAX_MEMBERS),
             up_bytes_s=_sane(message.up_bytes_s),
             from_me_bytes_s=_sane(message.from_you_bytes_s),
             heard=time.monotonic(),

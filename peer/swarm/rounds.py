@@ -41,7 +41,7 @@ from peer.training.outer import outer_step
 from peer.training.state import SharedState
 from peer.training.work import Update
 from protocol import canonical, claim, swarm_pb2
-from protocol.claim import Farewell
+from protocol.claim import MAX_ATTEMPT, MAX_GROUP, Farewell
 from protocol.envelope import Envelope
 from protocol.errors import (
     FormatError,
@@ -63,7 +63,6 @@ PROPOSE_LEAST_S = 3.0  # members have this long, or three micro-batches, to answ
 PROPOSE_MOST_S = 60.0
 RETRY_MOST_S = 5.0  # between two attempts at one round
 FREE_ATTEMPTS, ATTEMPTS_PER_S = 1000, 20  # how far attempts may count up in a round, whoever counts them
-MAX_ATTEMPT = 10**6
 FIRST_PART_S = 30.0  # for a stream's first part to come
 LEAVE_S = 5.0  # to finish a group that is under way
 
@@ -335,6 +334,7 @@ class Rounds:
             from_you_bytes_s=self.pace.arrived_from(to),
             up_bytes_s=self._up_bytes_s(),
             farewells=self.book.to_relay(),
+            hears=len(self.book.alive()),
         )
 
     def _up_bytes_s(self) -> float:
@@ -377,7 +377,12 @@ class Rounds:
             return False
         if self._due_since is None:
             self._due_since = now
-        line = sorted(here, key=lambda peer: canonical.sha256_hex(f"{round}/{peer}".encode()))
+        hears = {view.peer_id: view.hears for view in others} | {self.me: len(self.book.alive())}
+        most = max(hears.values())
+        # who hears few of the others would leave them out: it comes last
+        line = sorted(
+            here, key=lambda peer: (2 * hears[peer] <= most, canonical.sha256_hex(f"{round}/{peer}".encode()))
+        )
         return now - self._due_since >= line.index(self.me) * NEXT_IN_LINE_S
 
     def _enough(self, here: set[str]) -> bool:
@@ -410,7 +415,12 @@ class Rounds:
         await self._promise(round, attempt, self.me, timeout_s)
         self.stage("propose")
         proposal = swarm_pb2.Proposal(
-            certificate=self._talk.certificate(), round=round, base=rules.base, attempt=attempt, timeout_s=timeout_s
+            certificate=self._talk.certificate(),
+            round=round,
+            base=rules.base,
+            attempt=attempt,
+            timeout_s=timeout_s,
+            asked=[self.me, *(view.peer_id for view in others)],
         )
         gathering = self._talk.spawn(leading.gather(self._talk, others, proposal, rules))
         try:
@@ -539,6 +549,9 @@ class Rounds:
                 can_reduce=self._can_reduce,
                 voted=self._voting.to_messages(),
                 farewells=self.book.farewells(message.round).envelopes,
+                unheard=[
+                    other for other in message.asked[:MAX_GROUP] if other != self.me and not self.book.is_alive(other)
+                ],
             )
         except RoundAborted as error:
             attempt = max(error.attempt, 0) if isinstance(error, Bound) else 0

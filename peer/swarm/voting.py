@@ -63,6 +63,7 @@ class Voting:
         self._groups: dict[str, tuple[Group, Envelope]] = {}  # group digest -> this member's newest vote on it
         self._gave_up: set[tuple[str, str, int]] = set()  # (peer id, group digest, attempt)
         self._changed = asyncio.Event()
+        self._decided = False
         self.forgotten = False  # this member has voted in the round, before a restart, and cannot show for what
         self._restore(rules)
 
@@ -144,6 +145,7 @@ class Voting:
             claim_envelopes=tuple(member.envelope for member in group.members),
             vote_envelopes=tuple(self._votes[m.peer_id][1] for m in group.members if m.peer_id in voters),
             certificates={member.peer_id: member.certificate for member in group.members},
+            farewells=tuple(group.farewells.envelopes),
         )
 
     def own_ballots(self) -> dict[Ballot, tuple[Group, bytes]]:
@@ -162,22 +164,37 @@ class Voting:
             for group, envelope in self._groups.values()
         ]
 
-    def take(self, peer: str, data: bytes) -> None:
-        """Note a vote that came from `peer`; one for another round or base is passed over. Raises: FormatError, RefusedError."""
+    def take(self, data: bytes, peer: str | None = None) -> None:
+        """Note a vote, that of `peer` if that is given; one for another round or base is passed over.
+
+        Raises:
+            FormatError, RefusedError: it is none, or its signature does not hold.
+        """
         voter, vote = claim.open_vote(data)
-        if voter != peer or (vote.run, vote.round, vote.base) != (self._run, self._round, self._base):
+        if peer not in (None, voter) or (vote.run, vote.round, vote.base) != (self._run, self._round, self._base):
             return
-        known = self._votes.get(peer)
-        if known is None or known[0].attempt < vote.attempt:
-            self._votes[peer] = (vote, Envelope.from_bytes(data))
+        known = self._votes.get(voter)
+        if voter != self._talk.me and (known is None or known[0].attempt < vote.attempt):
+            self._votes[voter] = (vote, Envelope.from_bytes(data))
             self._changed.set()
 
     async def answer(self, message: swarm_pb2.VoteMessage, reader: Any, writer: Any, peer: str) -> None:
-        """A member has sent its vote: note it, and answer with this member's own."""
+        """A member has sent its vote: note it, and answer with this member's own and those that it may not hear itself."""
+        others: list[bytes] = []
         with contextlib.suppress(FormatError, RefusedError):
-            self.take(peer, message.vote)
+            self.take(message.vote, peer)
+            if peer in self._votes:
+                others = self._held_for(self._votes[peer][0], without=peer)
         mine = self.own or self._last
-        await self._talk.reply(writer, swarm_pb2.VoteReply(vote=mine.to_bytes() if mine else b""))
+        await self._talk.reply(writer, swarm_pb2.VoteReply(vote=mine.to_bytes() if mine else b"", others=others))
+
+    def _held_for(self, like: Vote, without: str) -> list[bytes]:
+        """The others' votes for the same group in the same attempt."""
+        return [
+            envelope.to_bytes()
+            for voter, (vote, envelope) in self._votes.items()
+            if (vote.group, vote.attempt) == (like.group, like.attempt) and voter not in (without, self._talk.me)
+        ]
 
     def gave_up(self, peer: str, group: str, attempt: int) -> None:
         """A member says that it will not vote in this attempt any more."""
@@ -185,17 +202,20 @@ class Voting:
         self._changed.set()
 
     async def _send(self, peer: str, message: swarm_pb2.VoteMessage) -> None:
-        """Tell one member of a vote until it has answered, or another vote takes this one's place."""
+        """Tell one member of a vote, and ask again for others', until there is a majority or another vote takes its place."""
         while self.own is not None and self.own.to_bytes() == message.vote:
             try:
                 reply = await self._talk.call(peer, "vote", message, swarm_pb2.VoteReply)
                 if reply.vote:
-                    self.take(peer, reply.vote)
-                return
+                    self.take(reply.vote, peer)
+                for data in reply.others[:MAX_GROUP]:
+                    self.take(data)
+                if self._decided:
+                    return
             except (NetworkError, FormatError, RefusedError) as error:
                 logger.debug("vote to %s: %s", peer[-8:], error.message)
-            if not self._talk.book.is_alive(peer):
-                return
+                if not self._talk.book.is_alive(peer):
+                    return
             await asyncio.sleep(RETRY_S)
 
     async def _majority(self, group: Group, mine: Vote, patience_s: float) -> str:
@@ -204,6 +224,7 @@ class Voting:
             cast = {peer: vote for peer, (vote, _) in self._votes.items() if vote.attempt == mine.attempt}
             for state in {vote.state for vote in cast.values()}:
                 if self._commits(self.voters(group, state), group):
+                    self._decided = True
                     return state
             if time.monotonic() > deadline:
                 raise RoundAborted(f"no majority for one state within {patience_s:.0f} s; {_named(cast)}")
