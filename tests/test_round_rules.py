@@ -1,14 +1,12 @@
-"""The rules of a round: promises, votes, locks, majorities; and that no network makes two members commit two states."""
+"""The rules of a round: promises, votes, locks, majorities. `test_swarm_simulation.py` plays them all together."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from round_simulator import Diverged, Rulebook, simulate
 
 from peer.round_rules import Ballot, BallotBox, Bound, Branch, Undecided, is_committed, must_complete, prefers
 from protocol.claim import GROWTH_CAP, MAX_TOKENS, Claim, UpdateDigest, has_majority, weights
@@ -241,99 +239,3 @@ def test_of_two_branches_the_one_with_more_members_is_preferred_then_the_one_wit
 def test_two_sides_never_both_stay_and_never_both_go(left: tuple[int, int], right: tuple[int, int]) -> None:
     a, b = Branch(1, "a", left[1], left[0]), Branch(1, "b", right[1], right[0])
     assert prefers(a, b) != prefers(b, a)
-
-
-# ---- all together ---------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=400)
-@given(st.integers(0, 2**64))
-def test_no_two_members_commit_different_states_whatever_the_network_does(seed: int) -> None:
-    simulate(random.Random(seed), rounds=10)
-
-
-def test_the_simulated_storm_lets_rounds_commit_and_fail() -> None:
-    committed = sum(simulate(random.Random(seed), rounds=10) for seed in range(40))
-    assert 100 < committed < 380
-
-
-class FickleBox(BallotBox):
-    """Promises anything to anybody, and keeps none of it."""
-
-    def promise(self, round: int, attempt: int, leader: str) -> None:
-        if round != self.round:
-            self.ballots = []
-        self.round, self.attempt, self.leader = round, max(attempt, self.attempt), leader
-        self._save()
-
-    def is_bound(self, round: int, attempt: int, leader: str) -> bool:
-        return True
-
-    def vote(self, round: int, ballot: Ballot) -> None:
-        self.ballots.append(ballot)
-        self._save()
-
-
-class TwoFacedBox(BallotBox):
-    """Votes in attempts that it has given up."""
-
-    def vote(self, round: int, ballot: Ballot) -> None:
-        self.ballots.append(ballot)
-        self._save()
-
-
-class ShortMemoryBox(BallotBox):
-    """Forgets its votes with each new promise."""
-
-    def promise(self, round: int, attempt: int, leader: str) -> None:
-        super().promise(round, attempt, leader)
-        self.ballots = []
-        self._save()
-
-
-def _only_those_who_answered(answers: Mapping, acceptors: Mapping, groups: Mapping) -> Ballot | None:
-    """Takes silence for a no."""
-    for ballot in sorted({ballot for ballots in answers.values() for ballot in ballots}, reverse=True):
-        voters = {peer for peer, ballots in answers.items() if ballot in ballots}
-        if is_committed(voters, acceptors, groups[ballot.group]):
-            return ballot
-    return None
-
-
-def _picks_one(answers: Mapping, acceptors: Mapping, groups: Mapping) -> Ballot | None:
-    """Chooses between two states of which either may be committed."""
-    try:
-        return must_complete(answers, acceptors, groups)
-    except Undecided:
-        return max(ballot for ballots in answers.values() for ballot in ballots)
-
-
-PLANTED: dict[str, Rulebook] = {
-    "promises are ignored": Rulebook(box=FickleBox),
-    "votes are given in any attempt": Rulebook(box=TwoFacedBox),
-    "votes are forgotten": Rulebook(box=ShortMemoryBox),
-    "a crash forgets everything": Rulebook(remembers=False),
-    "locks are ignored": Rulebook(must_complete=lambda answers, acceptors, groups: None),
-    "silence is a no": Rulebook(must_complete=_only_those_who_answered),
-    "the group's majority is enough": Rulebook(is_committed=lambda v, acceptors, group: has_majority(v, group)),
-    "any vote commits": Rulebook(is_committed=lambda v, acceptors, group: bool(v)),
-}
-
-
-def test_the_simulator_finds_who_chooses_between_two_states_that_may_be_committed() -> None:
-    with pytest.raises(Diverged):
-        simulate(random.Random(5500), 10, Rulebook(must_complete=_picks_one))  # one storm in six thousand does it
-
-
-@pytest.mark.parametrize("bug", PLANTED)
-def test_the_simulator_finds_a_planted_bug(bug: str) -> None:
-    def diverges(seed: int) -> bool:
-        try:
-            simulate(random.Random(seed), 10, PLANTED[bug])
-        except Diverged:
-            return True
-        except AssertionError:  # stuck: a bug as well, but not this one
-            return False
-        return False
-
-    assert any(diverges(seed) for seed in range(400)), f"nothing diverged although {bug}"
