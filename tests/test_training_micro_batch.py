@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from training_fixtures import Bench
 
 from peer.training.micro_batch import MAX_KEPT, PASS_MOST_S, PASSES, MicroBatch, read_size, remember_size
@@ -60,6 +62,20 @@ def test_a_size_that_fitted_may_not_fit_later() -> None:
     assert size.out_of_memory(16) and size.size == 8
     assert size.out_of_memory(3) and size.size == 1  # the rest of a batch did not fit: even less than eight does
     assert not size.out_of_memory(1) and found == [8, 1]
+
+
+@given(st.integers(1, 100), st.lists(st.tuples(st.booleans(), st.floats(1e-3, 10.0)), max_size=60))
+def test_whatever_happens_a_size_that_did_not_fit_is_not_tried_again(
+    most: int, passes: list[tuple[bool, float]]
+) -> None:
+    size, too_large = MicroBatch(most), most + 1
+    for fits, pass_s in passes:
+        assert 1 <= size.size < max(too_large, 2)
+        if fits:
+            size.passed(size.size, pass_s)
+        else:
+            too_large = min(too_large, size.size)
+            assert size.out_of_memory(size.size) == (too_large > 1)
 
 
 def test_a_size_is_remembered_for_its_card_and_run_alone(tmp_path: Path) -> None:
