@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from round_simulator import Broken, Diverged, Late, Rulebook, SimHead, Stuck
+from sim_rules import Broken, Diverged, Late, Rulebook, SimHead, Stuck
 
 from peer.round_rules import Ballot, BallotBox, Undecided, is_committed, must_complete
 from protocol.claim import has_majority

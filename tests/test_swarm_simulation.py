@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from planted_bugs import PLANTED, picks_one
-from round_simulator import Broken, Diverged, Rulebook, acceptors_after, simulate
+from round_simulator import simulate
+from sim_rules import Broken, Diverged, Rulebook
 from swarm_plans import Fault, Member, Plan, plans, random_plan, shrink
 
-from protocol.claim import has_majority
+from protocol.claim import acceptors_after, has_majority
 
 ROUNDS = 10_000
 
