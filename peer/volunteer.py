@@ -21,7 +21,7 @@ from typing import Protocol
 from peer.admission import Admission, Newcomer, tell_clock
 from peer.clock import MAX_OFFSET_S
 from peer.coordinator_client import CoordinatorClient
-from peer.coordinator_link import CoordinatorLink
+from peer.coordinator_link import Certificate, CoordinatorLink
 from peer.leaving import Leaving
 from peer.moments import Moments
 from peer.outbox import Outbox
@@ -100,6 +100,7 @@ class Volunteer:
         self._tokens_per_s = 0.0
         self._kept_round = 0  # the newest whose state and claims are on disk
         self._link: CoordinatorLink | None = None
+        self._certificate: Certificate | None = None
         self._clock_was_wrong = False
 
     def run(self) -> bool:
@@ -167,6 +168,7 @@ class Volunteer:
         moments = Moments(work, folder.place("optimizer.safetensors"))
         moments.load()
         head = folder.resume(card, genesis)
+        self._certificate = admission.certificate
         self._leaving.graceful = True  # from here on there are others
         swarm = stack.enter_context(
             Swarm(
@@ -215,12 +217,18 @@ class Volunteer:
 
     def waiting(self, reason: str) -> None:
         """No round is made though enough is done; `reason` says what is missing, and is empty when nothing is."""
-        self._screen.waiting(reason)
+        self._screen.waiting(self._why(reason))
 
     def paused(self, reason: str) -> None:
         """The trainer does no step until `reason` is gone."""
         self._tokens_per_s = 0.0
-        self._screen.paused(reason)
+        self._screen.paused(self._why(reason))
+
+    def _why(self, reason: str) -> str:
+        """Why no round is made: members without a certificate do not hear each other, which looks like their absence."""
+        if reason and self._certificate is not None and time.time() > self._certificate.expires:
+            return "the membership certificate has ended; waiting for the coordinator, who renews it"
+        return reason
 
     def _kept(self, head: Head, report: RoundReport, kept: bool) -> None:
         """A round was committed; `kept` says whether all that must be on disk is there."""

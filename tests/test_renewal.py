@@ -10,6 +10,9 @@ import pytest
 from processes import WAIT_S, Community
 from training_fixtures import write_tiny_llama
 
+from peer.coordinator_link import RENEW_SHARE, Certificate
+from protocol.run_spec import Host as RunHost
+
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(200)]
 
 
@@ -21,7 +24,7 @@ def test_certificates_are_renewed_while_the_peers_train(tmp_path: Path, glass_di
         "data": {"path": str(plays), "license": "CC0-1.0", "sequence_length": 32, "held_out_sequences": 16},
         "sync": {"round_tokens": 3000, "min_peers": 2},
         "inner": {"micro_batch": 4, "batch": 4},
-        "host": {"certificate_hours": 10 / 3600},  # ten seconds: renewed after five
+        "host": {"certificate_hours": 10 / 3600},  # ten seconds: renewed after two and a half
     }
     with Community(tmp_path, config) as community:
         community.host()
@@ -36,6 +39,25 @@ def test_certificates_are_renewed_while_the_peers_train(tmp_path: Path, glass_di
         now = max(peer.round for peer in peers)
         events = [peer.wait_round(now + 3) for peer in peers]
         assert all(event["members"] == 2 for event in events)
+
+
+def test_a_run_outlives_a_coordinator_that_is_away_for_half_a_day() -> None:
+    lifetime_s = RunHost().certificate_hours * 3600
+    held = Certificate("a token", time.time() + lifetime_s)
+    left_s = lifetime_s * (1 - RENEW_SHARE)  # the least that a certificate has left when the coordinator goes away
+    assert left_s >= 18 * 3600
+    assert not held.is_due
+    held.renew_soon()
+    assert held.is_due
+
+
+@pytest.mark.parametrize("clock", ["time", "monotonic"])
+def test_a_certificate_is_renewed_by_whichever_clock_says_so_first(clock: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, real = Certificate("a token", time.time() + 1000), getattr(time, clock)
+    monkeypatch.setattr(time, clock, lambda: real() + 240)
+    assert not held.is_due
+    monkeypatch.setattr(time, clock, lambda: real() + 260)
+    assert held.is_due
 
 
 def certificate(community: Community, name: str) -> str:

@@ -1,0 +1,94 @@
+"""What a peer's owner reads: every message in both languages, the reasons, and what the peer does just now."""
+
+from __future__ import annotations
+
+import json
+import string
+
+import pytest
+
+from peer import messages
+from peer.screens import JsonScreen, TerminalScreen
+from peer.swarm.head import Head
+from peer.swarm.rounds import STAGES, RoundReport
+from peer.training.state import SharedState
+
+ME = "12D3KooWme"
+REPORT = RoundReport(41, 3, 9216, 0.25, 1, True, (("12D3Kooab12cd34", "no data for 12 s"),))
+
+
+def a_head() -> Head:
+    import torch
+
+    return Head(SharedState(41, (("w", (4,)),), torch.zeros(4)))
+
+
+def test_both_languages_name_the_same_values() -> None:
+    for key, (english, chinese) in messages._MESSAGES.items():
+        assert (english and chinese and english != chinese) or key == "and", key
+        fields = [{name for _, name, _, _ in string.Formatter().parse(line) if name} for line in (english, chinese)]
+        assert fields[0] == fields[1], key
+
+
+@pytest.mark.parametrize(
+    ("language", "line"), [("en", "round 41: 3 members, 9216 tokens"), ("zh", "第 41 轮：3 名成员")]
+)
+def test_a_round_is_told_on_one_line_with_whom_it_left_out(
+    language: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen = TerminalScreen(language, ME, yes=True)
+    screen._console.width = 200
+    screen.committed(a_head(), REPORT)
+    said = capsys.readouterr().err.strip()
+    assert said.startswith(line) and said.endswith("no data for 12 s") and "ab12cd34" in said
+
+
+def rows(screen: TerminalScreen) -> dict[str, str]:
+    """The live table, as it would be drawn."""
+    table = screen._table()
+    names, values = ([str(cell) for cell in column.cells] for column in table.columns)
+    return dict(zip(names, values, strict=True))
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_table_says_what_the_peer_does_and_whom_the_newest_round_left_out(language: str) -> None:
+    screen = TerminalScreen(language, ME, yes=True)
+
+    def say(key: str) -> str:
+        return messages.text(key, language)
+
+    seen = []
+    for stage in STAGES:
+        screen.stage(42, stage)
+        seen.append(rows(screen)[say("now")])
+    first, last = STAGES.index("group"), STAGES.index("kept")
+    expected = [say("averaging" if first <= number < last else "working") for number in range(len(STAGES))]
+    assert seen == expected
+    assert say("left-out") not in rows(screen)
+    screen.committed(a_head(), REPORT)
+    assert "41" in rows(screen)[say("left-out")] and "ab12cd34" in rows(screen)[say("left-out")]
+    screen.paused("only 1 of 3 peers")
+    assert rows(screen)[say("now")] == messages.text("paused", language, reason="only 1 of 3 peers")
+    screen.waiting("")
+    assert rows(screen)[say("now")] == say("working")
+
+
+def test_scripts_hear_of_each_reason_once(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = JsonScreen()
+    for _ in range(3):
+        screen.waiting("")
+        screen.problem("coordinator-needed", reason="no coordinator at 127.0.0.1:1")
+        screen.problem("clock-ahead", offset="5 min 12 s", how="ntp")
+        screen.problem("clock-ahead", offset="5 min 13 s", how="ntp")
+    for _ in range(3):
+        screen.waiting("alone")
+    for _ in range(3):
+        screen.paused("alone")
+    screen.waiting("")
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event.get("key") for event in events][:3] == ["coordinator-needed", "clock-ahead", "coordinator-needed"]
+    reasons = [(event["event"], event["reason"]) for event in events[6:]]
+    assert reasons == [("waiting", "alone"), ("paused", "alone"), ("waiting", "")]
+    screen.committed(a_head(), REPORT)
+    (told,) = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert told["left_out"] == [["12D3Kooab12cd34", "no data for 12 s"]]
