@@ -188,6 +188,7 @@ class Community:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.note_sockets()
         for part in self.parts:
             part.send(signal.SIGKILL)
         for pid in marked(f"{self.folder}:"):
@@ -195,7 +196,7 @@ class Community:
                 os.kill(pid, signal.SIGKILL)
         for part in self.parts:
             part.wait(20)
-        for path in (path for paths in self._sockets.values() for path in paths):
+        for path in self.sockets():
             path.unlink(missing_ok=True)
 
     def host(self, *options: str) -> Part:
@@ -243,6 +244,10 @@ class Community:
                 for stem in re.findall(r"/tmp/hivemind-p2pd-([\w-]+)\.sock", _read_proc(pid, "cmdline")):
                     paths = {Path(f"/tmp/hivemind-{kind}-{stem}.sock") for kind in ("p2pd", "p2pclient")}
                     self._sockets.setdefault(part, set()).update(paths)
+
+    def sockets(self) -> list[Path]:
+        """Those that were noted and are there."""
+        return [path for paths in self._sockets.values() for path in paths if path.exists()]
 
     def check_nothing_left(self, *names: str) -> None:
         """Fails if a process or a socket of these parts is still there a while after they ended; default: of all."""
