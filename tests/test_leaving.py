@@ -107,12 +107,15 @@ def test_a_second_signal_is_heard_in_the_middle_of_a_long_computation(tmp_path: 
         "    while True: torch.ones(6000, 6000) @ torch.ones(6000, 6000)\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "begun\n"
-        process.send_signal(signal.SIGINT)
-        assert process.stdout.readline() == "leaving\n"
-        process.send_signal(signal.SIGINT)
-        assert process.wait(QUICK_S) == 128 + signal.SIGINT
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "begun\n"
+            process.send_signal(signal.SIGINT)
+            assert process.stdout.readline() == "leaving\n"
+            process.send_signal(signal.SIGINT)
+            assert process.wait(QUICK_S) == 128 + signal.SIGINT
+        finally:
+            process.kill()
 
 
 @swarm

@@ -21,7 +21,7 @@ from peer.swarm.swarm import Swarm, SwarmConfig
 from peer.trainer import WorkReport, train
 from peer.training.data import load_dataset
 from peer.training.model import load_trainable
-from peer.training.work import LocalWork
+from peer.training.work import LocalWork, StepResult
 from protocol.run_card import RunCard
 
 pytestmark = [
@@ -136,10 +136,22 @@ def test_what_was_handed_over_counts_although_its_owner_leaves(new_peer: Callabl
     leaver, other = new_peer(0), new_peer(1)
     meet(leaver, other)
     eventually(lambda: leaver.reports and other.reports, WAIT_S)
-    leaver.swarm.close_work.wait(WAIT_S)  # a round is being closed
+    step = leaver.work.step
+
+    def slow_step() -> StepResult:
+        time.sleep(0.5)  # so that its owner stops it before it has handed over
+        return step()
+
+    leaver.work.step = slow_step  # type: ignore[method-assign]
+    made = len(leaver.reports)
+    eventually(lambda: len(leaver.reports) > made, WAIT_S)
+    eventually(lambda: not leaver.swarm.close_work.is_set(), WAIT_S)
+    made = len(leaver.reports)
+    assert leaver.swarm.close_work.wait(WAIT_S)  # a round is being closed
     leaver.stop.set()
     leaver.thread.join(30)
     assert not leaver.thread.is_alive()
+    eventually(lambda: len(leaver.reports) > made, 10)
     assert leaver.reports[-1].took_part
     again = LocalWork(leaver.work.model, leaver.work.dataset, leaver.work.spec, leaver.peer_id)
     assert Moments(again, leaver.folder / "optimizer-0.safetensors").load(), (
