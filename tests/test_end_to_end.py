@@ -6,12 +6,10 @@ say of themselves is read from their JSON lines; what they leave on disk is read
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from outcomes import divergences, ledger_entries
 from processes import GONE_S, MARK, REPOSITORY, Community, Part, eventually, marked
 from training_fixtures import write_tiny_llama
 from warm_start import WarmStart
@@ -144,21 +143,9 @@ def check_agreement(peers: list[Part], rounds: range) -> None:
     assert len(set(states[0])) == len(states[0])
 
 
-def ledger_entries(run: Community) -> list[dict[str, Any]]:
-    """The leaves of the host's ledger, from its store."""
-    with sqlite3.connect(f"file:{run.run / 'ledger.db'}?mode=ro", uri=True) as store:
-        rows = store.execute('select data from leaves order by "index"').fetchall()
-    store.close()
-    return [json.loads(data) for (data,) in rows]
-
-
 def check_same_states(peers: list[Part]) -> None:
     """No two peers committed different states for one round."""
-    states: dict[int, set[str]] = {}
-    for peer in peers:
-        for number, event in peer.committed().items():
-            states.setdefault(number, set()).add(event["state"])
-    assert not {number: found for number, found in states.items() if len(found) > 1}
+    assert not divergences(peers)
 
 
 def check_ledger(run: Community, peers: list[Part]) -> int:
