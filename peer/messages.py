@@ -25,6 +25,10 @@ _MESSAGES = {
         "some claims could not be handed in yet; they are kept, start again later to send them",
         "有些声明还没能提交；它们已保存在本机，稍后重新启动即可提交",
     ),
+    "network-restarts": (
+        "the network part (p2pd) has stopped; starting it again, training goes on from the last round",
+        "网络组件（p2pd）已停止；正在重新启动，从上一轮继续训练",
+    ),
     "leaving": (
         "leaving; the others are told … (Ctrl-C again leaves at once)",
         "正在退出并通知其他成员……（再按一次 Ctrl-C 立即退出）",

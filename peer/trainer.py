@@ -119,11 +119,11 @@ class _Trainer:
         if stop.is_set() and not swarm.close_work.is_set():
             raise RoundAborted("stopped by its owner")  # in the middle of a round: nobody waits for this peer
         self._watcher.working(WorkReport(work.round, work.tokens, self._speed, result.loss.item()))
-        update = work.finish()
+        update = [work.finish()]  # handed on, not held: it is as large as the model
         if self._moments is not None:
             self._moments.begin_save()
         try:
-            swarm.finish_work(update, head.state.digest, _Later(stop, swarm), self._watcher.waiting)
+            swarm.finish_work(update.pop(), head.state.digest, _Later(stop, swarm), self._watcher.waiting)
         finally:
             if self._moments is not None:
                 self._moments.wait()

@@ -30,12 +30,11 @@ from peer.round_log import Round, describe
 from peer.run_folder import RunFolder
 from peer.swarm.head import Head
 from peer.swarm.rounds import RoundReport
-from peer.swarm.swarm import Swarm, SwarmConfig
+from peer.swarm.swarm import DaemonEnded, Swarm, SwarmConfig
 from peer.trainer import WorkReport, train
 from peer.training.data import load_dataset
 from peer.training.genesis import load_state
 from peer.training.model import load_trainable
-from peer.training.state import SharedState
 from peer.training.work import LocalWork
 from protocol.errors import InputError, VerificationError
 from protocol.invite import Invite
@@ -123,23 +122,22 @@ class Volunteer:
             trust(
                 self._invite.root, name=admission.card.spec.run.name, run=admission.card.run, folder=self._config.home
             )
-            genesis = self._verified_genesis(admission)
+            self._verify_genesis(admission)
             work = self._prepare(admission, folder.place("micro-batch.json"))
             self._screen.step("finding-members")
-            self._train(stack, folder, admission, genesis, work)
+            while not self._train(folder, admission, work):
+                self._screen.problem("network-restarts")
         return True
 
     # ---- before training ---------------------------------------------------------------------------------------------
 
-    def _verified_genesis(self, admission: Admission) -> SharedState:
+    def _verify_genesis(self, admission: Admission) -> None:
         self._screen.step("verifying-genesis")
         report = verify_checkpoint(admission.files.genesis, trusted={self._invite.root})
         if not report.ok:
             raise VerificationError(f"the genesis does not check out: {report.verdict}", "do not train; tell the host")
-        state = load_state(admission.files.genesis / "model")
-        if state.digest != admission.card.genesis:
+        if load_state(admission.files.genesis / "model").digest != admission.card.genesis:
             raise VerificationError("the genesis is not the one in the run card", "do not train; tell the host")
-        return state
 
     def _prepare(self, admission: Admission, sizes: Path) -> LocalWork:
         import torch
@@ -155,19 +153,24 @@ class Volunteer:
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
-    def _train(
-        self, stack: ExitStack, folder: RunFolder, admission: Admission, genesis: SharedState, work: LocalWork
-    ) -> None:
+    def _train(self, folder: RunFolder, admission: Admission, work: LocalWork) -> bool:
+        """Train until the end; returns False when the network's daemon has died and all but the work must start again."""
+        with ExitStack() as stack:
+            try:
+                self._train_in(stack, folder, admission, work)
+            except DaemonEnded as error:
+                logger.warning("%s", error.message)
+                return False
+        return True
+
+    def _train_in(self, stack: ExitStack, folder: RunFolder, admission: Admission, work: LocalWork) -> None:
         card, rounds = admission.card, admission.card.spec.run.rounds
         outbox = Outbox(folder.path / "outbox")
         receipts = Receipts(
             folder.path / "receipts", run=card.run, root=self._invite.root, peer_id=self._identity.peer_id
         )
-
-        on_commit = _Keeper(folder, outbox, card.spec.publish.every_rounds, self._kept)
         moments = Moments(work, folder.place("optimizer.safetensors"))
         moments.load()
-        head = folder.resume(card, genesis)
         self._certificate = admission.certificate
         self._leaving.graceful = True  # from here on there are others
         swarm = stack.enter_context(
@@ -177,8 +180,10 @@ class Volunteer:
                 card,
                 lambda: admission.certificate.token,
                 folder.ballot_box(),
-                head,
-                on_commit,
+                folder.resume(
+                    card, load_state(admission.files.genesis / "model")
+                ),  # not kept here: as large as the model
+                _Keeper(folder, outbox, card.spec.publish.every_rounds, self._kept),
                 self._config.swarm,
                 self._screen.stage,
             )

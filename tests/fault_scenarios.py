@@ -79,7 +79,7 @@ SCENARIOS = (
     *_kill("promise", "group", "send", "averaged", "commit", quick=False),
     Scenario("propose", "kill the leader", (Fault("kill", "propose"),), quick=True),
     Scenario("reduce", "kill two at once", (Fault("kill", "reduce", "alice"), Fault("kill", "reduce", "bob"))),
-    Scenario("send", "kill p2pd alone", (Fault("kill p2pd", "send"),), comes_back=False),
+    Scenario("send", "kill p2pd alone", (Fault("kill p2pd", "send"),)),
     _freeze("reduce"),
     _freeze("voted"),
     _corrupt("part", "send"),

@@ -26,10 +26,10 @@ def wall_off(*nodes: Node) -> None:
         real_stream, real_connect = node.stream, node.connect
 
         @contextlib.asynccontextmanager
-        async def stream(peer_id: str, name: str, real: Any = real_stream) -> AsyncIterator[Any]:
+        async def stream(peer_id: str, name: str, *rest: Any, real: Any = real_stream) -> AsyncIterator[Any]:
             if peer_id in ids:
                 raise NetworkError("a firewall")
-            async with real(peer_id, name) as both:
+            async with real(peer_id, name, *rest) as both:
                 yield both
 
         async def connect(addresses: Any, real: Any = real_connect) -> set[str]:

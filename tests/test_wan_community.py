@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Part
+from processes import Part, eventually
 from training_fixtures import write_tiny_llama
 from wan_community import WanCommunity
 from wan_lab import Counters, Host, WanLab, available
@@ -84,3 +85,65 @@ def test_three_peers_on_home_lines_agree_on_every_round(
         assert sorted(states[0]) == list(range(1, rounds + 1))
         assert all(of_one == states[0] for of_one in states)
         assert all(after[name].bytes_up > before[name].bytes_up for name in NAMES)
+
+
+def test_a_split_swarm_goes_on_in_one_half_and_is_whole_again_two_rounds_after_it_heals(
+    tmp_path: Path, llama: Path, plays: Path, starter: WarmStart
+) -> None:
+    config = small_run(llama, plays, rounds=0)
+    config["sync"] = {"method": "diloco", "round_seconds": 1.5, "wire": "int8", "min_peers": 2}
+    names = (*NAMES, "dave", "erin")
+    with (
+        WanLab(dict.fromkeys(("host", *names), HOME)) as lab,
+        WanCommunity(tmp_path, config, lab, starter=starter) as run,
+    ):
+        run.host()
+        peers = {name: run.peer(name) for name in names}
+        for peer in peers.values():
+            peer.wait_for("committed", lambda event: event["members"] == 5 and event["took_part"])
+        lab.split([["host", *names[:2]], names[2:]])
+        at = max(peer.round for peer in peers.values())
+        halves = [[peers[name] for name in part] for part in (names[:2], names[2:])]
+        eventually(
+            lambda: any(all(peer.round >= at + 3 for peer in half) for half in halves)
+        )  # the weights decide which
+        halves.sort(key=lambda half: min(peer.round for peer in half))
+        minority = halves[0]
+        for peer in minority:
+            peer.wait_for("waiting", lambda event: "too few" in event["reason"])
+        assert max(peer.round for peer in minority) <= at + 1, "only one half goes on"
+        lab.heal()
+        healed = time.time()
+        whole = [
+            peer.wait_for("committed", lambda event: event["members"] == 5 and event["time"] > healed)
+            for peer in peers.values()
+        ]
+        rounds = {event["round"] for event in whole}
+        after = [event for peer in minority for event in peer.events if event["event"] == "committed"]
+        heard = min(event["round"] for event in after if event["time"] > healed)
+        print(f"split at round {at}; healed; first heard of round {heard}, whole again in round {min(rounds)}")
+        assert min(rounds) <= heard + 2
+        states = [{number: event["state"] for number, event in peer.committed().items()} for peer in peers.values()]
+        for number in set().union(*states):
+            assert len({of_one[number] for of_one in states if number in of_one}) == 1, f"round {number}"
+
+
+def test_peers_behind_firewalls_and_on_very_slow_lines_take_part(
+    tmp_path: Path, llama: Path, plays: Path, starter: WarmStart
+) -> None:
+    rounds = 4
+    config = small_run(llama, plays, rounds=rounds)
+    config["sync"] |= {"wire": "fp32"}
+    slow = Host(delay_ms=40, up_mbit=0.5, down_mbit=4, firewall_s=60)
+    lines = {"host": HOME, "alice": HOME, "bob": slow, "carol": slow}
+    with WanLab(lines) as lab, WanCommunity(tmp_path, config, lab, starter=starter) as run:
+        run.host()
+        peers = [run.peer(name) for name in NAMES]
+        for peer in peers:
+            peer.wait_round(rounds, timeout_s=200)
+        counted = lab.counters()
+        tell(peers, {name: Counters(0, 0, 0, 0, 0) for name in NAMES}, counted, rounds)
+        states = [{number: event["state"] for number, event in peer.committed().items()} for peer in peers]
+        for number in set().union(*states):
+            assert len({of_one[number] for of_one in states if number in of_one}) == 1, f"round {number}"
+        assert any(event["members"] == 3 for event in peers[1].committed().values())

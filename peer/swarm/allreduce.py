@@ -25,14 +25,15 @@ import torch
 from peer.swarm import frames
 from peer.swarm.group import Group
 from peer.swarm.members import MemberBook
-from peer.swarm.node import Node, short
+from peer.swarm.node import CONNECT_TIMEOUT_S, Node, short
 from peer.swarm.pace import MEASURED_FROM_BYTES, Pace
 from peer.training.aggregate import weighted_mean
 from peer.training.codec import EncodedUpdate, chunk_sizes, codec, verify_chunk
 from protocol import swarm_pb2
-from protocol.errors import FormatError, NetworkError, RefusedError, RoundAborted
+from protocol.errors import FormatError, NetworkError, PotluckError, RefusedError, RoundAborted
 
 WATCH_INTERVAL_S = 0.25
+LEAST_AHEAD = 4  # chunks
 LONGEST_WAIT_S = 600.0  # on one stream; `_watch` looks whether the other side is still there
 _MAX_PART_BYTES = 1 << 20
 
@@ -84,7 +85,7 @@ class Reduction:
         self._ranges = group.ranges(len(self._sizes))
         self._mine = self._ranges.get(me, range(0))
         self._codec = codec(update.codec)
-        self._parts: dict[int, dict[str, torch.Tensor]] = {chunk: {} for chunk in self._mine}
+        self._parts: dict[int, dict[str, bytes]] = {chunk: {} for chunk in self._mine}
         loop = asyncio.get_running_loop()
         self._results: dict[int, asyncio.Future[bytes]] = {chunk: loop.create_future() for chunk in self._mine}
         self._averaged = torch.empty(update.values)
@@ -92,6 +93,10 @@ class Reduction:
         self._heard = dict.fromkeys(self._owed, time.monotonic())
         self._awaited: set[str] = set()  # reducers that have not sent all of their averages
         self._arrivals = {peer: Arrival() for peer in self._owed}
+        # senders may be ahead of the slowest by so many chunks that all together keep about one encoded update
+        self._window = max(LEAST_AHEAD, len(self._sizes) // len(group.members))
+        self._held: set[str] = set()  # senders that are that far ahead
+        self._done, self._moved = 0, asyncio.Event()  # how many chunks are averaged
         self._longest_gap_s = 0.0
         self.seconds = 0.0  # that it took
         self._served: set[str] = set()  # who has opened its one stream
@@ -145,16 +150,21 @@ class Reduction:
             self._failure.set_exception(RoundAborted(reason))
             self._failure.exception()  # seen: nobody may be waiting for it any more
 
+    def _to_blame(self, peer: str, error: PotluckError) -> str:
+        """Whose fault it is: bad data are their sender's; a stream that ends is not, for it ends when its other side has given up too."""
+        return "" if isinstance(error, NetworkError) and self._book.is_alive(peer) else peer
+
     async def _watch(self) -> None:
         """Fails the attempt when a member owes parts and is silent, or owes averages and is gone."""
         while True:
             await asyncio.sleep(WATCH_INTERVAL_S)
-            now, silence_s = time.monotonic(), self._pace.silence_s
+            now = time.monotonic()
             for peer, heard in self._heard.items():
-                silent_s = now - heard
+                silent_s, silence_s = now - heard, max(self._pace.silence_s, self._book.slowness_s(peer))
                 # a reducer sends nothing while it waits for the slowest sender: it is there as long as it says so
                 gone = peer in self._awaited and not self._book.is_alive(peer)
-                if silent_s > silence_s and (self._owed[peer] or gone):
+                owes = self._owed[peer] and peer not in self._held
+                if silent_s > silence_s and (owes or gone):
                     self._pace.failed()
                     self.fail(f"no data from {short(peer)} for {silent_s:.0f} s", peer)
 
@@ -168,12 +178,13 @@ class Reduction:
 
     async def _contribute_own(self) -> None:
         for chunk in self._mine:
-            await self._accept(self._me, chunk, self._update.decode_chunk(chunk))
+            await self._accept(self._me, chunk, self._update.chunks[chunk])
 
     async def _exchange(self, reducer: str) -> None:
         """Send a reducer its chunks, and take the averages from it."""
         try:
-            async with self._node.stream(reducer, self._stream_name) as (reader, writer):
+            open_s = max(CONNECT_TIMEOUT_S, self._book.patience_s(reducer))
+            async with self._node.stream(reducer, self._stream_name, open_s) as (reader, writer):
                 sending = asyncio.create_task(self._send_chunks(writer, self._ranges[reducer]))
                 try:
                     await self._receive_averages(reducer, reader)
@@ -182,7 +193,7 @@ class Reduction:
                     sending.cancel()
                     await asyncio.gather(sending, return_exceptions=True)
         except (NetworkError, FormatError) as error:
-            self.fail(f"{short(reducer)}: {error.message}", reducer)
+            self.fail(f"{short(reducer)}: {error.message}", self._to_blame(reducer, error))
             raise
 
     async def _receive_averages(self, reducer: str, reader: asyncio.StreamReader) -> None:
@@ -235,7 +246,7 @@ class Reduction:
             with contextlib.suppress(NetworkError):
                 await frames.send(writer, swarm_pb2.Part(error=error.message), timeout_s=2)
         except (NetworkError, FormatError, RefusedError) as error:
-            self.fail(f"{short(peer)}: {error.message}", peer)
+            self.fail(f"{short(peer)}: {error.message}", self._to_blame(peer, error))
         finally:
             receiving.cancel()
             await asyncio.gather(receiving, return_exceptions=True)
@@ -261,31 +272,44 @@ class Reduction:
         try:
             for chunk in self._mine:
                 if chunk != self._mine[0]:
+                    await self._room(peer, chunk)
                     part = await frames.receive(
                         reader, swarm_pb2.Part, timeout_s=LONGEST_WAIT_S, max_bytes=_MAX_PART_BYTES, on_bytes=count
                     )
                 if part.chunk != chunk:
                     raise FormatError(f"sent chunk {part.chunk}, expected {chunk}")
-                await self._accept(peer, chunk, verify_chunk(digest, chunk, part.data, list(part.proof)))
+                verify_chunk(digest, chunk, part.data, list(part.proof))
                 self._owed[peer] -= 1
+                await self._accept(peer, chunk, part.data)
         except (NetworkError, FormatError, RefusedError) as error:
-            self.fail(f"{short(peer)}: {error.message}", peer)
+            self.fail(f"{short(peer)}: {error.message}", self._to_blame(peer, error))
             raise
 
-    async def _accept(self, peer: str, chunk: int, values: torch.Tensor) -> None:
+    async def _room(self, peer: str, chunk: int) -> None:
+        """Wait until a sender may be so far ahead of the slowest: what comes early must be kept."""
+        while chunk - self._mine[0] - self._done >= self._window:
+            self._held.add(peer)
+            await self._moved.wait()
+        self._held.discard(peer)
+        self._heard[peer] = time.monotonic()
+
+    async def _accept(self, peer: str, chunk: int, data: bytes) -> None:
         """Keep one member's chunk; with the last one, average them, in group order, and encode once."""
         parts = self._parts[chunk]
-        parts[peer] = values
+        parts[peer] = data
         if len(parts) < len(self.group.members):
             return
         order = [member.peer_id for member in self.group.members]
         weights = [self.group.weights[peer_id] for peer_id in order]
-        loop = asyncio.get_running_loop()
-        data = await loop.run_in_executor(None, self._average, [parts[peer_id] for peer_id in order], weights)
+        loop, kept = asyncio.get_running_loop(), [parts[peer_id] for peer_id in order]
+        averaged = await loop.run_in_executor(None, self._average, kept, weights, self._sizes[chunk])
         del self._parts[chunk]
-        self._take_result(chunk, data)
+        self._take_result(chunk, averaged)
+        self._done += 1
+        self._moved.set()
+        self._moved.clear()
         if not self._results[chunk].done():
-            self._results[chunk].set_result(data)
+            self._results[chunk].set_result(averaged)
 
-    def _average(self, parts: list[torch.Tensor], weights: list[int]) -> bytes:
-        return self._codec.encode(weighted_mean(parts, weights))
+    def _average(self, parts: list[bytes], weights: list[int], size: int) -> bytes:
+        return self._codec.encode(weighted_mean([self._codec.decode(data, size) for data in parts], weights))

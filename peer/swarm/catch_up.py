@@ -107,7 +107,7 @@ class CatchUp:
 
     async def _fetch_head(self, wanted: Branch, mine: Branch, source: str) -> Head:
         request = swarm_pb2.HeadRequest(certificate=self._talk.certificate(), since=mine.round)
-        reply = await self._talk.call(source, "head", request, swarm_pb2.HeadReply, timeout_s=HEAD_TIMEOUT_S)
+        reply = await self._talk.call(source, "head", request, swarm_pb2.HeadReply, more_s=HEAD_TIMEOUT_S)
         if (reply.round, reply.state) != (wanted.round, wanted.state):
             raise _MovedOn(f"it offers round {reply.round}, expected round {wanted.round}, where it said it stands")
         manifest = self._check_manifest(reply.manifest, reply.state)

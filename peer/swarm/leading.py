@@ -17,7 +17,7 @@ from peer.swarm.farewells import Farewells
 from peer.swarm.group import MAX_LEFT_OUT, MAX_REASON, Group, Member, Rules
 from peer.swarm.members import MemberView
 from peer.swarm.node import short
-from peer.swarm.talk import CALL_S, Talk
+from peer.swarm.talk import Talk
 from peer.swarm.voting import open_voted
 from protocol import canonical, swarm_pb2
 from protocol.claim import has_majority
@@ -45,7 +45,8 @@ async def gather(talk: Talk, others: Iterable[MemberView], proposal: swarm_pb2.P
     """Ask members for their claims; returns when all have answered, are gone, or have had their time."""
     answers = Answers()
     asked = {view.peer_id: talk.spawn(_ask(talk, view.peer_id, proposal, rules, answers)) for view in others}
-    deadline = time.monotonic() + proposal.timeout_s + CALL_S
+    slowest_s = max((talk.book.patience_s(peer) for peer in asked), default=0.0)
+    deadline = time.monotonic() + proposal.timeout_s + slowest_s
     while waiting := [peer for peer, task in asked.items() if not task.done()]:
         if time.monotonic() > deadline or not any(talk.book.is_alive(peer) for peer in waiting):
             break
@@ -58,7 +59,7 @@ async def gather(talk: Talk, others: Iterable[MemberView], proposal: swarm_pb2.P
 
 async def _ask(talk: Talk, peer: str, proposal: swarm_pb2.Proposal, rules: Rules, answers: Answers) -> None:
     try:
-        reply = await talk.call(peer, "propose", proposal, swarm_pb2.ProposalReply, proposal.timeout_s + CALL_S)
+        reply = await talk.call(peer, "propose", proposal, swarm_pb2.ProposalReply, more_s=proposal.timeout_s)
         if not reply.accepted:
             answers.left_out[peer] = reply.reason[:MAX_REASON]
             return

@@ -7,6 +7,7 @@ alone, never for credit. Somebody of whom nothing has been heard for `ALIVE_S`, 
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from protocol.errors import RefusedError
 INTERVAL_S = 0.3  # between two progress messages to one member
 PEERS_AT_FULL_PACE = 16  # beyond that, members report less often, so that a large swarm does not drown in it
 ALIVE_S = 3.0  # at full pace
+CALL_S = 3.0  # for a small message and its answer, on a line that is not slow
+CALL_MOST_S = 20.0
+CALLS_MANY = 4.0  # times as long as an answer took lately
 FORGET_S = 120.0
 MAX_MEMBERS = 4096
 _MAX_TOKENS = 2**53
@@ -45,6 +49,7 @@ class MemberView:
     up_bytes_s: float
     from_me_bytes_s: float  # how fast this peer's parts came to it
     heard: float  # time.monotonic()
+    patience_s: float = CALL_S  # for its answers: they queue behind bulk on a slow line
 
 
 class MemberBook:
@@ -90,34 +95,58 @@ class MemberBook:
             can_reduce=message.can_reduce,
             history_tokens=min(message.history_tokens, _MAX_TOKENS),
             step_s=_sane(message.step_s),
-            addresses=tuple(message.addresses[:16]),
+            addresses=tuple(message.addresses[:16]) or self.addresses(peer_id),
             hears=min(message.hears, MAX_MEMBERS),
             up_bytes_s=_sane(message.up_bytes_s),
             from_me_bytes_s=_sane(message.from_you_bytes_s),
             heard=time.monotonic(),
         )
+        if peer_id in self._views:
+            view.patience_s = self._views[peer_id].patience_s
         self._views[peer_id] = view
         return view
+
+    def addresses(self, peer_id: str) -> tuple[str, ...]:
+        """Where a member said it is."""
+        view = self._views.get(peer_id)
+        return view.addresses if view else ()
 
     def heard(self, peer_id: str) -> None:
         """Something came from this member, whatever it was."""
         if peer_id in self._views:
             self._views[peer_id].heard = time.monotonic()
 
+    def patience_s(self, peer_id: str) -> float:
+        """How long to wait for a member's answer."""
+        view = self._views.get(peer_id)
+        return view.patience_s if view else CALL_S
+
+    def slowness_s(self, peer_id: str) -> float:
+        """The same for a member on a slow line, 0 for others."""
+        patience_s = self.patience_s(peer_id)
+        return patience_s if patience_s > CALL_S else 0.0
+
+    def answered(self, peer_id: str, seconds: float | None) -> None:
+        """An answer took so long, or did not come in time (None)."""
+        view = self._views.get(peer_id)
+        if view is not None:
+            usual = 0.9 * view.patience_s if seconds is not None else 1.5 * view.patience_s
+            view.patience_s = min(max(usual, CALLS_MANY * (seconds or 0.0), CALL_S), CALL_MOST_S)
+
     def lost(self, peer_id: str, since: float) -> None:
         """A call to this member failed, and nothing else was heard of it `since` (time.monotonic()): do not count on it."""
         view = self._views.get(peer_id)
         if view is not None and view.heard < since:
-            view.heard = min(view.heard, time.monotonic() - self._alive_s)
+            view.heard = min(view.heard, time.monotonic() - self._alive_s(view))
 
     @property
     def interval_s(self) -> float:
         """How long to wait between two progress messages to one member."""
-        return INTERVAL_S * max(1.0, len(self._views) / PEERS_AT_FULL_PACE)
+        slowness = statistics.median([view.patience_s for view in self._views.values()] or [CALL_S]) / CALL_S
+        return INTERVAL_S * max(len(self._views) / PEERS_AT_FULL_PACE, slowness)
 
-    @property
-    def _alive_s(self) -> float:
-        return max(ALIVE_S, 4 * self.interval_s)
+    def _alive_s(self, view: MemberView) -> float:
+        return max(ALIVE_S, 4 * self.interval_s, self.slowness_s(view.peer_id))
 
     def silent_s(self, peer_id: str) -> float:
         """How long nothing has been heard of a member; infinite for one never heard of."""
@@ -127,10 +156,11 @@ class MemberBook:
     def alive(self) -> list[MemberView]:
         now = time.monotonic()
         self._views = {peer: view for peer, view in self._views.items() if now - view.heard < FORGET_S}
-        return [view for view in self._views.values() if now - view.heard < self._alive_s]
+        return [view for view in self._views.values() if now - view.heard < self._alive_s(view)]
 
     def is_alive(self, peer_id: str) -> bool:
-        return self.silent_s(peer_id) < self._alive_s
+        view = self._views.get(peer_id)
+        return view is not None and time.monotonic() - view.heard < self._alive_s(view)
 
     def known(self) -> list[MemberView]:
         return list(self._views.values())

@@ -104,6 +104,10 @@ class Node:
         dht = await DHTNode.create(p2p=p2p, record_validator=validator, cache_refresh_before_expiry=0)
         return cls(p2p, dht, reaper)
 
+    async def daemon_ended(self) -> None:
+        """Returns when p2pd has ended, by whatever cause."""
+        await self._p2p._child.wait()
+
     async def close(self) -> None:
         """Stop the DHT node, p2pd and the reaper."""
         with contextlib.suppress(TimeoutError):  # it asks p2pd, and waits for ever if their connection broke
@@ -179,14 +183,14 @@ class Node:
         await self._p2p.add_binary_stream_handler(name, handle)
 
     @contextlib.asynccontextmanager
-    async def stream(self, peer_id: str, name: str):  # type: ignore[no-untyped-def]
-        """Open a stream to `peer_id`; yields (reader, writer).
+    async def stream(self, peer_id: str, name: str, open_s: float = CONNECT_TIMEOUT_S):  # type: ignore[no-untyped-def]
+        """Open a stream to `peer_id` within `open_s`; yields (reader, writer).
 
         Raises:
             NetworkError: the peer cannot be reached, or does not serve `name`.
         """
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(open_s):
                 reader, writer = await self._open_stream(PeerID.from_base58(peer_id), name)
         except _UNREACHABLE as error:
             raise NetworkError(f"cannot reach {short(peer_id)}: {str(error) or type(error).__name__}") from error
@@ -215,7 +219,7 @@ class Node:
             NetworkError: no answer within `timeout_s`.
             FormatError: the answer is none.
         """
-        async with self.stream(peer_id, name) as (reader, writer):
+        async with self.stream(peer_id, name, max(timeout_s, CONNECT_TIMEOUT_S)) as (reader, writer):
             await frames.send(writer, request, timeout_s=timeout_s)
             try:
                 async with asyncio.timeout(timeout_s):

@@ -27,6 +27,7 @@ class Gossip:
     def __init__(self, talk: Talk, current: Callable[[str], swarm_pb2.Progress], round: Callable[[], int]) -> None:
         self._talk, self._current, self._round = talk, current, round
         self._in_flight: set[str] = set()
+        self._introduced: dict[str, str] = {}  # peer id -> the certificate that it has seen of this member
         self.contacts: set[str] = set()  # peer ids to try, whether heard of before or not
 
     async def start(self) -> None:
@@ -59,18 +60,31 @@ class Gossip:
     async def _exchange(self, peer: str) -> None:
         book, started = self._talk.book, time.monotonic()
         try:
-            answer = await self._talk.call(peer, "progress", self._current(peer), swarm_pb2.Progress)
-            book.admit(peer, answer.certificate)
+            message = self._message(peer)
+            answer = await self._talk.call(peer, "progress", message, swarm_pb2.Progress)
+            if answer.certificate or not book.is_admitted(peer):
+                book.admit(peer, answer.certificate)
+            if message.certificate:
+                self._introduced[peer] = message.certificate
             self._note(peer, answer)
         except (NetworkError, FormatError, RefusedError) as error:
             logger.debug("progress to %s: %s", short(peer), error.message)
             book.lost(peer, started)
+            self._introduced.pop(peer, None)
             if book.get(peer) is None:
                 self.contacts.discard(peer)
 
     async def _answer(self, message: swarm_pb2.Progress, reader: Any, writer: Any, peer: str) -> None:
         self._note(peer, message)
-        await self._talk.reply(writer, self._current(peer))
+        await self._talk.reply(writer, self._current(peer) if message.certificate else self._message(peer))
+
+    def _message(self, peer: str) -> swarm_pb2.Progress:
+        """What to say to one member; what it knows already is most of the bytes, and many go over a slow line."""
+        message = self._current(peer)
+        if self._introduced.get(peer) == message.certificate:
+            message.ClearField("certificate")
+            message.ClearField("addresses")
+        return message
 
     def _note(self, peer: str, message: swarm_pb2.Progress) -> None:
         self._talk.book.note(peer, message)

@@ -30,12 +30,12 @@ from peer.swarm.catch_up import CatchUp
 from peer.swarm.contribution import Contribution, Leftover, leftover
 from peer.swarm.group import Group, Member, Rules
 from peer.swarm.head import Head, Position
-from peer.swarm.members import MemberBook, MemberView
+from peer.swarm.members import CALL_S, MemberBook, MemberView
 from peer.swarm.node import Node, short
 from peer.swarm.pace import Limits, Pace
 from peer.swarm.progress import Gossip
 from peer.swarm.standing import Standing
-from peer.swarm.talk import CALL_S, Talk
+from peer.swarm.talk import Talk
 from peer.swarm.voting import Voting, check_completing
 from peer.training.outer import outer_step
 from peer.training.state import SharedState
@@ -64,6 +64,7 @@ PROPOSE_MOST_S = 60.0
 RETRY_MOST_S = 5.0  # between two attempts at one round
 FREE_ATTEMPTS, ATTEMPTS_PER_S = 1000, 20  # how far attempts may count up in a round, whoever counts them
 FIRST_PART_S = 30.0  # for a stream's first part to come
+LOOK_WHILE_BUSY_S = 3.0  # a group that takes longer is given up for a newer head that others stand on
 LEAVE_S = 5.0  # to finish a group that is under way
 
 # where a member is in a round: `Rounds` says each as it comes, for displays and for tests that break things at one of them
@@ -138,6 +139,8 @@ class Rounds:
         self._voting = self._new_voting(None)
         self._round_started = time.monotonic()
         self._due_since: float | None = None
+        self._busy_since = 0.0
+        self._advancing = False  # a new head is being taken and written down
         self._ready: Contribution | None = None
         self._late: Leftover | None = None  # missed the round before
         self._left_out: tuple[tuple[str, str], ...] = ()  # by the leader's word, in the group of the round in hand
@@ -239,6 +242,7 @@ class Rounds:
 
     async def _make_ready(self, update: Update, base: str) -> None:
         round, since = self.position.round, time.monotonic()
+        self.position.make_room()
         arguments = (update, self._card.spec, self._card.run, round, base, self._identity, self._late, since)
         made = await asyncio.get_running_loop().run_in_executor(None, Contribution.make, *arguments)
         if base != self.head.digest:
@@ -271,13 +275,17 @@ class Rounds:
             await asyncio.sleep(TICK_S)
             now = time.monotonic()
             self._release(now)
-            if self._leaving or self._busy(now) or now < self._retry_at:
+            if self._leaving or self._advancing:
                 continue
+            busy = self._busy(now)
             try:
-                head = self._caught_up(now)
-                if head is not None:
-                    await self._follow(head)
-                elif self._my_turn(now):
+                # a group under way gets its time, but the others may have gone on without it
+                if not busy or now - self._busy_since > LOOK_WHILE_BUSY_S:
+                    head = self._caught_up(now)
+                    if head is not None:
+                        await self._follow(head)
+                        continue
+                if not busy and now >= self._retry_at and self._my_turn(now):
                     await self._lead()
             except PotluckError as error:
                 self._aborted(error.message)
@@ -312,6 +320,12 @@ class Rounds:
         self._standing.strike(leader)
 
     async def _follow(self, head: Head) -> None:
+        standing = self.head.digest
+        if self._group_task is not None and not self._group_task.done():
+            self._group_task.cancel()
+            await asyncio.wait({self._group_task}, timeout=LEAVE_S)
+        if self._advancing or self.head.digest != standing:
+            return  # it committed at the last moment
         if self._ready is not None or self.progress.tokens:
             logger.info("round %d went on without this peer; going on from round %d", self.position.round, head.round)
         await self._advance(head)
@@ -478,7 +492,8 @@ class Rounds:
             return f"not heard for {self.book.silent_s(view.peer_id):.0f} s"
         if view.base != self.head.digest:
             return f"at round {view.round}" if view.round != self.position.round else "on another branch"
-        return "the group is full"
+        full = len(self.book.together(self.position.round, self.head.digest)) >= self._card.spec.sync.max_group
+        return "the group is full" if full else "not there yet when the others were asked"
 
     def _propose_timeout(self) -> float:
         """How long members may take to hand over: three micro-batches of the slowest."""
@@ -499,7 +514,7 @@ class Rounds:
     async def _promise(self, round: int, attempt: int, leader: str, timeout_s: float) -> None:
         """Bind this member to an attempt, on disk, and have the trainer hand over."""
         await asyncio.get_running_loop().run_in_executor(None, self._box.promise, round, attempt, leader)
-        self._engaged_until = time.monotonic() + timeout_s + CALL_S
+        self._engaged_until = time.monotonic() + timeout_s + 2 * self.book.patience_s(leader)
         self._attempts += 1
         self.close_work.set()
 
@@ -513,7 +528,7 @@ class Rounds:
 
     async def _send_group(self, peer: str, message: swarm_pb2.Group) -> None:
         try:
-            reply = await self._talk.call(peer, "group", message, swarm_pb2.GroupReply, 2 * CALL_S)
+            reply = await self._talk.call(peer, "group", message, swarm_pb2.GroupReply, times=2.0)
             reason = "" if reply.accepted else f"{short(peer)}: {reply.reason[:200]}"
         except (NetworkError, FormatError) as error:
             reason = f"{short(peer)}: {error.message}"
@@ -607,6 +622,7 @@ class Rounds:
             )
         self._left_out = group.left_out
         self.position.make_room()
+        self._busy_since = time.monotonic()
         self._group_task = self._talk.spawn(self._run_group(group))
         self._group_changed.set()
         self.stage("group")
@@ -671,7 +687,11 @@ class Rounds:
         self._round_started = time.monotonic()
         self.close_work.set()
         self._advanced.set()  # the trainer goes on; no group begins, and no promise is given, before this is on disk
-        await self._on_commit(head, report)
+        self._advancing = True
+        try:
+            await self._on_commit(head, report)
+        finally:
+            self._advancing = False
         self._on_stage(head.round, "kept")
 
     def _new_voting(self, last: Envelope | None) -> Voting:

@@ -46,6 +46,10 @@ SEARCH_CLOSE_S = 2.0
 T = TypeVar("T")
 
 
+class DaemonEnded(NetworkError):
+    """p2pd has died under the swarm, which can do nothing any more."""
+
+
 @dataclass(frozen=True)
 class SwarmConfig:
     """How this peer stands in the network; the owner's own choice."""
@@ -73,13 +77,16 @@ class Swarm:
     ) -> None:
         self._on_stage = on_stage
         self._identity, self._identity_path, self._card = identity, identity_path, card
-        self._certificate, self._box, self._first_head = certificate, box, head
+        self._certificate, self._box = certificate, box
+        self._first_head: Head | None = head  # until there is an engine: it is as large as the model
         self._on_commit, self._config = on_commit, config
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="swarm", daemon=True)
         self._node: Node | None = None
         self._engine: Rounds | None = None
         self._search: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._daemon_ended = threading.Event()
         self._connected: dict[str, float] = {}  # address -> when it was last reached, time.monotonic()
 
     def __enter__(self) -> Swarm:
@@ -132,7 +139,8 @@ class Swarm:
             self._rounds.founder = founder
 
     def begin_work(self) -> Head:
-        """The head to train from."""
+        """The head to train from. Raises: DaemonEnded."""
+        self._check_daemon()
         return self._run(_value(self._rounds.begin_work), 5.0)
 
     def report_progress(self, tokens: int, tokens_per_s: float, step_s: float) -> None:
@@ -150,7 +158,9 @@ class Swarm:
 
         Raises:
             RoundAborted: `stop` was set, or this peer is leaving.
+            DaemonEnded: there is no network any more.
         """
+        self._check_daemon()
         future = asyncio.run_coroutine_threadsafe(self._rounds.finish_work(update, base), self._loop)
         del update  # as large as the model: not to be held while waiting
         while not stop.is_set():
@@ -159,9 +169,14 @@ class Swarm:
             except TimeoutError:
                 if future.done():
                     raise
+                self._check_daemon()
                 on_wait(self.waiting_for)
         future.cancel()
         raise RoundAborted("stopped by its owner")
+
+    def _check_daemon(self) -> None:
+        if self._daemon_ended.is_set():
+            raise DaemonEnded("libp2p's daemon, p2pd, has ended", "it is started again")
 
     def add_addresses(self, addresses: Iterable[str]) -> None:
         """Where other members, or the rendezvous, may be found."""
@@ -175,7 +190,8 @@ class Swarm:
         return self._engine
 
     async def _start(self) -> None:
-        config = self._config
+        config, first = self._config, self._first_head
+        assert first is not None, "a swarm is entered once"
         self._node = await Node.start(
             self._identity_path, listen=config.listen, announce=config.announce, validator=RecordValidator()
         )
@@ -185,17 +201,26 @@ class Swarm:
             self._card,
             self._certificate,
             self._box,
-            self._first_head,
+            first,
             self._committed,
             can_reduce=config.can_reduce,
             limits=config.limits,
             on_stage=self._on_stage,
         )
+        self._first_head = None
         self._engine.addresses = await self._node.addresses()
         await self._engine.start()
         self._search = self._loop.create_task(self._search_forever())
+        self._watch = self._loop.create_task(self._watch_daemon(self._node))
+
+    async def _watch_daemon(self, node: Node) -> None:
+        await node.daemon_ended()
+        self._daemon_ended.set()
+        self._rounds.close_work.set()  # the trainer comes, and is told
 
     async def _close(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
         if self._engine is not None:
             await self._engine.leave()
         if self._search is not None:

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
 from peer.swarm import frames
-from peer.swarm.members import MemberBook
+from peer.swarm.members import CALL_MOST_S, CALL_S, MemberBook
 from peer.swarm.node import Node, short
-from protocol.errors import FormatError, RefusedError
+from protocol.errors import FormatError, NetworkError, RefusedError
 
 logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=Message)
 R = TypeVar("R")
 
-CALL_S = 3.0  # a small message and its answer
 CLOSE_S = 3.0
 Answer = Callable[[Any, asyncio.StreamReader, asyncio.StreamWriter, str], Awaitable[None]]
 
@@ -40,9 +40,27 @@ class Talk:
     def stream_name(self, name: str) -> str:
         return f"potluck/{self._run}/{name}"
 
-    async def call(self, peer: str, name: str, request: Message, reply: type[M], timeout_s: float = CALL_S) -> M:
-        """Send a message to a member and get its answer. Raises: NetworkError, FormatError."""
-        return await self.node.call(peer, self.stream_name(name), request, reply, timeout_s=timeout_s)
+    async def call(
+        self, peer: str, name: str, request: Message, reply: type[M], *, more_s: float = 0.0, times: float = 1.0
+    ) -> M:
+        """Send a message to a member and get its answer.
+
+        Args:
+            more_s, times: to wait longer than for a small message that is answered at once.
+
+        Raises:
+            NetworkError, FormatError.
+        """
+        started, timeout_s = time.monotonic(), times * self.book.patience_s(peer) + more_s
+        try:
+            answer = await self.node.call(peer, self.stream_name(name), request, reply, timeout_s=timeout_s)
+        except NetworkError:
+            if time.monotonic() - started >= timeout_s and self.book.silent_s(peer) < timeout_s:
+                self.book.answered(peer, None)  # it is there, its line is slow
+            raise
+        if not more_s:
+            self.book.answered(peer, time.monotonic() - started)
+        return answer
 
     async def serve(self, name: str, kind: type[M], answer: Answer, first_s: float = CALL_S) -> None:
         """Answer the members' messages called `name`: `answer(message, reader, writer, peer_id)`.
@@ -55,7 +73,8 @@ class Talk:
             max_bytes = frames.MAX_FRAME_BYTES if self.book.is_admitted(peer) else frames.FIRST_FRAME_BYTES
             message: Any = await frames.receive(reader, kind, timeout_s=first_s, max_bytes=max_bytes)
             try:
-                self.book.admit(peer, message.certificate)
+                if message.certificate or not self.book.is_admitted(peer):
+                    self.book.admit(peer, message.certificate)
             except (FormatError, RefusedError) as error:
                 logger.debug("refused %s from %s: %s", name, short(peer), error.message)
                 return
@@ -65,7 +84,7 @@ class Talk:
         await self.node.serve(self.stream_name(name), handle)
 
     async def reply(self, writer: asyncio.StreamWriter, message: Message) -> None:
-        await frames.send(writer, message, timeout_s=CALL_S)
+        await frames.send(writer, message, timeout_s=CALL_MOST_S)
 
     def spawn(self, coroutine: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
         """Run something beside; it ends with `close` at the latest, and a failure is logged."""

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 MAJORITY_S = 15.0  # from one's own vote to the majority, at most; more after an all-reduce that took long
 LINGER_S = 0.25  # for the votes that come after the majority
 RETRY_S = 1.0  # before a vote that was not answered is sent again
+RELAY_S = 5.0  # for votes that come through others
 LOOK_S = 0.25  # how often to look whether those that have not voted are still there
 
 
@@ -219,7 +220,10 @@ class Voting:
             await asyncio.sleep(RETRY_S)
 
     async def _majority(self, group: Group, mine: Vote, patience_s: float) -> str:
-        deadline = time.monotonic() + patience_s
+        started = time.monotonic()
+        deadline = started + patience_s
+        # votes of members that this one cannot reach come through others
+        through_others = {peer for peer in group.by_peer if not self._talk.book.is_alive(peer)}
         while True:
             cast = {peer: vote for peer, (vote, _) in self._votes.items() if vote.attempt == mine.attempt}
             for state in {vote.state for vote in cast.values()}:
@@ -228,7 +232,13 @@ class Voting:
                     return state
             if time.monotonic() > deadline:
                 raise RoundAborted(f"no majority for one state within {patience_s:.0f} s; {_named(cast)}")
-            open_ = {peer for peer in group.by_peer if peer not in cast and self._may_vote(peer, group)}
+            if time.monotonic() > started + RELAY_S:
+                through_others = set()
+            open_ = {
+                peer
+                for peer in group.by_peer
+                if peer not in cast and (self._may_vote(peer, group) or peer in through_others)
+            }
             if not any(
                 self._commits(self.voters(group, state) | open_, group)
                 for state in {vote.state for vote in cast.values()}
