@@ -36,7 +36,6 @@ ROUND_S = 1.0
 LAB_ROUND_S = 3.0  # over home lines a peer that is behind needs more than a second to catch up
 FROZEN_S = 14.0  # longer than any deadline of a round of this size
 BACK_S = 60.0
-GONE_S = 12.0  # for one that is not expected back
 COMMIT_S = 60.0
 
 
@@ -50,7 +49,6 @@ class Scenario:
             fault has come about "kill the coordinator", "cut" (the victim's cable), "cut all".
         lab: whether it needs cables that can be cut.
         quick: whether the test suite plays it; the others are of the same kind, or take longer.
-        comes_back: whether the victim takes part again by itself, or by the same command where it was killed.
     """
 
     stage: str
@@ -59,7 +57,6 @@ class Scenario:
     does: str = ""
     lab: bool = False
     quick: bool = False
-    comes_back: bool = True
 
 
 def _kill(*stages: str, quick: bool = True) -> list[Scenario]:
@@ -196,8 +193,7 @@ class FaultCommunity:
         watched = list(others.values())
         commits = [_committed_after(part, first, happened[0].round) for part in watched]
         restarted = self._bring_back(scenario, victims)
-        timeout_s = BACK_S if scenario.comes_back else GONE_S
-        back_s = self._wait_back([late] if late else victims, first if late else restarted or first, timeout_s)
+        back_s = self._wait_back([late] if late else victims, first if late else restarted or first, BACK_S)
         if late:
             others |= {late: self.peers[late]}
         row = Row(

@@ -161,6 +161,8 @@ class Reduction:
             now = time.monotonic()
             for peer, heard in self._heard.items():
                 silent_s, silence_s = now - heard, max(self._pace.silence_s, self._book.slowness_s(peer))
+                if self._book.is_alive(peer):  # its line may be slow, or it has not heard of the group yet
+                    silence_s = max(silence_s, self._pace.most_s)
                 # a reducer sends nothing while it waits for the slowest sender: it is there as long as it says so
                 gone = peer in self._awaited and not self._book.is_alive(peer)
                 owes = self._owed[peer] and peer not in self._held

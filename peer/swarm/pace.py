@@ -52,8 +52,18 @@ class Pace:
 
     @property
     def silence_s(self) -> float:
-        """A member that owes parts may be silent this long."""
+        """A member that owes parts, and is not heard otherwise, may be silent this long."""
         return self._silence_s
+
+    @property
+    def most_s(self) -> float:
+        """The same for a member that is heard otherwise."""
+        return self._limits.silence_s
+
+    @property
+    def usual_s(self) -> float:
+        """How long an all-reduce has taken lately; 0: not measured."""
+        return self._seconds
 
     def total_s(self, size: int) -> float:
         """How long an all-reduce of `size` bytes may take, also when all are there and something comes now and then."""

@@ -280,7 +280,7 @@ class Rounds:
             busy = self._busy(now)
             try:
                 # a group under way gets its time, but the others may have gone on without it
-                if not busy or now - self._busy_since > LOOK_WHILE_BUSY_S:
+                if not busy or now - self._busy_since > LOOK_WHILE_BUSY_S + 2 * self.pace.usual_s:
                     head = self._caught_up(now)
                     if head is not None:
                         await self._follow(head)
@@ -713,7 +713,7 @@ class Rounds:
 
     async def _answer_reduce(self, first: swarm_pb2.Part, reader: Any, writer: Any, peer: str) -> None:
         with contextlib.suppress(TimeoutError):  # the sender may have heard of the group before this member
-            async with asyncio.timeout(CALL_S):
+            async with asyncio.timeout(self.pace.most_s):
                 await self._group_changed.wait()
         reduction = self._reduction
         if reduction is None or (first.group, first.attempt) != (reduction.group.digest, reduction.group.attempt):
