@@ -220,7 +220,7 @@ class Peer:
             limits=limits or Limits(silence_s=2.0, total_s=30.0),
             can_reduce=can_reduce,
         )
-        self.rounds.founder = world.identity(0).peer_id  # as the coordinator says
+        self.rounds.company.founder = world.identity(0).peer_id  # as the coordinator says
         self.work_s = work_s
         self.me = self.rounds.me
         self._trainer: asyncio.Task[None] | None = None

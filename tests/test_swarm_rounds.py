@@ -64,8 +64,8 @@ def test_a_member_alone_makes_rounds_alone_unless_the_host_asked_for_more(tmp_pa
         async with small(tmp_path, round_tokens=100).peers(1) as (peer,):
             await agreed([peer], 2)
         async with small(tmp_path, round_tokens=100, min_peers=2).peers(1) as (peer,):
-            await until(lambda: peer.rounds.waiting_for)
-            assert "1 more peers" in peer.rounds.waiting_for and peer.round == 0
+            await until(lambda: peer.rounds.company.waiting_for)
+            assert "1 more peers" in peer.rounds.company.waiting_for and peer.round == 0
 
     run(main())
 
@@ -197,7 +197,7 @@ def test_a_minority_does_not_commit_and_says_why(tmp_path: Path) -> None:
                 await other.vanish()
             at = lone.round
             weights = lone.rounds.head.weights
-            await until(lambda: "too few" in lone.rounds.waiting_for or lone.round > at + 3, 30)
+            await until(lambda: "too few" in lone.rounds.company.waiting_for or lone.round > at + 3, 30)
             if len(weights) == 3:  # one of three equal members
                 assert lone.round <= at + 1
                 before = lone.round

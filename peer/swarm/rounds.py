@@ -27,10 +27,11 @@ from peer.round_rules import BallotBox, Bound
 from peer.swarm import leading
 from peer.swarm.allreduce import Reduction
 from peer.swarm.catch_up import CatchUp
+from peer.swarm.company import Company
 from peer.swarm.contribution import Contribution, Leftover, leftover
 from peer.swarm.group import Group, Member, Rules
 from peer.swarm.head import Head, Position
-from peer.swarm.members import CALL_S, MemberBook, MemberView
+from peer.swarm.members import CALL_S, MemberBook
 from peer.swarm.node import Node, short
 from peer.swarm.pace import Limits, Pace
 from peer.swarm.progress import Gossip
@@ -40,7 +41,7 @@ from peer.swarm.voting import Voting, check_completing
 from peer.training.outer import outer_step
 from peer.training.state import SharedState
 from peer.training.work import Update
-from protocol import canonical, claim, swarm_pb2
+from protocol import swarm_pb2
 from protocol.claim import MAX_ATTEMPT, MAX_GROUP, Farewell
 from protocol.envelope import Envelope
 from protocol.errors import (
@@ -130,9 +131,7 @@ class Rounds:
         self.progress = OwnProgress()
         self.addresses: list[str] = []
         self.close_work = threading.Event()  # the trainer finishes its micro-batch and hands over
-        self.founder: str | None = None  # who must take part in round 1; empty: not known yet; None: nobody must
-        self.ledger_round = 0  # as the coordinator last said
-        self.waiting_for = ""  # why no round is being made, in words for the owner
+        self.company = Company(self.me, card.spec, self.book, self._standing, self.position)
         self._talk = Talk(node, card.run, self.book, certificate)
         self.gossip = Gossip(self._talk, self._own_progress, lambda: self.position.round)
         self._catch_up = CatchUp(self._talk, card, self.position, self._can_go_on)
@@ -346,82 +345,39 @@ class Rounds:
             step_s=self.progress.step_s,
             can_reduce=self._can_reduce,
             from_you_bytes_s=self.pace.arrived_from(to),
-            up_bytes_s=self._up_bytes_s(),
+            up_bytes_s=self.company.up_bytes_s(),
             farewells=self.book.to_relay(),
             hears=len(self.book.alive()),
         )
-
-    def _up_bytes_s(self) -> float:
-        """This member's uplink, as far as it was used towards all others of the last group at the same time; 0: not measured."""
-        return sum(view.from_me_bytes_s for view in self.book.known() if view.peer_id in self.head.weights)
-
-    def _weights(self) -> dict[str, int]:
-        """Whose promises and votes count for the round in hand: the members of the last agreement, by their weights there.
-
-        Before there was one it is the founder's alone: two groups that both begin the run cannot both have it.
-        """
-        if self.head.round == 0 and self.founder is not None:
-            return {self.founder: 1}
-        return self.head.weights
-
-    def _acceptors(self) -> dict[str, int]:
-        """Who speaks for how much of it, as far as this member knows; an attempt is counted by what its leader knows."""
-        return self.book.farewells(self.position.round).acceptors(self._weights())
 
     def _can_go_on(self) -> bool:
         """Whether those that stand on this member's head hold a majority of the round before."""
         if self._box.round > self.position.round:
             return False  # it took part in a later round once, and has lost the states since
-        here = {self.me, *(view.peer_id for view in self.book.together(self.position.round, self.head.digest))}
-        return claim.has_majority(here, self._acceptors())
+        return self.company.has_majority()
 
     def _my_turn(self, now: float) -> bool:
         """Whether the round should be closed now and it is for this member to do it."""
-        sync, round, rounds = self._card.spec.sync, self.position.round, self._card.spec.run.rounds
-        self.waiting_for = ""
-        if self.progress.tokens == 0 or (rounds and round > rounds):
+        spec, company = self._card.spec, self.company
+        sync, rounds = spec.sync, spec.run.rounds
+        company.waiting_for = ""
+        if self.progress.tokens == 0 or (rounds and self.position.round > rounds):
             return False
-        others = self.book.together(round, self.head.digest)
-        tokens = self.progress.tokens + sum(view.tokens for view in others)
+        tokens = self.progress.tokens + sum(view.tokens for view in company.others())
         reached = sync.round_tokens is not None and tokens >= sync.round_tokens
         timed_out = sync.round_seconds is not None and now - self._round_started >= sync.round_seconds
-        here = {view.peer_id for view in others} | {self.me}
-        if not (reached or timed_out) or not self._enough(here):
+        if not (reached or timed_out) or not company.is_enough():
             self._due_since = None
             return False
         if self._due_since is None:
             self._due_since = now
-        hears = {view.peer_id: view.hears for view in others} | {self.me: len(self.book.alive())}
-        most = max(hears.values())
-        # who hears few of the others would leave them out: it comes last
-        line = sorted(
-            here, key=lambda peer: (2 * hears[peer] <= most, canonical.sha256_hex(f"{round}/{peer}".encode()))
-        )
-        return now - self._due_since >= line.index(self.me) * NEXT_IN_LINE_S
-
-    def _enough(self, here: set[str]) -> bool:
-        """Whether a round may be made with these; if not, `waiting_for` says why."""
-        least, acceptors = self._card.spec.sync.min_peers, self._acceptors()
-        if len(here) < least:
-            self.waiting_for = f"waiting for {least - len(here)} more peers; the host asked for {least}"
-        elif self.head.round == 0 and self.ledger_round:
-            self.waiting_for = f"the run is at round {self.ledger_round}; waiting for a peer that can hand it over"
-        elif self.head.round == 0 and self.founder == "":
-            self.waiting_for = "waiting for the coordinator to say who begins"
-        elif self.head.round == 0 and self.founder not in (None, *here):
-            self.waiting_for = f"waiting for {short(str(self.founder))}, who begins the run"
-        elif not claim.has_majority(here, acceptors):
-            found = len(here & set(acceptors))
-            self.waiting_for = (
-                f"only {found} of the last round's {len(acceptors)} peers can be reached: too few to go on"
-            )
-        return not self.waiting_for
+        return now - self._due_since >= company.place_in_line() * NEXT_IN_LINE_S
 
     # ---- leading -----------------------------------------------------------------------------------------------------
 
     async def _lead(self) -> None:
         """Ask everyone for claim and promise, and run the group that comes of it."""
-        round, rules, others = self.position.round, self._rules(), self._invited()
+        round, rules, others = self.position.round, self._rules(), self.company.to_ask()
         heard = [view.attempt + 1 for view in others if 0 < view.attempt < self._last_attempt()]
         attempt = max([self._box.next_attempt(round), self.book.farewells(round).from_attempt, *heard])
         self._check_attempt(attempt)
@@ -448,7 +404,7 @@ class Rounds:
         answers.cast[self.me] = self._voting.own_ballots()
         self.book.take_farewells(answers.farewells.envelopes, round)
         answers.farewells = self.book.farewells(round).joined(answers.farewells)
-        answers.left_out = self._unasked(others) | answers.left_out
+        answers.left_out = self.company.unasked(others) | answers.left_out
         group = self._choose_group(rules, attempt, answers)
         self._start_group(group)
         message = group.to_message(self._talk.certificate())
@@ -456,49 +412,12 @@ class Rounds:
             if member.peer_id != self.me:
                 self._talk.spawn(self._send_group(member.peer_id, message))
 
-    def _invited(self) -> list[MemberView]:
-        """Whom to ask: all that work from this base, as many as fit, without those that are to be left out."""
-        without = self._to_avoid()
-        others = self.book.together(self.position.round, self.head.digest)
-        return [view for view in others if view.peer_id not in without][: self._card.spec.sync.max_group - 1]
-
     def _choose_group(self, rules: Rules, attempt: int, answers: leading.Answers) -> Group:
-        lines = {view.peer_id: view.up_bytes_s for view in self.book.known()} | {self.me: self._up_bytes_s()}
-        return leading.choose_group(rules, attempt, self.me, answers, self._weights(), lines)
-
-    def _to_avoid(self) -> set[str]:
-        """Members that spoilt a group a moment ago, if a round can be made without them."""
-        others = {view.peer_id for view in self.book.together(self.position.round, self.head.digest)}
-        spoilt = self._standing.spoilt()
-        here = {self.me} | others - spoilt
-        enough = len(here) >= self._card.spec.sync.min_peers and claim.has_majority(here, self._acceptors())
-        return spoilt if enough else set()
-
-    def _unasked(self, asked: list[MemberView]) -> dict[str, str]:
-        """Members that one would expect in the round and that were not asked -> why."""
-        known = {view.peer_id: view for view in self.book.known()}
-        expected = set(self.head.weights) | set(known)
-        return {
-            peer: self._standing.reason(peer) or self._why_not(known.get(peer))
-            for peer in expected - {view.peer_id for view in asked} - {self.me}
-        }
-
-    def _why_not(self, view: MemberView | None) -> str:
-        if view is None:
-            return "not heard since the round before"
-        if view.leaving:
-            return "left"
-        if not self.book.is_alive(view.peer_id):
-            return f"not heard for {self.book.silent_s(view.peer_id):.0f} s"
-        if view.base != self.head.digest:
-            return f"at round {view.round}" if view.round != self.position.round else "on another branch"
-        full = len(self.book.together(self.position.round, self.head.digest)) >= self._card.spec.sync.max_group
-        return "the group is full" if full else "not there yet when the others were asked"
+        return leading.choose_group(rules, attempt, self.me, answers, self.company.weights(), self.company.lines())
 
     def _propose_timeout(self) -> float:
         """How long members may take to hand over: three micro-batches of the slowest."""
-        others = self.book.together(self.position.round, self.head.digest)
-        slowest = max([self.progress.step_s, *(view.step_s for view in others)])
+        slowest = max([self.progress.step_s, *(view.step_s for view in self.company.others())])
         return min(max(3 * slowest, PROPOSE_LEAST_S), PROPOSE_MOST_S)
 
     def _last_attempt(self) -> int:
@@ -545,7 +464,7 @@ class Rounds:
                 raise RoundAborted("I am leaving" if self._leaving else "a group is under way")
             if self._standing.is_shunned(peer):
                 raise RoundAborted("after your last proposal there came no group")
-            if peer in self._to_avoid():
+            if peer in self.company.to_avoid():
                 raise RoundAborted("you spoilt a group a moment ago")
             self._check_attempt(message.attempt)
             timeout_s = min(max(message.timeout_s, 0.1), self._propose_timeout())
@@ -702,7 +621,7 @@ class Rounds:
             self._card.run,
             self.position.round,
             self.head.digest,
-            lambda group: group.farewells.acceptors(self._weights()),
+            lambda group: group.farewells.acceptors(self.company.weights()),
             last,
             self._rules(),
             self.stage,

@@ -119,7 +119,7 @@ class Swarm:
     @property
     def waiting_for(self) -> str:
         """Why no round is being made, in words for the owner; empty when nothing is missing."""
-        return self._rounds.waiting_for
+        return self._rounds.company.waiting_for
 
     @property
     def addresses(self) -> list[str]:
@@ -134,9 +134,11 @@ class Swarm:
 
         Until it has said so, this member makes no first round; from round 2 on the members need nobody's word.
         """
-        self._rounds.ledger_round = ledger_round
-        if founder or not self._rounds.founder:  # none is named once round 1 is reported; its voters still need it
-            self._rounds.founder = founder
+        self._rounds.company.ledger_round = ledger_round
+        if (
+            founder or not self._rounds.company.founder
+        ):  # none is named once round 1 is reported; its voters still need it
+            self._rounds.company.founder = founder
 
     def begin_work(self) -> Head:
         """The head to train from. Raises: DaemonEnded."""
