@@ -1,6 +1,7 @@
 """LoRA: puts the run's adapter on a base model, and writes it as a folder that peft loads.
 
 The adapter's settings come from the run spec alone; what stands in a folder's adapter_config.json is for others.
+peft is imported when it is needed: that takes seconds, and a full run does without it.
 """
 
 from __future__ import annotations
@@ -8,10 +9,9 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
@@ -19,6 +19,9 @@ from peer.training.state import NamesShapes
 from protocol.errors import InputError
 from protocol.run_spec import Method
 from protocol.safetensors_file import ADAPTER_FILE
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def add_lora(model: Any, method: Method, seed: int, base_name: str) -> PeftModel:
@@ -31,6 +34,8 @@ def add_lora(model: Any, method: Method, seed: int, base_name: str) -> PeftModel
     Raises:
         InputError: the model has no modules of the names in `method.targets`.
     """
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(
         r=method.rank,
         lora_alpha=method.alpha,  # type: ignore[arg-type]  # peft computes alpha / rank; floats are fine
@@ -64,6 +69,8 @@ def _linear_names(model: torch.nn.Module) -> list[str]:
 def adapter_parameters(model: PeftModel) -> dict[str, torch.nn.Parameter]:
     """The adapter's parameters under the names that they have in a peft folder."""
     by_storage = {parameter.data_ptr(): parameter for parameter in model.parameters() if parameter.requires_grad}
+    from peft import get_peft_model_state_dict
+
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     if model.device.type == "meta":  # no storage: match by peft's rule for names
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -1,0 +1,126 @@
+"""Company: who stands where this member stands, whether they may make a round, who leads it, and who is asked to it.
+
+`Rounds` asks it many times a second; it only looks at what the members say of themselves.
+"""
+
+from __future__ import annotations
+
+from peer.swarm.head import Position
+from peer.swarm.members import MemberBook, MemberView
+from peer.swarm.node import short
+from peer.swarm.standing import Standing
+from protocol import canonical, claim
+from protocol.run_spec import RunSpec
+
+
+class Company:
+    """The members that work on the same round from the same base."""
+
+    def __init__(self, me: str, spec: RunSpec, book: MemberBook, standing: Standing, position: Position) -> None:
+        self._me, self._spec, self._book, self._standing, self._position = me, spec, book, standing, position
+        self.founder: str | None = None  # who must take part in round 1; empty: not known yet; None: nobody must
+        self.ledger_round = 0  # as the coordinator last said
+        self.waiting_for = ""  # why no round is being made, in words for the owner
+
+    def others(self) -> list[MemberView]:
+        return self._book.together(self._position.round, self._position.head.digest)
+
+    def here(self) -> set[str]:
+        """Their peer ids, and this member's own."""
+        return {self._me, *(view.peer_id for view in self.others())}
+
+    # ---- whether a round can be made -----------------------------------------------------------------------------------
+
+    def weights(self) -> dict[str, int]:
+        """Whose promises and votes count for the round in hand: the members of the last agreement, by their weights there.
+
+        Before there was one it is the founder's alone: two groups that both begin the run cannot both have it.
+        """
+        head = self._position.head
+        return {self.founder: 1} if head.round == 0 and self.founder is not None else head.weights
+
+    def acceptors(self) -> dict[str, int]:
+        """Who speaks for how much of it, as far as this member knows; an attempt is counted by what its leader knows."""
+        return self._book.farewells(self._position.round).acceptors(self.weights())
+
+    def has_majority(self) -> bool:
+        return claim.has_majority(self.here(), self.acceptors())
+
+    def is_enough(self) -> bool:
+        """Whether a round may be made with these; if not, `waiting_for` says why."""
+        least, acceptors, here, begun = (
+            self._spec.sync.min_peers,
+            self.acceptors(),
+            self.here(),
+            self._position.head.round,
+        )
+        self.waiting_for = ""
+        if len(here) < least:
+            self.waiting_for = f"waiting for {least - len(here)} more peers; the host asked for {least}"
+        elif not begun and self.ledger_round:
+            self.waiting_for = f"the run is at round {self.ledger_round}; waiting for a peer that can hand it over"
+        elif not begun and self.founder == "":
+            self.waiting_for = "waiting for the coordinator to say who begins"
+        elif not begun and self.founder not in (None, *here):
+            self.waiting_for = f"waiting for {short(str(self.founder))}, who begins the run"
+        elif not claim.has_majority(here, acceptors):
+            found, count = len(here & set(acceptors)), len(acceptors)
+            self.waiting_for = f"only {found} of the last round's {count} peers can be reached: too few to go on"
+        return not self.waiting_for
+
+    def place_in_line(self) -> int:
+        """Which leader this member is: 0 leads, 1 steps in when that one is silent, and so on.
+
+        Who hears few of the others would leave them out: it comes last.
+        """
+        round = self._position.round
+        hears = {view.peer_id: view.hears for view in self.others()} | {self._me: len(self._book.alive())}
+        most = max(hears.values())
+
+        def order(peer: str) -> tuple[bool, str]:
+            return 2 * hears[peer] <= most, canonical.sha256_hex(f"{round}/{peer}".encode())
+
+        return sorted(hears, key=order).index(self._me)
+
+    # ---- whom to ask -----------------------------------------------------------------------------------------------------
+
+    def to_ask(self) -> list[MemberView]:
+        """As many as fit, without those that are to be left out."""
+        without = self.to_avoid()
+        return [view for view in self.others() if view.peer_id not in without][: self._spec.sync.max_group - 1]
+
+    def to_avoid(self) -> set[str]:
+        """Members that spoilt a group a moment ago, if a round can be made without them."""
+        spoilt = self._standing.spoilt()
+        left = self.here() - spoilt | {self._me}
+        enough = len(left) >= self._spec.sync.min_peers and claim.has_majority(left, self.acceptors())
+        return spoilt if enough else set()
+
+    def unasked(self, asked: list[MemberView]) -> dict[str, str]:
+        """Members that one would expect in the round and that were not asked -> why."""
+        known = {view.peer_id: view for view in self._book.known()}
+        expected = (set(self._position.head.weights) | set(known)) - {view.peer_id for view in asked} - {self._me}
+        return {peer: self._standing.reason(peer) or self._why_not(known.get(peer)) for peer in expected}
+
+    def _why_not(self, view: MemberView | None) -> str:
+        if view is None:
+            return "not heard since the round before"
+        if view.leaving:
+            return "left"
+        if not self._book.is_alive(view.peer_id):
+            return f"not heard for {self._book.silent_s(view.peer_id):.0f} s"
+        if view.base != self._position.head.digest:
+            return f"at round {view.round}" if view.round != self._position.round else "on another branch"
+        full = len(self.others()) >= self._spec.sync.max_group
+        return "the group is full" if full else "not there yet when the others were asked"
+
+    # ---- lines -----------------------------------------------------------------------------------------------------------
+
+    def up_bytes_s(self) -> float:
+        """This member's uplink, as far as it was used towards all others of the last group at the same time; 0: not measured."""
+        weights = self._position.head.weights
+        return sum(view.from_me_bytes_s for view in self._book.known() if view.peer_id in weights)
+
+    def lines(self) -> dict[str, float]:
+        """Everybody's uplink, bytes/s."""
+        return {view.peer_id: view.up_bytes_s for view in self._book.known()} | {self._me: self.up_bytes_s()}
