@@ -11,15 +11,18 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import NOW, build_run, fixed_root_key, make_spec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol import canonical, certificate, claim, keys, merkle, note, tlog_proof
-from protocol.claim import Agreement, Claim, UpdateDigest, Vote
+from protocol.claim import Agreement, Claim, Farewell, Late, UpdateDigest, Vote
 from protocol.envelope import Envelope
+from protocol.errors import RefusedError
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity
 from protocol.ledger_entry import CheckpointEntry, CreditEntry, RunEntry, parse_entry
@@ -61,6 +64,25 @@ CLAIMS = [
     for peer, tokens in zip(PEERS, (1024, 2048), strict=True)
 ]
 VOTE = Vote(run=RUN, round=1, attempt=0, group=claim.group_digest(CLAIMS), base=GENESIS, state=STATE)
+# round 2: the second peer has left, a third brings work that missed round 1
+LATE_PEER = PeerIdentity(ed25519(6))
+LATE = Late(base=GENESIS, tokens=512, first_batch=0, batches=32)
+SECOND_CLAIMS = [
+    Claim(
+        run=RUN,
+        round=2,
+        base=STATE,
+        tokens=1024,
+        flops=6144,
+        first_batch=0,
+        batches=64,
+        update=UpdateDigest(root="3" * 64, values=36, chunk_values=262144, codec="int8"),
+        late=late,
+    ).sign(peer)
+    for peer, late in ((PEERS[0], None), (LATE_PEER, LATE))
+]
+SECOND_VOTE = Vote(run=RUN, round=2, attempt=1, group=claim.group_digest(SECOND_CLAIMS), base=STATE, state="5" * 64)
+FAREWELL = Farewell(run=RUN, round=2, successor=PEERS[0].peer_id, attempt=1)
 ENTRIES = [
     RunEntry(run=RUN, genesis=GENESIS, root_key=ROOT.keyid),
     CheckpointEntry(run=RUN, round=0, payload="e" * 64, state=GENESIS),
@@ -95,6 +117,19 @@ def make_agreement() -> bytes:
     return canonical.dumps(value)
 
 
+def make_second_agreement() -> bytes:
+    certificates = json.loads(stored("certificates.json")) | json.loads(stored("late-certificate.json"))
+    voters = [PEERS[0], LATE_PEER]
+    value = {
+        "claims": [json.loads(item.to_bytes()) for item in SECOND_CLAIMS],
+        "votes": [json.loads(SECOND_VOTE.sign(peer).to_bytes()) for peer in voters],
+        "certificates": {peer.peer_id: certificates[peer.peer_id] for peer in voters},
+        "weights": {PEERS[0].peer_id: 1024, LATE_PEER.peer_id: 1280},
+        "farewells": [json.loads(FAREWELL.sign(PEERS[1]).to_bytes())],
+    }
+    return canonical.dumps(value)
+
+
 def make_vector_receipt() -> bytes:
     return make_receipt(
         run_card=json.loads(stored("run-card.json")),
@@ -116,6 +151,8 @@ SAME_AGAIN: dict[str, Callable[[], bytes]] = {
     "run-spec.json": SPEC.to_bytes,
     "claim.json": CLAIMS[0].to_bytes,
     "vote.json": lambda: VOTE.sign(PEERS[0]).to_bytes(),
+    "late-claim.json": SECOND_CLAIMS[1].to_bytes,
+    "farewell.json": lambda: FAREWELL.sign(PEERS[1]).to_bytes(),
     "state-manifest.json": lambda: StateManifest(
         round=1, tensors=(("a", (2, 3)), ("b", ())), parameters="1" * 64, outer="2" * 64, outer_vectors=2, outer_steps=7
     ).to_bytes(),
@@ -126,10 +163,12 @@ SAME_AGAIN: dict[str, Callable[[], bytes]] = {
 MADE_ONCE: dict[str, Callable[[], bytes]] = {
     # the library that writes certificates may order a JWT's header anew
     "certificates.json": lambda: canonical.dumps({peer.peer_id: issue(peer) for peer in PEERS}),
+    "late-certificate.json": lambda: canonical.dumps({LATE_PEER.peer_id: issue(LATE_PEER)}),
     "run-card.json": lambda: CARD.sign(ROOT).to_bytes(),
 }
 SAME_FROM_STORED: dict[str, Callable[[], bytes]] = {
     "agreement.json": make_agreement,
+    "agreement-2.json": make_second_agreement,
     "receipt.json": make_vector_receipt,
 }
 
@@ -179,6 +218,37 @@ def test_the_agreement_still_verifies() -> None:
     agreed = Agreement.from_bytes(stored("agreement.json"), run=RUN, membership_key=MEMBERSHIP.public_key())
     assert (agreed.state, sum(agreed.weights.values())) == (STATE, 3072)
     agreed.check_against({})
+
+
+def test_an_agreement_with_late_work_and_a_farewell_still_verifies() -> None:
+    key = MEMBERSHIP.public_key()
+    first = Agreement.from_bytes(stored("agreement.json"), run=RUN, membership_key=key)
+    second = Agreement.from_bytes(stored("agreement-2.json"), run=RUN, membership_key=key)
+    second.check_against(first.weights)
+    assert (
+        second.claims[LATE_PEER.peer_id].late == LATE and claim.open_claim(stored("late-claim.json"))[1].worth == 1280
+    )
+    assert claim.open_farewell(stored("farewell.json")) == (PEERS[1].peer_id, FAREWELL)
+    assert second.has_majority_of(first.weights), "the one that left speaks through its successor"
+    assert not replace(second, farewells=()).has_majority_of(first.weights)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [("round", 3, "farewell for round 3"), ("attempt", 2, "from attempt 2"), ("run", "0" * 64, "farewell for round")],
+)
+def test_an_agreement_with_a_farewell_that_does_not_count_is_refused(field: str, value: Any, reason: str) -> None:
+    agreement = json.loads(stored("agreement-2.json"))
+    other = FAREWELL.model_copy(update={field: value})
+    agreement["farewells"] = [json.loads(other.sign(PEERS[1]).to_bytes())]
+    with pytest.raises(RefusedError, match=reason):
+        Agreement.from_bytes(canonical.dumps(agreement), run=RUN, membership_key=MEMBERSHIP.public_key())
+
+
+def test_late_work_of_somebody_who_was_in_the_round_before_is_refused() -> None:
+    second = Agreement.from_bytes(stored("agreement-2.json"), run=RUN, membership_key=MEMBERSHIP.public_key())
+    with pytest.raises(RefusedError, match="in the round before"):
+        second.check_against({PEERS[0].peer_id: 1024, LATE_PEER.peer_id: 2048})
 
 
 def test_the_run_card_still_verifies() -> None:
