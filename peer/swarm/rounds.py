@@ -65,6 +65,7 @@ PROPOSE_MOST_S = 60.0
 RETRY_MOST_S = 5.0  # between two attempts at one round
 FREE_ATTEMPTS, ATTEMPTS_PER_S = 1000, 20  # how far attempts may count up in a round, whoever counts them
 FIRST_PART_S = 30.0  # for a stream's first part to come
+MISSED_MANY = 5  # rounds in a row: then the owner is told
 LOOK_WHILE_BUSY_S = 3.0  # a group that takes longer is given up for a newer head that others stand on
 LEAVE_S = 5.0  # to finish a group that is under way
 
@@ -139,6 +140,7 @@ class Rounds:
         self._round_started = time.monotonic()
         self._due_since: float | None = None
         self._busy_since = 0.0
+        self._missed_rounds = 0  # in a row
         self._advancing = False  # a new head is being taken and written down
         self._ready: Contribution | None = None
         self._late: Leftover | None = None  # missed the round before
@@ -591,6 +593,12 @@ class Rounds:
         took_part = self.me in head.weights
         waited_s = time.monotonic() - self._ready.since if self._ready is not None else 0.0
         tokens = sum(head.weights.values())
+        self._missed_rounds = 0 if took_part else self._missed_rounds + 1
+        if self._missed_rounds == MISSED_MANY:
+            logger.warning(
+                "%d rounds in a row were made without this peer: its line or its card is too slow for rounds this short",
+                MISSED_MANY,
+            )
         left_out = self._left_out if took_part else ()
         report = RoundReport(head.round, len(head.weights), tokens, waited_s, self._attempts, took_part, left_out)
         last, ready = self._voting.own, self._ready
