@@ -448,13 +448,14 @@ class Rounds:
         return self._ready
 
     async def _send_group(self, peer: str, message: swarm_pb2.Group) -> None:
+        culprit = peer
         try:
             reply = await self._talk.call(peer, "group", message, swarm_pb2.GroupReply, times=2.0)
             reason = "" if reply.accepted else f"{short(peer)}: {reply.reason[:200]}"
         except (NetworkError, FormatError) as error:
-            reason = f"{short(peer)}: {error.message}"
+            reason, culprit = f"{short(peer)}: {error.message}", "" if self.book.is_alive(peer) else peer
         if reason and self._reduction is not None and self._reduction.group.attempt == message.attempt:
-            self._reduction.fail(reason, peer)
+            self._reduction.fail(reason, culprit)
 
     # ---- following ---------------------------------------------------------------------------------------------------
 
