@@ -27,8 +27,6 @@ def decide(agreement: Agreement) -> Mapping[str, Grant]:
     The tokens are the agreed weight, which caps what a claim may count for; FLOPs shrink with it.
     """
     return {
-        peer_id: Grant(
-            tokens=agreement.weights[peer_id], flops=claim.flops * agreement.weights[peer_id] // claim.worth
-        )
+        peer_id: Grant(tokens=agreement.weights[peer_id], flops=claim.flops * agreement.weights[peer_id] // claim.worth)
         for peer_id, claim in agreement.claims.items()
     }
