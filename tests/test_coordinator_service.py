@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from builders import fixed_ed25519
 from coordinator_kit import Member, Swarm, start_host, write_run
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -204,7 +205,7 @@ def test_members_learn_where_the_others_are(site: Site) -> None:
     [
         "/ip4/203.0.113.7/tcp/4701",
         "http://example.org",
-        "/ip4/203.0.113.7/tcp/4701/p2p/" + PeerIdentity.generate().peer_id,
+        "/ip4/203.0.113.7/tcp/4701/p2p/" + PeerIdentity(fixed_ed25519("a stranger")).peer_id,
         "/ip4/203.0.113.7/tcp/4701/p2p/" + "1" * 300,
         "/ip4/203.0.113.7/tcp/4701\n/p2p/{me}",
     ],
