@@ -80,14 +80,14 @@ def small_run(model: Path, data: Path, sections: dict[str, dict[str, Any]]) -> d
 @pytest.mark.parametrize(
     ("kind", "method", "wire"),
     [
-        ("full", "diloco", "fp32"),
+        pytest.param("full", "diloco", "fp32", marks=pytest.mark.slow),
         ("full", "diloco", "int8"),
-        ("full", "gradient", "fp32"),
+        pytest.param("full", "gradient", "fp32", marks=pytest.mark.slow),
         ("full", "gradient", "int8"),
         ("lora", "diloco", "fp16"),
         ("lora", "diloco", "int8"),
-        ("lora", "gradient", "fp32"),
-        ("lora", "gradient", "int8"),
+        pytest.param("lora", "gradient", "fp32", marks=pytest.mark.slow),
+        pytest.param("lora", "gradient", "int8", marks=pytest.mark.slow),
     ],
 )
 def test_three_peers_agree_on_every_round_and_what_is_published_verifies(

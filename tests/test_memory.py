@@ -41,7 +41,7 @@ def run_of(tmp_path: Path, model: Path, plays: Path, length: int, **sections: An
     return spec, tmp_path / "genesis"
 
 
-@pytest.mark.parametrize("method", ["diloco", "gradient"])
+@pytest.mark.parametrize("method", ["diloco", pytest.param("gradient", marks=pytest.mark.slow)])
 def test_a_model_of_30_m_parameters_needs_what_is_said_and_no_copy_more(
     tmp_path: Path, glass_dir: Path, plays: Path, method: str
 ) -> None:

@@ -87,6 +87,7 @@ def test_three_peers_on_home_lines_agree_on_every_round(
         assert all(after[name].bytes_up > before[name].bytes_up for name in NAMES)
 
 
+@pytest.mark.slow
 def test_a_split_swarm_goes_on_in_one_half_and_is_whole_again_two_rounds_after_it_heals(
     tmp_path: Path, llama: Path, plays: Path, starter: WarmStart
 ) -> None:
@@ -128,6 +129,7 @@ def test_a_split_swarm_goes_on_in_one_half_and_is_whole_again_two_rounds_after_i
             assert len({of_one[number] for of_one in states if number in of_one}) == 1, f"round {number}"
 
 
+@pytest.mark.slow
 def test_peers_behind_firewalls_and_on_very_slow_lines_take_part(
     tmp_path: Path, llama: Path, plays: Path, starter: WarmStart
 ) -> None:
