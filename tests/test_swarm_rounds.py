@@ -109,12 +109,12 @@ class Mute(Rounds):
 
     def _start_group(self, group: Group) -> None:
         super()._start_group(group)
-        if self._reduction is not None and self.muted:
+        if self.group.reduction is not None and self.muted:
 
             async def nothing(writer: Any, chunks: range) -> None:
                 await asyncio.sleep(60)
 
-            self._reduction._send_chunks = nothing  # type: ignore[method-assign]
+            self.group.reduction._send_chunks = nothing  # type: ignore[method-assign]
 
 
 def test_a_member_that_is_silent_in_mid_round_is_left_out_and_no_work_is_lost(tmp_path: Path) -> None:
@@ -122,7 +122,9 @@ def test_a_member_that_is_silent_in_mid_round_is_left_out_and_no_work_is_lost(tm
 
     async def main() -> None:
         async with world.peers(2, work_s=0.4) as peers, world.peer(2, *peers, engine=Mute, tokens=800) as mute:
-            await until(lambda: peers[0].rounds._reduction and len(peers[0].rounds._reduction.group.members) == 3)
+            await until(
+                lambda: peers[0].rounds.group.reduction and len(peers[0].rounds.group.reduction.group.members) == 3
+            )
             start = peers[0].round
             await until(lambda: all(peer.round >= start + 2 for peer in peers), what="two more rounds")
             await agreed(peers, start + 2)
@@ -143,7 +145,7 @@ def test_a_member_that_is_killed_in_mid_round_does_not_stop_the_others(tmp_path:
             victim = peers[2]
 
             def all_average() -> bool:
-                reduction = victim.rounds._reduction
+                reduction = victim.rounds.group.reduction
                 return (
                     len(victim.rounds.head.weights) == 3 and reduction is not None and len(reduction.group.members) == 3
                 )
@@ -299,7 +301,7 @@ def test_a_member_that_voted_tells_of_it_after_a_restart(tmp_path: Path) -> None
         async with world.peer(0, train=False) as peer:
             group, state = made_group(world, 0), "5" * 64
             peer.box.promise(1, 3, peer.me)
-            voting = asyncio.create_task(peer.rounds._voting.cast(replace(group, attempt=3), state))
+            voting = asyncio.create_task(peer.rounds.group.voting.cast(replace(group, attempt=3), state))
             await until(lambda: peer.box.ballots)
             voting.cancel()
             await asyncio.gather(voting, return_exceptions=True)
@@ -307,10 +309,10 @@ def test_a_member_that_voted_tells_of_it_after_a_restart(tmp_path: Path) -> None
         box = BallotBox()
         box.restore(disk)
         async with world.peer(0, train=False, box=box) as again:
-            (voted,) = again.rounds._voting.to_messages()
+            (voted,) = again.rounds.group.voting.to_messages()
             assert claim.open_vote(voted.vote)[1].state == state
-            assert list(again.rounds._voting.own_ballots()) == [Ballot(3, group.digest, state)]
-            assert not again.rounds._voting.forgotten
+            assert list(again.rounds.group.voting.own_ballots()) == [Ballot(3, group.digest, state)]
+            assert not again.rounds.group.voting.forgotten
 
     run(main())
 
@@ -691,7 +693,7 @@ def test_votes_of_another_round_or_another_member_count_for_nothing(tmp_path: Pa
             other_run = vote.model_copy(update={"run": "d" * 64}).sign(world.identity(HOSTILE)).to_bytes()
             for data in (stolen, replayed, elsewhere, other_run, b"", b"{}", b"\xff" * 100):
                 await talk(world, liar, peer, "vote", swarm_pb2.VoteMessage(vote=data), swarm_pb2.VoteReply)
-            assert peer.rounds._voting._votes == {}
+            assert peer.rounds.group.voting._votes == {}
 
     run(main())
 
@@ -718,19 +720,19 @@ def test_an_abort_from_outside_the_group_is_ignored(tmp_path: Path) -> None:
     class Slow(Mute):
         def _start_group(self, group: Group) -> None:
             super()._start_group(group)
-            if self._reduction is not None:
-                fail = self._reduction.fail
+            if self.group.reduction is not None:
+                fail = self.group.reduction.fail
 
                 def noted(reason: str, culprit: str = "") -> None:
                     gave_up.append(reason)
                     fail(reason, culprit)
 
-                self._reduction.fail = noted  # type: ignore[method-assign]
+                self.group.reduction.fail = noted  # type: ignore[method-assign]
 
     async def main() -> None:
         options = {"engine": Slow, "limits": Limits(silence_s=4.0, total_s=10.0)}
         async with world.peers(2, **options) as peers, world.node(HOSTILE, *(peer.node for peer in peers)) as liar:
-            reduction = await until(lambda: peers[0].rounds._reduction, what="a group")
+            reduction = await until(lambda: peers[0].rounds.group.reduction, what="a group")
             group = reduction.group
             abort = swarm_pb2.Abort(
                 group=group.digest, round=1, attempt=group.attempt, reason="because", culprit=peers[1].me

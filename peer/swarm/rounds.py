@@ -21,25 +21,21 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from peer.round_rules import BallotBox, Bound
 from peer.swarm import leading
-from peer.swarm.allreduce import Reduction
 from peer.swarm.catch_up import CatchUp
 from peer.swarm.company import Company
 from peer.swarm.contribution import Contribution, Leftover, leftover
 from peer.swarm.group import Group, Member, Rules
 from peer.swarm.head import Head, Position
 from peer.swarm.members import CALL_S, MemberBook
-from peer.swarm.node import Node, short
+from peer.swarm.node import Node
 from peer.swarm.pace import Limits, Pace
 from peer.swarm.progress import Gossip
+from peer.swarm.running_group import RunningGroup
 from peer.swarm.standing import Standing
 from peer.swarm.talk import Talk
 from peer.swarm.voting import Voting, check_completing
-from peer.training.outer import outer_step
-from peer.training.state import SharedState
 from peer.training.work import Update
 from protocol import swarm_pb2
 from protocol.claim import MAX_ATTEMPT, MAX_GROUP, Farewell
@@ -47,7 +43,6 @@ from protocol.envelope import Envelope
 from protocol.errors import (
     FormatError,
     InputError,
-    NetworkError,
     PotluckError,
     RefusedError,
     RoundAborted,
@@ -64,7 +59,6 @@ PROPOSE_LEAST_S = 3.0  # members have this long, or three micro-batches, to answ
 PROPOSE_MOST_S = 60.0
 RETRY_MOST_S = 5.0  # between two attempts at one round
 FREE_ATTEMPTS, ATTEMPTS_PER_S = 1000, 20  # how far attempts may count up in a round, whoever counts them
-FIRST_PART_S = 30.0  # for a stream's first part to come
 MISSED_MANY = 5  # rounds in a row: then the owner is told
 LOOK_WHILE_BUSY_S = 3.0  # a group that takes longer is given up for a newer head that others stand on
 LEAVE_S = 5.0  # to finish a group that is under way
@@ -136,20 +130,28 @@ class Rounds:
         self._talk = Talk(node, card.run, self.book, certificate)
         self.gossip = Gossip(self._talk, self._own_progress, lambda: self.position.round)
         self._catch_up = CatchUp(self._talk, card, self.position, self._can_go_on)
-        self._voting = self._new_voting(None)
+        self.group = RunningGroup(
+            self._talk,
+            card.spec,
+            self.position,
+            self._catch_up,
+            self._standing,
+            self.pace,
+            self._new_voting(None),
+            self.stage,
+            self._advance,
+            self._group_ended,
+        )
         self._round_started = time.monotonic()
         self._due_since: float | None = None
-        self._busy_since = 0.0
         self._missed_rounds = 0  # in a row
         self._advancing = False  # a new head is being taken and written down
         self._ready: Contribution | None = None
         self._late: Leftover | None = None  # missed the round before
         self._left_out: tuple[tuple[str, str], ...] = ()  # by the leader's word, in the group of the round in hand
-        self._ready_event, self._advanced, self._group_changed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._ready_event, self._advanced = asyncio.Event(), asyncio.Event()
         self._leaving = False
         self._engaged_until = 0.0  # bound to a leader until then
-        self._group_task: asyncio.Task[None] | None = None
-        self._reduction: Reduction | None = None
         self._attempts = 0
         self._catching: tuple[str, asyncio.Task[Head | None]] | None = None  # from which head
         self._retry_at = 0.0
@@ -171,17 +173,14 @@ class Rounds:
         serve = self._talk.serve
         await serve("propose", swarm_pb2.Proposal, self._answer_proposal)
         await serve("group", swarm_pb2.Group, self._answer_group)
-        await serve("reduce", swarm_pb2.Part, self._answer_reduce, first_s=FIRST_PART_S)
-        await serve("vote", swarm_pb2.VoteMessage, self._answer_vote)
-        await serve("abort", swarm_pb2.Abort, self._answer_abort)
+        await self.group.serve()
         await self._catch_up.start()
         await self.gossip.start()
         self._talk.spawn(self._clock())
 
     async def leave(self) -> None:
         """Finish the group that is under way, tell the others, and stop."""
-        if self._group_task and not self._group_task.done():
-            await asyncio.wait({self._group_task}, timeout=LEAVE_S)
+        await self.group.finish(LEAVE_S)
         self._leaving = True
         self.close_work.set()
         await self._hand_over()
@@ -281,7 +280,7 @@ class Rounds:
             busy = self._busy(now)
             try:
                 # a group under way gets its time, but the others may have gone on without it
-                if not busy or now - self._busy_since > LOOK_WHILE_BUSY_S + 2 * self.pace.usual_s:
+                if not busy or now - self.group.since > LOOK_WHILE_BUSY_S + 2 * self.pace.usual_s:
                     head = self._caught_up(now)
                     if head is not None:
                         await self._follow(head)
@@ -306,7 +305,7 @@ class Rounds:
 
     def _busy(self, now: float) -> bool:
         """Whether this member is in a group, or bound to a leader that is still there."""
-        if self._group_task is not None and not self._group_task.done():
+        if self.group.under_way:
             return True
         leader = self._box.leader
         return now < self._engaged_until and (leader == self.me or self.book.is_alive(leader))
@@ -322,9 +321,7 @@ class Rounds:
 
     async def _follow(self, head: Head) -> None:
         standing = self.head.digest
-        if self._group_task is not None and not self._group_task.done():
-            self._group_task.cancel()
-            await asyncio.wait({self._group_task}, timeout=LEAVE_S)
+        await self.group.cancel(LEAVE_S)
         if self._advancing or self.head.digest != standing:
             return  # it committed at the last moment
         if self._ready is not None or self.progress.tokens:
@@ -403,16 +400,13 @@ class Rounds:
         if not self._box.is_bound(round, attempt, self.me):
             raise RoundAborted("another attempt was joined meanwhile")
         answers.members[self.me] = self._own_member(own)
-        answers.cast[self.me] = self._voting.own_ballots()
+        answers.cast[self.me] = self.group.voting.own_ballots()
         self.book.take_farewells(answers.farewells.envelopes, round)
         answers.farewells = self.book.farewells(round).joined(answers.farewells)
         answers.left_out = self.company.unasked(others) | answers.left_out
         group = self._choose_group(rules, attempt, answers)
         self._start_group(group)
-        message = group.to_message(self._talk.certificate())
-        for member in group.members:
-            if member.peer_id != self.me:
-                self._talk.spawn(self._send_group(member.peer_id, message))
+        self.group.send(group)
 
     def _choose_group(self, rules: Rules, attempt: int, answers: leading.Answers) -> Group:
         return leading.choose_group(rules, attempt, self.me, answers, self.company.weights(), self.company.lines())
@@ -429,7 +423,7 @@ class Rounds:
     def _check_attempt(self, attempt: int) -> None:
         if attempt > self._last_attempt():
             raise RoundAborted(f"attempt {attempt} so early in a round: expected {self._last_attempt()} at most")
-        if self._voting.forgotten:
+        if self.group.voting.forgotten:
             raise RoundAborted("I voted in this round before a restart, and cannot show for what")
 
     async def _promise(self, round: int, attempt: int, leader: str, timeout_s: float) -> None:
@@ -447,23 +441,13 @@ class Rounds:
             raise RoundAborted(f"own work was not finished within {timeout_s:.0f} s")
         return self._ready
 
-    async def _send_group(self, peer: str, message: swarm_pb2.Group) -> None:
-        culprit = peer
-        try:
-            reply = await self._talk.call(peer, "group", message, swarm_pb2.GroupReply, times=2.0)
-            reason = "" if reply.accepted else f"{short(peer)}: {reply.reason[:200]}"
-        except (NetworkError, FormatError) as error:
-            reason, culprit = f"{short(peer)}: {error.message}", "" if self.book.is_alive(peer) else peer
-        if reason and self._reduction is not None and self._reduction.group.attempt == message.attempt:
-            self._reduction.fail(reason, culprit)
-
     # ---- following ---------------------------------------------------------------------------------------------------
 
     async def _answer_proposal(self, message: swarm_pb2.Proposal, reader: Any, writer: Any, peer: str) -> None:
         try:
             if (message.round, message.base) != (self.position.round, self.head.digest):
                 raise RoundAborted(f"I am at round {self.position.round} from {self.head.digest[:8]}…")
-            if self._leaving or (self._group_task and not self._group_task.done()):
+            if self._leaving or self.group.under_way:
                 raise RoundAborted("I am leaving" if self._leaving else "a group is under way")
             if self._standing.is_shunned(peer):
                 raise RoundAborted("after your last proposal there came no group")
@@ -484,7 +468,7 @@ class Rounds:
                 certificate=self._talk.certificate(),
                 claim=own.envelope.to_bytes(),
                 can_reduce=self._can_reduce,
-                voted=self._voting.to_messages(),
+                voted=self.group.voting.to_messages(),
                 farewells=self.book.farewells(message.round).envelopes,
                 unheard=[
                     other for other in message.asked[:MAX_GROUP] if other != self.me and not self.book.is_alive(other)
@@ -499,7 +483,7 @@ class Rounds:
         try:
             if not self._box.is_bound(message.round, message.attempt, peer):
                 raise RoundAborted("I am bound to another attempt")
-            if self._group_task and not self._group_task.done():
+            if self.group.under_way:
                 raise RoundAborted("a group is under way")
             group = Group.from_message(message, peer, self._rules())
             own = group.by_peer.get(self.me)
@@ -531,63 +515,11 @@ class Rounds:
     def _own_member(self, own: Contribution) -> Member:
         return Member(self.me, self._talk.certificate(), own.claim, own.envelope, self._can_reduce)
 
-    # ---- the group: average, vote, commit ------------------------------------------------------------------------------
-
     def _start_group(self, group: Group) -> None:
-        for member in group.members:
-            self.book.admit(member.peer_id, member.certificate)
-        if not group.complete:
-            assert self._ready is not None
-            name, token = self._talk.stream_name("reduce"), self._talk.certificate()
-            self._reduction = Reduction(
-                group, self.me, self._ready.encoded, self._talk.node, name, token, self.pace, self.book, self.stage
-            )
         self._left_out = group.left_out
-        self.position.make_room()
-        self._busy_since = time.monotonic()
-        self._group_task = self._talk.spawn(self._run_group(group))
-        self._group_changed.set()
-        self.stage("group")
+        self.group.start(group, self._ready.encoded if self._ready else None)
 
-    async def _run_group(self, group: Group) -> None:
-        members = [member.peer_id for member in group.members]
-        try:
-            if group.complete:
-                candidate = await self._catch_up.held_or_fetched(group.complete, members)
-            else:
-                assert self._reduction is not None
-                averaged = await self._reduction.run()
-                self.stage("averaged")
-                candidate = await asyncio.get_running_loop().run_in_executor(None, self._outer_step, averaged)
-            self.position.propose(candidate)
-            self.stage("vote")
-            patience_s = 2 * self._reduction.seconds if self._reduction else 0.0
-            state = await self._voting.cast(group, candidate.digest, patience_s)
-            if state != candidate.digest:
-                logger.warning(
-                    "round %d: expected state %s…, got %s…; fetching it from the others",
-                    group.round, state[:12], candidate.digest[:12],
-                )  # fmt: skip
-                candidate = await self._catch_up.held_or_fetched(state, sorted(self._voting.voters(group, state)))
-            self.stage("commit")
-            agreement = self._voting.agreement(group, state)
-            self._standing.kept_its_word(group.leader)
-            await self._advance(Head(candidate, agreement, self.head.after(group.weights)))
-        except PotluckError as error:
-            self._aborted(error.message)
-            self._tell_abort(group, error.message)
-        except OSError as error:
-            self._aborted(f"cannot keep a vote or a state: {error}")
-            self._tell_abort(group, "a full or broken disk")
-        finally:
-            self._engaged_until = 0.0
-            self._reduction = None
-            self._group_changed.clear()
-
-    def _outer_step(self, averaged: torch.Tensor) -> SharedState:
-        candidate = outer_step(self._card.spec, self.head.state, averaged)
-        _ = candidate.digest  # hashed here, off the loop
-        return candidate
+    # ---- a round's end ---------------------------------------------------------------------------------------------------
 
     async def _advance(self, head: Head) -> None:
         """Stand on a new head: everything of the round before is over."""
@@ -602,12 +534,12 @@ class Rounds:
             )
         left_out = self._left_out if took_part else ()
         report = RoundReport(head.round, len(head.weights), tokens, waited_s, self._attempts, took_part, left_out)
-        last, ready = self._voting.own, self._ready
+        last, ready = self.group.voting.own, self._ready
         self.position.advance(head)
         self._late = None  # counted now, or too old
         if ready is not None:
             self._missed(ready.fresh)
-        self._voting = self._new_voting(last)
+        self.group.voting = self._new_voting(last)
         self._ready, self._attempts, self._due_since, self._expecting, self._left_out = None, 0, None, "", ()
         self._ready_event.clear()
         self.progress.tokens = 0
@@ -636,20 +568,11 @@ class Rounds:
             self.stage,
         )
 
-    async def _answer_vote(self, message: swarm_pb2.VoteMessage, reader: Any, writer: Any, peer: str) -> None:
-        await self._voting.answer(message, reader, writer, peer)
-
-    async def _answer_reduce(self, first: swarm_pb2.Part, reader: Any, writer: Any, peer: str) -> None:
-        with contextlib.suppress(TimeoutError):  # the sender may have heard of the group before this member
-            async with asyncio.timeout(self.pace.most_s):
-                await self._group_changed.wait()
-        reduction = self._reduction
-        if reduction is None or (first.group, first.attempt) != (reduction.group.digest, reduction.group.attempt):
-            await self._talk.reply(writer, swarm_pb2.Part(error="I am not in that group"))
-        elif peer in reduction.group.by_peer:
-            await reduction.serve(peer, first, reader, writer)
-
     # ---- when an attempt comes to nothing --------------------------------------------------------------------------------
+
+    def _group_ended(self, reason: str) -> None:
+        self._aborted(reason)
+        self._engaged_until = 0.0
 
     def _aborted(self, reason: str) -> None:
         logger.info(
@@ -659,36 +582,3 @@ class Rounds:
             self._engaged_until = 0.0  # else it stays bound to whoever has its promise meanwhile
         self._due_since = None
         self._retry_at = time.monotonic() + min(0.1 * 2 ** min(self._attempts, 6), RETRY_MOST_S)
-
-    def _tell_abort(self, group: Group, reason: str) -> None:
-        culprit = self._reduction.culprit if self._reduction else ""
-        self._blame(culprit, reason)
-        message = swarm_pb2.Abort(
-            certificate=self._talk.certificate(),
-            group=group.digest,
-            round=group.round,
-            attempt=group.attempt,
-            reason=reason[:200],
-            culprit=culprit,
-        )
-        for member in group.members:
-            if member.peer_id != self.me:
-                self._talk.spawn(self._send_abort(member.peer_id, message))
-
-    async def _send_abort(self, peer: str, message: swarm_pb2.Abort) -> None:
-        with contextlib.suppress(NetworkError, FormatError):
-            await self._talk.call(peer, "abort", message, swarm_pb2.Ack)
-
-    async def _answer_abort(self, message: swarm_pb2.Abort, reader: Any, writer: Any, peer: str) -> None:
-        self._voting.gave_up(peer, message.group, message.attempt)
-        reduction = self._reduction
-        of_mine = reduction and (message.group, message.attempt) == (reduction.group.digest, reduction.group.attempt)
-        if reduction and of_mine and peer in reduction.group.by_peer:
-            self._blame(message.culprit, f"{message.reason[:80]} (by {short(peer)})")
-            reduction.fail(f"{short(peer)} gave up: {message.reason[:200]}")
-        await self._talk.reply(writer, swarm_pb2.Ack())
-
-    def _blame(self, culprit: str, reason: str) -> None:
-        """Leave a member out of the next attempts; a wrong word costs it no more than that."""
-        if culprit and culprit != self.me and self.book.get(culprit) is not None:
-            self._standing.blame(culprit, reason)
