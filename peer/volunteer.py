@@ -180,9 +180,8 @@ class Volunteer:
                 card,
                 lambda: admission.certificate.token,
                 folder.ballot_box(),
-                folder.resume(
-                    card, load_state(admission.files.genesis / "model")
-                ),  # not kept here: as large as the model
+                # not kept here: it is as large as the model
+                folder.resume(card, load_state(admission.files.genesis / "model")),
                 _Keeper(folder, outbox, card.spec.publish.every_rounds, self._kept),
                 self._config.swarm,
                 self._screen.stage,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -153,15 +154,13 @@ class FaultCommunity:
         self._late = 0
 
     def __enter__(self) -> FaultCommunity:
-        self.run.__enter__()
-        try:
+        with ExitStack() as undo:
+            undo.enter_context(self.run)
             self.host = self.run.host()
             for name in self.names:
                 self._start(name)
             self.wait_all_together(0.0)
-        except BaseException:
-            self.run.__exit__()
-            raise
+            undo.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -84,6 +84,13 @@ def run_config(inputs: Inputs, **sections: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+def tiny_run(folder: Path, real_model: Path, text: Path, name: str, **sync: Any) -> dict[str, Any]:
+    """`run_config` for a test: a tiny model beside the run, with the tokenizer of the real one."""
+    from training_fixtures import write_tiny_llama
+
+    return run_config(Inputs(write_tiny_llama(folder / "tiny", real_model), text), run={"name": name}, sync=sync)
+
+
 def _prepare() -> Any:
     spec = importlib.util.spec_from_file_location("shakespeare_prepare", SHAKESPEARE)
     assert spec is not None and spec.loader is not None

@@ -244,8 +244,8 @@ class Peer:
         while True:
             head = self.rounds.begin_work()
             await asyncio.sleep(self.work_s)
-            self.rounds.progress.tokens = self.tokens
-            await until(self.rounds.close_work.is_set, 600)
+            self.rounds.own.progress.tokens = self.tokens
+            await until(self.rounds.own.close.is_set, 600)
             self.handed_over.append(head.digest)
             try:
                 await self.rounds.finish_work(self.update(head), head.digest)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from processes import Community, Part
-from training_fixtures import write_tiny_llama
+from small_community import tiny_run
 from warm_start import WarmStart
 
 from peer.clock import Clock
@@ -83,14 +83,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def community(tmp_path_factory: pytest.TempPathFactory, glass_dir: Path, plays: Path) -> Iterator[Community]:
     folder = tmp_path_factory.mktemp("clock")
-    config = {
-        "run": {"name": "clock"},
-        "model": {"path": str(write_tiny_llama(folder / "tiny", glass_dir)), "license": "MIT"},
-        "data": {"path": str(plays), "license": "CC0-1.0", "sequence_length": 32, "held_out_sequences": 16},
-        "sync": {"round_seconds": 1.0},
-        "inner": {"micro_batch": 4, "batch": 4},
-        "publish": {"every_rounds": 1000},
-    }
+    config = tiny_run(folder, glass_dir, plays, "clock", round_seconds=1.0)
     with WarmStart() as starter, Community(folder, config, starter=starter) as opened:
         opened.host()
         opened.peer("bob").wait_round(1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from processes import Community, Part
-from training_fixtures import write_tiny_llama
+from small_community import tiny_run
 from warm_start import WarmStart
 
 from peer.outbox import Outbox
@@ -50,14 +50,7 @@ KINDS: list[Callable[[Path], None]] = [empty, halve, flip, replace_by_folder]
 def community(tmp_path_factory: pytest.TempPathFactory, glass_dir: Path, plays: Path) -> Iterator[Community]:
     """A run that bob keeps going, and that alice has been in."""
     folder = tmp_path_factory.mktemp("damaged")
-    config = {
-        "run": {"name": "damaged"},
-        "model": {"path": str(write_tiny_llama(folder / "tiny", glass_dir)), "license": "MIT"},
-        "data": {"path": str(plays), "license": "CC0-1.0", "sequence_length": 32, "held_out_sequences": 16},
-        "sync": {"round_seconds": 0.8},
-        "inner": {"micro_batch": 4, "batch": 4},
-        "publish": {"every_rounds": 1000},
-    }
+    config = tiny_run(folder, glass_dir, plays, "damaged", round_seconds=0.8)
     with WarmStart() as starter, Community(folder, config, starter=starter, fixed_ports=True) as opened:
         opened.host()
         bob = opened.peer("bob")

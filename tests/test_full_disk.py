@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from processes import Community, eventually
-from training_fixtures import write_tiny_llama
+from small_community import tiny_run
 from warm_start import WarmStart
 
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
@@ -34,14 +34,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def community(small_disk: Path, tmp_path: Path, glass_dir: Path, plays: Path) -> Iterator[Community]:
-    config = {
-        "run": {"name": "full"},
-        "model": {"path": str(write_tiny_llama(tmp_path / "tiny", glass_dir)), "license": "MIT"},
-        "data": {"path": str(plays), "license": "CC0-1.0", "sequence_length": 32, "held_out_sequences": 16},
-        "sync": {"round_seconds": 1.0, "min_peers": 2},
-        "inner": {"micro_batch": 4, "batch": 4},
-        "publish": {"every_rounds": 1000},
-    }
+    config = tiny_run(tmp_path, glass_dir, plays, "full", round_seconds=1.0, min_peers=2)
     with WarmStart() as starter, Community(tmp_path, config, starter=starter) as opened:
         yield opened
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from processes import Community, Part, free_ports
-from training_fixtures import write_tiny_llama
+from small_community import tiny_run
 from warm_start import WarmStart
 
 from peer.local_peers import ask_to_leave, find_peers
@@ -29,14 +29,7 @@ QUICK_S = 5.0  # a second at most on a quiet machine, and nothing like the time 
 @pytest.fixture
 def community(tmp_path: Path, glass_dir: Path, plays: Path) -> Iterator[Community]:
     """A run of two that goes on for ever."""
-    config = {
-        "run": {"name": "wood"},
-        "model": {"path": str(write_tiny_llama(tmp_path / "tiny", glass_dir)), "license": "MIT"},
-        "data": {"path": str(plays), "license": "CC0-1.0", "sequence_length": 32, "held_out_sequences": 16},
-        "sync": {"round_seconds": 1.0, "min_peers": 2},
-        "inner": {"micro_batch": 4, "batch": 4},
-        "publish": {"every_rounds": 1000},
-    }
+    config = tiny_run(tmp_path, glass_dir, plays, "wood", round_seconds=1.0, min_peers=2)
     with WarmStart() as starter, Community(tmp_path, config, starter=starter, fixed_ports=True) as opened:
         yield opened
 

@@ -24,10 +24,16 @@ class Misses(Rounds):
 
     missed = 2
 
-    async def _wait_ready(self, timeout_s: float) -> Contribution:
-        if self.position.round == self.missed:
-            raise RoundAborted("not ready")
-        return await super()._wait_ready(timeout_s)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        real = self.own.wait_ready
+
+        async def wait_ready(timeout_s: float) -> Contribution:
+            if self.position.round == self.missed:
+                raise RoundAborted("not ready")
+            return await real(timeout_s)
+
+        self.own.wait_ready = wait_ready  # type: ignore[method-assign]
 
 
 def test_work_that_missed_its_round_is_in_the_next_one_at_half_its_tokens(tmp_path: Path) -> None:
@@ -68,11 +74,11 @@ def test_work_that_is_finished_after_its_round_is_kept_and_work_of_two_rounds_ag
             assert first.agreement is not None
             just_missed = Update(world.update(2), 160, 0, 10, 1)
             await rounds.finish_work(just_missed, first.agreement.base)
-            assert rounds._late is not None and rounds._late.tokens == 160
+            assert rounds.own.late is not None and rounds.own.late.tokens == 160
             await until(lambda: slow.round > first.round)
-            assert rounds._late is None, "the next round went by as well"
+            assert rounds.own.late is None, "the next round went by as well"
             await rounds.finish_work(Update(world.update(2), 160, 0, 10, 1), first.agreement.base)
-            assert rounds._late is None
+            assert rounds.own.late is None
 
     run(main())
 

@@ -154,7 +154,7 @@ def test_who_comes_back_joins_no_group_that_does_not_know_of_its_farewell(tmp_pa
 
     async def main() -> None:
         async with world.peers(1) as (back,), world.node(9, back.node) as leader:
-            await until(lambda: back.rounds.progress.tokens)
+            await until(lambda: back.rounds.own.progress.tokens)
             back.box.say_farewell(1, lambda attempt: said(0, "x", run=world.card.run))
             name = f"potluck/{world.card.run}"
             proposal = swarm_pb2.Proposal(

@@ -573,7 +573,7 @@ async def standstill(peers: list[Peer]) -> int:
         peer.tokens = 1
 
     def still() -> bool:
-        idle = all(peer.rounds.progress.tokens == 1 and not peer.rounds.close_work.is_set() for peer in peers)
+        idle = all(peer.rounds.own.progress.tokens == 1 and not peer.rounds.own.close.is_set() for peer in peers)
         return idle and len({peer.rounds.head.digest for peer in peers}) == 1
 
     await until(still, what="the rounds to stop")

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -25,11 +24,12 @@ from peer.round_rules import BallotBox, Bound
 from peer.swarm import leading
 from peer.swarm.catch_up import CatchUp
 from peer.swarm.company import Company
-from peer.swarm.contribution import Contribution, Leftover, leftover
+from peer.swarm.contribution import Contribution
 from peer.swarm.group import Group, Member, Rules
 from peer.swarm.head import Head, Position
 from peer.swarm.members import CALL_S, MemberBook
 from peer.swarm.node import Node
+from peer.swarm.own_work import OwnWork
 from peer.swarm.pace import Limits, Pace
 from peer.swarm.progress import Gossip
 from peer.swarm.running_group import RunningGroup
@@ -80,15 +80,6 @@ class RoundReport:
     left_out: tuple[tuple[str, str], ...] = ()  # (peer id, why) of those that the round was made without
 
 
-@dataclass
-class OwnProgress:
-    """How far this member's work is; written by the trainer's thread."""
-
-    tokens: int = 0
-    tokens_per_s: float = 0.0
-    step_s: float = 0.0
-
-
 class Rounds:
     """One member's side of all rounds.
 
@@ -123,9 +114,8 @@ class Rounds:
         self.me = identity.peer_id
         self.book = MemberBook(card.run, card.member_key)
         self.position = Position(head)
-        self.progress = OwnProgress()
+        self.own = OwnWork(card, identity, self.position)
         self.addresses: list[str] = []
-        self.close_work = threading.Event()  # the trainer finishes its micro-batch and hands over
         self.company = Company(self.me, card.spec, self.book, self._standing, self.position)
         self._talk = Talk(node, card.run, self.book, certificate)
         self.gossip = Gossip(self._talk, self._own_progress, lambda: self.position.round)
@@ -146,10 +136,8 @@ class Rounds:
         self._due_since: float | None = None
         self._missed_rounds = 0  # in a row
         self._advancing = False  # a new head is being taken and written down
-        self._ready: Contribution | None = None
-        self._late: Leftover | None = None  # missed the round before
         self._left_out: tuple[tuple[str, str], ...] = ()  # by the leader's word, in the group of the round in hand
-        self._ready_event, self._advanced = asyncio.Event(), asyncio.Event()
+        self._advanced = asyncio.Event()
         self._leaving = False
         self._engaged_until = 0.0  # bound to a leader until then
         self._attempts = 0
@@ -182,7 +170,7 @@ class Rounds:
         """Finish the group that is under way, tell the others, and stop."""
         await self.group.finish(LEAVE_S)
         self._leaving = True
-        self.close_work.set()
+        self.own.close.set()
         await self._hand_over()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CALL_S):
@@ -218,9 +206,9 @@ class Rounds:
 
     def begin_work(self) -> Head:
         """The trainer starts from the head that this returns."""
-        self.progress.tokens = 0
+        self.own.progress.tokens = 0
         if not self._leaving:
-            self.close_work.clear()
+            self.own.close.clear()
         self.stage("work")
         return self.head
 
@@ -230,8 +218,7 @@ class Rounds:
         Raises:
             RoundAborted: this member is leaving.
         """
-        if self._ready is None:
-            await (self._make_ready if base == self.head.digest else self._keep_late)(update, base)
+        await self.own.hand_over(update, base)
         del update  # as large as the model: not to be held while waiting
         while base == self.head.digest and not self._leaving:
             self._advanced.clear()
@@ -239,33 +226,6 @@ class Rounds:
         if base == self.head.digest:
             raise RoundAborted("this member is leaving")
         return self.head
-
-    async def _make_ready(self, update: Update, base: str) -> None:
-        round, since = self.position.round, time.monotonic()
-        self.position.make_room()
-        arguments = (update, self._card.spec, self._card.run, round, base, self._identity, self._late, since)
-        made = await asyncio.get_running_loop().run_in_executor(None, Contribution.make, *arguments)
-        if base != self.head.digest:
-            self._missed(made.fresh)  # the round went on meanwhile
-            return
-        self.progress.tokens = made.claim.tokens
-        self._ready = made
-        self._ready_event.set()
-
-    async def _keep_late(self, update: Update, base: str) -> None:
-        """The round went on without this work."""
-        arguments = (update, self.head.round, base, self._card.spec.sync.wire)
-        if update.tokens:
-            self._missed(await asyncio.get_running_loop().run_in_executor(None, leftover, *arguments))
-
-    def _missed(self, work: Leftover) -> None:
-        """Work missed its round: keep it for the next one, unless it is too old by now or the round was made with other work."""
-        agreement = self.head.agreement
-        if agreement is not None and agreement.base == work.base and self.me not in agreement.weights:
-            self._late = work
-            logger.info(
-                "round %d went on without %d tokens of this peer; they count less in the next", work.round, work.tokens
-            )
 
     # ---- the clock: catching up, leading -----------------------------------------------------------------------------
 
@@ -324,7 +284,7 @@ class Rounds:
         await self.group.cancel(LEAVE_S)
         if self._advancing or self.head.digest != standing:
             return  # it committed at the last moment
-        if self._ready is not None or self.progress.tokens:
+        if self.own.ready is not None or self.own.progress.tokens:
             logger.info("round %d went on without this peer; going on from round %d", self.position.round, head.round)
         await self._advance(head)
 
@@ -335,13 +295,13 @@ class Rounds:
             certificate=self._talk.certificate(),
             round=round,
             base=self.head.digest,
-            tokens=self.progress.tokens,
-            tokens_per_s=self.progress.tokens_per_s,
+            tokens=self.own.progress.tokens,
+            tokens_per_s=self.own.progress.tokens_per_s,
             leaving=self._leaving,
             attempt=max(box.attempt, 0) if box.round == round else 0,
             addresses=self.addresses[:16],
             history_tokens=self.head.history_tokens,
-            step_s=self.progress.step_s,
+            step_s=self.own.progress.step_s,
             can_reduce=self._can_reduce,
             from_you_bytes_s=self.pace.arrived_from(to),
             up_bytes_s=self.company.up_bytes_s(),
@@ -360,9 +320,9 @@ class Rounds:
         spec, company = self._card.spec, self.company
         sync, rounds = spec.sync, spec.run.rounds
         company.waiting_for = ""
-        if self.progress.tokens == 0 or (rounds and self.position.round > rounds):
+        if self.own.progress.tokens == 0 or (rounds and self.position.round > rounds):
             return False
-        tokens = self.progress.tokens + sum(view.tokens for view in company.others())
+        tokens = self.own.progress.tokens + sum(view.tokens for view in company.others())
         reached = sync.round_tokens is not None and tokens >= sync.round_tokens
         timed_out = sync.round_seconds is not None and now - self._round_started >= sync.round_seconds
         if not (reached or timed_out) or not company.is_enough():
@@ -393,7 +353,7 @@ class Rounds:
         )
         gathering = self._talk.spawn(leading.gather(self._talk, others, proposal, rules))
         try:
-            own = await self._wait_ready(timeout_s)
+            own = await self.own.wait_ready(timeout_s)
             answers = await gathering
         finally:
             gathering.cancel()
@@ -413,7 +373,7 @@ class Rounds:
 
     def _propose_timeout(self) -> float:
         """How long members may take to hand over: three micro-batches of the slowest."""
-        slowest = max([self.progress.step_s, *(view.step_s for view in self.company.others())])
+        slowest = max([self.own.progress.step_s, *(view.step_s for view in self.company.others())])
         return min(max(3 * slowest, PROPOSE_LEAST_S), PROPOSE_MOST_S)
 
     def _last_attempt(self) -> int:
@@ -431,15 +391,7 @@ class Rounds:
         await asyncio.get_running_loop().run_in_executor(None, self._box.promise, round, attempt, leader)
         self._engaged_until = time.monotonic() + timeout_s + 2 * self.book.patience_s(leader)
         self._attempts += 1
-        self.close_work.set()
-
-    async def _wait_ready(self, timeout_s: float) -> Contribution:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._ready_event.wait()
-        if self._ready is None:
-            raise RoundAborted(f"own work was not finished within {timeout_s:.0f} s")
-        return self._ready
+        self.own.close.set()
 
     # ---- following ---------------------------------------------------------------------------------------------------
 
@@ -459,7 +411,7 @@ class Rounds:
                 self._strike(peer)
             await self._promise(message.round, message.attempt, peer, timeout_s)
             self.stage("promise")
-            own = await self._wait_ready(timeout_s)
+            own = await self.own.wait_ready(timeout_s)
             if self._leaving:
                 raise RoundAborted("I am leaving")
             self._expecting = peer
@@ -487,7 +439,9 @@ class Rounds:
                 raise RoundAborted("a group is under way")
             group = Group.from_message(message, peer, self._rules())
             own = group.by_peer.get(self.me)
-            if own is None or (not group.complete and (self._ready is None or own.envelope != self._ready.envelope)):
+            if own is None or (
+                not group.complete and (self.own.ready is None or own.envelope != self.own.ready.envelope)
+            ):
                 raise VerificationError("the group does not carry my claim")
             if message.round in self._box.farewells and self.me not in group.farewells.by_peer:
                 raise VerificationError("the group does not carry my farewell")
@@ -517,14 +471,14 @@ class Rounds:
 
     def _start_group(self, group: Group) -> None:
         self._left_out = group.left_out
-        self.group.start(group, self._ready.encoded if self._ready else None)
+        self.group.start(group, self.own.ready.encoded if self.own.ready else None)
 
     # ---- a round's end ---------------------------------------------------------------------------------------------------
 
     async def _advance(self, head: Head) -> None:
         """Stand on a new head: everything of the round before is over."""
         took_part = self.me in head.weights
-        waited_s = time.monotonic() - self._ready.since if self._ready is not None else 0.0
+        waited_s = self.own.waited_s
         tokens = sum(head.weights.values())
         self._missed_rounds = 0 if took_part else self._missed_rounds + 1
         if self._missed_rounds == MISSED_MANY:
@@ -534,18 +488,13 @@ class Rounds:
             )
         left_out = self._left_out if took_part else ()
         report = RoundReport(head.round, len(head.weights), tokens, waited_s, self._attempts, took_part, left_out)
-        last, ready = self.group.voting.own, self._ready
+        last = self.group.voting.own
         self.position.advance(head)
-        self._late = None  # counted now, or too old
-        if ready is not None:
-            self._missed(ready.fresh)
+        self.own.next_round()  # the trainer's work is closed
         self.group.voting = self._new_voting(last)
-        self._ready, self._attempts, self._due_since, self._expecting, self._left_out = None, 0, None, "", ()
-        self._ready_event.clear()
-        self.progress.tokens = 0
+        self._attempts, self._due_since, self._expecting, self._left_out = 0, None, "", ()
         self._engaged_until = self._retry_at = 0.0
         self._round_started = time.monotonic()
-        self.close_work.set()
         self._advanced.set()  # the trainer goes on; no group begins, and no promise is given, before this is on disk
         self._advancing = True
         try:

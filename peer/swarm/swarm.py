@@ -110,7 +110,7 @@ class Swarm:
     @property
     def close_work(self) -> threading.Event:
         """Set when the trainer is to finish its micro-batch and hand over."""
-        return self._rounds.close_work
+        return self._rounds.own.close
 
     @property
     def head(self) -> Head:
@@ -147,7 +147,7 @@ class Swarm:
 
     def report_progress(self, tokens: int, tokens_per_s: float, step_s: float) -> None:
         """Say how far the work of this round is; costs the trainer nothing."""
-        progress = self._rounds.progress
+        progress = self._rounds.own.progress
         progress.tokens, progress.tokens_per_s, progress.step_s = tokens, tokens_per_s, step_s
 
     def finish_work(
@@ -218,7 +218,7 @@ class Swarm:
     async def _watch_daemon(self, node: Node) -> None:
         await node.daemon_ended()
         self._daemon_ended.set()
-        self._rounds.close_work.set()  # the trainer comes, and is told
+        self._rounds.own.close.set()  # the trainer comes, and is told
 
     async def _close(self) -> None:
         if self._watch is not None:
