@@ -2,6 +2,8 @@
 
 While no round can be made (too few peers are reached, say) it works on for a bounded time only, because work far from
 the agreed state is worth little; then it pauses, keeps what it has done, and goes on when the reason is gone.
+
+Where the run says so, rounds overlap: the work of the next round goes on while the members average.
 """
 
 from __future__ import annotations
@@ -9,10 +11,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
 from peer.moments import Moments
+from peer.swarm.head import Head
 from peer.swarm.swarm import Swarm
 from peer.training.work import LocalWork, StepResult
 from protocol.errors import RoundAborted
@@ -22,6 +27,7 @@ logger = logging.getLogger(__name__)
 PATIENCE_S = 120.0  # that work goes on while no round can be made, or PATIENCE_ROUNDS times the last round's length
 PATIENCE_ROUNDS = 2.0
 HAND_OVER_S = 5.0  # for the round that is being closed, when the owner has stopped this peer
+_WAIT_S = 0.2  # for the next head, before looking whether the owner has stopped this peer
 _LOOK_S = 0.1  # the swarm looks every twentieth of a second whether a round can be made
 _SPEED_MEMORY = 0.9  # of the moving average of tokens/s
 _DIVERGED_MOST = 3  # rounds in a row
@@ -67,7 +73,7 @@ def train(
     Raises:
         RoundAborted: the local work diverged several rounds in a row.
     """
-    trainer = _Trainer(swarm, work, stop, watcher, moments, patience_s)
+    trainer = _Trainer(swarm, work, rounds, stop, watcher, moments, patience_s)
     diverged = 0
     while not stop.is_set() and not (rounds and swarm.head.round >= rounds):
         try:
@@ -89,17 +95,20 @@ class _Trainer:
         self,
         swarm: Swarm,
         work: LocalWork,
+        rounds: int,
         stop: threading.Event,
         watcher: Watcher,
         moments: Moments | None,
         patience_s: float,
     ) -> None:
-        self._swarm, self._work, self._stop, self._watcher = swarm, work, stop, watcher
+        self._swarm, self._work, self._rounds = swarm, work, rounds
+        self._stop, self._watcher = stop, watcher
         self._moments, self._patience_s = moments, patience_s
         self._speed = 0.0
         self._round_s = 0.0  # how long the last round took, without pauses
         self._paused_s = 0.0  # in this round
         self._waiting_since: float | None = None
+        self._ahead = False  # the work is the next round's, whose base is not agreed yet
 
     def one_round(self) -> None:
         """Work, hand over, and wait for what comes of it.
@@ -109,25 +118,50 @@ class _Trainer:
         """
         swarm, work, stop, started = self._swarm, self._work, self._stop, time.monotonic()
         self._paused_s = 0.0
-        head = swarm.begin_work()
-        work.begin(head.state)
+        head = self._begin()
         while True:
             result = self._step()
-            self._pause()
+            self._pause(swarm.close_work.is_set)
             if swarm.close_work.is_set() or stop.is_set():
                 break
         if stop.is_set() and not swarm.close_work.is_set():
             raise RoundAborted("stopped by its owner")  # in the middle of a round: nobody waits for this peer
         self._watcher.working(WorkReport(work.round, work.tokens, self._speed, result.loss.item()))
         update = [work.finish()]  # handed on, not held: it is as large as the model
-        if self._moments is not None:
-            self._moments.begin_save()
+        handed = swarm.hand_over(update.pop(), head.digest)
+        self._save(wait=self._overlaps(head))
         try:
-            swarm.finish_work(update.pop(), head.state.digest, _Later(stop, swarm), self._watcher.waiting)
+            self._await(handed, head)
         finally:
-            if self._moments is not None:
-                self._moments.wait()
+            self._save_done()
         self._round_s = time.monotonic() - started - self._paused_s
+
+    def _begin(self) -> Head:
+        head = self._swarm.begin_work()
+        (self._work.rebase if self._ahead else self._work.begin)(head.state)
+        self._ahead = False
+        return head
+
+    def _overlaps(self, head: Head) -> bool:
+        """Whether there is work to do while the round after `head` is agreed on."""
+        last = self._rounds and head.round + 1 >= self._rounds
+        return self._work.spec.sync.overlap and not last
+
+    def _await(self, handed: Future[Head], head: Head) -> None:
+        """Wait for the next head; where rounds overlap, work on for the round after it."""
+        swarm, later = self._swarm, _Later(self._stop, self._swarm)
+        if self._overlaps(head):
+            self._work.carry_on()
+            self._ahead = True
+        while swarm.next_head(handed, 0.0 if self._ahead and not self._stop.is_set() else _WAIT_S) is None:
+            if later.is_set():
+                handed.cancel()
+                raise RoundAborted("stopped by its owner")
+            if self._ahead and not self._stop.is_set():
+                self._step()
+                self._pause(handed.done)
+            else:
+                self._watcher.waiting(swarm.waiting_for)
 
     def _step(self) -> StepResult:
         started = time.monotonic()
@@ -135,25 +169,40 @@ class _Trainer:
         step_s = time.monotonic() - started
         now = result.tokens / max(step_s, 1e-6)
         self._speed = now if not self._speed else _SPEED_MEMORY * self._speed + (1 - _SPEED_MEMORY) * now
-        self._swarm.report_progress(self._work.tokens, self._speed, step_s)
+        self._swarm.report_progress(None if self._ahead else self._work.tokens, self._speed, step_s)
         self._watcher.working(WorkReport(self._work.round, self._work.tokens, self._speed, None))
         return result
 
-    def _pause(self) -> None:
-        """Tell why no round can be made; when that has lasted for too long, wait here until it can."""
+    def _pause(self, over: Callable[[], bool]) -> None:
+        """Tell why no round can be made; when that has lasted for too long, wait here until it can.
+
+        Args:
+            over: whether there is something else to do.
+        """
         reason = self._reason()
         self._watcher.waiting(reason)
-        while reason and not self._stop.is_set() and not self._swarm.close_work.is_set():
+        while reason and not self._stop.is_set() and not over():
             assert self._waiting_since is not None, "set where the reason was found"
             if time.monotonic() - self._waiting_since < max(self._patience_s, PATIENCE_ROUNDS * self._round_s):
                 return
             self._watcher.paused(reason)
             before = time.monotonic()
-            self._swarm.close_work.wait(_LOOK_S)
+            time.sleep(_LOOK_S)
             reason = self._reason()
             self._paused_s += time.monotonic() - before
             if not reason:
                 self._watcher.waiting("")
+
+    def _save(self, *, wait: bool) -> None:
+        """Keep what the optimizer remembers, if it is time for that."""
+        if self._moments is not None:
+            self._moments.begin_save()
+        if wait:
+            self._save_done()
+
+    def _save_done(self) -> None:
+        if self._moments is not None:
+            self._moments.wait()
 
     def _reason(self) -> str:
         """Why no round can be made; empty when nothing is missing."""

@@ -7,7 +7,7 @@ how the host listens. `RunConfig.pin` turns it into the `RunSpec`, in which ever
     [model]                     path | hub + revision | checkpoint; license
     [method]                    kind = "full" | "lora"; rank, alpha, targets
     [data]                      path, kind = "text" | "jsonl" | "chat"; license, sequence_length, packing, held_out
-    [sync]                      method = "diloco" | "gradient"; round_tokens | round_seconds; wire; min_peers
+    [sync]                      method = "diloco" | "gradient"; round_tokens | round_seconds; wire; overlap; min_peers
     [inner]                     the optimizer on each peer
     [outer]                     the optimizer of the shared state
     [publish]                   every_rounds
@@ -19,9 +19,17 @@ from __future__ import annotations
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from protocol import canonical
 from protocol.errors import RunSpecError
@@ -34,6 +42,14 @@ Short = Annotated[str, Field(min_length=1, max_length=200)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+    later: ClassVar[frozenset[str]] = frozenset()  # fields that version 1 did not have at first
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out later fields at their defaults, so that specs that were pinned before keep their digests."""
+        fields = type(self).model_fields
+        value: dict[str, Any] = handler(self)
+        return {name: item for name, item in value.items() if name not in self.later or item != fields[name].default}
 
 
 class RunSection(_Section):
@@ -87,15 +103,19 @@ class Method(_Section):
 class Sync(_Section):
     method: Literal["diloco", "gradient"] = "diloco"
     round_tokens: int | None = Field(default=None, ge=1, le=2**53 - 1)  # the round ends when the swarm has this many
-    round_seconds: Positive | None = None  # or after this long
+    round_seconds: Positive | Literal["auto"] | None = None  # or after this long; auto: by what the exchange takes
     wire: Literal["fp32", "fp16", "int8"] = "int8"  # how updates travel
     min_peers: int = Field(default=1, ge=1, le=1024)  # do not start a round with fewer
     max_group: int = Field(default=64, ge=2, le=1024)  # at most this many average together
+    overlap: bool = False  # diloco: work on for the next round while this one is averaged
+    later: ClassVar[frozenset[str]] = frozenset({"overlap"})
 
     @model_validator(mode="after")
     def _an_end(self) -> Sync:
         if self.round_tokens is None and self.round_seconds is None:
             raise ValueError("give round_tokens or round_seconds, or both (whichever comes first)")
+        if self.overlap and self.method != "diloco":
+            raise ValueError("overlap needs method diloco: a gradient is taken at the agreed state")
         return self
 
 

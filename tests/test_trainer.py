@@ -42,6 +42,7 @@ class Peer:
         identity, token = world.identity(index), world.certificate(index, run=card.run)
         self.work = LocalWork(model, load_dataset(card.spec, model.tokenizer, plays), card.spec, identity.peer_id)
         self.reports: list[RoundReport] = []
+        self.heads: list[Head] = []
         self.told: list[str] = []  # why it waits or is paused, the newest last
         self.is_paused = False
         self.steps = 0
@@ -53,7 +54,7 @@ class Peer:
             lambda: token,
             BallotBox(),
             Head(genesis),
-            lambda head, report: self.reports.append(report),
+            self._committed,
             SwarmConfig(listen="127.0.0.1:0"),
         )
         self.peer_id, self.folder = identity.peer_id, folder
@@ -72,6 +73,10 @@ class Peer:
         self.thread.join(30)
         self.swarm.__exit__(None, None, None)
 
+    def _committed(self, head: Head, report: RoundReport) -> None:
+        self.heads.append(head)
+        self.reports.append(report)
+
     def working(self, report: WorkReport) -> None:
         self.steps += report.loss is None
 
@@ -84,11 +89,13 @@ class Peer:
         self.told.append(reason)
 
 
-@pytest.fixture
-def new_peer(tmp_path: Path, glass_dir: Path, plays: Path) -> Iterator[Callable[[int], Peer]]:
+@pytest.fixture(params=[False, True], ids=["", "overlap"])
+def new_peer(
+    request: pytest.FixtureRequest, tmp_path: Path, glass_dir: Path, plays: Path
+) -> Iterator[Callable[[int], Peer]]:
     glass = write_tiny_llama(tmp_path / "tiny", glass_dir)
-    world = World(tmp_path, spec=make_spec(glass, plays, sync={"min_peers": 2, "round_tokens": 2000}))
-    spec = make_spec(glass, plays, sync={"min_peers": 2, "round_tokens": 2000})
+    spec = make_spec(glass, plays, sync={"min_peers": 2, "round_tokens": 2000, "overlap": request.param})
+    world = World(tmp_path, spec=spec)
     genesis = make_genesis(spec, glass, tmp_path / "genesis")
     card = world.card.model_copy(update={"run": spec.digest, "spec": spec, "genesis": genesis.digest})
     with ExitStack() as stack:
@@ -157,3 +164,23 @@ def test_what_was_handed_over_counts_although_its_owner_leaves(new_peer: Callabl
     assert Moments(again, leaver.folder / "optimizer-0.safetensors").load(), (
         "what AdamW remembers is kept for a restart"
     )
+
+
+@pytest.mark.parametrize("new_peer", [True], indirect=True)
+def test_where_rounds_overlap_the_trainer_works_on_while_the_members_average(new_peer: Callable[[int], Peer]) -> None:
+    one, two = new_peer(0), new_peer(1)
+    ahead: list[int] = []
+    step = one.work.step
+
+    def noted_step() -> StepResult:
+        if one.swarm.close_work.is_set():  # its round is being closed
+            ahead.append(one.work.round)
+        return step()
+
+    one.work.step = noted_step  # type: ignore[method-assign]
+    meet(one, two)
+    eventually(lambda: min(len(one.reports), len(two.reports)) >= 4, WAIT_S)
+    assert len(set(ahead)) >= 2, "steps for the next round while its base was being agreed"
+    shared = {head.round: head.digest for head in one.heads}.items() & {h.round: h.digest for h in two.heads}.items()
+    assert len(shared) >= 3, "the agreed states are the same"
+    assert all(report.took_part for report in one.reports[1:4])

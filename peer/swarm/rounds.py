@@ -32,6 +32,7 @@ from peer.swarm.node import Node
 from peer.swarm.own_work import OwnWork
 from peer.swarm.pace import Limits, Pace
 from peer.swarm.progress import Gossip
+from peer.swarm.round_length import RoundLength
 from peer.swarm.running_group import RunningGroup
 from peer.swarm.standing import Standing
 from peer.swarm.talk import Talk
@@ -132,6 +133,7 @@ class Rounds:
             self._advance,
             self._group_ended,
         )
+        self._length = RoundLength(overlap=card.spec.sync.overlap)
         self._round_started = time.monotonic()
         self._due_since: float | None = None
         self._missed_rounds = 0  # in a row
@@ -324,7 +326,8 @@ class Rounds:
             return False
         tokens = self.own.progress.tokens + sum(view.tokens for view in company.others())
         reached = sync.round_tokens is not None and tokens >= sync.round_tokens
-        timed_out = sync.round_seconds is not None and now - self._round_started >= sync.round_seconds
+        seconds = self._length.seconds if sync.round_seconds == "auto" else sync.round_seconds
+        timed_out = seconds is not None and now - self._round_started >= seconds
         if not (reached or timed_out) or not company.is_enough():
             self._due_since = None
             return False
@@ -480,6 +483,8 @@ class Rounds:
         took_part = self.me in head.weights
         waited_s = self.own.waited_s
         tokens = sum(head.weights.values())
+        if took_part:
+            self._length.waited(waited_s)
         self._missed_rounds = 0 if took_part else self._missed_rounds + 1
         if self._missed_rounds == MISSED_MANY:
             logger.warning(

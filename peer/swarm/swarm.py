@@ -3,7 +3,8 @@
     with Swarm(...) as swarm:
         head = swarm.begin_work()
         ... train until swarm.close_work.is_set() ...
-        head = swarm.finish_work(update, head.state.digest)
+        handed = swarm.hand_over(update, head.state.digest)
+        while (next := swarm.next_head(handed, 0.2)) is None: ...
 
 Members find each other in the DHT by their signed records; the addresses that the coordinator gives are only where to
 begin, so the search goes on while it is away.
@@ -31,7 +32,7 @@ from peer.swarm.pace import Limits
 from peer.swarm.records import RecordValidator, members_key, open_record, sign_record
 from peer.swarm.rounds import RoundReport, Rounds
 from peer.training.work import Update
-from protocol.errors import FormatError, NetworkError, RefusedError, RoundAborted, SignatureError
+from protocol.errors import FormatError, NetworkError, RefusedError, SignatureError
 from protocol.keys import PeerIdentity
 from protocol.run_card import RunCard
 
@@ -145,36 +146,36 @@ class Swarm:
         self._check_daemon()
         return self._run(_value(self._rounds.begin_work), 5.0)
 
-    def report_progress(self, tokens: int, tokens_per_s: float, step_s: float) -> None:
-        """Say how far the work of this round is; costs the trainer nothing."""
-        progress = self._rounds.own.progress
-        progress.tokens, progress.tokens_per_s, progress.step_s = tokens, tokens_per_s, step_s
-
-    def finish_work(
-        self, update: Update, base: str, stop: threading.Event, on_wait: Callable[[str], None] = lambda reason: None
-    ) -> Head:
-        """Hand over an update and wait for the next head; returns as soon as there is one, or `stop` is set.
+    def report_progress(self, tokens: int | None, tokens_per_s: float, step_s: float) -> None:
+        """Say how far the work of this round is; costs the trainer nothing.
 
         Args:
-            on_wait: told several times a second why there is none yet.
+            tokens: None: as before. What is done before a round has begun is not told.
+        """
+        progress = self._rounds.own.progress
+        progress.tokens_per_s, progress.step_s = tokens_per_s, step_s
+        if tokens is not None:
+            progress.tokens = tokens
+
+    def hand_over(self, update: Update, base: str) -> Future[Head]:
+        """Hand over an update, which is used up; `next_head` tells what comes of it. Raises: DaemonEnded."""
+        self._check_daemon()
+        return asyncio.run_coroutine_threadsafe(self._rounds.finish_work(update, base), self._loop)
+
+    def next_head(self, handed: Future[Head], timeout_s: float) -> Head | None:
+        """The head after a hand-over, whether the update is part of it or not; None when there is none so soon.
 
         Raises:
-            RoundAborted: `stop` was set, or this peer is leaving.
+            RoundAborted: this peer is leaving.
             DaemonEnded: there is no network any more.
         """
-        self._check_daemon()
-        future = asyncio.run_coroutine_threadsafe(self._rounds.finish_work(update, base), self._loop)
-        del update  # as large as the model: not to be held while waiting
-        while not stop.is_set():
-            try:
-                return future.result(timeout=0.2)
-            except TimeoutError:
-                if future.done():
-                    raise
-                self._check_daemon()
-                on_wait(self.waiting_for)
-        future.cancel()
-        raise RoundAborted("stopped by its owner")
+        try:
+            return handed.result(timeout=timeout_s)
+        except TimeoutError:
+            if handed.done():
+                raise
+            self._check_daemon()
+            return None
 
     def _check_daemon(self) -> None:
         if self._daemon_ended.is_set():

@@ -7,6 +7,10 @@ The swarm calls `begin` with the agreed state, `step` until the round ends, and 
 called again after more steps: an aborted round keeps its work. `begin` starts over from a new base; what AdamW remembers
 stays on this machine for the whole run (Douillard et al. 2023, section 3), over restarts too (`save_optimizer`).
 
+Where rounds overlap, `carry_on` after `finish` begins the next round's work before its base is agreed, and `rebase` puts
+what was done meanwhile on top of that base when it comes (the idea of Streaming DiLoCo, Douillard et al. 2025, with the
+whole average taken over at once).
+
 How many sequences a pass takes and in which precision is each card's own matter (`passes`): the update depends on it by
 rounding only. A pass that ran out of memory or overflowed may have left half of itself in the gradient. The work then goes
 back to where the gradient was zero, at the last optimizer step or the round's beginning, and the same sequences are drawn
@@ -115,6 +119,7 @@ class LocalWork:
         self._segment_steps = segment_steps
         self._base: SharedState | None = None
         self._done = self._pending = _Count()
+        self._left_at: torch.Tensor | None = None  # [N], CPU: where the work of the round before ended; see `carry_on`
         self._optimizer = InnerAdamW(spec.inner, model.flat_N, model.gradient_N) if self._diloco else None
         self._passes = Passes(model, dataset.train, spec, wanted, sizes)
         self._restart()
@@ -149,9 +154,33 @@ class LocalWork:
         """
         if base.names_shapes != self.model.names_shapes:
             raise FormatError("the base state has other tensors than the model")
-        self._base, self.round = base, base.round + 1
+        self._base, self.round, self._left_at = base, base.round + 1, None
         self.model.write(base.parameters)
         self._restart()
+
+    def carry_on(self) -> None:
+        """Work on for the next round while the members average what `finish` gave; method diloco.
+
+        Until `rebase` or `begin` there is no update of it.
+        """
+        if not self._diloco or self._base is None:
+            raise RuntimeError("only local steps can be carried on with, after begin")
+        self._base, self._left_at = None, self.model.read()
+        self.round += 1
+        self._restart()
+
+    def rebase(self, base: SharedState) -> None:
+        """Go on from the agreed state, with what was done since `carry_on` on top of it.
+
+        When another round has gone by meanwhile, it is as `begin`: those steps belong to no round any more.
+        """
+        left_at = self._left_at
+        if left_at is None or base.round + 1 != self.round:
+            self.begin(base)
+            return
+        self._base, self._left_at = base, None
+        torch.sub(base.parameters, left_at, out=left_at)
+        self.model.write(left_at.add_(self.model.read()))
 
     def step(self) -> StepResult:
         """Train on one micro-batch.
@@ -159,7 +188,7 @@ class LocalWork:
         Raises:
             InputError: there is not even memory for one sequence.
         """
-        if self._base is None:
+        if self._base is None and self._left_at is None:
             raise RuntimeError("begin was not called")
         rows = self._next_rows()
         while isinstance(passed := self._passes.attempt(rows), Failed):
