@@ -84,6 +84,12 @@ def join(
         str, typer.Option(help="Address and port for other members; port 0: any free one.")
     ] = "0.0.0.0:0",
     announce: Annotated[str | None, typer.Option(help="Host name or address others reach you by, if another.")] = None,
+    reduce_only: Annotated[
+        bool,
+        typer.Option(
+            "--reduce-only", help="Train nothing: average for the others, on a fast line. Needs its own invite."
+        ),
+    ] = False,
     lang: Annotated[str | None, typer.Option(help="en or zh [default: from your locale].")] = None,
     json_output: Json = False,
     verbose: Verbose = False,
@@ -111,11 +117,11 @@ def join(
         device=_device(device),
         threads=threads,
         precision=_one_of("--precision", precision, ("auto", "bf16", "fp16", "fp32")),
-        swarm=SwarmConfig(listen=listen, announce=announce),
+        swarm=SwarmConfig(listen=listen, announce=announce, reduce_only=reduce_only),
     )
     language = lang if lang in ("en", "zh") else messages.language()
     me = PeerIdentity.load_or_create(config.home / "identity").peer_id
-    screen: Any = JsonScreen() if json_output else TerminalScreen(language, me, yes=yes)
+    screen: Any = JsonScreen() if json_output else TerminalScreen(language, me, yes=yes, reduce_only=reduce_only)
     with Leaving(lambda: screen.step("leaving")) as leaving:
         volunteer = Volunteer(parsed, config, screen, leaving)
         try:

@@ -15,6 +15,7 @@ A challenge keeps no state until it is used: it carries its own deadline and an 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import logging
@@ -131,12 +132,23 @@ class Admission:
         run: run digest.
         code: the admission code; None admits everyone who has the invite.
         lifetime_s: of certificates.
+        reducer_code: admits, too, and makes its holder a trusted reducer; None: there are none.
     """
 
-    def __init__(self, ledger: Ledger, key: Ed25519PrivateKey, run: str, code: str | None, lifetime_s: int) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        key: Ed25519PrivateKey,
+        run: str,
+        code: str | None,
+        lifetime_s: int,
+        reducer_code: str | None = None,
+    ) -> None:
         self._ledger, self._key, self._run, self._lifetime_s = ledger, key, run, lifetime_s
         self._challenges = Challenges()
         self._guard = CodeGuard(code)
+        self._code = code or ""
+        self._reducer_guard = CodeGuard(reducer_code) if reducer_code else None
         self._lock = threading.Lock()
 
     def challenge(self, peer_id: str, now: float | None = None) -> bytes:
@@ -162,7 +174,8 @@ class Admission:
         with self._ledger.reading() as session:
             known = session.get(MemberRow, peer_id) is not None
         with self._lock:
-            if not known:
+            reducer = self._is_reducer(code, address, now)
+            if not known and not reducer:
                 self._guard.check(code, address, now)
             self._challenges.use(challenge, now)
         with self._ledger.writing() as write:
@@ -172,4 +185,15 @@ class Admission:
                 logger.info("admitted %s", peer_id)
             else:
                 row.renewed = now
-        return certificate.issue(self._key, run=self._run, peer_id=peer_id, lifetime_s=self._lifetime_s, now=now)
+        return certificate.issue(
+            self._key, run=self._run, peer_id=peer_id, lifetime_s=self._lifetime_s, now=now, reducer=reducer
+        )
+
+    def _is_reducer(self, code: str, address: str, now: float) -> bool:
+        """Whether the code is the trusted reducers'; whoever guesses at it waits, too, and is an ordinary peer meanwhile."""
+        if self._reducer_guard is None or code in ("", self._code):
+            return False
+        with contextlib.suppress(RefusedError):
+            self._reducer_guard.check(code, address, now)
+            return True
+        return False

@@ -71,6 +71,7 @@ class Host:
         self._board: Board | None = None
         self._publisher: Publisher | None = None
         self._invite: Invite | None = None
+        self.reducer_invite: Invite | None = None  # for `potluck join --reduce-only`; None: no host.reducer_code
 
     @property
     def folder(self) -> Path:
@@ -171,6 +172,9 @@ class Host:
             code=self._config.host.code,
         )
         write_file(folder.path / "invite.txt", f"{self._invite}\n".encode())
+        if self._config.host.reducer_code is not None:
+            self.reducer_invite = self._invite.model_copy(update={"code": self._config.host.reducer_code})
+            write_file(folder.path / "reducer-invite.txt", f"{self.reducer_invite}\n".encode())
         ticker = threading.Thread(target=self._tick, args=(reports, board, folder), name="ticker", daemon=True)
         ticker.start()
         stack.callback(ticker.join, 10.0)
@@ -205,6 +209,7 @@ class Host:
                 run.card.run,
                 self._config.host.code,
                 int(self._config.host.certificate_hours * 3600),
+                self._config.host.reducer_code,
             ),
             shelf=shelf,
             roster=roster,

@@ -30,7 +30,14 @@ class HostScreen:
     def started(self, running: Host) -> None:
         """Volunteers can join: show the invite."""
         if self._as_json:
-            self._write("started", invite=str(running.invite), folder=str(running.folder), run=running.invite.run)
+            reducers = {"reducer_invite": str(running.reducer_invite)} if running.reducer_invite else {}
+            self._write(
+                "started",
+                invite=str(running.invite),
+                folder=str(running.folder),
+                run=running.invite.run,
+                **reducers,
+            )
             return
         self._console.print("Pass this line on; whoever has it can join:\n")
         sys.stdout.write(f"{running.invite}\n")
@@ -38,6 +45,12 @@ class HostScreen:
         self._console.print(
             f"\nto join: potluck join {str(running.invite)[:24]}…\nfolder:  {running.folder}\n", soft_wrap=True
         )
+        if running.reducer_invite:
+            self._console.print(
+                "for those whom you trust to reduce for everyone (potluck join --reduce-only): "
+                f"the line in {running.folder / 'reducer-invite.txt'}\n",
+                soft_wrap=True,
+            )
         self._console.print(
             "Ctrl-C stops the coordinator; peers go on training, and the same command goes on with the run.\n"
         )

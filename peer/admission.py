@@ -67,9 +67,12 @@ class Newcomer:
         folder: RunFolder,
         screen: Screen,
         stop: threading.Event,
+        *,
+        reduce_only: bool = False,
     ) -> None:
         self._invite, self._client, self._identity = invite, client, identity
         self._folder, self._screen, self._stop = folder, screen, stop
+        self._reduce_only = reduce_only
         self._agreed = False
 
     def admit(self) -> Admission | None:
@@ -111,8 +114,15 @@ class Newcomer:
         self._folder.write("root.pem", description.root_public_pem)
         enrollment = self._client.enroll(self._identity)
         self._folder.write("certificate", enrollment.certificate.encode())
+        if self._reduce_only and not enrollment.reducer:
+            raise RefusedError(
+                "this invite is not for reducing only",
+                "ask the host for the reducers' invite, or join without --reduce-only",
+            )
         self._screen.step("fetching")
-        files = self._client.fetch_run_files(enrollment.certificate, self._folder.path, self._screen.fetching)
+        files = self._client.fetch_run_files(
+            enrollment.certificate, self._folder.path, self._screen.fetching, to_train=not self._reduce_only
+        )
         self._folder.write("run-card.json", description.card_bytes)
         if self._client.clock.is_wrong:
             tell_clock(self._screen.problem, self._client.clock.offset_s)
@@ -143,6 +153,8 @@ class Newcomer:
         member = certificates.check(token, card.member_key, run=card.run)
         if member.peer_id != self._identity.peer_id:
             raise FormatError("the certificate is another peer's")
+        if self._reduce_only and not member.reducer:
+            raise FormatError("it does not say that this peer is trusted to reduce")
         return Certificate(token, member.expires)
 
     def _read(self, name: str, parse: Callable[[bytes], T]) -> T | None:
@@ -159,12 +171,13 @@ class Newcomer:
     def _files(self, card: RunCard) -> RunFiles | None:
         """The run's files, if all of them are what the card pins."""
         path, spec = self._folder.path, card.spec
-        base = path / "base-model" if spec.method.kind == "lora" else None
+        base = path / "base-model" if spec.method.kind == "lora" and not self._reduce_only else None
         files = RunFiles(path / "step-000000", base, path / "data" / "data")
         try:
             report = verify_checkpoint(files.genesis, trusted={self._invite.root})
             whole = report.ok and report.facts.get("state") == card.genesis
-            whole = whole and is_complete(files.data, spec.data.digest, spec.data.size_bytes)
+            if not self._reduce_only:
+                whole = whole and is_complete(files.data, spec.data.digest, spec.data.size_bytes)
             whole = whole and (base is None or tree_digest(hash_folder(base)) == spec.model.digest)
         except (InputError, RefusedError, OSError) as error:
             logger.info("what is on disk cannot be used: %s", error)

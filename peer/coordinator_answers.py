@@ -53,6 +53,7 @@ class Enrollment(NamedTuple):
     certificate: str  # JWT
     expires: int  # Unix seconds
     swarm_addresses: tuple[str, ...]
+    reducer: bool = False  # the certificate says that the host trusts this peer to reduce for the others
 
 
 class Announcement(NamedTuple):

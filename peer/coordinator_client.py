@@ -129,7 +129,8 @@ class CoordinatorClient:
         member = certificate.check(reply.certificate, run.card.member_key, run=run.card.run)
         if member.peer_id != identity.peer_id:
             raise SignatureError(f"the certificate is for {member.peer_id}, expected {identity.peer_id}")
-        return Enrollment(reply.certificate, member.expires, parse_addresses(reply.swarm_addresses))
+        addresses = parse_addresses(reply.swarm_addresses)
+        return Enrollment(reply.certificate, member.expires, addresses, member.reducer)
 
     def fetch_file(
         self, certificate: str, sha256: str, size_bytes: int, destination: Path, progress: Progress | None = None
@@ -148,8 +149,13 @@ class CoordinatorClient:
 
         return fetch(read, destination.name, sha256, size_bytes, destination, progress)
 
-    def fetch_run_files(self, certificate: str, folder: Path, progress: Progress | None = None) -> RunFiles:
+    def fetch_run_files(
+        self, certificate: str, folder: Path, progress: Progress | None = None, *, to_train: bool = True
+    ) -> RunFiles:
         """Fetch genesis, base model and data into `folder`; what is already there and whole is not fetched again.
+
+        Args:
+            to_train: without that, only the genesis is needed.
 
         The genesis is verified as the signed checkpoint that it is, by the root key in the invite.
 
@@ -168,6 +174,8 @@ class CoordinatorClient:
             set_aside(genesis, folder / "damaged")
             bring(run.genesis_files, genesis)
             self._check_genesis(genesis, run)
+        if not to_train:
+            return RunFiles(genesis, None, data)
         bring(run.model_files, base_model)
         _make_way(data, folder / "damaged")
         self._fetch_data(certificate, data, progress)

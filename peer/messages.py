@@ -20,6 +20,10 @@ _MESSAGES = {
     "loading-model": ("loading the model …", "正在载入模型……"),
     "reading-data": ("reading the data …", "正在读取数据……"),
     "finding-members": ("looking for other members; training begins", "正在寻找其他成员；训练开始"),
+    "reducing": (
+        "reducing for the others; nothing is trained on this computer",
+        "正在为其他成员做平均；本机不进行训练",
+    ),
     "handing-in": ("the last round is done; handing in the last claims …", "最后一轮已完成；正在提交最后的声明……"),
     "claims-wait": (
         "some claims could not be handed in yet; they are kept, start again later to send them",
@@ -63,6 +67,7 @@ _MESSAGES = {
     "and": (", ", "，"),
     "now": ("now", "现在"),
     "working": ("working", "训练中"),
+    "between-rounds": ("waiting for the others' next round", "正在等待其他成员的下一轮"),
     "averaging": ("averaging with the others", "正在与其他成员平均"),
     "paused": (
         "paused, your work is kept, it goes on by itself: {reason}",

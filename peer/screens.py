@@ -93,10 +93,10 @@ class JsonScreen:
 
 
 class TerminalScreen:
-    """For people. `yes` agrees to the terms without asking."""
+    """For people. `yes` agrees to the terms without asking; `reduce_only`: nothing is trained here."""
 
-    def __init__(self, language: str, me: str, *, yes: bool) -> None:
-        self._language, self._me, self._yes = language, me, yes
+    def __init__(self, language: str, me: str, *, yes: bool, reduce_only: bool = False) -> None:
+        self._language, self._me, self._yes, self._reduce_only = language, me, yes, reduce_only
         self._console = Console(stderr=True, highlight=False)
         self._live: Live | None = None
         self._progress: Progress | None = None
@@ -203,10 +203,12 @@ class TerminalScreen:
         if last is not None:
             table.add_row(say("members"), str(last.members))
             table.add_row(say("waited"), f"{last.waited_s:.2f} s")
-        table.add_row(say("credit"), f"{self._credit:,}")
+        if not self._reduce_only:
+            table.add_row(say("credit"), f"{self._credit:,}")
         if self._left_out:
             table.add_row(say("left-out"), self._left_out)
-        table.add_row(say("now"), self._reason or say("averaging" if self._averaging else "working"))
+        quiet = "between-rounds" if self._reduce_only else "working"
+        table.add_row(say("now"), self._reason or say("averaging" if self._averaging else quiet))
         return table
 
     def _text(self, key: str, **values: object) -> str:

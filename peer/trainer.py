@@ -88,6 +88,18 @@ def train(
                 raise
 
 
+def reduce(swarm: Swarm, rounds: int, stop: threading.Event) -> None:
+    """Reduce for the others, with no work of one's own, until `rounds` rounds are committed or `stop` is set.
+
+    Raises:
+        DaemonEnded: there is no network any more.
+    """
+    while not (rounds and swarm.head.round >= rounds):
+        swarm.check_daemon()
+        if stop.wait(_WAIT_S):
+            return
+
+
 class _Trainer:
     """What is remembered from round to round."""
 

@@ -31,7 +31,7 @@ from peer.run_folder import RunFolder
 from peer.swarm.head import Head
 from peer.swarm.rounds import RoundReport
 from peer.swarm.swarm import DaemonEnded, Swarm, SwarmConfig
-from peer.trainer import WorkReport, train
+from peer.trainer import WorkReport, reduce, train
 from peer.training.data import load_dataset
 from peer.training.genesis import load_state
 from peer.training.model import load_trainable
@@ -92,6 +92,7 @@ class Volunteer:
 
     def __init__(self, invite: Invite, config: PeerConfig, screen: Screen, leaving: Leaving) -> None:
         self._invite, self._config, self._screen = invite, config, screen
+        self._reduce_only = config.swarm.reduce_only
         self._leaving, self._stop = leaving, leaving.stop
         self._identity_path = config.home / "identity"
         self._identity = PeerIdentity.load_or_create(self._identity_path)
@@ -115,7 +116,15 @@ class Volunteer:
         with ExitStack() as stack:
             folder = RunFolder(self._config.home, self._invite.run)
             stack.callback(folder.close)
-            newcomer = Newcomer(self._invite, self._client, self._identity, folder, self._screen, self._stop)
+            newcomer = Newcomer(
+                self._invite,
+                self._client,
+                self._identity,
+                folder,
+                self._screen,
+                self._stop,
+                reduce_only=self._reduce_only,
+            )
             admission = newcomer.admit()
             if admission is None:
                 return False
@@ -123,8 +132,8 @@ class Volunteer:
                 self._invite.root, name=admission.card.spec.run.name, run=admission.card.run, folder=self._config.home
             )
             self._verify_genesis(admission)
-            work = self._prepare(admission, folder.place("micro-batch.json"))
-            self._screen.step("finding-members")
+            work = None if self._reduce_only else self._prepare(admission, folder.place("micro-batch.json"))
+            self._screen.step("reducing" if self._reduce_only else "finding-members")
             while not self._train(folder, admission, work):
                 self._screen.problem("network-restarts")
         return True
@@ -153,8 +162,8 @@ class Volunteer:
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
-    def _train(self, folder: RunFolder, admission: Admission, work: LocalWork) -> bool:
-        """Train until the end; returns False when the network's daemon has died and all but the work must start again."""
+    def _train(self, folder: RunFolder, admission: Admission, work: LocalWork | None) -> bool:
+        """Train, or reduce for the others, until the end; returns False when the network's daemon has died and all but the work must start again."""
         with ExitStack() as stack:
             try:
                 self._train_in(stack, folder, admission, work)
@@ -163,14 +172,12 @@ class Volunteer:
                 return False
         return True
 
-    def _train_in(self, stack: ExitStack, folder: RunFolder, admission: Admission, work: LocalWork) -> None:
+    def _train_in(self, stack: ExitStack, folder: RunFolder, admission: Admission, work: LocalWork | None) -> None:
         card, rounds = admission.card, admission.card.spec.run.rounds
         outbox = Outbox(folder.path / "outbox")
         receipts = Receipts(
             folder.path / "receipts", run=card.run, root=self._invite.root, peer_id=self._identity.peer_id
         )
-        moments = Moments(work, folder.place("optimizer.safetensors"))
-        moments.load()
         self._certificate = admission.certificate
         self._leaving.graceful = True  # from here on there are others
         swarm = stack.enter_context(
@@ -209,7 +216,12 @@ class Volunteer:
                 saved_states=folder.saved_states,
             )
         )
-        train(swarm, work, rounds, self._stop, self, moments)
+        if work is None:
+            reduce(swarm, rounds, self._stop)
+        else:
+            moments = Moments(work, folder.place("optimizer.safetensors"))
+            moments.load()
+            train(swarm, work, rounds, self._stop, self, moments)
         self._tokens_per_s = 0.0
         if not self._stop.is_set():
             self._farewell(swarm, rounds)

@@ -3,6 +3,8 @@
     header  {"alg":"EdDSA","typ":"potluck-member+jwt"}
     payload {"sub":"12D3KooW…","aud":"<run digest>","iat":1763769600,"exp":1763784000}
 
+    "reducer":true                                for those that the host trusts to reduce for the others
+
 The key that signs them is named by the run card; a certificate is useless to anyone but the holder of the peer key,
 because libp2p authenticates the peer id on every connection.
 """
@@ -29,12 +31,23 @@ class Membership:
     peer_id: str
     run: str  # run digest
     expires: int  # Unix seconds
+    reducer: bool = False  # trusted by the host to reduce alone for the others
 
 
-def issue(key: Ed25519PrivateKey, *, run: str, peer_id: str, lifetime_s: int, now: float | None = None) -> str:
+def issue(
+    key: Ed25519PrivateKey,
+    *,
+    run: str,
+    peer_id: str,
+    lifetime_s: int,
+    now: float | None = None,
+    reducer: bool = False,
+) -> str:
     """Make a certificate that holds from now for `lifetime_s` seconds."""
     issued = int(time.time() if now is None else now)
     claims = {"sub": peer_id, "aud": run, "iat": issued, "exp": issued + lifetime_s}
+    if reducer:
+        claims["reducer"] = True
     return jwt.encode(claims, key, algorithm="EdDSA", headers={"typ": _TYPE})
 
 
@@ -79,4 +92,4 @@ def check(token: str, key: Ed25519PublicKey, *, run: str, accept_expired: bool =
     peer_id, expires = claims["sub"], claims["exp"]
     if not isinstance(peer_id, str) or not isinstance(expires, int) or isinstance(expires, bool):
         raise FormatError("not a membership certificate: sub is a string and exp a whole number of seconds")
-    return Membership(peer_id=peer_id, run=run, expires=expires)
+    return Membership(peer_id=peer_id, run=run, expires=expires, reducer=claims.get("reducer") is True)

@@ -3,6 +3,7 @@
 A host writes `run.toml` (`RunConfig`): the same fields, plus where the model and the data lie on the host's machine and
 how the host listens. `RunConfig.pin` turns it into the `RunSpec`, in which every path has become a digest.
 
+    preset = "lora" | "full" | "sync"; what it stands for: protocol.presets
     [run]                       name, seed, rounds
     [model]                     path | hub + revision | checkpoint; license
     [method]                    kind = "full" | "lora"; rank, alpha, targets
@@ -31,7 +32,7 @@ from pydantic import (
     model_validator,
 )
 
-from protocol import canonical
+from protocol import canonical, presets
 from protocol.errors import RunSpecError
 from protocol.invite import Hex64
 
@@ -159,6 +160,9 @@ class Host(_Section):
     swarm_listen: str = "0.0.0.0:4701"  # libp2p TCP, where peers meet
     public_address: str | None = None  # name or address that volunteers reach; default: the listening address
     code: str | None = Field(default=None, max_length=128)  # admission code, part of the invite
+    reducer_code: str | None = Field(
+        default=None, min_length=8, max_length=128
+    )  # of the invite for `join --reduce-only`
     certificate_hours: float = Field(default=24.0, gt=0, le=24 * 30)
 
 
@@ -221,6 +225,7 @@ class RunSpec(_Section):
 class RunConfig(_Section):
     """run.toml as a host writes it."""
 
+    preset: Literal["lora", "full", "sync"] | None = None  # fills in what is not written: see protocol.presets
     run: RunSection
     model: ModelSource
     data: DataSource
@@ -230,6 +235,11 @@ class RunConfig(_Section):
     outer: OuterOptimizer = OuterOptimizer()
     publish: Publish = Publish()
     host: Host = Host()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, value: Any) -> Any:
+        return presets.filled(value)
 
     @classmethod
     def load(cls, path: Path) -> RunConfig:

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Progress(_message.Message):
-    __slots__ = ("certificate", "round", "base", "tokens", "tokens_per_s", "leaving", "attempt", "addresses", "history_tokens", "step_s", "can_reduce", "from_you_bytes_s", "up_bytes_s", "hears", "farewells")
+    __slots__ = ("certificate", "round", "base", "tokens", "tokens_per_s", "leaving", "attempt", "addresses", "history_tokens", "step_s", "can_reduce", "from_you_bytes_s", "up_bytes_s", "hears", "reduce_only", "farewells")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +22,7 @@ class Progress(_message.Message):
     FROM_YOU_BYTES_S_FIELD_NUMBER: _ClassVar[int]
     UP_BYTES_S_FIELD_NUMBER: _ClassVar[int]
     HEARS_FIELD_NUMBER: _ClassVar[int]
+    REDUCE_ONLY_FIELD_NUMBER: _ClassVar[int]
     FAREWELLS_FIELD_NUMBER: _ClassVar[int]
     certificate: str
     round: int
@@ -37,8 +38,9 @@ class Progress(_message.Message):
     from_you_bytes_s: float
     up_bytes_s: float
     hears: int
+    reduce_only: bool
     farewells: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., tokens: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., leaving: _Optional[bool] = ..., attempt: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., history_tokens: _Optional[int] = ..., step_s: _Optional[float] = ..., can_reduce: _Optional[bool] = ..., from_you_bytes_s: _Optional[float] = ..., up_bytes_s: _Optional[float] = ..., hears: _Optional[int] = ..., farewells: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., tokens: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., leaving: _Optional[bool] = ..., attempt: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., history_tokens: _Optional[int] = ..., step_s: _Optional[float] = ..., can_reduce: _Optional[bool] = ..., from_you_bytes_s: _Optional[float] = ..., up_bytes_s: _Optional[float] = ..., hears: _Optional[int] = ..., reduce_only: _Optional[bool] = ..., farewells: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Proposal(_message.Message):
     __slots__ = ("certificate", "round", "base", "attempt", "timeout_s", "asked")
@@ -98,6 +100,14 @@ class GroupMember(_message.Message):
     share: int
     def __init__(self, certificate: _Optional[str] = ..., claim: _Optional[bytes] = ..., can_reduce: _Optional[bool] = ..., share: _Optional[int] = ...) -> None: ...
 
+class Reducer(_message.Message):
+    __slots__ = ("certificate", "share")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    certificate: str
+    share: int
+    def __init__(self, certificate: _Optional[str] = ..., share: _Optional[int] = ...) -> None: ...
+
 class LeftOut(_message.Message):
     __slots__ = ("peer", "reason")
     PEER_FIELD_NUMBER: _ClassVar[int]
@@ -107,7 +117,7 @@ class LeftOut(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Group(_message.Message):
-    __slots__ = ("certificate", "round", "base", "attempt", "members", "complete", "votes", "left_out", "farewells")
+    __slots__ = ("certificate", "round", "base", "attempt", "members", "complete", "votes", "left_out", "farewells", "reducers")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
@@ -117,6 +127,7 @@ class Group(_message.Message):
     VOTES_FIELD_NUMBER: _ClassVar[int]
     LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
     FAREWELLS_FIELD_NUMBER: _ClassVar[int]
+    REDUCERS_FIELD_NUMBER: _ClassVar[int]
     certificate: str
     round: int
     base: str
@@ -126,7 +137,8 @@ class Group(_message.Message):
     votes: _containers.RepeatedScalarFieldContainer[bytes]
     left_out: _containers.RepeatedCompositeFieldContainer[LeftOut]
     farewells: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., attempt: _Optional[int] = ..., members: _Optional[_Iterable[_Union[GroupMember, _Mapping]]] = ..., complete: _Optional[str] = ..., votes: _Optional[_Iterable[bytes]] = ..., left_out: _Optional[_Iterable[_Union[LeftOut, _Mapping]]] = ..., farewells: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    reducers: _containers.RepeatedCompositeFieldContainer[Reducer]
+    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., attempt: _Optional[int] = ..., members: _Optional[_Iterable[_Union[GroupMember, _Mapping]]] = ..., complete: _Optional[str] = ..., votes: _Optional[_Iterable[bytes]] = ..., left_out: _Optional[_Iterable[_Union[LeftOut, _Mapping]]] = ..., farewells: _Optional[_Iterable[bytes]] = ..., reducers: _Optional[_Iterable[_Union[Reducer, _Mapping]]] = ...) -> None: ...
 
 class GroupReply(_message.Message):
     __slots__ = ("accepted", "reason")

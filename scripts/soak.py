@@ -2,7 +2,8 @@
 
 A coordinator and three peers, fresh processes all, train a tiny model over loopback sockets. Every few seconds the sampler
 notes for each peer, all its processes together, and for the coordinator: memory (PSS: shared pages divided among those who
-share them), open files, threads; the mean time of a round since the last sample; files in /dev/shm and sockets of p2pd.
+share them), open files, threads, processor time for each round; the mean time of a round since the last sample, which other
+work on the machine makes longer; files in /dev/shm and sockets of p2pd.
 
     scripts/soak --minutes 60 --out soak        soak/soak.csv and soak/soak.png
 
@@ -35,6 +36,7 @@ PANELS = {
     "memory, MB (PSS)": ("peer_mb", "host_mb"),
     "open files": ("peer_files", "host_files"),
     "threads": ("peer_threads", "host_threads"),
+    "processor seconds per round": ("peer_cpu_s", "host_cpu_s"),
     "seconds per round": ("round_s",),
     "files in /dev/shm, p2pd sockets": ("shm_files", "sockets"),
 }
@@ -69,15 +71,18 @@ def soak(run: Community, options: argparse.Namespace) -> list[Sample]:
     for peer in peers:
         peer.wait_round(1)
     samples: list[Sample] = []
-    started = time.monotonic()
+    started, last = time.monotonic(), sample(run, peers, None, 0.0)
     with (options.out / "soak.csv").open("w", newline="") as file:
         table = csv.DictWriter(
-            file, fieldnames=["time_s", "round", *(name for names in PANELS.values() for name in names)]
+            file,
+            fieldnames=["time_s", "round", *(name for names in PANELS.values() for name in names)],
+            extrasaction="ignore",
         )
         table.writeheader()
         while time.monotonic() - started < 60 * options.minutes:
             time.sleep(options.every_s)
-            samples.append(sample(run, peers, samples[-1] if samples else None, time.monotonic() - started))
+            last = sample(run, peers, last, time.monotonic() - started)
+            samples.append(last)
             table.writerow({name: round(value, 4) for name, value in samples[-1].items()})
             file.flush()
     for peer in peers:
@@ -95,7 +100,7 @@ def sample(run: Community, peers: list[Part], last: Sample | None, now: float) -
     host = usage(processes_of(run, "host"))
     run.note_sockets()
     done = rounds - (last["round"] if last else 0)
-    return {
+    found: Sample = {
         "time_s": now,
         "round": rounds,
         "round_s": (now - (last["time_s"] if last else 0.0)) / max(done, 1),
@@ -104,6 +109,10 @@ def sample(run: Community, peers: list[Part], last: Sample | None, now: float) -
         **{f"peer_{key}": statistics.mean(item[key] for item in used) for key in host},
         **{f"host_{key}": host[key] for key in host},
     }
+    for who in ("peer", "host"):
+        total = f"{who}_cpu_total_s"
+        found[f"{who}_cpu_s"] = (found[total] - (last[total] if last else 0.0)) / max(done, 1)
+    return found
 
 
 def processes_of(run: Community, name: str) -> list[psutil.Process]:
@@ -116,13 +125,14 @@ def processes_of(run: Community, name: str) -> list[psutil.Process]:
 
 
 def usage(processes: Iterable[psutil.Process]) -> dict[str, float]:
-    """Memory in MB, open files and threads, of all together."""
-    total = {"mb": 0.0, "files": 0.0, "threads": 0.0}
+    """Memory in MB, open files, threads, and processor time since their start, of all together."""
+    total = {"mb": 0.0, "files": 0.0, "threads": 0.0, "cpu_total_s": 0.0}
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             total["mb"] += process.memory_full_info().pss / 1e6
             total["files"] += process.num_fds()
             total["threads"] += process.num_threads()
+            total["cpu_total_s"] += process.cpu_times().user + process.cpu_times().system
     return total
 
 

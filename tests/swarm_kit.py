@@ -201,6 +201,7 @@ class Peer:
         certificate: Callable[[], str] | None = None,
         engine: type[Rounds] = Rounds,
         can_reduce: bool = True,
+        reduce_only: bool = False,
         work_s: float = 0.0,
     ) -> None:
         self.world, self.index, self.node, self.tokens = world, index, node, tokens
@@ -213,12 +214,13 @@ class Peer:
             node,
             world.identity(index),
             world.card,
-            certificate or (lambda: world.certificate(index)),
+            certificate or (lambda: world.certificate(index, reducer=reduce_only)),
             self.box,
             head,
             self._committed,
             limits=limits or Limits(silence_s=2.0, total_s=30.0),
             can_reduce=can_reduce,
+            reduce_only=reduce_only,
         )
         self.rounds.company.founder = world.identity(0).peer_id  # as the coordinator says
         self.work_s = work_s

@@ -144,3 +144,29 @@ def test_spent_challenges_are_forgotten_after_their_deadline(monkeypatch: pytest
 def test_without_a_code_everyone_with_the_invite_is_admitted(office: Office, me: PeerIdentity) -> None:
     admission = Admission(office.ledger, office.membership_key, office.card.run, None, lifetime_s=60)
     assert enroll(admission, office, me, code="")
+
+
+def test_only_the_reducers_code_makes_a_trusted_reducer_and_guessing_at_it_takes_long(
+    office: Office, me: PeerIdentity
+) -> None:
+    admission = Admission(
+        office.ledger, office.membership_key, office.card.run, "wood", lifetime_s=3600, reducer_code="a friend"
+    )
+
+    def is_reducer(who: PeerIdentity, code: str, now: float) -> bool:
+        token = enroll(admission, office, who, code, now)
+        member = certificate.check(token, office.card.member_key, run=office.card.run, accept_expired=True)
+        return member.reducer
+
+    assert not is_reducer(me, "wood", NOW)
+    assert is_reducer(PeerIdentity.generate(), "a friend", NOW), "it admits, too"
+    now = NOW
+    for wait_s in (1, 2, 4):
+        assert not is_reducer(me, "a fiend", now), "a member that guesses stays an ordinary one"
+        assert not is_reducer(me, "a friend", now + wait_s - 0.1), (
+            "and is not told when it is right before it has waited"
+        )
+        now += wait_s
+    assert is_reducer(me, "a friend", now)
+    with pytest.raises(RefusedError, match="wrong or missing"):
+        enroll(admission, office, PeerIdentity.generate(), "a fiend", NOW + 1000)

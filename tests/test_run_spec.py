@@ -9,6 +9,7 @@ from builders import make_spec
 
 from protocol import canonical
 from protocol.errors import RunSpecError
+from protocol.presets import PRESETS
 from protocol.run_spec import RunConfig, RunSpec
 
 TOML = """
@@ -112,3 +113,32 @@ def test_a_pinned_spec_in_another_form_is_refused() -> None:
         RunSpec.from_bytes(data.replace(b'{"', b'{ "', 1))
     with pytest.raises(RunSpecError, match="unknown key"):
         RunSpec.from_bytes(b'{"aa":1,' + data[1:])
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_is_enough_and_is_pinned_as_what_it_stands_for(tmp_path: Path, name: str) -> None:
+    config = load(tmp_path, f'preset = "{name}"\n' + TOML.partition("[sync]")[0])
+    assert config.sync.round_seconds == "auto"
+    written = RunConfig.model_validate(config.model_dump(exclude={"preset"}))
+    pins = {"model_digest": "0" * 64, "model_name": "m", "parameters": 1, "trainable": 1}
+    pinned = [item.pin(**pins, data_digest="0" * 64, data_size_bytes=1).digest for item in (config, written)]
+    assert pinned[0] == pinned[1]
+
+
+def test_what_the_host_writes_wins_over_the_preset(tmp_path: Path) -> None:
+    config = load(tmp_path, 'preset = "lora"\n' + TOML + 'wire = "fp16"\n[method]\nrank = 4\n')
+    assert (config.sync.wire, config.sync.round_tokens, config.sync.round_seconds) == ("fp16", 4096, None)
+    assert (config.method.kind, config.method.rank, config.sync.overlap) == ("lora", 4, True)
+
+
+def test_an_unknown_preset_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunSpecError, match="preset"):
+        load(tmp_path, 'preset = "fast"\n' + TOML)
+
+
+def test_a_field_that_came_later_is_not_in_the_spec_at_its_default() -> None:
+    spec = make_spec()
+    assert b"overlap" not in spec.to_bytes()
+    overlapped = spec.model_copy(update={"sync": spec.sync.model_copy(update={"overlap": True})})
+    assert b'"overlap":true' in overlapped.to_bytes()
+    assert RunSpec.from_bytes(overlapped.to_bytes()).sync.overlap

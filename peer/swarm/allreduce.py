@@ -7,6 +7,8 @@ came; the average is encoded once and all members, the reducer too, decode the s
 come fails the attempt for everybody instead of being averaged without. Nothing has a fixed time: bytes that come, however
 slowly, are progress; see `peer.swarm.pace` for how long there may be none.
 
+Who only reduces takes part with no update of its own, and gets all averages, as the members do.
+
     reduction = Reduction(group, me, update, node, stream_name, certificate, pace, book)
     averaged = await reduction.run()      # flat fp32 [N]; or RoundAborted, and nothing has changed
 """
@@ -63,6 +65,7 @@ class Reduction:
     """One member's part in one all-reduce.
 
     Args:
+        update: this member's own; None: it only reduces.
         stage: told "send" before each stream's first part, "reduce" at each sender's first part.
     """
 
@@ -70,7 +73,7 @@ class Reduction:
         self,
         group: Group,
         me: str,
-        update: EncodedUpdate,
+        update: EncodedUpdate | None,
         node: Node,
         stream_name: str,
         certificate: str,
@@ -81,15 +84,16 @@ class Reduction:
         self._pace, self._book, self._stage = pace, book, stage
         self.group, self._me, self._update = group, me, update
         self._node, self._stream_name, self._certificate = node, stream_name, certificate
-        self._sizes = chunk_sizes(update.values, update.chunk_values)
+        self._digest = group.members[0].claim.update  # all are of one size and codec
+        self._sizes = chunk_sizes(self._digest.values, self._digest.chunk_values)
         self._ranges = group.ranges(len(self._sizes))
         self._mine = self._ranges.get(me, range(0))
-        self._codec = codec(update.codec)
+        self._codec = codec(self._digest.codec)
         self._parts: dict[int, dict[str, bytes]] = {chunk: {} for chunk in self._mine}
         loop = asyncio.get_running_loop()
         self._results: dict[int, asyncio.Future[bytes]] = {chunk: loop.create_future() for chunk in self._mine}
-        self._averaged = torch.empty(update.values)
-        self._owed = {peer: len(self._mine) for peer in group.by_peer if peer != me}
+        self._averaged = torch.empty(self._digest.values)
+        self._owed = {peer: len(self._mine) if peer in group.by_peer else 0 for peer in group.everyone if peer != me}
         self._heard = dict.fromkeys(self._owed, time.monotonic())
         self._awaited: set[str] = set()  # reducers that have not sent all of their averages
         self._arrivals = {peer: Arrival() for peer in self._owed}
@@ -109,7 +113,7 @@ class Reduction:
         Raises:
             RoundAborted: something did not come, was not what its sender had claimed, or another member gave up.
         """
-        started, total_s = time.monotonic(), self._pace.total_s(2 * sum(map(len, self._update.chunks)))
+        started, total_s = time.monotonic(), self._pace.total_s(2 * sum(map(self._codec.encoded_bytes, self._sizes)))
         tasks = [
             asyncio.create_task(self._exchange(peer))
             for peer, chunks in self._ranges.items()
@@ -179,8 +183,9 @@ class Reduction:
         self._book.heard(peer)
 
     async def _contribute_own(self) -> None:
-        for chunk in self._mine:
-            await self._accept(self._me, chunk, self._update.chunks[chunk])
+        if self._update is not None:
+            for chunk in self._mine:
+                await self._accept(self._me, chunk, self._update.chunks[chunk])
 
     async def _exchange(self, reducer: str) -> None:
         """Send a reducer its chunks, and take the averages from it."""
@@ -216,15 +221,18 @@ class Reduction:
         self._awaited.discard(reducer)
 
     async def _send_chunks(self, writer: asyncio.StreamWriter, chunks: range) -> None:
-        for chunk in chunks:
-            part = swarm_pb2.Part(chunk=chunk, data=self._update.chunks[chunk], proof=self._update.proof(chunk))
+        update = self._update
+        for chunk in chunks if update is not None else chunks[:1]:
+            part = swarm_pb2.Part(chunk=chunk)
+            if update is not None:
+                part.data, part.proof[:] = update.chunks[chunk], update.proof(chunk)
             if chunk == chunks[0]:
                 self._stage("send")
                 part.certificate, part.group, part.attempt = self._certificate, self.group.digest, self.group.attempt
             await frames.send(writer, part, timeout_s=LONGEST_WAIT_S)
 
     def _take_result(self, chunk: int, data: bytes) -> None:
-        start = chunk * self._update.chunk_values
+        start = chunk * self._digest.chunk_values
         self._averaged[start : start + self._sizes[chunk]] = self._codec.decode(data, self._sizes[chunk])
 
     async def serve(
@@ -239,7 +247,7 @@ class Reduction:
             raise FormatError(f"{short(peer)} opened a second stream")
         self._served.add(peer)
         self._stage("reduce")
-        receiving = asyncio.create_task(self._receive_chunks(peer, first, reader))
+        receiving = asyncio.create_task(self._receive_chunks(peer, first, reader))  # none from who only reduces
         try:
             async for chunk, data in self._averages():
                 await frames.send(writer, swarm_pb2.Part(chunk=chunk, data=data), timeout_s=LONGEST_WAIT_S)
@@ -263,8 +271,9 @@ class Reduction:
             yield chunk, result.result()
 
     async def _receive_chunks(self, peer: str, first: swarm_pb2.Part, reader: asyncio.StreamReader) -> None:
-        digest = self.group.by_peer[peer].claim.update
-        part = first
+        if peer not in self.group.by_peer:
+            return
+        digest, part = self.group.by_peer[peer].claim.update, first
 
         def count(size: int) -> None:
             self._arrivals[peer].count(size)

@@ -23,6 +23,16 @@ class Company:
         self.waiting_for = ""  # why no round is being made, in words for the owner
 
     def others(self) -> list[MemberView]:
+        """The other members that train."""
+        return [view for view in self._together() if not view.reduce_only]
+
+    def reducers(self) -> list[MemberView]:
+        """Those that only reduce for them, and have not spoilt a group a moment ago."""
+        spoilt = self._standing.spoilt()
+        able = [view for view in self._together() if view.reduce_only and self._book.is_admitted(view.peer_id)]
+        return [view for view in able if view.peer_id not in spoilt]
+
+    def _together(self) -> list[MemberView]:
         return self._book.together(self._position.round, self._position.head.digest)
 
     def here(self) -> set[str]:
@@ -98,7 +108,7 @@ class Company:
 
     def unasked(self, asked: list[MemberView]) -> dict[str, str]:
         """Members that one would expect in the round and that were not asked -> why."""
-        known = {view.peer_id: view for view in self._book.known()}
+        known = {view.peer_id: view for view in self._book.known() if not view.reduce_only}
         expected = (set(self._position.head.weights) | set(known)) - {view.peer_id for view in asked} - {self._me}
         return {peer: self._standing.reason(peer) or self._why_not(known.get(peer)) for peer in expected}
 

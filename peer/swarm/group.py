@@ -22,6 +22,7 @@ from protocol.errors import VerificationError
 from protocol.run_spec import RunSpec
 
 MAX_SHARE = 1 << 20
+MAX_REDUCERS = 64
 MAX_LEFT_OUT, MAX_REASON = 64, 120
 
 
@@ -35,6 +36,15 @@ class Member:
     envelope: Envelope
     can_reduce: bool
     share: int = 1  # of the reducing, as a part of the sum of all; 0 when it cannot reduce
+
+
+@dataclass(frozen=True)
+class Reducer:
+    """Who reduces for a group without being one of it: it brings no update, and has no vote."""
+
+    peer_id: str
+    certificate: str
+    share: int
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,13 @@ class Rules:
             self._check_late(peer_id, made, made.late)
         return Member(peer_id, token, made, Envelope.from_bytes(data), can_reduce, share if can_reduce else 0)
 
+    def check_reducer(self, token: str, share: int) -> Reducer:
+        """Check the certificate of one that reduces for the members. Raises: FormatError, RefusedError."""
+        membership = certificate.check(token, self.membership_key, run=self.run)
+        if not membership.reducer:
+            raise VerificationError("the host does not trust this peer to reduce for the others")
+        return Reducer(membership.peer_id, token, share)
+
     def _check_late(self, peer_id: str, made: Claim, late: Late) -> None:
         claim.check_late(peer_id, made, self.previous)
         if late.base != self.before:
@@ -99,9 +116,18 @@ class Group:
     votes: tuple[bytes, ...] = ()  # with complete: the votes for it that the leader was shown
     left_out: tuple[tuple[str, str], ...] = ()  # (peer id, why), by the leader's word; for people
     farewells: Farewells = field(default_factory=Farewells)  # by which this attempt's majorities are counted
+    reducers: tuple[Reducer, ...] = ()  # not empty: the members themselves reduce nothing
 
     @classmethod
-    def build(cls, rules: Rules, attempt: int, leader: str, members: list[Member], complete: str = "") -> Group:
+    def build(
+        cls,
+        rules: Rules,
+        attempt: int,
+        leader: str,
+        members: list[Member],
+        complete: str = "",
+        reducers: tuple[Reducer, ...] = (),
+    ) -> Group:
         """Put a group together.
 
         Raises:
@@ -110,10 +136,16 @@ class Group:
         claims, sync = {member.peer_id: member.claim for member in members}, rules.spec.sync
         if not sync.min_peers <= len(members) <= sync.max_group or len(claims) != len(members):
             raise VerificationError(f"a group has {sync.min_peers} to {sync.max_group} members, each once")
-        if not any(member.can_reduce and 0 < member.share <= MAX_SHARE for member in members):
+        named = {reducer.peer_id for reducer in reducers}
+        if len(named) < len(reducers) or named & set(claims):
+            raise VerificationError("somebody reduces twice, or is a member as well")
+        able = any(member.can_reduce and 0 < member.share <= MAX_SHARE for member in members)
+        if not able and not any(0 < reducer.share <= MAX_SHARE for reducer in reducers):
             raise VerificationError("nobody in the group can be reached to reduce")
         weights = claim.weights(claims, rules.previous)
-        return cls(rules.round, rules.base, attempt, leader, tuple(members), weights, complete)
+        return cls(
+            rules.round, rules.base, attempt, leader, tuple(members), weights, complete, reducers=tuple(reducers)
+        )
 
     @classmethod
     def from_message(cls, message: swarm_pb2.Group, leader: str, rules: Rules) -> Group:
@@ -128,7 +160,10 @@ class Group:
             rules.check_member(item.claim, item.certificate, item.can_reduce, share=item.share)
             for item in message.members
         ]
-        group = cls.build(rules, message.attempt, leader, members, message.complete)
+        if len(message.reducers) > MAX_REDUCERS:
+            raise VerificationError(f"at most {MAX_REDUCERS} reduce for a group")
+        reducers = tuple(rules.check_reducer(item.certificate, item.share) for item in message.reducers)
+        group = cls.build(rules, message.attempt, leader, members, message.complete, reducers)
         left_out = tuple((item.peer[:64], item.reason[:MAX_REASON]) for item in message.left_out[:MAX_LEFT_OUT])
         farewells = Farewells.open(message.farewells, rules.run, rules.round)
         if farewells.from_attempt > group.attempt:
@@ -157,6 +192,7 @@ class Group:
             ],
             left_out=[swarm_pb2.LeftOut(peer=peer, reason=reason) for peer, reason in self.left_out],
             farewells=self.farewells.envelopes,
+            reducers=[swarm_pb2.Reducer(certificate=item.certificate, share=item.share) for item in self.reducers],
         )
 
     def completing(
@@ -164,7 +200,14 @@ class Group:
     ) -> Group:
         """The same claims, voted on again in a later attempt."""
         return replace(
-            self, attempt=attempt, leader=leader, complete=state, votes=votes, farewells=farewells, left_out=()
+            self,
+            attempt=attempt,
+            leader=leader,
+            complete=state,
+            votes=votes,
+            farewells=farewells,
+            left_out=(),
+            reducers=(),
         )
 
     @cached_property
@@ -176,9 +219,14 @@ class Group:
     def by_peer(self) -> dict[str, Member]:
         return {member.peer_id: member for member in self.members}
 
+    @cached_property
+    def everyone(self) -> list[str]:
+        """Peer ids of the members and of those that reduce for them."""
+        return [*self.by_peer, *(reducer.peer_id for reducer in self.reducers)]
+
     def ranges(self, chunks: int) -> dict[str, range]:
         """Which chunks each reducer reduces: by their shares, in group order, cut at chunk boundaries."""
-        reducers = [member for member in self.members if member.share]
+        reducers: list[Reducer | Member] = [item for item in self.reducers or self.members if item.share]
         reached = list(itertools.accumulate((member.share for member in reducers), initial=0))
         bounds = [chunks * share // reached[-1] for share in reached]
         return {member.peer_id: range(bounds[i], bounds[i + 1]) for i, member in enumerate(reducers)}

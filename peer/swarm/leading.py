@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from peer.round_rules import Ballot, must_complete
 from peer.swarm import pace
 from peer.swarm.farewells import Farewells
-from peer.swarm.group import MAX_LEFT_OUT, MAX_REASON, Group, Member, Rules
+from peer.swarm.group import MAX_LEFT_OUT, MAX_REASON, MAX_REDUCERS, Group, Member, Reducer, Rules
 from peer.swarm.members import MemberView
 from peer.swarm.node import short
 from peer.swarm.talk import Talk
@@ -75,13 +75,20 @@ async def _ask(talk: Talk, peer: str, proposal: swarm_pb2.Proposal, rules: Rules
 
 
 def choose_group(
-    rules: Rules, attempt: int, me: str, answers: Answers, weights: Mapping[str, int], up_bytes_s: Mapping[str, float]
+    rules: Rules,
+    attempt: int,
+    me: str,
+    answers: Answers,
+    weights: Mapping[str, int],
+    up_bytes_s: Mapping[str, float],
+    reducers: Iterable[Reducer] = (),
 ) -> Group:
     """A new group, or an old one whose state may already be committed somewhere.
 
     Args:
         answers: all of them, the leader's own too.
         weights: of the round's acceptors.
+        reducers: those that only reduce. With one whom all members reach, no member reduces.
 
     Raises:
         RoundAborted: no majority has answered, or a later attempt must be taken.
@@ -110,13 +117,23 @@ def choose_group(
         answers.members.values(),
         key=lambda member: canonical.sha256_hex(f"{rules.round}/{attempt}/{member.peer_id}".encode()),
     )
-    members = _connected(members, answers)
-    reducers = _reducers(members, answers)
-    found = pace.shares({member.peer_id: up_bytes_s.get(member.peer_id, 0.0) for member in members}, reducers)
-    shared = [replace(member, share=found[member.peer_id]) for member in members]
-    group = Group.build(rules, attempt, me, shared)
+    helping = _helping(reducers, members, answers)
+    if helping:
+        shared = [replace(member, share=0) for member in members]
+    else:
+        members = _connected(members, answers)
+        able = _reducers(members, answers)
+        found = pace.shares({member.peer_id: up_bytes_s.get(member.peer_id, 0.0) for member in members}, able)
+        shared = [replace(member, share=found[member.peer_id]) for member in members]
+    group = Group.build(rules, attempt, me, shared, reducers=helping)
     left_out = tuple(sorted(answers.left_out.items()))[:MAX_LEFT_OUT]
     return replace(group, left_out=left_out, farewells=farewells)
+
+
+def _helping(reducers: Iterable[Reducer], members: list[Member], answers: Answers) -> tuple[Reducer, ...]:
+    """Those whom all members reach."""
+    deaf = set().union(*(answers.unheard.get(member.peer_id, set()) for member in members))
+    return tuple(reducer for reducer in reducers if reducer.peer_id not in deaf)[:MAX_REDUCERS]
 
 
 def _connected(members: list[Member], answers: Answers) -> list[Member]:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from peer.round_rules import Branch
 from peer.swarm.farewells import MAX_FAREWELLS, Farewells
 from protocol import certificate, claim, swarm_pb2
+from protocol.certificate import Membership
 from protocol.errors import RefusedError
 
 INTERVAL_S = 0.3  # between two progress messages to one member
@@ -42,6 +43,7 @@ class MemberView:
     attempt: int
     leaving: bool
     can_reduce: bool
+    reduce_only: bool  # trains nothing, and is trusted by the host to reduce for all
     history_tokens: int
     step_s: float
     addresses: tuple[str, ...]
@@ -59,7 +61,7 @@ class MemberBook:
         self._run, self._key = run, membership_key
         self._views: dict[str, MemberView] = {}
         self._farewells: dict[int, Farewells] = {}  # by round
-        self._checked: dict[str, tuple[str, int]] = {}  # peer id -> (certificate, expiry)
+        self._checked: dict[str, tuple[str, Membership]] = {}  # peer id -> (certificate, what it says)
 
     def admit(self, peer_id: str, token: str) -> None:
         """Check that an authenticated peer is a member of this run.
@@ -68,22 +70,27 @@ class MemberBook:
             FormatError, RefusedError: it is not.
         """
         known = self._checked.get(peer_id)
-        if known and known[0] == token and time.time() < known[1]:
+        if known and known[0] == token and time.time() < known[1].expires:
             return
         membership = certificate.check(token, self._key, run=self._run)
         if membership.peer_id != peer_id:
             raise RefusedError("the certificate is another peer's")
         if len(self._checked) >= MAX_MEMBERS:
             self._checked.clear()
-        self._checked[peer_id] = (token, membership.expires)
+        self._checked[peer_id] = (token, membership)
 
     def is_admitted(self, peer_id: str) -> bool:
         """Whether this peer has shown a certificate that still holds."""
         known = self._checked.get(peer_id)
-        return known is not None and time.time() < known[1]
+        return known is not None and time.time() < known[1].expires
+
+    def certificate(self, peer_id: str) -> str:
+        """The certificate that an admitted member has shown."""
+        return self._checked[peer_id][0]
 
     def note(self, peer_id: str, message: swarm_pb2.Progress) -> MemberView:
         """Keep what an admitted member says."""
+        trusted = peer_id in self._checked and self._checked[peer_id][1].reducer
         view = MemberView(
             peer_id=peer_id,
             round=message.round,
@@ -93,6 +100,7 @@ class MemberBook:
             attempt=min(message.attempt, 10**6),
             leaving=message.leaving,
             can_reduce=message.can_reduce,
+            reduce_only=message.reduce_only and trusted,
             history_tokens=min(message.history_tokens, _MAX_TOKENS),
             step_s=_sane(message.step_s),
             addresses=tuple(message.addresses[:16]) or self.addresses(peer_id),

@@ -25,7 +25,7 @@ from peer.swarm import leading
 from peer.swarm.catch_up import CatchUp
 from peer.swarm.company import Company
 from peer.swarm.contribution import Contribution
-from peer.swarm.group import Group, Member, Rules
+from peer.swarm.group import Group, Member, Reducer, Rules
 from peer.swarm.head import Head, Position
 from peer.swarm.members import CALL_S, MemberBook
 from peer.swarm.node import Node
@@ -91,6 +91,7 @@ class Rounds:
         head: where it stands.
         on_commit: called on the loop with each new head; whatever must be kept is kept when it returns.
         can_reduce: whether others can open streams to this member.
+        reduce_only: it has no trainer, and its certificate says that it may reduce for all.
         on_stage: called on the loop with (round, one of `STAGES`); must return at once.
     """
 
@@ -105,12 +106,13 @@ class Rounds:
         on_commit: Callable[[Head, RoundReport], Awaitable[None]],
         *,
         can_reduce: bool = True,
+        reduce_only: bool = False,
         limits: Limits | None = None,
         on_stage: Callable[[int, str], None] = lambda round, stage: None,
     ) -> None:
         self._on_stage = on_stage
         self._identity, self._card, self._box = identity, card, box
-        self._on_commit, self._can_reduce = on_commit, can_reduce
+        self._on_commit, self._can_reduce, self._reduce_only = on_commit, can_reduce, reduce_only
         self.pace, self._standing = Pace(limits or Limits()), Standing()
         self.me = identity.peer_id
         self.book = MemberBook(card.run, card.member_key)
@@ -173,7 +175,8 @@ class Rounds:
         await self.group.finish(LEAVE_S)
         self._leaving = True
         self.own.close.set()
-        await self._hand_over()
+        if not self._reduce_only:  # nobody waits for its word
+            await self._hand_over()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CALL_S):
                 await self.gossip.tell_everyone()
@@ -305,6 +308,7 @@ class Rounds:
             history_tokens=self.head.history_tokens,
             step_s=self.own.progress.step_s,
             can_reduce=self._can_reduce,
+            reduce_only=self._reduce_only,
             from_you_bytes_s=self.pace.arrived_from(to),
             up_bytes_s=self.company.up_bytes_s(),
             farewells=self.book.to_relay(),
@@ -340,6 +344,7 @@ class Rounds:
     async def _lead(self) -> None:
         """Ask everyone for claim and promise, and run the group that comes of it."""
         round, rules, others = self.position.round, self._rules(), self.company.to_ask()
+        reducers = [Reducer(view.peer_id, self.book.certificate(view.peer_id), 1) for view in self.company.reducers()]
         heard = [view.attempt + 1 for view in others if 0 < view.attempt < self._last_attempt()]
         attempt = max([self._box.next_attempt(round), self.book.farewells(round).from_attempt, *heard])
         self._check_attempt(attempt)
@@ -352,7 +357,7 @@ class Rounds:
             base=rules.base,
             attempt=attempt,
             timeout_s=timeout_s,
-            asked=[self.me, *(view.peer_id for view in others)],
+            asked=[self.me, *(view.peer_id for view in others), *(reducer.peer_id for reducer in reducers)],
         )
         gathering = self._talk.spawn(leading.gather(self._talk, others, proposal, rules))
         try:
@@ -367,12 +372,13 @@ class Rounds:
         self.book.take_farewells(answers.farewells.envelopes, round)
         answers.farewells = self.book.farewells(round).joined(answers.farewells)
         answers.left_out = self.company.unasked(others) | answers.left_out
-        group = self._choose_group(rules, attempt, answers)
+        group = self._choose_group(rules, attempt, answers, reducers)
         self._start_group(group)
         self.group.send(group)
 
-    def _choose_group(self, rules: Rules, attempt: int, answers: leading.Answers) -> Group:
-        return leading.choose_group(rules, attempt, self.me, answers, self.company.weights(), self.company.lines())
+    def _choose_group(self, rules: Rules, attempt: int, answers: leading.Answers, reducers: list[Reducer]) -> Group:
+        company = self.company
+        return leading.choose_group(rules, attempt, self.me, answers, company.weights(), company.lines(), reducers)
 
     def _propose_timeout(self) -> float:
         """How long members may take to hand over: three micro-batches of the slowest."""
@@ -400,6 +406,8 @@ class Rounds:
 
     async def _answer_proposal(self, message: swarm_pb2.Proposal, reader: Any, writer: Any, peer: str) -> None:
         try:
+            if self._reduce_only:
+                raise RoundAborted("I only reduce")
             if (message.round, message.base) != (self.position.round, self.head.digest):
                 raise RoundAborted(f"I am at round {self.position.round} from {self.head.digest[:8]}…")
             if self._leaving or self.group.under_way:
@@ -436,26 +444,32 @@ class Rounds:
 
     async def _answer_group(self, message: swarm_pb2.Group, reader: Any, writer: Any, peer: str) -> None:
         try:
-            if not self._box.is_bound(message.round, message.attempt, peer):
+            if not self._reduce_only and not self._box.is_bound(message.round, message.attempt, peer):
                 raise RoundAborted("I am bound to another attempt")
             if self.group.under_way:
                 raise RoundAborted("a group is under way")
             group = Group.from_message(message, peer, self._rules())
-            own = group.by_peer.get(self.me)
-            if own is None or (
-                not group.complete and (self.own.ready is None or own.envelope != self.own.ready.envelope)
-            ):
-                raise VerificationError("the group does not carry my claim")
-            if message.round in self._box.farewells and self.me not in group.farewells.by_peer:
-                raise VerificationError("the group does not carry my farewell")
-            if group.complete:
-                check_completing(group, group.votes, self._box.ballots)
+            self._check_place(group)
             self._start_group(group)
             self._expecting = ""
             reply = swarm_pb2.GroupReply(accepted=True)
         except (RoundAborted, RefusedError, FormatError) as error:
             reply = swarm_pb2.GroupReply(reason=error.message)
         await self._talk.reply(writer, reply)
+
+    def _check_place(self, group: Group) -> None:
+        """Check that a group's leader has given this member its due place. Raises: VerificationError."""
+        if self._reduce_only:
+            if group.complete or self.me not in group.everyone:
+                raise VerificationError("I only reduce, and there is nothing to reduce")
+            return
+        own, ready = group.by_peer.get(self.me), self.own.ready
+        if own is None or (not group.complete and (ready is None or own.envelope != ready.envelope)):
+            raise VerificationError("the group does not carry my claim")
+        if group.round in self._box.farewells and self.me not in group.farewells.by_peer:
+            raise VerificationError("the group does not carry my farewell")
+        if group.complete:
+            check_completing(group, group.votes, self._box.ballots)
 
     def _rules(self) -> Rules:
         return Rules(
@@ -485,7 +499,7 @@ class Rounds:
         tokens = sum(head.weights.values())
         if took_part:
             self._length.waited(waited_s)
-        self._missed_rounds = 0 if took_part else self._missed_rounds + 1
+        self._missed_rounds = 0 if took_part or self._reduce_only else self._missed_rounds + 1
         if self._missed_rounds == MISSED_MANY:
             logger.warning(
                 "%d rounds in a row were made without this peer: its line or its card is too slow for rounds this short",

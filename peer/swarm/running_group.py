@@ -63,6 +63,9 @@ class RunningGroup:
         self._agreed, self._ended = agreed, ended
         self.voting = voting  # of the round in hand
         self.reduction: Reduction | None = None
+        self._reduced: Reduction | None = (
+            None  # the one before, for others that only reduce and come late for its averages
+        )
         self.since = 0.0  # when the newest one began, time.monotonic()
         self._task: asyncio.Task[None] | None = None
         self._begun = asyncio.Event()
@@ -81,12 +84,14 @@ class RunningGroup:
         """Take part in a group that has been checked; returns at once.
 
         Args:
-            update: this member's own; not needed where the group only completes an earlier one.
+            update: this member's own; not needed where the group only completes an earlier one, nor by who only reduces.
         """
         for member in group.members:
             self._talk.book.admit(member.peer_id, member.certificate)
+        for reducer in group.reducers:
+            self._talk.book.admit(reducer.peer_id, reducer.certificate)
         if not group.complete:
-            assert update is not None
+            assert update is not None or self._talk.me not in group.by_peer
             self.reduction = self._reduction(group, update)
         self._position.make_room()
         self.since = time.monotonic()
@@ -94,7 +99,7 @@ class RunningGroup:
         self._begun.set()
         self._stage("group")
 
-    def _reduction(self, group: Group, update: EncodedUpdate) -> Reduction:
+    def _reduction(self, group: Group, update: EncodedUpdate | None) -> Reduction:
         talk = self._talk
         return Reduction(
             group,
@@ -109,7 +114,7 @@ class RunningGroup:
         )
 
     def send(self, group: Group) -> None:
-        """As its leader: give the members their group; returns at once."""
+        """As its leader: give everyone their group; returns at once."""
         message = group.to_message(self._talk.certificate())
         for peer in self._others(group):
             self._talk.spawn(self._send(peer, message))
@@ -135,6 +140,7 @@ class RunningGroup:
         except OSError as error:
             self._failed(group, f"cannot keep a vote or a state: {error}", "a full or broken disk")
         finally:
+            self._reduced = None if self._talk.me in group.by_peer else self.reduction
             self.reduction = None
             self._begun.clear()
 
@@ -155,6 +161,8 @@ class RunningGroup:
     async def _agree(self, group: Group, candidate: SharedState) -> None:
         voting = self.voting
         self._position.propose(candidate)
+        if self._talk.me not in group.by_peer:
+            return  # it only reduces: what the members agree on, it hears from them
         self._stage("vote")
         patience_s = 2 * self.reduction.seconds if self.reduction else 0.0
         state = await voting.cast(group, candidate.digest, patience_s)
@@ -175,20 +183,21 @@ class RunningGroup:
         await self.voting.answer(message, reader, writer, peer)
 
     async def _answer_reduce(self, first: swarm_pb2.Part, reader: Any, writer: Any, peer: str) -> None:
-        with contextlib.suppress(TimeoutError):  # the sender may have heard of the group before this member
-            async with asyncio.timeout(self._pace.most_s):
-                await self._begun.wait()
-        reduction = self.reduction
-        if reduction is None or (first.group, first.attempt) != (reduction.group.digest, reduction.group.attempt):
+        reduction = self._reduced
+        if not _is_of(first, reduction):
+            with contextlib.suppress(TimeoutError):  # the sender may have heard of the group before this member
+                async with asyncio.timeout(self._pace.most_s):
+                    await self._begun.wait()
+            reduction = self.reduction
+        if reduction is None or not _is_of(first, reduction):
             await self._talk.reply(writer, swarm_pb2.Part(error="I am not in that group"))
-        elif peer in reduction.group.by_peer:
+        elif peer in reduction.group.everyone:
             await reduction.serve(peer, first, reader, writer)
 
     async def _answer_abort(self, message: swarm_pb2.Abort, reader: Any, writer: Any, peer: str) -> None:
         self.voting.gave_up(peer, message.group, message.attempt)
         reduction = self.reduction
-        of_mine = reduction and (message.group, message.attempt) == (reduction.group.digest, reduction.group.attempt)
-        if reduction and of_mine and peer in reduction.group.by_peer:
+        if reduction and _is_of(message, reduction) and peer in reduction.group.everyone:
             self._blame(message.culprit, f"{message.reason[:80]} (by {short(peer)})")
             reduction.fail(f"{short(peer)} gave up: {message.reason[:200]}")
         await self._talk.reply(writer, swarm_pb2.Ack())
@@ -216,7 +225,7 @@ class RunningGroup:
             self._standing.blame(culprit, reason)
 
     def _others(self, group: Group) -> list[str]:
-        return [member.peer_id for member in group.members if member.peer_id != self._talk.me]
+        return [peer for peer in group.everyone if peer != self._talk.me]
 
     async def _send(self, peer: str, message: swarm_pb2.Group) -> None:
         culprit = peer
@@ -232,3 +241,11 @@ class RunningGroup:
     async def _send_abort(self, peer: str, message: swarm_pb2.Abort) -> None:
         with contextlib.suppress(NetworkError, FormatError):
             await self._talk.call(peer, "abort", message, swarm_pb2.Ack)
+
+
+def _is_of(message: swarm_pb2.Part | swarm_pb2.Abort, reduction: Reduction | None) -> bool:
+    """Whether a message is about this group, in this attempt."""
+    return reduction is not None and (message.group, message.attempt) == (
+        reduction.group.digest,
+        reduction.group.attempt,
+    )

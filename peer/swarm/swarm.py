@@ -58,6 +58,7 @@ class SwarmConfig:
     listen: str = "0.0.0.0:0"
     announce: str | None = None
     can_reduce: bool = True
+    reduce_only: bool = False  # without a trainer; the certificate must say that the host trusts this peer
     limits: Limits = field(default_factory=Limits)
 
 
@@ -143,7 +144,7 @@ class Swarm:
 
     def begin_work(self) -> Head:
         """The head to train from. Raises: DaemonEnded."""
-        self._check_daemon()
+        self.check_daemon()
         return self._run(_value(self._rounds.begin_work), 5.0)
 
     def report_progress(self, tokens: int | None, tokens_per_s: float, step_s: float) -> None:
@@ -159,7 +160,7 @@ class Swarm:
 
     def hand_over(self, update: Update, base: str) -> Future[Head]:
         """Hand over an update, which is used up; `next_head` tells what comes of it. Raises: DaemonEnded."""
-        self._check_daemon()
+        self.check_daemon()
         return asyncio.run_coroutine_threadsafe(self._rounds.finish_work(update, base), self._loop)
 
     def next_head(self, handed: Future[Head], timeout_s: float) -> Head | None:
@@ -174,10 +175,11 @@ class Swarm:
         except TimeoutError:
             if handed.done():
                 raise
-            self._check_daemon()
+            self.check_daemon()
             return None
 
-    def _check_daemon(self) -> None:
+    def check_daemon(self) -> None:
+        """Raises: DaemonEnded: there is no network any more."""
         if self._daemon_ended.is_set():
             raise DaemonEnded("libp2p's daemon, p2pd, has ended", "it is started again")
 
@@ -207,6 +209,7 @@ class Swarm:
             first,
             self._committed,
             can_reduce=config.can_reduce,
+            reduce_only=config.reduce_only,
             limits=config.limits,
             on_stage=self._on_stage,
         )

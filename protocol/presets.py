@@ -1,0 +1,42 @@
+"""Presets: what to write into run.toml for the usual kinds of run. `RunConfig` fills them in; what the host writes wins.
+
+    preset = "lora"     an adapter; int4 updates, rounds as long as averaging needs, which goes on beside the training
+    preset = "full"     all weights; only the largest changes travel (topk), in frequent rounds
+    preset = "sync"     gradients averaged at one state: what one large machine would do; for fast lines and comparisons
+
+What each came to on home lines stands in docs/benchmarks.md (`scripts/bench wan`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "lora": {
+        "method": {"kind": "lora"},
+        "sync": {"method": "diloco", "wire": "int4", "round_seconds": "auto", "overlap": True},
+    },
+    "full": {
+        "method": {"kind": "full"},
+        "sync": {"method": "diloco", "wire": "topk", "round_seconds": "auto", "overlap": True},
+    },
+    "sync": {
+        "sync": {"method": "gradient", "wire": "fp16", "round_seconds": "auto"},
+        "outer": {"lr": 1e-4},
+    },
+}
+ENDS = ("round_tokens", "round_seconds")  # of a round: whoever gives one of them wants no other
+
+
+def filled(config: Any) -> Any:
+    """A run.toml's content with its preset's values where it has none of its own."""
+    if not isinstance(config, dict) or config.get("preset") not in PRESETS:
+        return config
+    result = dict(config)
+    for section, values in PRESETS[config["preset"]].items():
+        own = config.get(section, {})
+        if not isinstance(own, dict):
+            continue  # refused with its name, later
+        given = ENDS if any(end in own for end in ENDS) else ()
+        result[section] = {name: value for name, value in values.items() if name not in given} | own
+    return result
