@@ -105,7 +105,7 @@ class Sync(_Section):
     method: Literal["diloco", "gradient"] = "diloco"
     round_tokens: int | None = Field(default=None, ge=1, le=2**53 - 1)  # the round ends when the swarm has this many
     round_seconds: Positive | Literal["auto"] | None = None  # or after this long; auto: by what the exchange takes
-    wire: Literal["fp32", "fp16", "int8"] = "int8"  # how updates travel
+    wire: Literal["fp32", "fp16", "int8", "int4", "topk"] = "int4"  # how updates travel
     min_peers: int = Field(default=1, ge=1, le=1024)  # do not start a round with fewer
     max_group: int = Field(default=64, ge=2, le=1024)  # at most this many average together
     overlap: bool = False  # diloco: work on for the next round while this one is averaged

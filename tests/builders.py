@@ -46,7 +46,7 @@ def make_spec(name: str = "tiny", method: str = "full", seed: int = 0) -> RunSpe
             "model": {"path": "model", "license": "MIT"},
             "method": {"kind": method},
             "data": {"path": "data.txt", "license": "MIT", "sequence_length": 16},
-            "sync": {"round_tokens": 4096},
+            "sync": {"round_tokens": 4096, "wire": "int8"},  # as the stored vectors have it
         }
     )
     return config.pin(

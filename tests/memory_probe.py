@@ -50,8 +50,7 @@ def main(spec_path: Path, model_dir: Path, data: Path) -> None:
     import torch
 
     import peer.swarm.swarm  # noqa: F401  # hivemind and all
-    from peer.training.aggregate import weighted_mean
-    from peer.training.codec import EncodedUpdate, codec
+    from peer.training.codec import EncodedUpdate, chunk_sizes, codec
     from peer.training.data import load_dataset
     from peer.training.genesis import load_state
     from peer.training.model import load_trainable
@@ -76,11 +75,9 @@ def main(spec_path: Path, model_dir: Path, data: Path) -> None:
         encoded = EncodedUpdate.encode(work.finish().vector, spec.sync.wire)
         found[f"encode {number}"] = peak.take()
         averaged, start, coder = torch.empty(encoded.values), 0, codec(encoded.codec)
-        for index in range(len(encoded.chunks)):
-            part = encoded.decode_chunk(index)
-            result = coder.encode(weighted_mean([part, part], [1, 1]))
-            averaged[start : start + len(part)] = coder.decode(result, len(part))
-            start += len(part)
+        for data, size in zip(encoded.chunks, chunk_sizes(encoded.values, encoded.chunk_values), strict=True):
+            averaged[start : start + size] = coder.decode_average(coder.average([data, data], [1, 1], size), size)
+            start += size
         found[f"average {number}"] = peak.take()
         candidate = outer_step(spec, state, averaged)
         _ = candidate.digest

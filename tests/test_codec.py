@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 from peer.training.codec import EncodedUpdate, codec, verify_chunk
 from protocol.errors import FormatError, VerificationError
 
-NAMES = ["fp32", "fp16", "int8"]
+DENSE = ["fp32", "fp16", "int8", "int4"]
+NAMES = [*DENSE, "topk"]
 
 
 def values(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DENSE)
 @pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 5000])
 def test_decoding_gives_back_what_was_encoded_within_the_codecs_step(name: str, count: int) -> None:
     x = values(count) * 1e-3
@@ -31,7 +32,7 @@ def test_decoding_gives_back_what_was_encoded_within_the_codecs_step(name: str, 
     if name == "fp32":
         assert torch.equal(x, y)
     elif count:
-        step = {"fp16": x.abs().max() * 2**-11, "int8": x.abs().max() / 254}[name]
+        step = {"fp16": x.abs().max() * 2**-11, "int8": x.abs().max() / 254, "int4": x.abs().max() / 13.9}[name]
         assert (x - y).abs().max() <= step * 1.001
 
 
@@ -47,6 +48,10 @@ def test_any_finite_values_survive_every_codec_finite_and_no_further_off_than_a_
         a, b = x[start : start + 256].double(), y[start : start + 256].double()
         if name == "int8":
             assert (a - b).abs().max() <= a.abs().max() / 127 * 0.51 + 1e-43
+        elif name == "int4":
+            assert (a - b).abs().max() <= a.abs().max() / 7 * 0.53 + 1e-38
+        elif name == "topk":
+            assert (a - b).abs().max() <= a.abs().max()
         elif name == "fp16":
             assert ((a.clamp(-65504, 65504) - b).abs() <= a.abs() * 2**-10 + 2**-24).all()
 
@@ -57,6 +62,8 @@ def test_any_finite_values_survive_every_codec_finite_and_no_further_off_than_a_
         ("fp32", "0705a4ef0e06667f"),
         ("fp16", "03d08b7884324d63"),
         ("int8", "856462a5a55e091e"),
+        ("int4", "ae615369b83baf7c"),
+        ("topk", "fbd04da38774fda0"),
     ],
 )
 def test_stored_bytes_decode_to_stored_bits(name: str, sha256: str) -> None:
@@ -64,6 +71,11 @@ def test_stored_bytes_decode_to_stored_bits(name: str, sha256: str) -> None:
     if name == "int8":
         scales = b"".join(struct.pack("<f", 0.1 * (i + 1)) for i in range(4))
         data = scales + bytes((i * 37) % 255 - 127 & 0xFF for i in range(count))
+    elif name == "int4":
+        scales = b"".join(struct.pack("<H", 0x3C00 + 77 * i) for i in range(16))
+        data = scales + bytes(1 + i % 15 | 1 + i * 7 % 15 << 4 for i in range(count // 2))
+    elif name == "topk":
+        data = bytes.fromhex("50fa489d721cb650ae832dc761bf943e4952258924524922895492088b428e42aff0c20b073ef0c1")
     else:
         form = {"fp32": "<f", "fp16": "<e"}[name]
         data = b"".join(struct.pack(form, (i - 500) / 7) for i in range(count))
@@ -83,8 +95,11 @@ def test_int8_blocks_of_zeros_and_of_denormals_decode_to_finite_values() -> None
     assert torch.equal(y[:256], x[:256]) and torch.isfinite(y).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("count", [-1, 0, 99, 101, 2**40])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [(name, count) for name in DENSE[:3] for count in (-1, 0, 99, 101, 2**40)]
+    + [(name, count) for name in ("int4", "topk") for count in (-1, 0, 60, 201, 2**40)],
+)
 def test_bytes_of_another_length_are_refused_before_anything_is_allocated(name: str, count: int) -> None:
     data = codec(name).encode(values(100))
     with pytest.raises(FormatError, match="expected"):

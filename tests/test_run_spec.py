@@ -35,7 +35,7 @@ def load(tmp_path: Path, text: str) -> RunConfig:
 def test_the_smallest_run_toml_is_enough(tmp_path: Path) -> None:
     config = load(tmp_path, TOML)
     assert config.run.name == "tiny"
-    assert config.method.kind == "full"
+    assert (config.method.kind, config.sync.wire) == ("full", "int4")
 
 
 @pytest.mark.parametrize(

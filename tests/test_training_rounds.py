@@ -9,8 +9,7 @@ import pytest
 import torch
 from training_fixtures import make_genesis, make_spec, write_tiny_gpt2
 
-from peer.training.aggregate import weighted_mean
-from peer.training.codec import EncodedUpdate
+from peer.training.codec import EncodedUpdate, chunk_sizes, codec
 from peer.training.data import load_dataset
 from peer.training.evaluate import held_out_loss
 from peer.training.genesis import prepare_model
@@ -31,13 +30,18 @@ def one_round(spec: RunSpec, works: list[LocalWork], states: list[SharedState], 
         for _ in range(count):
             work.step()
         updates.append(work.finish())
+    coder = codec(spec.sync.wire)
     sent = [EncodedUpdate.encode(update.vector, spec.sync.wire, chunk_values=4096) for update in updates]
-    mean = weighted_mean([item.decode() for item in sent], [update.tokens for update in updates])
-    result = EncodedUpdate.encode(mean, spec.sync.wire, chunk_values=4096)
-    return [outer_step(spec, state, result.decode()) for state in states]
+    weights, sizes = [update.tokens for update in updates], chunk_sizes(sent[0].values, 4096)
+    averages = [coder.average([item.chunks[index] for item in sent], weights, size) for index, size in enumerate(sizes)]
+    results = [
+        torch.cat([coder.decode_average(data, size) for data, size in zip(averages, sizes, strict=True)])
+        for _ in states
+    ]
+    return [outer_step(spec, state, result) for state, result in zip(states, results, strict=True)]
 
 
-@pytest.mark.parametrize("wire", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("wire", ["fp32", "fp16", "int8", "int4", "topk"])
 @pytest.mark.parametrize("method", ["diloco", "gradient"])
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_the_loss_falls_and_all_states_are_equal(

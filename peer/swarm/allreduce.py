@@ -29,7 +29,6 @@ from peer.swarm.group import Group
 from peer.swarm.members import MemberBook
 from peer.swarm.node import CONNECT_TIMEOUT_S, Node, short
 from peer.swarm.pace import MEASURED_FROM_BYTES, Pace
-from peer.training.aggregate import weighted_mean
 from peer.training.codec import EncodedUpdate, chunk_sizes, codec, verify_chunk
 from protocol import swarm_pb2
 from protocol.errors import FormatError, NetworkError, PotluckError, RefusedError, RoundAborted
@@ -233,7 +232,7 @@ class Reduction:
 
     def _take_result(self, chunk: int, data: bytes) -> None:
         start = chunk * self._digest.chunk_values
-        self._averaged[start : start + self._sizes[chunk]] = self._codec.decode(data, self._sizes[chunk])
+        self._averaged[start : start + self._sizes[chunk]] = self._codec.decode_average(data, self._sizes[chunk])
 
     async def serve(
         self, peer: str, first: swarm_pb2.Part, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -313,7 +312,7 @@ class Reduction:
         order = [member.peer_id for member in self.group.members]
         weights = [self.group.weights[peer_id] for peer_id in order]
         loop, kept = asyncio.get_running_loop(), [parts[peer_id] for peer_id in order]
-        averaged = await loop.run_in_executor(None, self._average, kept, weights, self._sizes[chunk])
+        averaged = await loop.run_in_executor(None, self._codec.average, kept, weights, self._sizes[chunk])
         del self._parts[chunk]
         self._take_result(chunk, averaged)
         self._done += 1
@@ -321,6 +320,3 @@ class Reduction:
         self._moved.clear()
         if not self._results[chunk].done():
             self._results[chunk].set_result(averaged)
-
-    def _average(self, parts: list[bytes], weights: list[int], size: int) -> bytes:
-        return self._codec.encode(weighted_mean([self._codec.decode(data, size) for data in parts], weights))

@@ -2,6 +2,9 @@
 
 An update that missed its round is not thrown away: it is added to its author's next one, with its tokens counted less
 (`protocol.claim.Late`). After that it is over.
+
+What a lossy codec leaves out is not lost either (error feedback, Seide et al. 2014): it is the contribution's `residual`,
+to be added to the author's next update once this one is part of a committed round. Until then the residual of before stands.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from peer.training.codec import EncodedUpdate
+from peer.training.codec import EncodedUpdate, codec
 from peer.training.work import Update
 from protocol.claim import LATE_DIVISOR, Claim, Late
 from protocol.envelope import Envelope
@@ -55,6 +58,9 @@ class Contribution:
     envelope: Envelope
     since: float  # when the work was handed over, time.monotonic()
     fresh: Leftover  # the work of this round alone, in case that it misses it
+    residual: (
+        torch.Tensor | None
+    )  # flat fp32 [N]: the next `feedback`, once this is committed; None: the codec needs none
 
     @classmethod
     def make(
@@ -67,12 +73,14 @@ class Contribution:
         identity: PeerIdentity,
         late: Leftover | None,
         since: float,
+        feedback: torch.Tensor | None = None,
     ) -> Contribution:
         """Encode, claim and sign; takes a while for large models.
 
         Args:
-            update: its vector is used up.
+            update: its vector is used up: the residual is made in its memory.
             late: of the round before, to be added.
+            feedback: the residual of the last update that was part of a committed round, flat fp32 [N]; not changed.
 
         Raises:
             FormatError: the update stands for no tokens, or for more than a claim can name.
@@ -84,8 +92,11 @@ class Contribution:
         encoded, flops = fresh.encoded, update.flops
         if late is not None:
             late.add_to(update.vector, update.tokens)
-            encoded = EncodedUpdate.encode(update.vector, wire)
             flops += late.flops // LATE_DIVISOR
+        if feedback is not None:
+            update.vector.add_(feedback)
+        if late is not None or feedback is not None:
+            encoded = EncodedUpdate.encode(update.vector, wire)
         made = Claim(
             run=run,
             round=round,
@@ -98,7 +109,8 @@ class Contribution:
             segments=update.segments,
             late=late.statement() if late else None,
         )
-        return cls(encoded, made, made.sign(identity), since, fresh)
+        residual = encoded.residual(update.vector) if codec(wire).feedback else None
+        return cls(encoded, made, made.sign(identity), since, fresh, residual)
 
 
 def leftover(update: Update, round: int, base: str, wire: str) -> Leftover:
