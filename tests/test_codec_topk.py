@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peer.training.positions import most_position_bytes, position_bytes, read_positions, write_positions
@@ -29,7 +29,6 @@ def heavy(count: int, seed: int = 0) -> torch.Tensor:
 
 @settings(max_examples=200)
 @given(st.integers(0, 3000), st.data())
-@example(0, None)
 def test_any_places_come_back_in_the_bytes_said_before(count: int, data: Any) -> None:
     chosen = sorted(data.draw(st.sets(st.integers(0, count - 1), max_size=300))) if count else []
     places = np.array(chosen, dtype=np.int64)
@@ -83,7 +82,7 @@ def test_the_largest_of_each_block_travel_with_their_sign(count: int) -> None:
     assert torch.equal(decoded[sent].sign(), values[sent].sign())
 
 
-def test_two_sizes_are_nearly_as_good_as_the_best_split_of_all() -> None:
+def test_the_two_sizes_are_the_best_of_all() -> None:
     values = heavy(BLOCK)
     decoded = TOPK.decode(TOPK.encode(values), BLOCK)
     kept = decoded.nonzero().flatten()
@@ -94,7 +93,7 @@ def test_two_sizes_are_nearly_as_good_as_the_best_split_of_all() -> None:
 
     best = min(spread(sizes[:cut]) + spread(sizes[cut:]) for cut in range(1, sizes.numel()))
     got = ((decoded[kept].abs().double() - values[kept].abs().double()) ** 2).sum().item()
-    assert best <= got <= best * 1.2
+    assert got <= best * 1.01 + 1e-5 * sizes.square().sum().item()  # sizes are rounded to bf16
 
 
 @pytest.mark.parametrize(
