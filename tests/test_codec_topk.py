@@ -59,6 +59,14 @@ def test_bytes_that_no_writer_writes_are_refused(count: int, data: Any) -> None:
     assert write_positions(places, count) == raw
 
 
+@pytest.mark.parametrize("places", [[20, 10, 200], [10, 10, 200], [10, 20, 255]], ids=["swapped", "twice", "beyond"])
+def test_places_that_do_not_ascend_or_lie_beyond_are_refused(places: list[int]) -> None:
+    raw = write_positions(np.array(places), 256)
+    assert len(raw) == position_bytes(3, 250)
+    with pytest.raises(FormatError, match="strictly ascending below 250"):
+        read_positions(memoryview(raw), 3, 250)
+
+
 # ---- parts ----------------------------------------------------------------------------------------------------------------
 
 
