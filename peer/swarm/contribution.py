@@ -58,9 +58,7 @@ class Contribution:
     envelope: Envelope
     since: float  # when the work was handed over, time.monotonic()
     fresh: Leftover  # the work of this round alone, in case that it misses it
-    residual: (
-        torch.Tensor | None
-    )  # flat fp32 [N]: the next `feedback`, once this is committed; None: the codec needs none
+    residual: torch.Tensor | None  # [N]: the next `feedback`, once this is committed; None: the codec needs none
 
     @classmethod
     def make(

@@ -15,13 +15,14 @@ from protocol.run_spec import RunSpec
 
 _RUNTIME_BYTES = 1 << 29  # Python, torch, hivemind and its daemon on a CPU, measured: 0.4 GB; CUDA takes as much again
 _VOCABULARY_MOST = 100_000  # a guess, for the logits: large models have about this many
+_RESIDUAL = 4.0  # bytes a parameter, of codecs with error feedback
 _WIRE_BYTES = {
     "fp32": 4.0,
     "fp16": 2.0,
     "int8": 1.02,
-    "int4": 4.54,
-    "topk": 4.04,
-}  # a parameter; from 4 on with a residual
+    "int4": 0.54 + _RESIDUAL,
+    "topk": 0.04 + _RESIDUAL,
+}  # a parameter
 
 
 def memory_needed_bytes(spec: RunSpec) -> int:
