@@ -42,6 +42,7 @@ class Presence:
     tokens_per_s: float
     states: frozenset[str]  # digests of states it can upload
     seen: float  # seconds, monotonic
+    reduce_only: bool = False
 
 
 class Roster:
@@ -60,6 +61,7 @@ class Roster:
         tokens_per_s: float,
         states: Iterable[str],
         now: float,
+        reduce_only: bool = False,
     ) -> None:
         """Note that a member is here.
 
@@ -80,7 +82,9 @@ class Roster:
             if peer_id not in self._present and len(self._present) >= MAX_ROSTER:
                 oldest = min(self._present.values(), key=lambda presence: presence.seen)
                 del self._present[oldest.peer_id]
-            self._present[peer_id] = Presence(peer_id, addresses, round, tokens_per_s, frozenset(states), now)
+            self._present[peer_id] = Presence(
+                peer_id, addresses, round, tokens_per_s, frozenset(states), now, reduce_only
+            )
 
     def live(self, now: float) -> list[Presence]:
         """The members that are here, by peer id."""
@@ -94,14 +98,14 @@ class Roster:
             return dict(self._present)
 
     def founder(self, now: float) -> str:
-        """The member that came first of those that are here; empty when nobody is.
+        """The member that came first of those that are here and train; empty when nobody does.
 
         Before round 1 there is no agreement whose members could decide: if whoever starts first began alone, several
         would, each with a run of its own. So the coordinator names one, and no first round is made without that one.
         """
         with self._lock:
             here = (item for item in self._present.values() if now - item.seen <= FOUNDER_LIVE_S)
-            return next((item.peer_id for item in here), "")
+            return next((item.peer_id for item in here if not item.reduce_only), "")
 
     def addresses(self, *, besides: str, now: float) -> list[str]:
         """Where some other live members are reached; another choice each time when there are many."""

@@ -146,6 +146,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             tokens_per_s=request.tokens_per_s,
             states=request.states,
             now=now,
+            reduce_only=request.reduce_only,
         )
         round_number = self._desk.round()
         return coordinator_pb2.AnnounceReply(

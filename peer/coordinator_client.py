@@ -216,6 +216,7 @@ class CoordinatorClient:
         round: int = 0,
         tokens_per_s: float = 0.0,
         states: Iterable[str] = (),
+        reduce_only: bool = False,
     ) -> Announcement:
         """Say "I am here"; learn who else is, and whether the coordinator wants a state.
 
@@ -233,6 +234,7 @@ class CoordinatorClient:
             round=round,
             tokens_per_s=tokens_per_s,
             states=states,
+            reduce_only=reduce_only,
         )
         sent = time.time()
         reply = self._call("Announce", request)

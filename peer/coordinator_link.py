@@ -80,11 +80,12 @@ class CoordinatorLink:
         on_clock: Callable[[float], None],
         position: Callable[[], tuple[int, float, list[str]]],
         saved_states: Callable[[], dict[str, Path]],
+        reduce_only: bool = False,
     ) -> None:
         self._client, self._identity, self._certificate = client, identity, certificate
         self._outbox, self._receipts = outbox, receipts
         self._on_certificate, self._on_addresses, self._on_founder = on_certificate, on_addresses, on_founder
-        self._on_clock = on_clock
+        self._on_clock, self._reduce_only = on_clock, reduce_only
         self._position, self._saved_states = position, saved_states
         self._wake, self._closing = threading.Event(), threading.Event()
         self.away_since: float | None = None
@@ -149,7 +150,12 @@ class CoordinatorLink:
         round, tokens_per_s, addresses = self._position()
         saved = self._saved_states()
         answer = self._client.announce(
-            token, swarm_addresses=addresses, round=round, tokens_per_s=tokens_per_s, states=list(saved)
+            token,
+            swarm_addresses=addresses,
+            round=round,
+            tokens_per_s=tokens_per_s,
+            states=list(saved),
+            reduce_only=self._reduce_only,
         )
         self._on_clock(self._client.clock.offset_s)
         self._on_addresses(list(answer.swarm_addresses))

@@ -214,6 +214,7 @@ class Volunteer:
                 on_clock=self._clock,
                 position=lambda: (swarm.head.round, self._tokens_per_s, swarm.addresses),
                 saved_states=folder.saved_states,
+                reduce_only=self._reduce_only,
             )
         )
         if work is None:

@@ -83,18 +83,20 @@ class FilePart(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class AnnounceRequest(_message.Message):
-    __slots__ = ("certificate", "swarm_addresses", "round", "tokens_per_s", "states")
+    __slots__ = ("certificate", "swarm_addresses", "round", "tokens_per_s", "states", "reduce_only")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     SWARM_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
     STATES_FIELD_NUMBER: _ClassVar[int]
+    REDUCE_ONLY_FIELD_NUMBER: _ClassVar[int]
     certificate: str
     swarm_addresses: _containers.RepeatedScalarFieldContainer[str]
     round: int
     tokens_per_s: float
     states: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, certificate: _Optional[str] = ..., swarm_addresses: _Optional[_Iterable[str]] = ..., round: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., states: _Optional[_Iterable[str]] = ...) -> None: ...
+    reduce_only: bool
+    def __init__(self, certificate: _Optional[str] = ..., swarm_addresses: _Optional[_Iterable[str]] = ..., round: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., states: _Optional[_Iterable[str]] = ..., reduce_only: _Optional[bool] = ...) -> None: ...
 
 class AnnounceReply(_message.Message):
     __slots__ = ("swarm_addresses", "want_state", "round", "finished", "founder", "time")
