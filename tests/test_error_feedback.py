@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from swarm_kit import World
+from swarm_kit import World, agreed, run, until
 
 from peer.swarm.contribution import Contribution, leftover
 from peer.training.codec import codec
 from peer.training.work import Update
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # hivemind's way to find p2pd
 VALUES = 70_000  # more than a chunk, and a last block that is short
 
 
@@ -35,18 +36,20 @@ def test_what_was_sent_and_what_is_left_is_all_that_was_worked(tmp_path: Path, w
         assert torch.allclose(sent + residual.double(), worked, atol=1e-5)
 
 
-def test_a_residual_stands_until_the_next_is_committed(tmp_path: Path) -> None:
-    world = World(tmp_path, values=VALUES, wire="int4")
+@pytest.mark.parametrize("wire", ["int4", "topk"])
+def test_work_that_comes_late_takes_its_residual_with_it(tmp_path: Path, wire: str) -> None:
+    world = World(tmp_path, values=VALUES, wire=wire)
     first = make(world, 1, None)
     assert first.residual is not None
     before = first.residual.clone()
     missed = make(world, 2, first.residual)
-    assert torch.equal(first.residual, before), "round 2 may be lost: its residual is another tensor"
-    assert missed.fresh.encoded.chunks == make(world, 2, None).encoded.chunks, "late work takes no residual with it"
-    again = make(world, 3, first.residual, late=missed.fresh)
+    assert missed.residual is not None
+    assert torch.allclose(missed.fresh.encoded.decode() + missed.residual, world.update(0, 2) + before, atol=1e-5)
+    left = missed.residual.clone()
+    again = make(world, 3, missed.residual, late=missed.fresh)
     assert again.residual is not None
     mixed = (world.update(0, 3) * 150 + missed.fresh.encoded.decode() * 75) / 225
-    assert torch.allclose(again.encoded.decode() + again.residual, mixed + before, atol=1e-5)
+    assert torch.allclose(again.encoded.decode() + again.residual, mixed + left, atol=1e-5)
 
 
 @pytest.mark.parametrize("wire", ["fp32", "fp16", "int8"])
@@ -70,3 +73,30 @@ def test_late_sparse_work_is_added_where_it_has_values(tmp_path: Path) -> None:
     wanted = (vector * 150 + late.encoded.decode() * 50) / 200
     late.add_to(vector, 150)
     assert torch.allclose(vector, wanted, atol=1e-6) and 0 < late.encoded.decode().count_nonzero() < VALUES / 30
+
+
+def test_a_member_adds_what_it_has_left_out_to_its_next_update(tmp_path: Path) -> None:
+    world = World(tmp_path, values=VALUES, wire="topk", round_tokens=800, min_peers=2)
+
+    async def main() -> None:
+        async with world.peers(2) as peers:
+            await agreed(peers, 1)
+            made: list[Contribution] = []
+            own = peers[0].rounds.own
+            await until(lambda: own.ready is not None or peers[0].round >= 3)
+            real = own._make_ready
+
+            async def noted(update: Update, base: str) -> None:
+                before = None if own._feedback is None else own._feedback.clone()
+                vector = update.vector.clone()
+                await real(update, base)
+                assert own.ready is not None and before is not None and own._feedback is not None
+                assert torch.allclose(own.ready.encoded.decode() + own._feedback, vector + before, atol=1e-5)
+                made.append(own.ready)
+
+            own._make_ready = noted  # type: ignore[method-assign]
+            at = peers[0].round
+            await agreed(peers, at + 3)
+            assert len(made) >= 2
+
+    run(main())

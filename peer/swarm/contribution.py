@@ -4,7 +4,7 @@ An update that missed its round is not thrown away: it is added to its author's 
 (`protocol.claim.Late`). After that it is over.
 
 What a lossy codec leaves out is not lost either (error feedback, Seide et al. 2014): it is the contribution's `residual`,
-to be added to the author's next update once this one is part of a committed round. Until then the residual of before stands.
+which is added to the author's next update, whether this one is part of its round or comes late.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Contribution:
     envelope: Envelope
     since: float  # when the work was handed over, time.monotonic()
     fresh: Leftover  # the work of this round alone, in case that it misses it
-    residual: torch.Tensor | None  # [N]: the next `feedback`, once this is committed; None: the codec needs none
+    residual: torch.Tensor | None  # [N]: the next `feedback`; None: the codec needs none
 
     @classmethod
     def make(
@@ -78,7 +78,7 @@ class Contribution:
         Args:
             update: its vector is used up: the residual is made in its memory.
             late: of the round before, to be added.
-            feedback: the residual of the last update that was part of a committed round, flat fp32 [N]; not changed.
+            feedback: the residual of this member's last update, flat fp32 [N]; not needed afterwards.
 
         Raises:
             FormatError: the update stands for no tokens, or for more than a claim can name.
@@ -86,15 +86,15 @@ class Contribution:
         if update.tokens < 1:
             raise FormatError("an update without tokens is no update")
         wire = spec.sync.wire
-        fresh = leftover(update, round, base, wire)
-        encoded, flops = fresh.encoded, update.flops
+        fresh, flops = None, update.flops
         if late is not None:
+            fresh = leftover(update, round, base, wire)  # without what is late for the second time then
             late.add_to(update.vector, update.tokens)
             flops += late.flops // LATE_DIVISOR
         if feedback is not None:
             update.vector.add_(feedback)
-        if late is not None or feedback is not None:
-            encoded = EncodedUpdate.encode(update.vector, wire)
+        sent = leftover(update, round, base, wire)
+        encoded = sent.encoded
         made = Claim(
             run=run,
             round=round,
@@ -108,7 +108,7 @@ class Contribution:
             late=late.statement() if late else None,
         )
         residual = encoded.residual(update.vector) if codec(wire).feedback else None
-        return cls(encoded, made, made.sign(identity), since, fresh, residual)
+        return cls(encoded, made, made.sign(identity), since, fresh or sent, residual)
 
 
 def leftover(update: Update, round: int, base: str, wire: str) -> Leftover:

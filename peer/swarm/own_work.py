@@ -12,6 +12,8 @@ import threading
 import time
 from dataclasses import dataclass
 
+import torch
+
 from peer.swarm.contribution import Contribution, Leftover, leftover
 from peer.swarm.head import Position
 from peer.training.work import Update
@@ -41,6 +43,7 @@ class OwnWork:
         self.ready: Contribution | None = None  # for the round in hand
         self.late: Leftover | None = None  # missed the round before
         self._is_ready = asyncio.Event()
+        self._feedback: torch.Tensor | None = None  # [N], what encoding has left out so far
 
     @property
     def waited_s(self) -> float:
@@ -55,8 +58,12 @@ class OwnWork:
     async def _make_ready(self, update: Update, base: str) -> None:
         round, since = self._position.round, time.monotonic()
         self._position.make_room()
-        arguments = (update, self._card.spec, self._card.run, round, base, self._identity, self.late, since)
+        run, spec, feedback = self._card.run, self._card.spec, self._feedback
+        arguments = (update, spec, run, round, base, self._identity, self.late, since, feedback)
+        del feedback  # as large as the model
         made = await asyncio.get_running_loop().run_in_executor(None, Contribution.make, *arguments)
+        self._feedback = made.residual
+        del arguments
         if base != self._position.head.digest:
             self._missed(made.fresh)  # the round went on meanwhile
             return
