@@ -7,6 +7,8 @@ moment, two of them for longer; the number of members does not matter. tests/tes
 
 >>> round(_activation_bytes(135_000_000, tokens=2048) / 2**30, 1)
 5.1
+>>> round(_activation_bytes(135_000_000, tokens=2048, recomputing=True) / 2**30, 1)
+2.9
 """
 
 from __future__ import annotations
@@ -40,12 +42,16 @@ def memory_needed_bytes(spec: RunSpec) -> int:
     return weights + activation_bytes(spec, 1) + _RUNTIME_BYTES
 
 
-def activation_bytes(spec: RunSpec, sequences: int) -> int:
-    """What a forward and backward pass over that many sequences holds beside weights and gradients, roughly."""
-    return _activation_bytes(spec.model.parameters, sequences * spec.data.sequence_length)
+def activation_bytes(spec: RunSpec, sequences: int, recomputing: bool = False) -> int:
+    """What a forward and backward pass over that many sequences holds beside weights and gradients, roughly.
+
+    Args:
+        recomputing: whether layers keep only their input, and the rest is of one layer at a time.
+    """
+    return _activation_bytes(spec.model.parameters, sequences * spec.data.sequence_length, recomputing)
 
 
-def _activation_bytes(parameters: int, tokens: int) -> int:
+def _activation_bytes(parameters: int, tokens: int, recomputing: bool = False) -> int:
     """Of a decoder with the usual proportions: width 64 times the depth, 12 * depth * width**2 parameters.
 
     68 bytes for each token, layer and unit of width (Korthikanti et al. 2022, section 4.1: 34 at half precision, without
@@ -54,5 +60,6 @@ def _activation_bytes(parameters: int, tokens: int) -> int:
     """
     depth = max(1.0, (parameters / (12 * 64**2)) ** (1 / 3))
     width, vocabulary = 64 * depth, min(_VOCABULARY_MOST, parameters // 1000)
-    per_token = 1.5 * 68 * depth * width + 3 * 4 * vocabulary
+    layers = 1.5 * 68 * width + 4 * depth * width if recomputing else 1.5 * 68 * depth * width
+    per_token = layers + 3 * 4 * vocabulary
     return int(per_token * tokens + 4 * vocabulary * width)

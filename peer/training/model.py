@@ -20,6 +20,7 @@ from peer.training import adapter, weights
 from peer.training.data import NO_LOSS
 from peer.training.loading import loading
 from peer.training.quiet import no_progress_bars
+from peer.training.recompute import recompute_layers
 from peer.training.state import NamesShapes
 from protocol.errors import FormatError, InputError
 from protocol.run_spec import RunSpec
@@ -114,6 +115,7 @@ class TrainableModel:
         self.names_shapes: NamesShapes = tuple((name, tuple(p.shape)) for name, p in self._parameters.items())
         self.parameters_trainable = sum(parameter.numel() for parameter in self._parameters.values())
         self.parameters_total = sum(parameter.numel() for parameter in self.model.parameters())
+        self.recomputing = False  # activations, in the backward pass
         self.flat_N = torch.empty(self.parameters_trainable, device=self.device)
         self._gradient_N: torch.Tensor | None = None
         for parameter, view in zip(self._parameters.values(), self._views(self.flat_N), strict=True):
@@ -157,6 +159,13 @@ class TrainableModel:
             ignore_index=NO_LOSS,
             reduction="sum",
         )
+
+    def recompute(self) -> bool:
+        """From now on need less memory and more time for a pass; False if that is so already, or this model cannot."""
+        if self.recomputing:
+            return False
+        self.recomputing = recompute_layers(self.model)
+        return self.recomputing
 
     def flops(self, tokens: int) -> int:
         """Floating-point operations of training on that many tokens, attention's quadratic term left out.

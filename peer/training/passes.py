@@ -2,7 +2,8 @@
 
 `LocalWork` says which sequences; here it is decided how many at once (`micro_batch`) and in which precision
 (`precision`). A pass that ran out of memory or overflowed in fp16 counts for nothing: the size or the loss scale goes
-down, and the caller is told whether half of the pass stands in the gradient.
+down, and the caller is told whether half of the pass stands in the gradient. Where not even one sequence fits, its
+activations are recomputed rather than kept (`recompute`): that needs less memory, and a third more time.
 """
 
 from __future__ import annotations
@@ -67,10 +68,13 @@ class Passes:
         sizes: Path | None = None,
     ) -> None:
         self._model, self._sequences, self._spec = model, sequences, spec
+        self._sizes = sizes
         self._scale = LossScale("fp32")
+        if not self._has_room(1):
+            self._recompute("one sequence would not fit into the memory that is free")
         self.precision = precision.choose(wanted, Card.of(model.device), self._measure)
         self._scale = LossScale(self.precision)
-        self._size = self._micro_batch(sizes)
+        self._size = self._micro_batch()
 
     @property
     def most(self) -> int:
@@ -121,13 +125,36 @@ class Passes:
 
     def _back_off(self, size: int) -> None:
         let_go_of_memory(self._model.device)
-        if not self._size.out_of_memory(size):
+        if self._size.out_of_memory(size):
+            logger.info("%d sequences at once do not fit; taking %d", size, self.most)
+        elif self._recompute("one sequence does not fit"):
+            if self._sizes is not None:
+                micro_batch.remember_size(self._sizes, self._key, 1)
+            self._size = self._micro_batch()
+        else:
             raise InputError(
                 f"this device ({device_name(self._model.device)}) ran out of memory over one sequence of "
                 f"{self._spec.data.sequence_length} tokens",
                 "close other programs that use it, choose another --device, or join a smaller run",
             )
-        logger.info("%d sequences at once do not fit; taking %d", size, self.most)
+
+    def _recompute(self, why: str) -> bool:
+        """Whether a pass needs less memory from now on."""
+        done = self._model.recompute()
+        if done:
+            logger.info("%s; recomputing activations: passes need less memory and a third more time", why)
+        return done
+
+    def _has_room(self, size: int) -> bool:
+        """Whether that many sequences may be tried: a system short of main memory kills rather than refuses."""
+        needed = activation_bytes(self._spec, size, recomputing=self._model.recomputing)
+        return self._model.device.type == "cuda" or needed < psutil.virtual_memory().available
+
+    @property
+    def _key(self) -> str:
+        """What sizes are remembered for."""
+        key = micro_batch.size_key(device_name(self._model.device), self.precision, self._spec.digest)
+        return f"{key} | recomputing" if self._model.recomputing else key
 
     def _overflowed(self, loss: float) -> None:
         if not self._scale.overflowed(loss):
@@ -148,18 +175,15 @@ class Passes:
         self._model.gradient_N.zero_()
         return fastest
 
-    def _micro_batch(self, sizes: Path | None) -> MicroBatch:
-        spec, device = self._spec, self._model.device
-        most = spec.inner.micro_batch
+    def _micro_batch(self) -> MicroBatch:
+        sizes, most = self._sizes, self._spec.inner.micro_batch
         if sizes is None:
             return MicroBatch(most, most)
-        key = micro_batch.size_key(device_name(device), self.precision, spec.digest)
-
-        def has_room(size: int) -> bool:  # a system short of main memory kills rather than refuses
-            return device.type == "cuda" or activation_bytes(spec, size) < psutil.virtual_memory().available
+        if not self._model.recomputing and micro_batch.read_size(sizes, f"{self._key} | recomputing") is not None:
+            self._recompute("one sequence did not fit at the last start")
 
         def on_found(size: int) -> None:
             logger.info("micro-batch %d of at most %d, %s", size, most, self.precision)
-            micro_batch.remember_size(sizes, key, size)
+            micro_batch.remember_size(sizes, self._key, size)
 
-        return MicroBatch(most, micro_batch.read_size(sizes, key), has_room=has_room, on_found=on_found)
+        return MicroBatch(most, micro_batch.read_size(sizes, self._key), has_room=self._has_room, on_found=on_found)
