@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
+from peer.training import nf4
 from peer.training.state import NamesShapes
 from protocol.errors import InputError
 from protocol.run_spec import Method
@@ -32,8 +33,11 @@ def add_lora(model: Any, method: Method, seed: int, base_name: str) -> PeftModel
         base_name: what adapter_config.json calls the base model; "owner/name@commit" becomes name and revision.
 
     Raises:
-        InputError: the model has no modules of the names in `method.targets`.
+        InputError: the model has no modules of the names in `method.targets`; or bitsandbytes is missing for a base in
+            4 bits: a host learns that before its run has begun.
     """
+    if method.base == "nf4":
+        nf4.check_installed()
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(

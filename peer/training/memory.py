@@ -30,16 +30,19 @@ _WIRE_BYTES = {
 def memory_needed_bytes(spec: RunSpec) -> int:
     """A rough upper estimate of what taking part needs at least, device and main memory together.
 
-    fp32 weights; for the trainable ones what the module's docstring lists; activations of one sequence, for what fits on
-    top of that goes into a larger micro-batch; the runtime.
+    fp32 weights, or the base in 4 bits; for the trainable ones what the module's docstring lists; activations of one
+    sequence, for what fits on top of that goes into a larger micro-batch (with a base in 4 bits recomputed, for whoever
+    needs the one needs the other); the runtime.
     """
     diloco = spec.sync.method == "diloco"
     moments = 2 if diloco else 0
     outer_vectors = (1 if spec.outer.momentum else 0) if diloco else 2
     states = 2 * (1 + outer_vectors)
     trainable_bytes = 4 * (1 + moments + states + 1) + _WIRE_BYTES[spec.sync.wire]
-    weights = 4 * spec.model.parameters + int(trainable_bytes * spec.model.trainable)
-    return weights + activation_bytes(spec, 1) + _RUNTIME_BYTES
+    nf4 = spec.method.base == "nf4"
+    weights = _nf4_bytes(spec.model.parameters) if nf4 else 4 * spec.model.parameters
+    weights += int(trainable_bytes * spec.model.trainable)
+    return weights + activation_bytes(spec, 1, recomputing=nf4) + _RUNTIME_BYTES
 
 
 def activation_bytes(spec: RunSpec, sequences: int, recomputing: bool = False) -> int:
@@ -48,18 +51,31 @@ def activation_bytes(spec: RunSpec, sequences: int, recomputing: bool = False) -
     Args:
         recomputing: whether layers keep only their input, and the rest is of one layer at a time.
     """
-    return _activation_bytes(spec.model.parameters, sequences * spec.data.sequence_length, recomputing)
+    tokens = sequences * spec.data.sequence_length
+    return _activation_bytes(spec.model.parameters, tokens, recomputing, spec.method.kind == "lora")
 
 
-def _activation_bytes(parameters: int, tokens: int, recomputing: bool = False) -> int:
+def _activation_bytes(parameters: int, tokens: int, recomputing: bool = False, frozen: bool = False) -> int:
     """Of a decoder with the usual proportions: width 64 times the depth, 12 * depth * width**2 parameters.
 
     68 bytes for each token, layer and unit of width (Korthikanti et al. 2022, section 4.1: 34 at half precision, without
     attention maps, which fused kernels do not keep), half as much again for gated MLPs; the logits with their softmax and
-    gradient; and the gradient of the largest matrix before it is added, the embedding's.
+    gradient; and, if it is not frozen, the gradient of the largest matrix before it is added, the embedding's.
     """
-    depth = max(1.0, (parameters / (12 * 64**2)) ** (1 / 3))
-    width, vocabulary = 64 * depth, min(_VOCABULARY_MOST, parameters // 1000)
+    depth, width, vocabulary = _proportions(parameters)
     layers = 1.5 * 68 * width + 4 * depth * width if recomputing else 1.5 * 68 * depth * width
     per_token = layers + 3 * 4 * vocabulary
-    return int(per_token * tokens + 4 * vocabulary * width)
+    return int(per_token * tokens + (0 if frozen else 4 * vocabulary * width))
+
+
+def _nf4_bytes(parameters: int) -> int:
+    """Linear layers in 4 bits with their scales (Dettmers et al. 2023, section 3.2); embedding and head in bf16."""
+    _, width, vocabulary = _proportions(parameters)
+    bf16 = min(int(2 * vocabulary * width), parameters)
+    return int(0.52 * (parameters - bf16)) + 2 * bf16
+
+
+def _proportions(parameters: int) -> tuple[float, float, int]:
+    """(depth, width, vocabulary), guessed."""
+    depth = max(1.0, (parameters / (12 * 64**2)) ** (1 / 3))
+    return depth, 64 * depth, min(_VOCABULARY_MOST, parameters // 1000)

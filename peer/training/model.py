@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from peer.training import adapter, weights
+from peer.training import adapter, nf4, weights
 from peer.training.data import NO_LOSS
 from peer.training.loading import loading
 from peer.training.quiet import no_progress_bars
 from peer.training.recompute import recompute_layers
 from peer.training.state import NamesShapes
 from protocol.errors import FormatError, InputError
-from protocol.run_spec import RunSpec
+from protocol.run_spec import Method, RunSpec
 
 
 def load_trainable(
@@ -37,7 +37,8 @@ def load_trainable(
         device: where to train.
 
     Raises:
-        InputError: a folder is missing, damaged, a pickle, of another shape than the run, or needs remote code.
+        InputError: a folder is missing, damaged, a pickle, of another shape than the run, or needs remote code; or
+            bitsandbytes is missing for a base in 4 bits.
     """
     if spec.method.kind == "full":
         model = load_causal_lm(genesis_model_dir)
@@ -45,15 +46,26 @@ def load_trainable(
     else:
         if base_model_dir is None:
             raise InputError("a LoRA run needs its base model's folder too")
-        adapted = adapter.add_lora(load_causal_lm(base_model_dir), spec.method, spec.run.seed, spec.model.name)
+        base = load_base(spec.method, base_model_dir, device)
+        adapted = adapter.add_lora(base, spec.method, spec.run.seed, spec.model.name)
         parameters = adapter.adapter_parameters(adapted)
         trainable = TrainableModel(adapted, parameters, load_tokenizer(genesis_model_dir), device)
     trainable.write(weights.read_flat(genesis_model_dir, trainable.names_shapes))
     return trainable
 
 
-def load_causal_lm(folder: Path) -> PreTrainedModel:
+def load_base(method: Method, folder: Path, device: str | torch.device) -> PreTrainedModel:
+    """The frozen base of a LoRA run: fp32 on the CPU, or in 4 bits on the device. Raises: as `load_trainable`."""
+    if method.base == "nf4":
+        return nf4.prepare(load_causal_lm(folder, nf4.loading_options(device)))  # type: ignore[no-any-return]
+    return load_causal_lm(folder)
+
+
+def load_causal_lm(folder: Path, options: dict[str, Any] | None = None) -> PreTrainedModel:
     """A causal LM from a local folder, fp32, on the CPU.
+
+    Args:
+        options: for `from_pretrained`, `nf4.loading_options` say.
 
     Raises:
         InputError: missing, damaged, a pickle, needs remote code, or lacks weights that the architecture has.
@@ -63,11 +75,11 @@ def load_causal_lm(folder: Path) -> PreTrainedModel:
     with loading(folder, "causal LM"):
         model, info = from_pretrained(
             str(folder),
-            dtype=torch.float32,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            **{"dtype": torch.float32} | (options or {}),
         )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
@@ -114,7 +126,7 @@ class TrainableModel:
         self._parameters = dict(sorted(parameters.items()))
         self.names_shapes: NamesShapes = tuple((name, tuple(p.shape)) for name, p in self._parameters.items())
         self.parameters_trainable = sum(parameter.numel() for parameter in self._parameters.values())
-        self.parameters_total = sum(parameter.numel() for parameter in self.model.parameters())
+        self.parameters_total = sum(nf4.count(parameter) for parameter in self.model.parameters())
         self.recomputing = False  # activations, in the backward pass
         self.flat_N = torch.empty(self.parameters_trainable, device=self.device)
         self._gradient_N: torch.Tensor | None = None
