@@ -8,7 +8,7 @@ the held-out split or to training by a hash of its own tokens, so that copies of
 
 Sequences have one length. With packing, records follow each other, an end-of-sequence token after each, and only the
 last sequence is padded; without, each record begins a sequence. Padding comes after the tokens, so a causal model never
-sees it from a real token, and carries no loss. Legend: S sequences, T tokens in each, B sequences in a batch.
+sees it from a real token, and carries no loss; a batch is cut to its longest sequence. Legend: S sequences, T tokens in each, B sequences in a batch.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from protocol.run_spec import DataSource, PinnedData, RunSpec
 
 __all__ = ["Dataset", "Sequences", "draw", "load_dataset"]
 NO_LOSS = -100  # torch.nn.functional.cross_entropy's ignore_index
+_WIDTHS = 32  # tokens; a batch's width is a multiple, so that a device sees few different ones
 _HELD_OUT = b"potluck-held-out-v1\n"
 
 
@@ -55,14 +56,21 @@ class Sequences:
         """How many tokens of each sequence are predicted; the first of a sequence never is."""
         return tuple(self.loss_ST[:, 1:].sum(dim=1).tolist())
 
+    def width(self, indices: Sequence[int]) -> int:
+        """T of a batch of these sequences: padding that all of them have is left out."""
+        longest = max(self.lengths[row] for row in indices)
+        return min(-(-longest // _WIDTHS) * _WIDTHS, self.tokens_ST.shape[1])
+
     def batch(self, indices: Sequence[int], device: str | torch.device = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
         """(tokens_BT, labels_BT), int64; labels are the tokens, or -100 where there is no loss (not shifted)."""
-        rows = torch.tensor(indices, dtype=torch.int64)
-        tokens_BT = self.tokens_ST[rows].to(torch.int64)
-        labels_BT = tokens_BT.masked_fill(~self.loss_ST[rows], NO_LOSS)
-        if torch.device(device).type == "cpu":
-            return tokens_BT, labels_BT
-        return tokens_BT.to(device, non_blocking=True), labels_BT.to(device, non_blocking=True)
+        rows, width = torch.tensor(indices, dtype=torch.int64), self.width(indices)
+        tokens_BT = self.tokens_ST[rows, :width].to(torch.int64)
+        labels_BT = tokens_BT.masked_fill(~self.loss_ST[rows, :width], NO_LOSS)
+        if torch.device(device).type != "cuda":
+            return tokens_BT.to(device), labels_BT.to(device)
+        # from other memory torch would wait until the device has done all that it was asked for
+        pinned = tokens_BT.pin_memory(), labels_BT.pin_memory()
+        return pinned[0].to(device, non_blocking=True), pinned[1].to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, eq=False)
