@@ -110,6 +110,14 @@ def test_a_machine_short_of_main_memory_recomputes_from_the_first_pass(
     assert not bench.work().model.recomputing
 
 
+def test_a_run_of_single_sequences_remembers_it_too(tmp_path: Path, glass_dir: Path, plays: Path) -> None:
+    bench, sizes = Bench(tmp_path, glass_dir, plays, inner={"micro_batch": 1}), tmp_path / "sizes.json"
+    work = bench.work(sizes=sizes)  # nothing is searched, so no size is found
+    CountingCard(work.model, holds=0.9 * activations(bench.work(), 1))
+    work.step()
+    assert work.model.recomputing and bench.work(sizes=sizes).model.recomputing
+
+
 def test_a_card_that_is_too_small_all_the_same_says_so(tmp_path: Path, glass_dir: Path, plays: Path) -> None:
     work = Bench(tmp_path, glass_dir, plays).work()
     CountingCard(work.model, holds=0)

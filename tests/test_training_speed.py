@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from training_fixtures import Bench, write_tiny_gpt2, write_tiny_llama
 
-from peer.training.data import Sequences
+from peer.training.data import Sequences, draw
 
 LORA = {"kind": "lora", "rank": 4, "alpha": 8.0}
 
@@ -62,3 +62,18 @@ def test_leaving_padding_out_changes_no_update(
     assert max(bench.dataset.train.lengths) > 32 > min(bench.dataset.train.lengths)
     assert (cut.tokens, cut.batches, cut.flops) == (whole.tokens, whole.batches, whole.flops)
     assert (cut.vector - whole.vector).norm() < 2e-3 * whole.vector.norm()
+
+
+def test_a_pass_of_short_records_is_no_sign_of_a_fast_size(
+    tmp_path: Path, glass_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = records(tmp_path / "d.jsonl", [f"{i} to be or not " + "to be or not to be " * (i % 9) for i in range(60)])
+    data = {"kind": "jsonl", "packing": False, "sequence_length": 60}
+    work = Bench(tmp_path, glass_dir, path, data=data, inner={"micro_batch": 1, "batch": 4}).work()
+    monkeypatch.setattr("peer.training.passes.Clock.seconds", lambda self: 1.0)
+    told: list[float] = []
+    monkeypatch.setattr("peer.training.micro_batch.MicroBatch.passed", lambda self, size, seconds: told.append(seconds))
+    for _ in range(4):
+        work.step()
+    rows = draw(7, 1, "peer", 0, 4, len(work.dataset.train))
+    assert told == [pytest.approx(60 / work.dataset.train.lengths[row]) for row in rows] and len(set(told)) > 1

@@ -113,7 +113,8 @@ class Passes:
             self._overflowed(loss.item())
             return Failed(spoilt=True)
         self._scale.passed()
-        full = self._spec.data.sequence_length / self._sequences.width(rows)  # short batches would look fast
+        # in full sequences: a batch of short ones is no sign of speed, and one with much padding is slow
+        full = self._sequences.tokens_ST.shape[1] * len(rows) / sum(self._sequences.lengths[row] for row in rows)
         self._size.passed(len(rows), seconds * full)
         return Passed(loss)
 
