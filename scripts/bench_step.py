@@ -46,17 +46,18 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the measurements there")
     options = parser.parse_args(arguments)
+    results = {}
     with tempfile.TemporaryDirectory() as folder:
         inputs = prepare(Path(folder), options)
-        results = {kind: compare(kind, inputs, options) for kind in options.kinds.split(",") if can(kind)}
-    print(
-        f"\nlocal step: {inputs['name']}, {options.device}, {options.batch} x {options.sequence_length} tokens a step, "
-        f"{options.threads} thread(s), {options.turns} turns of {options.steps} steps"
-    )
-    print(f"{'':6} {'arm':8} {'tokens/s':>10} {'step':>10} {'memory':>9}   ours is faster by: wall, CPU (quartiles)")
-    for kind, arms in results.items():
-        for arm in ARMS:
-            print(row(kind, arm, arms, options.steps))
+        print(
+            f"\nlocal step: {inputs['name']}, {options.device}, {options.batch} x {options.sequence_length} tokens a step, "
+            f"{options.threads} thread(s), {options.turns} turns of {options.steps} steps\n"
+            f"{'':6} {'arm':8} {'tokens/s':>10} {'step':>10} {'memory':>10}   ours is faster by: wall, CPU (quartiles)",
+            flush=True,
+        )
+        for kind in filter(can, options.kinds.split(",")):
+            results[kind] = compare(kind, inputs, options)
+            print("\n".join(row(kind, arm, results[kind], options.steps) for arm in ARMS), flush=True)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
     return 0
