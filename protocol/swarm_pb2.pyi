@@ -244,6 +244,18 @@ class StateRequest(_message.Message):
     chunks: int
     def __init__(self, certificate: _Optional[str] = ..., state: _Optional[str] = ..., leaves: _Optional[bool] = ..., first_chunk: _Optional[int] = ..., chunks: _Optional[int] = ...) -> None: ...
 
+class AverageRequest(_message.Message):
+    __slots__ = ("certificate", "state", "first_chunk", "chunks")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_CHUNK_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    certificate: str
+    state: str
+    first_chunk: int
+    chunks: int
+    def __init__(self, certificate: _Optional[str] = ..., state: _Optional[str] = ..., first_chunk: _Optional[int] = ..., chunks: _Optional[int] = ...) -> None: ...
+
 class StateChunk(_message.Message):
     __slots__ = ("chunk", "data", "error")
     CHUNK_FIELD_NUMBER: _ClassVar[int]

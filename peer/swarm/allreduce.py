@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from peer.swarm import frames
+from peer.swarm.averages import is_small
 from peer.swarm.group import Group
 from peer.swarm.members import MemberBook
 from peer.swarm.node import CONNECT_TIMEOUT_S, Node, short
@@ -92,6 +93,7 @@ class Reduction:
         loop = asyncio.get_running_loop()
         self._results: dict[int, asyncio.Future[bytes]] = {chunk: loop.create_future() for chunk in self._mine}
         self._averaged = torch.empty(self._digest.values)
+        self.results: dict[int, bytes] | None = {} if is_small(self._digest.codec) else None  # as they travelled
         self._owed = {peer: len(self._mine) if peer in group.by_peer else 0 for peer in group.everyone if peer != me}
         self._heard = dict.fromkeys(self._owed, time.monotonic())
         self._awaited: set[str] = set()  # reducers that have not sent all of their averages
@@ -233,6 +235,8 @@ class Reduction:
     def _take_result(self, chunk: int, data: bytes) -> None:
         start = chunk * self._digest.chunk_values
         self._averaged[start : start + self._sizes[chunk]] = self._codec.decode_average(data, self._sizes[chunk])
+        if self.results is not None:
+            self.results[chunk] = data
 
     async def serve(
         self, peer: str, first: swarm_pb2.Part, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

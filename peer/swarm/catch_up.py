@@ -1,27 +1,30 @@
 """Catching up: a member that is behind, or on the lighter side of a split, fetches the head of the others.
 
 The agreement is checked signature by signature, the manifest against the digest that was signed, each chunk against the
-manifest. Whom to follow is decided by `peer.round_rules.prefers` and by how the rounds are chained.
+manifest. Where the averages since its own head are small, it takes those and makes the state itself. Whom to follow is decided by `peer.round_rules.prefers` and by how the rounds are chained.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import itertools
 import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
 from peer.round_rules import Branch, prefers
+from peer.swarm.averages import Average, AverageFetch, is_small, serve_average
 from peer.swarm.exchange import StateFetch, serve_state
 from peer.swarm.head import MAX_HISTORY_TOKENS, Head, Position
 from peer.swarm.talk import Talk
+from peer.training.outer import outer_step
 from peer.training.state import SharedState
 from protocol import swarm_pb2
 from protocol.claim import Agreement
-from protocol.errors import FormatError, NetworkError, RefusedError, VerificationError
+from protocol.errors import FormatError, NetworkError, RefusedError, RoundAborted, VerificationError
 from protocol.run_card import RunCard
+from protocol.run_spec import RunSpec
 from protocol.state import StateManifest
 
 logger = logging.getLogger(__name__)
@@ -53,6 +56,7 @@ class CatchUp:
     async def start(self) -> None:
         await self._talk.serve("head", swarm_pb2.HeadRequest, self._answer_head)
         await self._talk.serve("state", swarm_pb2.StateRequest, self._answer_state)
+        await self._talk.serve("average", swarm_pb2.AverageRequest, self._answer_average)
 
     async def better_head(self, now: float) -> Head | None:
         """The head of a better branch that live members stand on, fetched and checked; None when there is none."""
@@ -116,10 +120,13 @@ class CatchUp:
             raise VerificationError("the agreement is for another state than the one offered")
         if len(agreement.claims) < self._card.spec.sync.min_peers:
             raise VerificationError(f"the agreement has fewer than {self._card.spec.sync.min_peers} members")
-        if not self._follows(agreement, list(reply.chain)) and not prefers(wanted, mine):
+        since = self._since(agreement, list(reply.chain))
+        if not since and not prefers(wanted, mine):
             raise VerificationError("the other branch is not the one that more members and more work stand behind")
         sources = [view.peer_id for view in self._talk.book.alive() if view.base == reply.state]
-        state = self._position.find(reply.state) or await self._fetch(manifest, [source, *sources])
+        sources = self._others([source, *sources])
+        state = self._position.find(reply.state) or await self._from_averages(since, sources)
+        state = state or await self._fetch(manifest, sources)
         return Head(state, agreement, self._history(agreement, reply.history_tokens))
 
     def _history(self, agreement: Agreement, stated: int) -> int:
@@ -129,13 +136,14 @@ class CatchUp:
             return head.after(agreement.weights)
         return min(stated, MAX_HISTORY_TOKENS)
 
-    def _follows(self, newest: Agreement, chain: list[bytes]) -> bool:
-        """Whether a head follows from this member's own, each round in between agreed on by the majority of the one before.
+    def _since(self, newest: Agreement, chain: list[bytes]) -> list[Agreement]:
+        """The agreements from this member's head to another, if that follows from it; else none.
 
-        Such a head is taken whoever stands on it; any other must be the better branch.
+        It follows when each round was agreed on by the majority of the one before. Such a head is taken whoever stands on
+        it; any other must be the better branch.
 
         Args:
-            newest: its agreement.
+            newest: of the other head.
             chain: the agreements in between.
 
         Raises:
@@ -143,17 +151,54 @@ class CatchUp:
         """
         head = self._position.head
         if newest.round > head.round + 1 and head.round == 0:
-            return False  # at genesis nobody has a weight that would show which of two histories is the run's
+            return []  # at genesis nobody has a weight that would show which of two histories is the run's
         card, base, weights = self._card, head.digest, head.weights
-        opened = (Agreement.from_bytes(item, run=card.run, membership_key=card.member_key) for item in chain)
-        for agreement in itertools.chain(opened, [newest]):
+        opened = [Agreement.from_bytes(item, run=card.run, membership_key=card.member_key) for item in chain]
+        for agreement in [*opened, newest]:
             if agreement.base != base:
-                return False
+                return []
             agreement.check_against(weights)
             if not agreement.has_majority_of(weights):
-                return False
+                return []
             base, weights = agreement.state, dict(agreement.weights)
-        return True
+        return [*opened, newest]
+
+    async def _from_averages(self, since: list[Agreement], sources: list[str]) -> SharedState | None:
+        """What the averages of the rounds since this member's head lead to; None when they are too large or not to be had.
+
+        Args:
+            since: the agreements from there on.
+            sources: members that stand where it leads.
+        """
+        state, wire, started, size = self._position.head.state, self._card.spec.sync.wire, time.monotonic(), 0
+        if not since or not is_small(wire):
+            return None
+        for agreement in since:
+            average = await self._average(agreement.state, state.parameters.numel(), sources)
+            arguments = (self._card.spec, state, average)
+            after = await asyncio.get_running_loop().run_in_executor(None, _apply, *arguments)
+            if average is None or after is None or after.digest != agreement.state:
+                logger.info("round %d: no average that leads to its state; fetching that whole", agreement.round)
+                return None
+            state, size = after, size + average.size_bytes
+            self._position.keep_average(agreement.state, average)
+        logger.info(
+            "made round %d from averages of %.3f MB in %.1f s", since[-1].round, size / 1e6, time.monotonic() - started
+        )
+        return state
+
+    async def _average(self, state: str, values: int, sources: list[str]) -> Average | None:
+        """From several members at once; if one of them does not have it, from one that has just spoken."""
+        talk = self._talk
+        fetch = AverageFetch(
+            talk.node, talk.stream_name("average"), talk.certificate, lambda peer, size: talk.book.heard(peer)
+        )
+        for asked in (sources, sources[:1]):
+            try:
+                return await fetch.run(state, self._card.spec.sync.wire, values, asked)
+            except (NetworkError, FormatError) as error:
+                logger.debug("the average that led to %s…: %s", state[:12], error.message)
+        return None
 
     def _check_manifest(self, data: bytes, digest: str) -> StateManifest:
         manifest, own = StateManifest.from_bytes(data), self._position.head.state.manifest()
@@ -198,3 +243,18 @@ class CatchUp:
 
     async def _answer_state(self, request: swarm_pb2.StateRequest, reader: Any, writer: Any, peer: str) -> None:
         await serve_state(self._position.find(request.state), request, writer)
+
+    async def _answer_average(self, request: swarm_pb2.AverageRequest, reader: Any, writer: Any, peer: str) -> None:
+        await serve_average(self._position.average(request.state), request, writer)
+
+
+def _apply(spec: RunSpec, state: SharedState, average: Average | None) -> SharedState | None:
+    """The state that an average leads to, hashed; None when it leads nowhere."""
+    if average is None:
+        return None
+    try:
+        after = outer_step(spec, state, average.decode())
+    except (FormatError, RoundAborted):
+        return None
+    _ = after.digest
+    return after

@@ -1,7 +1,8 @@
 """Where a member stands: its newest committed state, and the states it can still give to others.
 
 At most two states are kept beside the one that the model trains from: the one before, which others may be fetching, and
-the candidate that is being voted on; making room for the second drops the first.
+the candidate that is being voted on; making room for the second drops the first. The last rounds' averages are kept as they
+travelled, as far as they are small: who missed a round needs no more (`peer.swarm.averages`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from peer.swarm.averages import Average
 from peer.training.state import SharedState
 from protocol.claim import Agreement
 
@@ -51,6 +53,7 @@ class Position:
         self.head = head
         self._previous: SharedState | None = None
         self._candidate: SharedState | None = None
+        self._averages: dict[str, Average] = {}  # digest of the state that each led to -> it, the oldest first
         self._agreements: deque[tuple[int, bytes]] = deque(maxlen=CHAIN_ROUNDS)
 
     @property
@@ -69,6 +72,18 @@ class Position:
         self._previous, self._candidate, self.head = self.head.state, None, head
         if head.agreement is not None:
             self._agreements.append((head.round, head.agreement.to_bytes()))
+
+    def keep_average(self, state: str, average: Average) -> None:
+        """Keep what led to a state, and of the older ones what fits into half a copy of the parameters."""
+        self._averages.pop(state, None)
+        self._averages[state] = average
+        room = 2 * self.head.state.parameters.numel()  # bytes
+        while self._averages and sum(item.size_bytes for item in self._averages.values()) > room:
+            del self._averages[next(iter(self._averages))]
+
+    def average(self, state: str) -> Average | None:
+        """What led to a state, when it is still here."""
+        return self._averages.get(state)
 
     def chain_since(self, round: int) -> list[bytes]:
         """The agreements of the rounds after this one, up to the one before the head's; empty when some are gone."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from peer.swarm.allreduce import Reduction
+from peer.swarm.averages import Average
 from peer.swarm.catch_up import CatchUp
 from peer.swarm.group import Group
 from peer.swarm.head import Head, Position
@@ -151,7 +152,12 @@ class RunningGroup:
         assert self.reduction is not None
         averaged = await self.reduction.run()
         self._stage("averaged")
-        return await asyncio.get_running_loop().run_in_executor(None, self._outer_step, averaged)
+        candidate = await asyncio.get_running_loop().run_in_executor(None, self._outer_step, averaged)
+        results = self.reduction.results
+        if results is not None:
+            chunks = tuple(results[chunk] for chunk in sorted(results))
+            self._position.keep_average(candidate.digest, Average(self._spec.sync.wire, averaged.numel(), chunks))
+        return candidate
 
     def _outer_step(self, averaged: torch.Tensor) -> SharedState:
         candidate = outer_step(self._spec, self._position.head.state, averaged)

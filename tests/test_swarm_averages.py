@@ -1,0 +1,128 @@
+"""Who missed a round makes its state from the round's average, as it travelled; a wrong average costs nothing but its bytes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from swarm_kit import Peer, World, agreed, run, until
+
+from peer.swarm.averages import Average, AverageFetch, is_small
+from peer.swarm.head import Head, Position
+from peer.swarm.rounds import Rounds
+from peer.training.codec import codec
+from peer.training.state import SharedState
+from protocol.errors import FormatError, NetworkError, RoundAborted
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+VALUES = 300_000
+
+
+class Misses(Rounds):
+    """Is not in time for every second round."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        real = self.own.wait_ready
+
+        async def wait_ready(timeout_s: float) -> Any:
+            if self.position.round % 2 == 0:
+                raise RoundAborted("not ready")
+            return await real(timeout_s)
+
+        self.own.wait_ready = wait_ready  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("wire", ["int4", "topk"])
+def test_a_round_that_was_missed_is_made_up_from_its_average(
+    tmp_path: Path, wire: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    world = World(tmp_path, values=VALUES, wire=wire, round_tokens=900, min_peers=2)
+
+    async def main() -> None:
+        async with world.peers(2) as (one, two), world.peer(2, one, two, engine=Misses, tokens=200) as late:
+            await until(lambda: late.reports and late.reports[-1].took_part)
+            caplog.clear()
+            at = one.round
+            await agreed([one, two, late], at + 3)
+            missed = [report.round for report in late.reports if not report.took_part and report.round > at]
+            assert missed, "it missed a round"
+        assert any("made round" in message for message in caplog.messages)
+        assert not any("fetched round" in message for message in caplog.messages)
+
+    run(main())
+
+
+def test_an_average_that_leads_elsewhere_is_thrown_away_and_the_state_is_fetched(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    world = World(tmp_path, values=VALUES, wire="int8", round_tokens=900, min_peers=2)
+
+    def lies(peer: Peer) -> None:
+        real = peer.rounds.position.average
+
+        def other(state: str) -> Average | None:
+            found = real(state)
+            if found is None:
+                return None
+            wrong = codec("int8").encode(torch.ones(65536))
+            return replace(found, chunks=(wrong, *found.chunks[1:]))
+
+        peer.rounds.position.average = other  # type: ignore[method-assign]
+
+    async def main() -> None:
+        async with world.peers(2) as (one, two), world.peer(2, one, two, engine=Misses, tokens=200) as late:
+            lies(one), lies(two)
+            await until(lambda: late.reports and late.reports[-1].took_part)
+            caplog.clear()
+            at = one.round
+            await agreed([one, two, late], at + 3)
+        assert any("no average that leads to its state" in message for message in caplog.messages)
+        assert any("fetched round" in message for message in caplog.messages)
+
+    run(main())
+
+
+def test_a_part_that_is_too_large_or_another_one_is_refused(tmp_path: Path) -> None:
+    world = World(tmp_path)
+
+    async def main() -> None:
+        async with world.nodes(2) as (asker, source):
+            from peer.swarm import frames
+            from protocol import swarm_pb2
+
+            answers = [
+                swarm_pb2.Part(chunk=0, data=bytes(1 << 18)),
+                swarm_pb2.Part(chunk=1, data=bytes(10)),
+                swarm_pb2.Part(error="not here"),
+            ]
+
+            async def answer(peer: str, reader: Any, writer: Any) -> None:
+                await frames.receive(reader, swarm_pb2.AverageRequest, timeout_s=5)
+                await frames.send(writer, answers.pop(0), timeout_s=5)
+
+            await source.serve("average", answer)
+            fetch = AverageFetch(asker, "average", lambda: world.certificate(0), lambda peer, size: None)
+            for words in ("bytes", "expected 0", "not here"):
+                with pytest.raises((FormatError, NetworkError), match=words):
+                    await fetch.run("a" * 64, "int4", 100_000, [source.peer_id])
+            with pytest.raises(NetworkError, match="no member"):
+                await fetch.run("a" * 64, "int4", 100_000, [])
+
+    run(main())
+
+
+def test_only_as_many_averages_are_kept_as_half_a_copy_of_the_parameters() -> None:
+    position = Position(Head(SharedState(0, (("w", (1000,)),), torch.zeros(1000))))
+    for number in range(5):
+        position.keep_average(f"{number}", Average("int4", 1000, (bytes(600),)))
+    assert [position.average(f"{number}") is not None for number in range(5)] == [False, False, True, True, True]
+    position.keep_average("large", Average("fp32", 1000, (bytes(4000),)))
+    assert position.average("large") is None
+    assert [is_small(name) for name in ("fp32", "fp16", "int8", "int4", "topk")] == [False, True, True, True, True]
