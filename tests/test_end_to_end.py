@@ -74,6 +74,8 @@ def small_run(model: Path, data: Path, sections: dict[str, dict[str, Any]]) -> d
     return config
 
 
+OVERLAPPED = ("int4", "topk")  # as in the presets
+
 # ---- all of it, in each of its forms -------------------------------------------------------------------------------------
 
 
@@ -83,8 +85,10 @@ def small_run(model: Path, data: Path, sections: dict[str, dict[str, Any]]) -> d
         pytest.param("full", "diloco", "fp32", marks=pytest.mark.slow),
         ("full", "diloco", "int8"),
         pytest.param("full", "gradient", "fp32", marks=pytest.mark.slow),
+        ("full", "diloco", "topk"),
         ("full", "gradient", "int8"),
-        ("lora", "diloco", "fp16"),
+        pytest.param("lora", "diloco", "fp16", marks=pytest.mark.slow),
+        ("lora", "diloco", "int4"),
         ("lora", "diloco", "int8"),
         pytest.param("lora", "gradient", "fp32", marks=pytest.mark.slow),
         pytest.param("lora", "gradient", "int8", marks=pytest.mark.slow),
@@ -97,7 +101,7 @@ def test_three_peers_agree_on_every_round_and_what_is_published_verifies(
     run = community(
         run={"rounds": rounds},
         method={"kind": kind, "rank": 4, "alpha": 8} if kind == "lora" else {"kind": kind},
-        sync={"method": method, "wire": wire, "min_peers": 3},
+        sync={"method": method, "wire": wire, "min_peers": 3, "overlap": wire in OVERLAPPED},
         outer={"lr": 1e-3} if method == "gradient" else {"lr": 1.0},
     )
     host = run.host()
