@@ -4,7 +4,7 @@ An update that missed its round is not thrown away: it is added to its author's 
 (`protocol.claim.Late`). After that it is over.
 
 What a lossy codec leaves out is not lost either (error feedback, Seide et al. 2014): it is the contribution's `residual`,
-which is added to the author's next update, whether this one is part of its round or comes late.
+of which `Codec.feedback` is added to the author's next update, whether this one is part of its round or comes late.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Contribution:
             late.add_to(update.vector, update.tokens)
             flops += late.flops // LATE_DIVISOR
         if feedback is not None:
-            update.vector.add_(feedback)
+            update.vector.add_(feedback, alpha=codec(wire).feedback)
         sent = leftover(update, round, base, wire)
         encoded = sent.encoded
         made = Claim(

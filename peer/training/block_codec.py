@@ -63,7 +63,7 @@ class Int8(Codec):
 
 class Int4(Codec):
     name = "int4"
-    feedback = True
+    feedback = 1.0
 
     def encoded_bytes(self, count: int) -> int:
         return 2 * _blocks(count, INT4_BLOCK) + (count + 1) // 2

@@ -34,7 +34,6 @@ from protocol.errors import FormatError
 
 CHUNK_VALUES = 65536  # 256 KiB of fp32
 
-
 _CODECS: dict[str, Codec] = {c.name: c for c in (Fp32(), Fp16(), Int8(), Int4(), TopK())}
 
 

@@ -33,9 +33,7 @@ class Codec(ABC):
     """One way to write fp32 values as bytes."""
 
     name: str
-    feedback = (
-        False  # whether what encoding loses is to be added to the sender's next update; see `peer.training.codec`
-    )
+    feedback = 0.0  # how much of what encoding loses the sender adds to its next update; 0: nothing is kept for it
 
     @abstractmethod
     def encoded_bytes(self, count: int) -> int:

@@ -47,7 +47,7 @@ _VALUES = Int4()  # of an average
 
 class TopK(Codec):
     name = "topk"
-    feedback = True
+    feedback = 0.9
 
     def encoded_bytes(self, count: int) -> int:
         kept = _kept(count)
