@@ -43,11 +43,11 @@ def test_work_that_comes_late_takes_its_residual_with_it(tmp_path: Path, wire: s
     world = World(tmp_path, values=VALUES, wire=wire)
     first = make(world, 1, None)
     assert first.residual is not None
-    before = first.residual.clone()
+    before = first.residual * codec(wire).feedback
     missed = make(world, 2, first.residual)
     assert missed.residual is not None
     assert torch.allclose(missed.fresh.encoded.decode() + missed.residual, world.update(0, 2) + before, atol=1e-5)
-    left = missed.residual.clone()
+    left = missed.residual * codec(wire).feedback
     again = make(world, 3, missed.residual, late=missed.fresh)
     assert again.residual is not None
     mixed = (world.update(0, 3) * 150 + missed.fresh.encoded.decode() * 75) / 225
@@ -89,7 +89,7 @@ def test_a_member_adds_what_it_has_left_out_to_its_next_update(tmp_path: Path) -
             real = own._make_ready
 
             async def noted(update: Update, base: str) -> None:
-                before = None if own._feedback is None else own._feedback.clone()
+                before = None if own._feedback is None else own._feedback * codec("topk").feedback
                 vector = update.vector.clone()
                 await real(update, base)
                 assert own.ready is not None and before is not None and own._feedback is not None
