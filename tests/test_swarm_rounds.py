@@ -21,7 +21,7 @@ from peer.swarm.node import Node
 from peer.swarm.pace import Limits
 from peer.swarm.rounds import FREE_ATTEMPTS, Rounds
 from peer.training.codec import EncodedUpdate
-from peer.training.outer import outer_step
+from peer.training.state import SharedState
 from protocol import claim, swarm_pb2
 from protocol.claim import Agreement, Vote
 from protocol.errors import NetworkError
@@ -251,10 +251,18 @@ def cut(peer: Peer, others: set[str]) -> None:
 class Differing(Rounds):
     """Gets another state from its outer step in round 2."""
 
-    def _outer_step(self, averaged: torch.Tensor) -> Any:
-        if self.position.round == 2:
-            averaged = averaged + 1
-        return super()._outer_step(averaged)
+    differed = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        real = self.group._outer_step
+
+        def outer_step(averaged: torch.Tensor) -> SharedState:
+            if self.position.round == 2:
+                averaged, self.differed = averaged + 1, True
+            return real(averaged)
+
+        self.group._outer_step = outer_step  # type: ignore[method-assign]
 
 
 def test_a_member_whose_state_differs_takes_the_one_of_the_majority(tmp_path: Path) -> None:
@@ -264,6 +272,7 @@ def test_a_member_whose_state_differs_takes_the_one_of_the_majority(tmp_path: Pa
         async with world.peers(2) as peers, world.peer(2, *peers, engine=Differing) as odd:
             await agreed([*peers, odd], 3)
             assert odd.state(2) == peers[0].state(2)
+            assert isinstance(odd.rounds, Differing) and odd.rounds.differed
 
     run(main())
 
@@ -275,9 +284,12 @@ def test_three_states_for_three_members_commit_nothing(tmp_path: Path, monkeypat
     class Own(Rounds):
         odd = True
 
-        def _outer_step(self, averaged: torch.Tensor) -> Any:
-            shift = float(ord(self.me[-1])) if self.odd else 0.0
-            return outer_step(self._card.spec, self.head.state, averaged + shift)
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            real = self.group._outer_step
+            self.group._outer_step = lambda averaged: real(  # type: ignore[method-assign]
+                averaged + (float(ord(self.me[-1])) if self.odd else 0.0)
+            )
 
     async def main() -> None:
         async with world.peers(3, engine=Own) as peers:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,7 @@ def test_a_certificate_that_runs_out_shuts_its_holder_out(tmp_path: Path) -> Non
             message.certificate = world.certificate(OUTSIDER)
             assert await member.call(peer.me, name, message, swarm_pb2.Progress, timeout_s=5)
             known = peer.rounds.book._checked[member.peer_id]
-            peer.rounds.book._checked[member.peer_id] = (known[0], 0)  # time has passed
+            peer.rounds.book._checked[member.peer_id] = (known[0], replace(known[1], expires=0))  # time has passed
             assert not peer.rounds.book.is_admitted(member.peer_id)
             message.certificate = world.certificate(OUTSIDER, lifetime_s=-3600)
             with pytest.raises(NetworkError):
