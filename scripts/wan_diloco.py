@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,12 @@ class Others:
     def wait(self, round: int, soon_s: float) -> None:
         """Until all that are alive and on this round are within `soon_s` of its end."""
         deadline = time.monotonic() + self._patience_s
-        while time.monotonic() < deadline and self._longest(round) > soon_s:
+        while time.monotonic() < deadline and self.longest(round) > soon_s:
             self.tell(round, 0.0)
             time.sleep(0.2)
 
-    def _longest(self, round: int) -> float:
+    def longest(self, round: int) -> float:
+        """Seconds until the last of those on this round is at its end."""
         found = self._dht.get("wan_progress", latest=True)
         entries = [item.value for item in found.value.values()] if found else []
         return max((left_s - (self._now() - told) for theirs, left_s, told in entries if theirs == round), default=0.0)
@@ -62,6 +64,9 @@ def main() -> None:
 def _train(peer: Peer) -> None:
     import hivemind
     import torch
+    from hivemind.averaging.matchmaking import MatchmakingException
+    from hivemind.averaging.partition import AllreduceException
+    from hivemind.compression import Float16Compression
     from wan_arms import DILOCO_OUTER
 
     from peer.training.outer import step as outer_step
@@ -79,7 +84,7 @@ def _train(peer: Peer) -> None:
         target_group_size=4,
         min_matchmaking_time=matchmaking_s,
         request_timeout=0.6 * matchmaking_s,
-        compression=hivemind.Float16Compression(),
+        compression=Float16Compression(),
         allreduce_timeout=timeout_s,
     )
     others = Others(peer.dht, peer.name, compress)
@@ -92,7 +97,7 @@ def _train(peer: Peer) -> None:
             left_s = (steps - done) * result.tokens / peer.settings["tokens_per_s"]
             others.tell(state.round, left_s, at_once=done in (1, steps))
             peer.tell_progress()
-            if control is None and left_s <= matchmaking_s and others._longest(state.round) <= matchmaking_s:
+            if control is None and left_s <= matchmaking_s and others.longest(state.round) <= matchmaking_s:
                 control = averager.step(wait=False, require_trigger=True, timeout=timeout_s)
         if control is None:
             others.wait(state.round, matchmaking_s)
@@ -102,7 +107,7 @@ def _train(peer: Peer) -> None:
         control.allow_allreduce()
         try:
             control.result(timeout_s)
-        except hivemind.averaging.averager.AllreduceException as error:
+        except (AllreduceException, MatchmakingException, TimeoutError, CancelledError) as error:
             peer.tell_problem(f"round {state.round}: not averaged: {error!r}")  # it steps with its own, as the original
         with averager.get_tensors() as (tensor,):
             state = outer_step(DILOCO_OUTER, "diloco", state, tensor.clone())

@@ -13,6 +13,7 @@ example's a full fine-tune at 20 Mbit/s never averages anything.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,12 @@ def optimizer(peer: Peer) -> Any:
     """A stock optimizer over the model's one flat vector."""
     import hivemind
     import torch
+    from hivemind.compression import Float16Compression
+    from hivemind.optim.grad_averager import GradientAverager
 
     inner, compress = peer.bench.spec.inner, peer.settings["compress"]
     matchmaking_s = max(LEAST_MATCHMAKING_S, 5.0 / compress)
+    request_timeout_s = 0.6 * matchmaking_s  # hivemind's own ratio of 3 s to 5 s
     parameter = torch.nn.Parameter(peer.bench.model.flat_N)
     parameter.grad = peer.bench.model.gradient_N
     return hivemind.Optimizer(
@@ -46,9 +50,10 @@ def optimizer(peer: Peer) -> Any:
         offload_optimizer=True,
         delay_optimizer_step=True,
         delay_grad_averaging=True,
-        grad_compression=hivemind.Float16Compression(),
-        state_averaging_compression=hivemind.Float16Compression(),
-        averager_opts={"target_group_size": 256, "request_timeout": 0.6 * matchmaking_s},
+        grad_compression=Float16Compression(),
+        state_averaging_compression=Float16Compression(),
+        averager_opts={"target_group_size": 256, "request_timeout": request_timeout_s},
+        grad_averager_factory=partial(GradientAverager, request_timeout=request_timeout_s),
         tracker_opts={
             "min_refresh_period": 0.5,
             "max_refresh_period": max(1.0, 30 / compress),

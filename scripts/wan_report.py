@@ -8,6 +8,7 @@ True
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,7 +54,7 @@ class Outcome:
 
 def crossing(points: Points, target: float) -> float | None:
     """When a curve first comes down to `target`, on straight lines between its points."""
-    for (at, loss), (next_at, next_loss) in zip(points, points[1:], strict=False):
+    for (at, loss), (next_at, next_loss) in itertools.pairwise(points):
         if loss <= target:
             return at
         if next_loss <= target:
@@ -63,7 +64,7 @@ def crossing(points: Points, target: float) -> float | None:
 
 def value_at(points: Points, at: float) -> float:
     """A curve's value, on straight lines between its points."""
-    for (first, loss), (second, next_loss) in zip(points, points[1:], strict=False):
+    for (first, loss), (second, next_loss) in itertools.pairwise(points):
         if first <= at <= second:
             return loss + (next_loss - loss) * (at - first) / (second - first)
     return points[-1][1]

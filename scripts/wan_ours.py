@@ -1,0 +1,114 @@
+"""Runs a preset of Potluck's for `scripts/bench wan`: `potluck host` and four `potluck join`, unchanged, in the WAN lab.
+
+The host stands on a line without limits and publishes nothing: it is not on the training path, and an upload of the state
+for each evaluation would be charged to a peer's line. The states are copied from a peer's disk instead.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pacing
+from processes import Part
+from small_community import Inputs
+from wan_arms import PRESETS
+from wan_community import WanCommunity
+from wan_lab import Host, WanLab
+from wan_plan import Course
+from wan_scale import PEERS
+from wan_trace import LOOK_S, NAMES, READY_S, VICTIM, Trace, config, kill, set_lines
+from warm_start import WarmStart
+
+
+def run_ours(course: Course, inputs: Inputs, folder: Path, starter: WarmStart) -> Trace:
+    """Raises: AssertionError: its processes did not get ready."""
+    preset = PRESETS[course.arm][course.kind]
+    round_tokens = preset["round_steps"] * PEERS * course.scale.tokens_per_step
+    least = PEERS - 1 if course.variant == "killed" else PEERS  # or the others may not go on
+    more = {name: section for name, section in preset.items() if name != "round_steps"}
+    more["sync"] = more.get("sync", {}) | {"round_tokens": round_tokens, "min_peers": least}
+    trace = Trace()
+    with (
+        WanLab(dict.fromkeys(("host", *NAMES), Host()), seed=course.seed) as lab,
+        WanCommunity(folder, config(course, inputs, **more), lab, starter=starter) as run,
+    ):
+        for number, name in enumerate(NAMES):
+            run.more_environment[name] = pacing.environment(course.speed(number))
+        run.host()
+        peers = [run.peer(name) for name in NAMES]
+        ready = [peer.wait_for("step", step="finding-members", timeout_s=READY_S)["time"] for peer in peers]
+        set_lines(lab, course)
+        before = lab.counters()
+        trace.started = sum(ready) / len(ready)  # as much card time is used before it as is missing after it
+        with _states_kept(run, peers[0], folder / "kept", trace):
+            killed_at = _watch_ours(course, lab, peers, trace)
+        after = lab.counters()
+        trace.counters = {name: (before[name], after[name]) for name in NAMES}
+    _sum_up_ours(course, peers, trace, killed_at)
+    return trace
+
+
+def _watch_ours(course: Course, lab: WanLab, peers: list[Part], trace: Trace) -> float | None:
+    """Until the budget is used up, or the limit; when the victim was killed."""
+    killed_at = None
+    while time.time() < trace.started + course.limit_s:
+        time.sleep(LOOK_S)
+        trace.tokens = sum(event["tokens"] for event in peers[0].committed().values())
+        if course.variant == "killed" and killed_at is None and trace.tokens >= course.budget / 2:
+            killed_at = time.time()
+            kill(lab, VICTIM)
+        if trace.tokens >= course.budget:
+            break
+    trace.ended = time.time()
+    return killed_at
+
+
+def _sum_up_ours(course: Course, peers: list[Part], trace: Trace, killed_at: float | None) -> None:
+    """Busy: what is left of the time without waiting for rounds."""
+    shares, slow = [], []
+    for number, peer in enumerate(peers):
+        speeds = [item["tokens_per_s"] for item in peer.events if item["event"] == "worked"]
+        slow += [max(0.0, 1 - speed / course.speed(number)) for speed in speeds]
+        end = killed_at if killed_at is not None and peer.name == VICTIM else trace.ended
+        waited = sum(event["waited_s"] for event in peer.committed().values() if event["time"] <= end)
+        shares.append(1 - waited / (end - trace.started))
+        trace.problems += [
+            f"{peer.name}: {item['reason']}" for item in peer.events if item["event"] == "waiting" and item["reason"]
+        ]
+    trace.busy = sum(shares) / len(shares)
+    trace.late_s = sum(slow) / max(1, len(slow)) * (trace.ended - trace.started)
+
+
+@contextmanager
+def _states_kept(run: WanCommunity, peer: Part, kept: Path, trace: Trace) -> Iterator[None]:
+    """Copy each state that this peer commits, while it is on its disk."""
+    kept.mkdir()
+    done = threading.Event()
+
+    def copy() -> None:
+        seen: set[int] = set()
+        while not done.wait(LOOK_S):
+            for number, event in sorted(peer.committed().items()):
+                if number in seen:
+                    continue
+                seen.add(number)
+                name = f"round-{number:06d}.safetensors"
+                try:
+                    shutil.copyfile(run.run_folder(peer.name) / "states" / name, kept / name)
+                except FileNotFoundError:  # two newer ones have taken its place
+                    continue
+                trace.states.append((event["time"], kept / name))
+
+    thread = threading.Thread(target=copy)
+    thread.start()
+    try:
+        yield
+    finally:
+        time.sleep(2 * LOOK_S)
+        done.set()
+        thread.join()

@@ -1,0 +1,160 @@
+"""`scripts/bench wan`: how a small model stands for a large one, what the table says, and, slowly, an arm of each sort."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+import bench_wan
+import wan_plan
+import wan_report
+import wan_scale
+from wan_arms import ARMS, DILOCO, PRESETS, averaging
+from wan_report import Outcome, crossing, table, targets, value_at
+from wan_scale import CARD_TOKENS_PER_S, LINES, REAL_BATCH_TOKENS, REAL_TRAINABLE, Scale
+
+LLAMA_1B = {"hidden": 2048, "kv": 512, "intermediate": 8192, "layers": 16, "rank": 16}
+
+
+def outcome(arm: str, *points: tuple[float, float], seed: int = 1, line: str = "20/100") -> Outcome:
+    return Outcome(arm, "lora", line, "plain", seed, 1e-3, points[-1][0], 1000, 6e3, 4e3, 0.9, 0.0, points)
+
+
+@pytest.mark.parametrize("module", [wan_scale, wan_report])
+def test_the_examples_in_the_docstrings_hold(module: object) -> None:
+    assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
+
+
+def test_the_real_adapter_has_as_many_values_as_its_shape_says() -> None:
+    shape = LLAMA_1B
+    sides = [(shape["hidden"], shape["hidden"])] * 2  # q, o
+    sides += [(shape["hidden"], shape["kv"])] * 2  # k, v
+    sides += [(shape["hidden"], shape["intermediate"])] * 3  # gate, up, down
+    assert REAL_TRAINABLE["lora"] == shape["layers"] * shape["rank"] * sum(a + b for a, b in sides)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("line", ["20/100", "10/50"])
+@pytest.mark.parametrize("compress", [1.0, 8.0, 16.0])
+def test_an_exchange_costs_as_many_steps_as_in_reality(kind: str, line: str, compress: float) -> None:
+    real_step_s = REAL_BATCH_TOKENS / CARD_TOKENS_PER_S
+    real_exchange_s = 1.5 * REAL_TRAINABLE[kind] * 2 * 8e-6 / LINES[line].up_mbit
+    ours = Scale(kind, trainable=100_000, compress=compress)
+    assert ours.exchange_s(line, 2) / ours.step_s == pytest.approx(real_exchange_s / real_step_s)
+    assert ours.line(line).delay_ms * compress == pytest.approx(LINES[line].delay_ms)
+
+
+def test_loopback_has_no_limits() -> None:
+    assert Scale("full", 1000).line("loopback") == LINES["loopback"]
+    assert Scale("full", 1000).exchange_s("loopback", 2) == 0
+
+
+def test_the_time_to_a_loss_lies_between_two_evaluations() -> None:
+    curve = [(0.0, 5.0), (10.0, 4.0), (20.0, 4.5), (30.0, 3.5)]
+    assert crossing(curve, 4.5) == 5.0
+    assert crossing(curve, 4.0) == 10.0
+    assert crossing(curve, 3.75) == pytest.approx(27.5)
+    assert crossing(curve, 5.5) == 0.0
+    assert crossing(curve, 3.0) is None
+    assert value_at(curve, 15.0) == 4.25
+
+
+def test_the_target_is_the_ideal_arms_loss_at_four_fifths_of_the_budget() -> None:
+    ideal = outcome("ideal", (0.0, 5.0), (80.0, 3.4), (100.0, 3.0))
+    assert targets([ideal, outcome("potluck-int8", (0.0, 5.0), (90.0, 1.0))]) == {("lora", 1): pytest.approx(3.4)}
+
+
+def test_the_table_says_how_long_how_much_and_who_never_got_there() -> None:
+    outcomes = [
+        outcome("ideal", (0.0, 5.0), (80.0, 3.4), (100.0, 3.0)),
+        outcome("ideal", (0.0, 5.0), (80.0, 3.6), (100.0, 3.0), seed=2),
+        outcome("potluck-int8", (0.0, 5.0), (160.0, 3.4), (200.0, 3.03)),
+        outcome("potluck-int8", (0.0, 5.0), (240.0, 3.6), (250.0, 3.03), seed=2),
+        outcome("hivemind", (0.0, 5.0), (600.0, 4.5)),
+    ]
+    rows = {
+        row.split(" | ")[3]: [cell.strip() for cell in row.strip("|").split("|")]
+        for row in table(outcomes, {"lora": 600.0})
+    }
+    ours, stock = rows["potluck-int8"], rows["hivemind"]
+    assert ours[5] == "200 (160 to 240)"
+    assert ours[6] == "2.50"
+    assert ours[7:10] == ["6", "4", "10.00"]
+    assert ours[12] == "+1.00%"
+    assert stock[5] == "not within 600"
+    assert stock[12] == "+50.00%"
+
+
+def test_every_arm_takes_its_turn_on_every_line_and_other_variants_only_on_the_first() -> None:
+    rates = {kind: dict.fromkeys(ARMS, 1e-3) for kind in ("lora", "full")}
+    scales = {kind: Scale(kind, 100_000) for kind in ("lora", "full")}
+    plan = wan_plan.courses(
+        ARMS, ["lora", "full"], ["20/100", "loopback"], ["plain", "killed"], [1, 2],
+        rates=rates, scales=scales, steps=100, patience=4.0,
+    )  # fmt: skip
+    assert len(plan) == 2 * 2 * (len(ARMS) - 1) * 3
+    assert {(item.line, item.variant) for item in plan} == {
+        ("20/100", "plain"),
+        ("loopback", "plain"),
+        ("20/100", "killed"),
+    }
+    assert [item.arm for item in plan[: len(ARMS) - 1]] == [arm for arm in ARMS if arm != "ideal"]
+    assert all(wan_plan.START_S < item.expected_s <= wan_plan.START_S + item.limit_s for item in plan)
+
+
+def test_speeds_differ_but_their_sum_does_not() -> None:
+    assert all(sum(speeds) == wan_scale.PEERS for speeds in wan_scale.VARIANTS.values())
+
+
+@pytest.mark.parametrize("arm", [*DILOCO, *PRESETS])
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_every_arm_of_local_steps_can_be_simulated(arm: str, kind: str) -> None:
+    assert averaging(arm, kind).local_steps > 0
+
+
+def test_an_unknown_arm_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench_wan.parse(["--arms", "potluck-int8,horovod"])
+    assert "horovod" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.swarm
+@pytest.mark.timeout(900)
+def test_an_arm_of_each_sort_lowers_the_loss_and_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from wan_lab import available
+
+    if reason := available():
+        pytest.skip(f"no WAN lab here: {reason}")
+    told, plot = tmp_path / "wan.json", tmp_path / "wan.png"
+    arms = ["ideal", "hivemind-256", "opendiloco-50", "potluck-int8"]
+    options = ["--quick", "--methods", "lora", "--arms", ",".join(arms), "--json", str(told), "--plot", str(plot)]
+    assert bench_wan.main(options) == 0
+    outcomes = json.loads(told.read_text())["outcomes"]
+    assert [item["arm"] for item in outcomes] == arms
+    assert plot.stat().st_size > 0
+    for item in outcomes:
+        assert item["points"][-1][1] < item["points"][0][1], item["arm"]
+        assert item["arm"] == "ideal" or item["up_bytes"] > 0
+    assert not _processes_of("wan_hivemind.py", "wan_diloco.py")
+
+
+def _processes_of(*scripts: str) -> list[str]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:  # it has ended
+                continue
+            found += [line for script in scripts if script in line]
+    return found
