@@ -14,11 +14,10 @@ so rates are scaled by ours/real; and all times are divided by `compress` (8), s
 matchmaking times and time limits of the other arms are divided too, as far as they can be. Speeding up the card instead of
 slowing the line (a 600 times smaller model, 600 times the tokens/s) is beyond two cores.
 
-What does not scale, and falls on every arm alike: packets have their real size, so a scaled line's queue holds at least
-16 of them; bytes of the protocols beside the tensors weigh real/ours times more than in reality; constants inside
-the libraries (ours, hivemind's, TCP's) are not divided, so they weigh `compress` times more; and TCP's throughput
-under loss does not fall as the rate does, so that 0.5 % loss is milder here than on the real line. The first two and the third
-make this table pessimistic for whoever sends often, which is us.
+What does not scale falls on every arm: packets have their real size, so a scaled line's queue holds at least 16 of them;
+bytes that the protocols send beside the tensors weigh real/ours times more; constants inside the libraries (ours,
+hivemind's, TCP's) are not divided, so they weigh `compress` times more. These make the table pessimistic for whoever sends
+often. And TCP's throughput under loss does not fall as the rate does: 0.5 % loss is milder here than on the real line.
 
     >>> full = Scale("full", trainable=852_608)
     >>> round(full.step_s, 3), round(full.rate, 5)

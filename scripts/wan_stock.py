@@ -44,7 +44,6 @@ class Peer:
             host_maddrs=[f"/ip4/{settings['address']}/tcp/0"],
             initial_peers=settings["initial_peers"],
         )
-        threading.Thread(target=self._listen, daemon=True).start()
 
     @classmethod
     def from_arguments(cls, text: str) -> Peer:
@@ -64,6 +63,7 @@ class Peer:
 
     def wait_for_go(self) -> None:
         """Say that all is ready, and wait until the others are. Raises: TimeoutError: nobody says so."""
+        threading.Thread(target=self._listen, daemon=True).start()  # now that nothing will be forked any more
         say("ready", addresses=[str(address) for address in self.dht.get_visible_maddrs()])
         if not self._go.wait(START_S):
             raise TimeoutError(f"{self.name}: not told to begin within {START_S:.0f} s")
