@@ -87,7 +87,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.quick:
         options.links, options.variants, options.seeds = options.links[:1], ["plain"], options.seeds[:1]
-        options.steps, options.patience = 60, 3.0
+        options.steps, options.patience = 50, 5.5
         if options.arms == list(ARMS):
             options.arms = ["ideal", "hivemind-256", "opendiloco-50", "potluck-int8"]
     if "ideal" not in options.arms:
@@ -100,10 +100,12 @@ class Show:
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         from small_community import real_inputs
+        from wan_model import inputs_of
         from wan_report import Outcome
 
         self._options, self._folder = options, folder
-        self._inputs = real_inputs(folder / "inputs")
+        demo = real_inputs(folder / "inputs")
+        self._inputs = {kind: inputs_of(kind, demo, folder) for kind in options.methods}
         self._dataset: Any = None
         self._scales: dict[str, Scale] = {}
         self._grid: dict[str, dict[str, dict[str, float]]] = {}
@@ -130,12 +132,12 @@ class Show:
 
     def _task(self, arm: str, kind: str, lr: float, seed: int) -> Any:
         from small_community import run_config
-        from wan_arms import batch_of
+        from wan_arms import batches_of
         from wan_training import Task, sections
 
         folder = self._folder / f"task-{arm}-{kind}-{lr:g}-{seed}"
         folder.mkdir(exist_ok=True)
-        config = run_config(self._inputs, **sections(kind, lr, seed, batch_of(arm)), sync={"round_tokens": 1})
+        config = run_config(self._inputs[kind], **sections(kind, lr, seed, batches_of(arm)), sync={"round_tokens": 1})
         task = Task.make(folder, config)
         if self._dataset is None:
             self._dataset = task.open().dataset
@@ -202,7 +204,7 @@ class Show:
                 task = self._task("judge", course.kind, course.lr, course.seed)
                 judge = task.open(self._dataset)
                 try:
-                    outcome = race(course, self._inputs, self._folder / f"run-{number}", judge, starter)
+                    outcome = race(course, self._inputs[course.kind], self._folder / f"run-{number}", judge, starter)
                 except AssertionError as error:  # one arm that does not start costs one row, not the night
                     say(f"    failed: {error}")
                     continue

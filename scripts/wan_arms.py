@@ -1,7 +1,7 @@
 """The arms of `scripts/bench wan`, and their training without a network: the ideal arm, and what tunes the others.
 
     ideal                one machine does the four peers' batches of each step together: AdamW on the mean gradient of all
-                         32 sequences, as DDP would. No network: a step takes what a card takes for its quarter.
+                         four batches, as DDP would. No network: a step takes what a card takes for its quarter.
     hivemind             stock hivemind.Optimizer as in its ALBERT example: fp16, delayed averaging, 4096 sequences a step
     hivemind-256         the same with a target batch that suits a short fine-tune
     opendiloco-50, -500  H local AdamW steps; fp16 pseudo-gradients averaged; Nesterov SGD, lr 0.7, momentum 0.9
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from wan_scale import BATCH, PEERS
+from wan_scale import PEERS, REAL_BATCH
 from wan_training import Bench, Gradients, Task, mean_of, on_the_wire
 
 from peer.training.data import Dataset
@@ -38,7 +38,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "full": {"round_steps": 100, "sync": {"wire": "fp16"}},
     },
 }
-HIVEMIND = {"hivemind": 4096, "hivemind-256": 256}  # target batch, sequences
+HIVEMIND = {"hivemind": 4096, "hivemind-256": 256}  # target batch, sequences of the real case
 DILOCO = {"opendiloco-50": 50, "opendiloco-500": 500}  # H
 DILOCO_OUTER = OuterOptimizer(lr=0.7, momentum=0.9, nesterov=True)
 ARMS = ("ideal", *HIVEMIND, *DILOCO, *PRESETS)
@@ -61,9 +61,9 @@ def averaging(arm: str, kind: str) -> Averaging:
     return Averaging(preset["round_steps"], preset["sync"]["wire"], OuterOptimizer(**preset.get("outer", {})))
 
 
-def batch_of(arm: str) -> int:
-    """Sequences of one AdamW step as this arm's spec has it."""
-    return BATCH * PEERS if arm == "ideal" else BATCH
+def batches_of(arm: str) -> int:
+    """How many batches of a card one AdamW step takes, as this arm's spec has it."""
+    return PEERS if arm == "ideal" else 1
 
 
 def simulate(arm: str, kind: str, task: Task, steps: int, every: int, dataset: Dataset) -> list[tuple[int, float]]:
@@ -125,7 +125,7 @@ def _delayed(bench: Bench, steps: int, target: int) -> Iterator[tuple[int, torch
     parameter = torch.nn.Parameter(model.flat_N.clone())
     adamw = torch.optim.AdamW([parameter], lr=inner.lr, betas=inner.betas, weight_decay=inner.weight_decay)
     gradients = [Gradients(bench, f"peer-{number}") for number in range(PEERS)]
-    batches = max(1, target // (BATCH * PEERS))
+    batches = max(1, target // (REAL_BATCH * PEERS))
     done, late = 0, None
     yield 0, parameter.detach().clone()
     while done < steps:

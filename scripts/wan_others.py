@@ -20,7 +20,7 @@ from small_community import Inputs
 from wan_arms import DILOCO, HIVEMIND
 from wan_lab import Host, WanLab
 from wan_plan import Course
-from wan_scale import PEERS
+from wan_scale import BATCH, PEERS, REAL_BATCH
 from wan_trace import LOOK_S, NAMES, READY_S, VICTIM, Trace, config, kill, set_lines
 from wan_training import Task
 
@@ -79,9 +79,11 @@ def run_others(course: Course, inputs: Inputs, folder: Path) -> Trace:
     task = Task.make(folder, config(course, inputs, sync={"round_tokens": 1}))
     script = "wan_hivemind.py" if course.arm in HIVEMIND else "wan_diloco.py"
     (folder / "kept").mkdir()
+    batch = BATCH[course.kind]
+    target = HIVEMIND[course.arm] * batch // REAL_BATCH if course.arm in HIVEMIND else DILOCO[course.arm]
     settings = {
         "task": task.to_json(),
-        "target": (HIVEMIND | DILOCO)[course.arm],
+        "target": target,
         "compress": course.scale.compress,
         "exchange_s": course.scale.exchange_s(course.line, 2),
     }

@@ -75,7 +75,13 @@ def _sum_up_ours(course: Course, peers: list[Part], trace: Trace, killed_at: flo
         speeds = [item["tokens_per_s"] for item in peer.events if item["event"] == "worked"]
         slow += [max(0.0, 1 - speed / course.speed(number)) for speed in speeds]
         end = killed_at if killed_at is not None and peer.name == VICTIM else trace.ended
-        waited = sum(event["waited_s"] for event in peer.committed().values() if event["time"] <= end)
+        rounds = [event for event in peer.committed().values() if event["time"] <= end]
+        waited = sum(event["waited_s"] for event in rounds)
+        waited += sum(  # of a round that was handed over and came to nothing, or not in time
+            end - item["time"]
+            for item in [event for event in peer.events if event["event"] == "worked"][-1:]
+            if item["round"] > peer.round and item["time"] < end
+        )
         shares.append(1 - waited / (end - trace.started))
         trace.problems += [
             f"{peer.name}: {item['reason']}" for item in peer.events if item["event"] == "waiting" and item["reason"]

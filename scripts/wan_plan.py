@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from wan_arms import DILOCO, HIVEMIND, PRESETS
-from wan_scale import BATCH, PEERS, VARIANTS, Scale
+from wan_scale import PEERS, REAL_BATCH, VARIANTS, Scale
 
 START_S = 60.0  # until all peers of an arm stand ready, and to evaluate afterwards
 WIRE_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.02}  # of a value; what is not here: at most LOW_BYTES
@@ -51,7 +51,7 @@ class Course:
         """About how long it takes, for the display."""
         work_s = self.steps * self.scale.step_s
         if self.arm in HIVEMIND:  # gradients and state, one after the other, while the next gradient is computed
-            epoch_s = HIVEMIND[self.arm] / BATCH / PEERS * self.scale.step_s
+            epoch_s = HIVEMIND[self.arm] / REAL_BATCH / PEERS * self.scale.step_s
             needed = work_s / epoch_s * max(epoch_s, 2 * self.scale.exchange_s(self.line, 2))
         elif self.arm in DILOCO:
             rounds = -(-self.steps // DILOCO[self.arm])

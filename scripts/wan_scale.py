@@ -8,23 +8,23 @@ how many steps one exchange costs. All-reducing N values of b bytes among n peer
     LoRA, 1B     11.27 M values (rank 16 on all linear layers of Llama 3.2 1B)      13.5 s     5.0 steps
     full, 0.5B   494.0 M values (Qwen2.5 0.5B)                                       593 s     217 steps
 
-Kept: the number of optimizer steps, each with its real batch replaced by a small one (one of our tokens stands for
-4096 / 256 = 16), and the number of steps that an exchange costs. Two knobs keep it: our model has fewer trainable values,
+Kept: the number of optimizer steps, each with its real batch replaced by a small one (LoRA: 8 sequences of 32 tokens; full: 2), and the number of steps that an exchange costs. Two knobs keep it: our model has fewer trainable values,
 so rates are scaled by ours/real; and all times are divided by `compress` (8), so rates are multiplied by it. Round trips,
 matchmaking times and time limits of the other arms are divided too, as far as they can be. Speeding up the card instead of
-slowing the line (a 600 times smaller model, 600 times the tokens/s) is beyond two cores.
+slowing the line (a 100 times smaller model, 100 times the tokens/s) is beyond two cores. The larger our model, the less the
+line has to be slowed, so a full fine-tune takes the demo's model made larger (`wan_model`).
 
 What does not scale falls on every arm: packets have their real size, so a scaled line's queue holds at least 16 of them;
 bytes that the protocols send beside the tensors weigh real/ours times more; constants inside the libraries (ours,
 hivemind's, TCP's) are not divided, so they weigh `compress` times more. These make the table pessimistic for whoever sends
 often. And TCP's throughput under loss does not fall as the rate does: 0.5 % loss is milder here than on the real line.
 
-    >>> full = Scale("full", trainable=852_608)
+    >>> full = Scale("full", trainable=3_998_336)
     >>> round(full.step_s, 3), round(full.rate, 5)
-    (0.341, 0.01381)
+    (0.341, 0.06475)
     >>> line = full.line("20/100")
     >>> round(line.up_mbit, 4), round(line.down_mbit, 4), line.delay_ms
-    (0.2761, 1.3806, 1.25)
+    (1.2949, 6.4746, 1.25)
     >>> round(full.exchange_s("20/100", 2) / full.step_s)  # as in reality
     217
 """
@@ -42,8 +42,9 @@ from wan_link import Host
 REAL_TRAINABLE = {"lora": 11_272_192, "full": 494_032_768}
 REAL_NAME = {"lora": "a 1B model's LoRA, rank 16", "full": "a 0.5B model, full"}
 CARD_TOKENS_PER_S = 1500.0
-REAL_BATCH_TOKENS = 8 * 512
-SEQUENCE_LENGTH, BATCH = 32, 8  # ours, of one local step
+SEQUENCE_LENGTH = 32  # ours
+REAL_BATCH = 8  # sequences of 512 tokens in a local step
+BATCH = {"lora": 8, "full": 2}  # of ours, in their place: the larger model gets fewer, for two cores do not do more
 PEERS = 4
 LINES = {  # as they are in reality; delay_ms is a quarter of the round trip between two homes
     "20/100": Host(delay_ms=10, up_mbit=20, down_mbit=100),
@@ -71,12 +72,12 @@ class Scale:
     @property
     def step_s(self) -> float:
         """One local step of a card of the mean speed."""
-        return REAL_BATCH_TOKENS / CARD_TOKENS_PER_S / self.compress
+        return REAL_BATCH * 512 / CARD_TOKENS_PER_S / self.compress
 
     @property
     def tokens_per_step(self) -> int:
         """Predicted: the first of a sequence never is."""
-        return BATCH * (SEQUENCE_LENGTH - 1)
+        return BATCH[self.kind] * (SEQUENCE_LENGTH - 1)
 
     @property
     def tokens_per_s(self) -> float:

@@ -2,7 +2,7 @@
 
 A `Task` is a folder that any process can open: the run spec, the genesis, the base model, the text.
 
-    task = Task.make(folder, inputs, "lora", lr=1e-3, seed=1, batch=8)
+    task = Task.make(folder, inputs, "lora", lr=1e-3, seed=1)
     work = task.open().work("peer-0")           LocalWork, as a Potluck peer has it
     paced = Pace(tokens_per_s=700)
     paced.step(work.step)                       as long as a card of that speed takes
@@ -33,13 +33,13 @@ HELD_OUT = 256  # sequences
 T = TypeVar("T")
 
 
-def sections(kind: str, lr: float, seed: int, batch: int = BATCH) -> dict[str, dict[str, Any]]:
-    """What a run.toml says, whichever arm it is for."""
+def sections(kind: str, lr: float, seed: int, batches: int = 1) -> dict[str, dict[str, Any]]:
+    """What a run.toml says, whichever arm it is for; an AdamW step is on `batches` batches."""
     return {
         "run": {"name": "wan", "seed": seed},
         "data": {"sequence_length": SEQUENCE_LENGTH, "held_out": 0.02, "held_out_sequences": HELD_OUT},
         "method": {"kind": kind},
-        "inner": {"lr": lr, "micro_batch": BATCH, "batch": batch},
+        "inner": {"lr": lr, "micro_batch": BATCH[kind], "batch": batches * BATCH[kind]},
     }
 
 
