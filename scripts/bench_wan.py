@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from wan_scale import LINES, VARIANTS, Scale
 
 KINDS = ("lora", "full")
+QUICK_TEXT = 1_000_000  # characters
 POINTS = 40  # of the ideal arm's curve
 # learning rates that `--grid-only` found with the defaults, on the demo's model
 RATES: dict[str, float] = {"lora": 3e-3, "full": 1e-3}
@@ -86,7 +87,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, help="draw the losses there")
     options = parser.parse_args(arguments)
     if options.quick:
-        options.links, options.variants, options.seeds = options.links[:1], ["plain"], options.seeds[:1]
+        options.links, options.variants, options.seeds = options.links[:1], options.variants[:1], options.seeds[:1]
         options.steps, options.patience = 50, 5.5
         if options.arms == list(ARMS):
             options.arms = ["ideal", "hivemind-256", "opendiloco-50", "potluck-int8"]
@@ -105,6 +106,8 @@ class Show:
 
         self._options, self._folder = options, folder
         demo = real_inputs(folder / "inputs")
+        if options.quick:  # every process reads the text at its start
+            demo.text.write_text(demo.text.read_text()[:QUICK_TEXT])
         self._inputs = {kind: inputs_of(kind, demo, folder) for kind in options.methods}
         self._dataset: Any = None
         self._scales: dict[str, Scale] = {}

@@ -99,6 +99,7 @@ def _train(peer: Peer) -> None:
             peer.tell_progress()
             if control is None and left_s <= matchmaking_s and others.longest(state.round) <= matchmaking_s:
                 control = averager.step(wait=False, require_trigger=True, timeout=timeout_s)
+        peer.tell_progress(at_once=True)
         if control is None:
             others.wait(state.round, matchmaking_s)
             control = averager.step(wait=False, require_trigger=True, timeout=timeout_s)

@@ -14,6 +14,7 @@ import torch
 from small_community import Inputs
 
 from peer.training.model import load_causal_lm, load_tokenizer
+from peer.training.quiet import no_progress_bars
 
 MORE_UNITS = {"lora": 0, "full": 2048}  # of each layer's MLP
 
@@ -25,7 +26,8 @@ def inputs_of(kind: str, demo: Inputs, folder: Path) -> Inputs:
         return demo
     target = folder / f"{demo.model.name}-{more}"
     if not target.exists():
-        widened(load_causal_lm(demo.model), more).save_pretrained(target)
+        with no_progress_bars():
+            widened(load_causal_lm(demo.model), more).save_pretrained(target)
         load_tokenizer(demo.model).save_pretrained(target)
     return Inputs(target, demo.text)
 
