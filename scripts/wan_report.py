@@ -1,7 +1,7 @@
 """The table and the plot of `scripts/bench wan`. Pure but for the file that is drawn.
 
 >>> crossing([(0.0, 5.0), (10.0, 4.0), (20.0, 3.0)], 3.5)
-15.0
+20.0
 >>> crossing([(0.0, 5.0)], 3.5) is None
 True
 """
@@ -53,13 +53,8 @@ class Outcome:
 
 
 def crossing(points: Points, target: float) -> float | None:
-    """When a curve first comes down to `target`, on straight lines between its points."""
-    for (at, loss), (next_at, next_loss) in itertools.pairwise(points):
-        if loss <= target:
-            return at
-        if next_loss <= target:
-            return at + (next_at - at) * (loss - target) / (loss - next_loss)
-    return points[-1][0] if points and points[-1][1] <= target else None
+    """When there first was a model with this loss: between two exchanges there is none, so nothing is interpolated."""
+    return next((at for at, loss in points if loss <= target), None)
 
 
 def value_at(points: Points, at: float) -> float:
@@ -144,7 +139,7 @@ def draw(outcomes: Sequence[Outcome], path: Path, compress: float) -> None:
             first = next(other.seed for other in shown if other.arm == item.arm) == item.seed
             at.plot(
                 [seconds * compress / 3600 for seconds, _ in item.points], [loss for _, loss in item.points],
-                color=f"C{arms.index(item.arm)}", label=item.arm if first else None, linewidth=1.3,
+                drawstyle="default" if item.arm == "ideal" else "steps-post", color=f"C{arms.index(item.arm)}", label=item.arm if first else None, linewidth=1.3,
             )  # fmt: skip
         for (of, _), loss in goal.items():
             if of == kind:

@@ -55,11 +55,11 @@ def test_loopback_has_no_limits() -> None:
     assert Scale("full", 1000).exchange_s("loopback", 2) == 0
 
 
-def test_the_time_to_a_loss_lies_between_two_evaluations() -> None:
+def test_a_loss_is_reached_when_there_is_a_model_that_has_it_and_not_before() -> None:
     curve = [(0.0, 5.0), (10.0, 4.0), (20.0, 4.5), (30.0, 3.5)]
-    assert crossing(curve, 4.5) == 5.0
+    assert crossing(curve, 4.5) == 10.0
     assert crossing(curve, 4.0) == 10.0
-    assert crossing(curve, 3.75) == pytest.approx(27.5)
+    assert crossing(curve, 3.75) == 30.0
     assert crossing(curve, 5.5) == 0.0
     assert crossing(curve, 3.0) is None
     assert value_at(curve, 15.0) == 4.25
