@@ -118,7 +118,7 @@ def measure(link: str, peers: int, reducers: int, options: argparse.Namespace) -
             command = [sys.executable, __file__, "--as-peer", json.dumps(job)]
             process = lab.run(name, command, stdout=subprocess.DEVNULL)
             stack.callback(process.kill)
-        _wait(folder, "ready", len(names), READY_S)
+        _wait(folder, "connected", len(names), READY_S)
         before = lab.counters()
         lab.strain()
         (folder / "go").touch()
@@ -181,11 +181,20 @@ async def _peer(job: dict[str, Any]) -> None:
     update = EncodedUpdate.encode(world.update(index), job["wire"]) if index < peers else None
     address = job["addresses"][index]
     node = await Node.start(world.identity_path(index), listen=f"{address}:{PORT}", validator=RecordValidator())
+    reductions: asyncio.Future[Reduction] = asyncio.get_running_loop().create_future()
+
+    async def handle(peer: str, reader: Any, writer: Any) -> None:
+        first = await frames.receive(reader, swarm_pb2.Part, timeout_s=600, max_bytes=1 << 20)
+        await (await reductions).serve(peer, first, reader, writer)
+
+    await node.serve(NAME, handle)
     claim = world.claim(index, update).sign(world.identity(index)).to_bytes().hex() if update else ""
     _say(folder, "ready", index, {"claim": claim, "addresses": await node.addresses()})
     others = await asyncio.to_thread(_wait, folder, "ready", len(job["addresses"]), READY_S)
-    for other in others:
-        await node.connect(other["addresses"])
+    for other in others[:index]:  # the later ones dial the earlier: two that dial each other at once may both fail
+        async with asyncio.timeout(READY_S):
+            while not await node.connect(other["addresses"]):
+                await asyncio.sleep(1)
     members, helpers = [], []
     for number, other in enumerate(others):
         peer = world.identity(number).peer_id
@@ -199,12 +208,8 @@ async def _peer(job: dict[str, Any]) -> None:
     book = MemberBook(world.card.run, world.card.member_key)
     limits = Limits(silence_s=60.0, total_s=3600.0)
     reduction = Reduction(group, node.peer_id, update, node, NAME, world.certificate(index), Pace(limits), book)
-
-    async def handle(peer: str, reader: Any, writer: Any) -> None:
-        first = await frames.receive(reader, swarm_pb2.Part, timeout_s=600, max_bytes=1 << 20)
-        await reduction.serve(peer, first, reader, writer)
-
-    await node.serve(NAME, handle)
+    reductions.set_result(reduction)
+    _say(folder, "connected", index, {})
     while not (folder / "go").exists():
         await asyncio.sleep(0.02)
     averaged = await reduction.run()
