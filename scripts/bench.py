@@ -1,6 +1,6 @@
 """Runs the benchmarks, one table each. `scripts/bench` calls it.
 
-    scripts/bench                       every table, with its defaults
+    scripts/bench                       every table that takes minutes, with its defaults
     scripts/bench alone --pairs 20      one table, with its options
 
 A table is a file scripts/bench_NAME.py beside this one, with `main(arguments: list[str]) -> int` that prints it.
@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+
+LONG = ("churn", "wan")  # half an hour, a day: only when they are named
 
 
 def tables() -> list[str]:
@@ -25,7 +27,7 @@ def main(arguments: list[str]) -> int:
     if arguments and arguments[0] not in tables():
         print(f"error: no table {arguments[0]!r}\nhint: tables are {', '.join(tables())}", file=sys.stderr)
         return 2
-    names = arguments[:1] or tables()
+    names = arguments[:1] or [name for name in tables() if name not in LONG]
     return max(importlib.import_module(f"bench_{name}").main(arguments[1:]) for name in names)
 
 

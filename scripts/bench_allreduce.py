@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -110,6 +111,7 @@ def measure(link: str, peers: int, reducers: int, options: argparse.Namespace) -
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         lab = stack.enter_context(WanLab(lines))
+        processes: list[subprocess.Popen[bytes]] = []
         for index, name in enumerate(names):
             job = {
                 "folder": str(folder), "index": index, "peers": peers, "reducers": reducers, "wire": options.wire,
@@ -118,11 +120,12 @@ def measure(link: str, peers: int, reducers: int, options: argparse.Namespace) -
             command = [sys.executable, __file__, "--as-peer", json.dumps(job)]
             process = lab.run(name, command, stdout=subprocess.DEVNULL)
             stack.callback(process.kill)
-        _wait(folder, "connected", len(names), READY_S)
+            processes.append(process)
+        _wait(folder, "connected", len(names), READY_S, processes)
         before = lab.counters()
         lab.strain()
         (folder / "go").touch()
-        told = _wait(folder, "done", len(names), 60 + 40 * options.mb)
+        told = _wait(folder, "done", len(names), 60 + 40 * options.mb, processes)
         after, late = lab.counters(), lab.strain()
     assert len({item["digest"] for item in told}) == 1, "the members hold different averages"
     homes = names[:peers]
@@ -140,9 +143,13 @@ def measure(link: str, peers: int, reducers: int, options: argparse.Namespace) -
     )
 
 
-def _wait(folder: Path, what: str, count: int, timeout_s: float) -> list[dict[str, Any]]:
+def _wait(
+    folder: Path, what: str, count: int, timeout_s: float, processes: Sequence[subprocess.Popen[bytes]] = ()
+) -> list[dict[str, Any]]:
     deadline = time.monotonic() + timeout_s
     while len(found := sorted(folder.glob(f"{what}-*.json"))) < count:
+        if any(process.poll() for process in processes):
+            raise AssertionError("a peer has failed: see above")
         if time.monotonic() > deadline:
             raise AssertionError(f"only {len(found)} of {count} peers were {what} within {timeout_s:.0f} s")
         time.sleep(0.1)

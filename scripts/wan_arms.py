@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from wan_scale import PEERS, REAL_BATCH
-from wan_training import Bench, Gradients, Task, mean_of, on_the_wire
+from wan_training import Bench, Gradients, Task, Wire, average
 
 from peer.training.data import Dataset
 from peer.training.outer import step as outer_step
@@ -29,6 +29,10 @@ GRID = (3e-4, 1e-3, 3e-3, 1e-2)
 
 # run.toml sections of Potluck's presets, for each method; `round_steps`: local steps of each peer in a round
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "potluck": {
+        "lora": {"round_steps": 25, "sync": {"wire": "int4", "overlap": True}},
+        "full": {"round_steps": 25, "sync": {"wire": "topk", "overlap": True}},
+    },
     "potluck-int8": {
         "lora": {"round_steps": 25, "sync": {"wire": "int8"}},
         "full": {"round_steps": 100, "sync": {"wire": "int8"}},
@@ -105,6 +109,7 @@ def _ideal(bench: Bench, steps: int, every: int) -> Iterator[tuple[int, torch.Te
 def _averaged(how: Averaging, task: Task, first: Bench, steps: int) -> Iterator[tuple[int, torch.Tensor]]:
     benches = [first, *(task.open(first.dataset) for _ in range(PEERS - 1))]
     works = [bench.work(f"peer-{number}") for number, bench in enumerate(benches)]
+    wires = [Wire(how.wire) for _ in works]
     state, done = first.genesis, 0
     yield 0, state.parameters
     while done < steps:
@@ -113,8 +118,8 @@ def _averaged(how: Averaging, task: Task, first: Bench, steps: int) -> Iterator[
             work.begin(state)
             for _ in range(count):
                 work.step()
-        update = mean_of([on_the_wire(work.finish().vector, how.wire) for work in works])
-        state = outer_step(how.outer, "diloco", state, update)
+        sent = [wire.send(work.finish().vector) for wire, work in zip(wires, works, strict=True)]
+        state = outer_step(how.outer, "diloco", state, average(sent))
         done += count
         yield done, state.parameters
 

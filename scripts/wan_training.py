@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from wan_scale import BATCH, SEQUENCE_LENGTH
 
-from peer.training.codec import EncodedUpdate
+from peer.training.codec import EncodedUpdate, chunk_sizes, codec
 from peer.training.data import Dataset, draw, load_dataset
 from peer.training.evaluate import held_out_loss
 from peer.training.genesis import build_genesis, count_parameters, load_state
@@ -157,13 +157,27 @@ class Pace:
         return result
 
 
-def on_the_wire(vector: torch.Tensor, wire: str) -> torch.Tensor:
-    """What arrives of a flat fp32 vector."""
-    return EncodedUpdate.encode(vector, wire).decode()
+class Wire:
+    """One peer's codec, and what it has left out so far."""
+
+    def __init__(self, name: str) -> None:
+        self._codec = codec(name)
+        self._residual: torch.Tensor | None = None
+
+    def send(self, vector: torch.Tensor) -> EncodedUpdate:
+        """Encode flat fp32 [N], which is used up."""
+        if self._residual is not None:
+            vector = vector.add_(self._residual, alpha=self._codec.feedback)
+        sent = EncodedUpdate.encode(vector, self._codec.name)
+        self._residual = sent.residual(vector) if self._codec.feedback else None
+        return sent
 
 
-def mean_of(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.stack(list(vectors)).mean(dim=0)
+def average(sent: Sequence[EncodedUpdate]) -> torch.Tensor:
+    """What all peers read of the average of updates of the same weight: flat fp32 [N]."""
+    coder, sizes = codec(sent[0].codec), chunk_sizes(sent[0].values, sent[0].chunk_values)
+    parts = [coder.average([item.chunks[i] for item in sent], [1] * len(sent), n) for i, n in enumerate(sizes)]
+    return torch.cat([coder.decode_average(part, n) for part, n in zip(parts, sizes, strict=True)])
 
 
 def say(event: str, **values: Any) -> None:

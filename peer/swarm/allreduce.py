@@ -114,7 +114,8 @@ class Reduction:
         Raises:
             RoundAborted: something did not come, was not what its sender had claimed, or another member gave up.
         """
-        started, total_s = time.monotonic(), self._pace.total_s(2 * sum(map(self._codec.encoded_bytes, self._sizes)))
+        both_ways = sum(self._codec.encoded_bytes(size) + self._codec.average_bytes(size) for size in self._sizes)
+        started, total_s = time.monotonic(), self._pace.total_s(both_ways)
         tasks = [
             asyncio.create_task(self._exchange(peer))
             for peer, chunks in self._ranges.items()

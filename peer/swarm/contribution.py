@@ -91,9 +91,7 @@ class Contribution:
             fresh = leftover(update, round, base, wire)  # without what is late for the second time then
             late.add_to(update.vector, update.tokens)
             flops += late.flops // LATE_DIVISOR
-        if feedback is not None:
-            update.vector.add_(feedback, alpha=codec(wire).feedback)
-        sent = leftover(update, round, base, wire)
+        sent, residual = lossy(update, round, base, wire, feedback)
         encoded = sent.encoded
         made = Claim(
             run=run,
@@ -107,8 +105,22 @@ class Contribution:
             segments=update.segments,
             late=late.statement() if late else None,
         )
-        residual = encoded.residual(update.vector) if codec(wire).feedback else None
         return cls(encoded, made, made.sign(identity), since, fresh or sent, residual)
+
+
+def lossy(
+    update: Update, round: int, base: str, wire: str, feedback: torch.Tensor | None
+) -> tuple[Leftover, torch.Tensor | None]:
+    """An update with what the one before has left out, as it is kept, and what it leaves out itself.
+
+    Args:
+        update: its vector is used up.
+    """
+    coder = codec(wire)
+    if feedback is not None:
+        update.vector.add_(feedback, alpha=coder.feedback)
+    kept = leftover(update, round, base, wire)
+    return kept, kept.encoded.residual(update.vector) if coder.feedback else None
 
 
 def leftover(update: Update, round: int, base: str, wire: str) -> Leftover:

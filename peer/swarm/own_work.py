@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from peer.swarm.contribution import Contribution, Leftover, leftover
+from peer.swarm.contribution import Contribution, Leftover, lossy
 from peer.swarm.head import Position
 from peer.training.work import Update
 from protocol.errors import RoundAborted
@@ -73,9 +73,11 @@ class OwnWork:
 
     async def _keep_late(self, update: Update, base: str) -> None:
         """The round went on without this work."""
-        arguments = (update, self._position.head.round, base, self._card.spec.sync.wire)
-        if update.tokens:
-            self._missed(await asyncio.get_running_loop().run_in_executor(None, leftover, *arguments))
+        if not update.tokens:
+            return
+        arguments = (update, self._position.head.round, base, self._card.spec.sync.wire, self._feedback)
+        work, self._feedback = await asyncio.get_running_loop().run_in_executor(None, lossy, *arguments)
+        self._missed(work)
 
     def _missed(self, work: Leftover) -> None:
         """Work missed its round: keep it for the next one, unless it is too old by now or the round was made with other work."""
