@@ -78,7 +78,8 @@ def test_an_average_that_leads_elsewhere_is_thrown_away_and_the_state_is_fetched
 
     async def main() -> None:
         async with world.peers(2) as (one, two), world.peer(2, one, two, engine=Misses, tokens=200) as late:
-            lies(one), lies(two)
+            for peer in (one, two):
+                lies(peer)
             await until(lambda: late.reports and late.reports[-1].took_part)
             caplog.clear()
             at = one.round
