@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from coordinator.ledger import Ledger
 from coordinator.roster import Roster
@@ -30,7 +31,10 @@ class Board:
         self._ledger, self._card, self._roster, self._folder = ledger, card, roster, folder
         self.deciding = threading.Event()  # set by the publisher until a checkpoint and all that goes with it lie there
         self._lock = threading.Lock()
-        self._credit: tuple[int, dict[str, tuple[int, int]]] = (-1, {})  # ledger size -> peer id -> (tokens, rounds)
+        # counted once and for all: the ledger only grows
+        self._credit: tuple[int, dict[str, tuple[int, int]]] = (0, {})  # of so many leaves: peer id -> (tokens, rounds)
+        self._tokens: tuple[int, int] = (0, 0)  # up to this round
+        self._counting = threading.Lock()
         self._made: tuple[float, bytes] = (float("-inf"), b"")
 
     def round(self) -> int:
@@ -65,8 +69,7 @@ class Board:
         now = time.monotonic()
         live = self._roster.live(now)
         with self._ledger.reading() as session:
-            tip = session.scalar(select(func.max(RoundRow.round))) or 0
-            tokens = session.scalar(select(func.sum(RoundRow.tokens))) or 0
+            tip, tokens = self._counted(session)
             evaluations = session.scalars(
                 select(EvaluationRow).order_by(EvaluationRow.round.desc()).limit(MAX_EVALUATIONS)
             ).all()
@@ -125,15 +128,29 @@ class Board:
             )
         return tuple(peers)
 
+    def _counted(self, session: Session) -> tuple[int, int]:
+        """The newest committed round, and the tokens of all."""
+        with self._counting:
+            done, before = self._tokens
+            newer = select(func.max(RoundRow.round), func.sum(RoundRow.tokens)).where(RoundRow.round > done)
+            newest, tokens = session.execute(newer).one()
+            if newest is not None:
+                self._tokens = (newest, before + tokens)
+            return self._tokens
+
     def _credits(self) -> dict[str, tuple[int, int]]:
-        """Peer id -> (granted tokens, rounds); counted anew only when the ledger has grown."""
-        size = self._ledger.size
-        if self._credit[0] != size:
-            with self._ledger.reading() as session:
-                rows = session.execute(
-                    select(CreditRow.peer_id, func.sum(CreditRow.tokens), func.count(CreditRow.leaf)).group_by(
-                        CreditRow.peer_id
-                    )
-                ).all()
-            self._credit = (size, {peer_id: (tokens, rounds) for peer_id, tokens, rounds in rows})
-        return self._credit[1]
+        """Peer id -> (granted tokens, rounds)."""
+        with self._counting, self._ledger.reading() as session:
+            (counted, credit), size = self._credit, self._ledger.size
+            newer = (
+                select(CreditRow.peer_id, func.sum(CreditRow.tokens), func.count(CreditRow.leaf))
+                .where(CreditRow.leaf >= counted, CreditRow.leaf < size)
+                .group_by(CreditRow.peer_id)
+            )
+            if counted < size:
+                credit = dict(credit)
+                for peer_id, tokens, rounds in session.execute(newer):
+                    known = credit.get(peer_id, (0, 0))
+                    credit[peer_id] = (known[0] + tokens, known[1] + rounds)
+                self._credit = (size, credit)
+            return credit

@@ -65,7 +65,7 @@ class Receipts:
         return self._folder / f"round-{round_number:06d}.json"
 
     def fetch(self, client: ReceiptSource, certificate: str) -> int:
-        """Ask for the receipts that are not here yet; returns how many were new.
+        """Ask for the receipts that are not here yet; returns how many came.
 
         Rounds can enter the ledger late, but only in order, so those after the newest receipt are all that is missing.
 
@@ -73,15 +73,16 @@ class Receipts:
             CoordinatorAway: it cannot be reached.
             VerificationError: it sent one that does not hold, which is not kept.
         """
-        known = set(self.rounds())
         if self._newest is None:
             self._newest = self._whole_until()
+        new = 0
         for _ in range(_MAX_ASKS):
             batch = client.receipts(certificate, self._newest)
             if not batch:
                 break
             self._newest = self.keep(batch, after_round=self._newest)
-        return len(set(self.rounds()) - known)
+            new += len(batch)
+        return new
 
     def _whole_until(self) -> int:
         """The last round before the first damaged receipt, which is moved away as are all others that are."""
