@@ -18,6 +18,16 @@ def steps(work: LocalWork, count: int) -> None:
         work.step()
 
 
+def carried_on(bench: Bench) -> LocalWork:
+    """Work that has handed over, and is a step ahead."""
+    work = bench.work()
+    steps(work, 1)
+    work.finish()
+    work.carry_on()
+    steps(work, 1)
+    return work
+
+
 def test_overlapped_rounds_of_one_peer_are_the_same_training(tmp_path: Path, glass_dir: Path, plays: Path) -> None:
     bench = Bench(tmp_path, glass_dir, plays)
     states: list[SharedState] = []
@@ -59,11 +69,7 @@ def test_the_agreed_state_is_taken_over_and_what_was_done_meanwhile_stays_on_top
 
 def test_what_was_done_for_a_round_that_has_gone_by_is_dropped(tmp_path: Path, glass_dir: Path, plays: Path) -> None:
     bench = Bench(tmp_path, glass_dir, plays)
-    work = bench.work()
-    steps(work, 1)
-    work.finish()
-    work.carry_on()
-    steps(work, 1)
+    work = carried_on(bench)
     first = outer_step(bench.spec, bench.genesis, torch.full_like(bench.genesis.parameters, 1e-3))
     second = outer_step(bench.spec, first, torch.full_like(first.parameters, 1e-3))
     work.rebase(second)
@@ -72,12 +78,7 @@ def test_what_was_done_for_a_round_that_has_gone_by_is_dropped(tmp_path: Path, g
 
 
 def test_there_is_no_update_before_its_base_is_agreed(tmp_path: Path, glass_dir: Path, plays: Path) -> None:
-    bench = Bench(tmp_path, glass_dir, plays)
-    work = bench.work()
-    steps(work, 1)
-    work.finish()
-    work.carry_on()
-    steps(work, 1)
+    work = carried_on(Bench(tmp_path, glass_dir, plays))
     with pytest.raises(RuntimeError):
         work.finish()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -153,15 +154,17 @@ class CatchUp:
         if newest.round > head.round + 1 and head.round == 0:
             return []  # at genesis nobody has a weight that would show which of two histories is the run's
         card, base, weights = self._card, head.digest, head.weights
-        opened = [Agreement.from_bytes(item, run=card.run, membership_key=card.member_key) for item in chain]
-        for agreement in [*opened, newest]:
+        opened = (Agreement.from_bytes(item, run=card.run, membership_key=card.member_key) for item in chain)
+        found = []
+        for agreement in itertools.chain(opened, [newest]):  # one by one: nothing is checked after the first misfit
             if agreement.base != base:
                 return []
             agreement.check_against(weights)
             if not agreement.has_majority_of(weights):
                 return []
             base, weights = agreement.state, dict(agreement.weights)
-        return [*opened, newest]
+            found.append(agreement)
+        return found
 
     async def _from_averages(self, since: list[Agreement], sources: list[str]) -> SharedState | None:
         """What the averages of the rounds since this member's head lead to; None when they are too large or not to be had.
