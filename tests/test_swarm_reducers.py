@@ -48,7 +48,7 @@ def test_members_whom_nobody_reaches_average_through_those_that_only_reduce(
                 assert reducers and reducers <= everyone
                 assert not any(member.share for member in group.members)
 
-    run(main(), timeout_s=90)
+    run(main())
     assert "fetched round" not in caplog.text, "who only reduces has the average, and so the state"
 
 
@@ -75,7 +75,7 @@ def test_a_reducer_that_vanishes_in_mid_round_is_done_without(tmp_path: Path) ->
             for peer in peers:
                 assert len(peer.handed_over) == len(set(peer.handed_over)), "work was done twice for one base"
 
-    run(main(), timeout_s=90)
+    run(main())
 
 
 def test_who_is_not_trusted_by_the_host_reduces_for_nobody(tmp_path: Path) -> None:

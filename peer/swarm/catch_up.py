@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 BEHIND_S = 0.6  # before fetching the next round: most of the time the missing vote is about to come
 RETRY_S = 1.0  # after nobody could hand over a head
-HEAD_TIMEOUT_S = 20.0
+HEAD_SOON_S, HEAD_TIMEOUT_S = 2.0, 20.0  # to answer with a head: first all are asked briefly, for one may never answer
 FAILED_S = 30.0  # that a member which could not give its head is not asked again
 
 
@@ -74,16 +74,18 @@ class CatchUp:
         if not waited or now < self._retry_at:
             return None
         self._failed = {peer: until for peer, until in self._failed.items() if until > now}
-        for branch in better:
-            for source in [view.peer_id for view in self._talk.book.alive() if view.base == branch.state]:
-                if source in self._failed:
-                    continue
-                try:
-                    return await self._fetch_head(branch, mine, source)
-                except (NetworkError, FormatError, RefusedError) as error:
-                    logger.info("round %d could not be fetched from %s: %s", branch.round, source[-8:], error.message)
-                    if not isinstance(error, _MovedOn):
-                        self._failed[source] = time.monotonic() + FAILED_S
+        standing = [(b, view.peer_id) for b in better for view in self._talk.book.alive() if view.base == b.state]
+        for more_s, (branch, source) in itertools.product((HEAD_SOON_S, HEAD_TIMEOUT_S), standing):
+            if source in self._failed:
+                continue
+            reply: swarm_pb2.HeadReply | None = None
+            try:
+                reply = await self._ask_head(source, mine.round, more_s)
+                return await self._take_head(reply, branch, mine, source)
+            except (NetworkError, FormatError, RefusedError) as error:
+                logger.info("round %d could not be fetched from %s: %s", branch.round, source[-8:], error.message)
+                if not isinstance(error, _MovedOn) and (reply or more_s == HEAD_TIMEOUT_S):
+                    self._failed[source] = time.monotonic() + FAILED_S
         self._retry_at = time.monotonic() + RETRY_S
         return None
 
@@ -110,9 +112,11 @@ class CatchUp:
         followers = sum(branch.supporters for branch in self._talk.book.branches() if branch.state == head.digest)
         return Branch(head.round, head.digest, head.history_tokens, followers + 1 if self._can_go_on() else 0)
 
-    async def _fetch_head(self, wanted: Branch, mine: Branch, source: str) -> Head:
-        request = swarm_pb2.HeadRequest(certificate=self._talk.certificate(), since=mine.round)
-        reply = await self._talk.call(source, "head", request, swarm_pb2.HeadReply, more_s=HEAD_TIMEOUT_S)
+    async def _ask_head(self, source: str, since: int, more_s: float) -> swarm_pb2.HeadReply:
+        request = swarm_pb2.HeadRequest(certificate=self._talk.certificate(), since=since)
+        return await self._talk.call(source, "head", request, swarm_pb2.HeadReply, more_s=more_s)
+
+    async def _take_head(self, reply: swarm_pb2.HeadReply, wanted: Branch, mine: Branch, source: str) -> Head:
         if (reply.round, reply.state) != (wanted.round, wanted.state):
             raise _MovedOn(f"it offers round {reply.round}, expected round {wanted.round}, where it said it stands")
         manifest = self._check_manifest(reply.manifest, reply.state)
