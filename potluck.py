@@ -121,7 +121,11 @@ def join(
     )
     language = lang if lang in ("en", "zh") else messages.language()
     me = PeerIdentity.load_or_create(config.home / "identity").peer_id
-    screen: Any = JsonScreen() if json_output else TerminalScreen(language, me, yes=yes, reduce_only=reduce_only)
+    screen: Any = (
+        JsonScreen(reduce_only=reduce_only)
+        if json_output
+        else TerminalScreen(language, me, yes=yes, reduce_only=reduce_only)
+    )
     with Leaving(lambda: screen.step("leaving")) as leaving:
         volunteer = Volunteer(parsed, config, screen, leaving)
         try:

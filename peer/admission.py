@@ -20,6 +20,7 @@ from peer.coordinator_client import CoordinatorClient, RunFiles
 from peer.coordinator_link import Certificate
 from peer.downloads import is_complete
 from peer.run_folder import RunFolder
+from peer.training import nf4
 from protocol import certificate as certificates
 from protocol.errors import CoordinatorAway, FormatError, InputError, NetworkError, RefusedError
 from protocol.files import hash_folder, tree_digest
@@ -111,6 +112,8 @@ class Newcomer:
         if not known and not self._screen.agree(card):
             return None
         self._agreed = True
+        if card.spec.method.base == "nf4" and not self._reduce_only:
+            nf4.check_installed()  # before gigabytes are fetched in vain
         self._folder.write("root.pem", description.root_public_pem)
         enrollment = self._client.enroll(self._identity)
         self._folder.write("certificate", enrollment.certificate.encode())

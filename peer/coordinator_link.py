@@ -27,9 +27,8 @@ logger = logging.getLogger(__name__)
 INTERVAL_S = 2.0
 LONGEST_PAUSE_S = 60.0
 CLOSE_S = 3.0
-RENEW_SHARE = (
-    0.25  # of the certificate's life that may pass before it is renewed; the rest is for a coordinator's absence
-)
+RENEW_SHARE = 0.25  # of a certificate's life may pass before it is renewed; the rest is for a coordinator's absence
+ASK_AGAIN_S = 60.0  # for a reducer's certificate, after an ordinary one came
 
 
 class Certificate:
@@ -40,7 +39,9 @@ class Certificate:
 
     def replace(self, token: str, expires: float) -> None:
         self.token, self.expires = token, expires
-        wait_s = RENEW_SHARE * max(expires - time.time(), 0.0)
+        self.renew_in(RENEW_SHARE * max(expires - time.time(), 0.0))
+
+    def renew_in(self, wait_s: float) -> None:
         self._renew_at = time.time() + wait_s, time.monotonic() + wait_s
 
     def renew_soon(self) -> None:
@@ -140,11 +141,22 @@ class CoordinatorLink:
             self._wake.wait(pause)
             self._wake.clear()
 
+    def _renew(self) -> None:
+        enrollment = self._client.enroll(self._identity)
+        if self._reduce_only and not enrollment.reducer and time.time() < self._certificate.expires:
+            logger.warning(
+                "the coordinator gave no reducer's certificate: the reducers' code has changed, or somebody at this address "
+                "guessed at it a moment ago; the one held goes on, and a new one is asked for in %.0f s",
+                ASK_AGAIN_S,
+            )
+            self._certificate.renew_in(ASK_AGAIN_S)
+            return
+        self._certificate.replace(enrollment.certificate, enrollment.expires)
+        self._on_certificate(enrollment.certificate)
+
     def _visit(self) -> None:
         if self._certificate.is_due:
-            enrollment = self._client.enroll(self._identity)
-            self._certificate.replace(enrollment.certificate, enrollment.expires)
-            self._on_certificate(enrollment.certificate)
+            self._renew()
         token = self._certificate.token
         self._outbox.drain(self._client, token)
         round, tokens_per_s, addresses = self._position()

@@ -27,14 +27,14 @@ _AVERAGING = STAGES[STAGES.index("group") : STAGES.index("kept")]  # what is sai
 class JsonScreen:
     """One JSON object a line on standard output; agrees to the terms by itself, for whoever uses it has read them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, reduce_only: bool = False) -> None:
+        self._reduce_only = reduce_only
         self._told = ("waiting", "")
         self._problem: tuple[str, str | None] = ("", None)
 
     def agree(self, card: RunCard) -> bool:
-        self._write(
-            "terms", run=card.run, spec=card.spec.model_dump(mode="json"), memory_bytes=memory_needed_bytes(card.spec)
-        )
+        needed = memory_needed_bytes(card.spec, reduce_only=self._reduce_only)
+        self._write("terms", run=card.run, spec=card.spec.model_dump(mode="json"), memory_bytes=needed)
         return True
 
     def fetching(self, name: str, done_bytes: int, size_bytes: int) -> None:
@@ -119,7 +119,7 @@ class TerminalScreen:
             say("data"), f"{spec.data.kind}, {_bytes(spec.data.size_bytes)}; {say('licence')} {spec.data.license}"
         )
         table.add_row(say("method"), f"{spec.method.kind}, {spec.sync.method}, {spec.sync.wire}")
-        table.add_row(say("memory"), _bytes(memory_needed_bytes(spec)))
+        table.add_row(say("memory"), _bytes(memory_needed_bytes(spec, reduce_only=self._reduce_only)))
         self._console.print(say("terms"))
         self._console.print(table)
         if self._yes:

@@ -155,7 +155,7 @@ class Show:
         options = self._options
         steps, jobs = options.grid_steps or options.steps, []
         for kind in options.methods:
-            jobs += [(kind, arm, lr) for arm in options.arms for lr in GRID]
+            jobs += [(kind, arm, lr) for arm in options.arms for lr in GRID[kind]]
         started = time.monotonic()
         for number, (kind, arm, lr) in enumerate(jobs):
             task = self._task(arm, kind, lr, 0)

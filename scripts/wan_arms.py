@@ -25,7 +25,7 @@ from peer.training.data import Dataset
 from peer.training.outer import step as outer_step
 from protocol.run_spec import OuterOptimizer
 
-GRID = (3e-4, 1e-3, 3e-3, 1e-2)
+GRID = {"lora": (1e-3, 3e-3, 1e-2), "full": (3e-4, 1e-3, 3e-3)}  # learning rates, the same for all arms
 
 # run.toml sections of Potluck's presets, for each method; `round_steps`: local steps of each peer in a round
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {

@@ -69,20 +69,18 @@ def _watch_ours(course: Course, lab: WanLab, peers: list[Part], trace: Trace) ->
 
 
 def _sum_up_ours(course: Course, peers: list[Part], trace: Trace, killed_at: float | None) -> None:
-    """Busy: what is left of the time without waiting for rounds."""
+    """Busy: the time that the tokens of all finished work take at the card's speed, and the time since in which it works on."""
     shares, slow = [], []
+    overlap = PRESETS[course.arm][course.kind]["sync"].get("overlap", False)
     for number, peer in enumerate(peers):
-        speeds = [item["tokens_per_s"] for item in peer.events if item["event"] == "worked"]
-        slow += [max(0.0, 1 - speed / course.speed(number)) for speed in speeds]
         end = killed_at if killed_at is not None and peer.name == VICTIM else trace.ended
-        rounds = [event for event in peer.committed().values() if event["time"] <= end]
-        waited = sum(event["waited_s"] for event in rounds)
-        waited += sum(  # of a round that was handed over and came to nothing, or not in time
-            end - item["time"]
-            for item in [event for event in peer.events if event["event"] == "worked"][-1:]
-            if item["round"] > peer.round and item["time"] < end
-        )
-        shares.append(1 - waited / (end - trace.started))
+        worked = [item for item in peer.events if item["event"] == "worked" and item["time"] <= end]
+        slow += [max(0.0, 1 - item["tokens_per_s"] / course.speed(number)) for item in worked]
+        last = worked[-1]["time"] if worked else trace.started
+        agreed = [event["time"] for event in peer.committed().values() if last <= event["time"] <= end]
+        resumed = last if overlap else min(agreed, default=end)
+        busy_s = sum(item["tokens"] for item in worked) / course.speed(number) + end - resumed
+        shares.append(busy_s / (end - trace.started))
         trace.problems += [
             f"{peer.name}: {item['reason']}" for item in peer.events if item["event"] == "waiting" and item["reason"]
         ]

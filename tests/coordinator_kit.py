@@ -73,6 +73,7 @@ def write_run(
     every: int = 2,
     lora: bool = False,
     code: str | None = "wood",
+    reducer_code: str | None = None,
     max_worse: float = 0.1,
 ) -> Path:
     """A folder with model, text and run.toml; returns the latter."""
@@ -104,6 +105,7 @@ max_worse = {max_worse}
 listen = "127.0.0.1:0"
 swarm_listen = "127.0.0.1:0"
 {f'code = "{code}"' if code else ""}
+{f'reducer_code = "{reducer_code}"' if reducer_code else ""}
 """
     )
     return config

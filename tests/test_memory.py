@@ -73,6 +73,8 @@ def test_needed_memory_grows_with_what_needs_it(glass_dir: Path, plays: Path) ->
     small = memory_needed_bytes(make_spec(glass_dir, plays, method=lora))
     full = memory_needed_bytes(make_spec(glass_dir, plays))
     longer = memory_needed_bytes(make_spec(glass_dir, plays, data={"sequence_length": 4096}))
+    reducing = memory_needed_bytes(make_spec(glass_dir, plays), reduce_only=True)
+    assert 1 << 29 < reducing < full, "no gradient, no moments, no activations"
     assert 1 << 29 < small < full < longer < 4 << 30
     spec = make_spec(glass_dir, plays)
     assert activation_bytes(spec, 8) < 8 * activation_bytes(spec, 1)

@@ -7,10 +7,17 @@ from pathlib import Path
 
 import jwt
 import pytest
+from coordinator_kit import start_host, write_run
 from processes import WAIT_S, Community
 from training_fixtures import write_tiny_llama
 
-from peer.coordinator_link import RENEW_SHARE, Certificate
+from peer.coordinator_client import CoordinatorClient
+from peer.coordinator_link import RENEW_SHARE, Certificate, CoordinatorLink
+from peer.outbox import Outbox
+from peer.receipts import Receipts
+from protocol import certificate as certificates
+from protocol.errors import RefusedError
+from protocol.keys import PeerIdentity
 from protocol.run_spec import Host as RunHost
 
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(200)]
@@ -66,3 +73,43 @@ def certificate(community: Community, name: str) -> str:
 
 def expiry(token: str) -> int:
     return int(jwt.decode(token, options={"verify_signature": False})["exp"])
+
+
+def test_a_reducer_keeps_its_role_while_somebody_at_its_address_guesses_at_the_code(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = start_host(write_run(tmp_path / "source", reducer_code="a friend"), tmp_path / "run")
+    me = PeerIdentity.generate()
+    try:
+        guess = host.invite.model_copy(update={"code": "a fiend"})
+        with CoordinatorClient(host.reducer_invite) as client, CoordinatorClient(guess) as guesser:
+            card, first = client.get_run().card, client.enroll(me)
+            assert first.reducer
+            held, kept = Certificate(first.certificate, first.expires), []
+            link = CoordinatorLink(
+                client,
+                me,
+                held,
+                Outbox(tmp_path / "outbox"),
+                Receipts(tmp_path / "receipts", run=card.run, root=host.invite.root, peer_id=me.peer_id),
+                on_certificate=kept.append,
+                on_addresses=lambda addresses: None,
+                on_founder=lambda round, founder: None,
+                on_clock=lambda offset_s: None,
+                position=lambda: (0, 0.0, []),
+                saved_states=dict,
+                reduce_only=True,
+            )
+            with pytest.raises(RefusedError):
+                guesser.enroll(PeerIdentity.generate())
+            held.renew_soon()
+            link._visit()
+            assert held.token == first.certificate and not kept and not held.is_due
+            assert "guessed at it a moment ago" in caplog.text
+            time.sleep(1.1)  # that the first wrong code at an address costs
+            held.renew_soon()
+            link._visit()
+            assert kept == [held.token] != [first.certificate]
+            assert certificates.check(held.token, card.member_key, run=card.run).reducer
+    finally:
+        host.stop()

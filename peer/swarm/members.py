@@ -20,7 +20,8 @@ from protocol import certificate, claim, swarm_pb2
 from protocol.certificate import Membership
 from protocol.errors import RefusedError
 
-INTERVAL_S = 0.3  # between two progress messages to one member
+INTERVAL_S = 0.3  # between two exchanges of progress with one member, at full pace
+INTERVALS_IN_ROUND, INTERVAL_MOST_S = 100, 1.0  # rounds of minutes need no word three times a second
 PEERS_AT_FULL_PACE = 16  # beyond that, members report less often, so that a large swarm does not drown in it
 ALIVE_S = 3.0  # at full pace
 CALL_S = 3.0  # for a small message and its answer, on a line that is not slow
@@ -62,6 +63,7 @@ class MemberBook:
         self._views: dict[str, MemberView] = {}
         self._farewells: dict[int, Farewells] = {}  # by round
         self._checked: dict[str, tuple[str, Membership]] = {}  # peer id -> (certificate, what it says)
+        self.round_s = 0.0  # how long the last round took
 
     def admit(self, peer_id: str, token: str) -> None:
         """Check that an authenticated peer is a member of this run.
@@ -149,9 +151,10 @@ class MemberBook:
 
     @property
     def interval_s(self) -> float:
-        """How long to wait between two progress messages to one member."""
+        """How long to wait between two exchanges of progress with one member."""
         slowness = statistics.median([view.patience_s for view in self._views.values()] or [CALL_S]) / CALL_S
-        return INTERVAL_S * max(len(self._views) / PEERS_AT_FULL_PACE, slowness)
+        usual = min(max(self.round_s / INTERVALS_IN_ROUND, INTERVAL_S), INTERVAL_MOST_S)
+        return usual * max(len(self._views) / PEERS_AT_FULL_PACE, slowness)
 
     def _alive_s(self, view: MemberView) -> float:
         return max(ALIVE_S, 4 * self.interval_s, self.slowness_s(view.peer_id))

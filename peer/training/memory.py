@@ -27,17 +27,20 @@ _WIRE_BYTES = {
 }  # a parameter
 
 
-def memory_needed_bytes(spec: RunSpec) -> int:
+def memory_needed_bytes(spec: RunSpec, *, reduce_only: bool = False) -> int:
     """A rough upper estimate of what taking part needs at least, device and main memory together.
 
     fp32 weights, or the base in 4 bits; for the trainable ones what the module's docstring lists; activations of one
     sequence, for what fits on top of that goes into a larger micro-batch (with a base in 4 bits recomputed, for whoever
-    needs the one needs the other); the runtime.
+    needs the one needs the other); the runtime. A peer that only reduces holds two states, and a round's average as it
+    travels and as it is read.
     """
     diloco = spec.sync.method == "diloco"
     moments = 2 if diloco else 0
     outer_vectors = (1 if spec.outer.momentum else 0) if diloco else 2
     states = 2 * (1 + outer_vectors)
+    if reduce_only:
+        return int((4 * (states + 1) + _WIRE_BYTES[spec.sync.wire]) * spec.model.trainable) + _RUNTIME_BYTES
     trainable_bytes = 4 * (1 + moments + states + 1) + _WIRE_BYTES[spec.sync.wire]
     nf4 = spec.method.base == "nf4"
     weights = _nf4_bytes(spec.model.parameters) if nf4 else 4 * spec.model.parameters
