@@ -256,6 +256,15 @@ class RunConfig(_Section):
     def _fill(cls, value: Any) -> Any:
         return presets.filled(value)
 
+    @model_validator(mode="after")
+    def _no_late_nesterov(self) -> RunConfig:
+        if self.sync.overlap and self.outer.nesterov:
+            raise ValueError(
+                "sync.overlap and outer.nesterov do not go together: a step that looks ahead goes astray where it comes a "
+                "round late; set one of them to false"
+            )
+        return self
+
     @classmethod
     def load(cls, path: Path) -> RunConfig:
         """Read and check a run.toml.
@@ -317,6 +326,8 @@ def _validate(model: type[Any], value: Any, where: str) -> Any:
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(_keys_beside(model, path[:-1]))}"
             raise RunSpecError(f"{where}: unknown key {key!r}", hint) from error
         got = "" if first["type"] == "missing" else f" (got {str(first['input'])[:80]!r})"
+        if not key:  # of several keys together
+            raise RunSpecError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
         raise RunSpecError(f"{where}: {key}: {first['msg'].removeprefix('Value error, ')}{got}") from error
 
 

@@ -49,6 +49,7 @@ def test_the_smallest_run_toml_is_enough(tmp_path: Path) -> None:
         ("[inner]\nlr = nan", "inner.lr", ""),
         ("[inner]\nbatch = 9\nmicro_batch = 2", "multiple of micro_batch", ""),
         ("[outer]\nmomentum = 1.0", "outer.momentum", ""),
+        ("overlap = true\n[outer]\nmomentum = 0.9\nnesterov = true", "run.toml: sync.overlap and outer.nesterov", ""),
         ("[host]\ncertificate_hours = 0.0", "host.certificate_hours", ""),
     ],
 )
