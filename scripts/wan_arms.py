@@ -25,12 +25,12 @@ from peer.training.data import Dataset
 from peer.training.outer import step as outer_step
 from protocol.run_spec import OuterOptimizer
 
-GRID = {"lora": (1e-3, 3e-3, 1e-2), "full": (3e-4, 1e-3, 3e-3)}  # learning rates, the same for all arms
+GRID = {"lora": (1e-3, 2e-3, 3e-3, 5e-3, 1e-2), "full": (1e-4, 3e-4, 1e-3, 3e-3)}  # the same for all arms
 
 # run.toml sections of Potluck's presets, for each method; `round_steps`: local steps of each peer in a round
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "potluck": {
-        "lora": {"round_steps": 25, "sync": {"wire": "int4", "overlap": True}},
+        "lora": {"round_steps": 10, "sync": {"wire": "int4", "overlap": True}},
         "full": {"round_steps": 25, "sync": {"wire": "topk", "overlap": True}},
     },
     "potluck-int8": {

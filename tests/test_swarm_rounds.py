@@ -209,7 +209,7 @@ def test_a_minority_does_not_commit_and_says_why(tmp_path: Path) -> None:
 
 
 def test_of_two_equal_members_that_lose_each_other_exactly_one_goes_on(tmp_path: Path) -> None:
-    world = small(tmp_path, round_tokens=300)
+    world = small(tmp_path, round_tokens=None, round_seconds=1.0)
 
     async def main() -> None:
         async with world.peers(2, work_s=0.3) as (one, two):
