@@ -84,6 +84,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--grid-steps", type=int, help="of a tuning run; default: --steps")
     parser.add_argument("--rates", type=Path, help="take the learning rates from what --json wrote before")
     parser.add_argument("--json", type=Path, help="write the figures there, after each run")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the runs that --json has written; make the missing ones"
+    )
     parser.add_argument("--plot", type=Path, help="draw the losses there")
     options = parser.parse_args(arguments)
     if options.quick:
@@ -114,6 +117,8 @@ class Show:
         self._grid: dict[str, dict[str, dict[str, float]]] = {}
         self._rates = {kind: dict.fromkeys(options.arms, RATES[kind]) for kind in options.methods}
         self._outcomes: list[Outcome] = []
+        if options.resume and options.json and options.json.exists():
+            self._outcomes = [Outcome(**item) for item in json.loads(options.json.read_text())["outcomes"]]
 
     def run(self) -> int:
         options = self._options
@@ -178,6 +183,8 @@ class Show:
         options = self._options
         for kind in options.methods:
             for seed in options.seeds:
+                if ("ideal", kind, "none", "plain", seed) in self._made():
+                    continue
                 say(f"[ideal] {kind}, seed {seed}: {options.steps} steps")
                 lr, scale = self._rates[kind]["ideal"], self._scales[kind]
                 task = self._task("ideal", kind, lr, seed)
@@ -198,6 +205,8 @@ class Show:
             options.arms, options.methods, options.links, options.variants, options.seeds,
             rates=self._rates, scales=self._scales, steps=options.steps, patience=options.patience,
         )  # fmt: skip
+        made = self._made()
+        plan = [item for item in plan if (item.arm, item.kind, item.line, item.variant, item.seed) not in made]
         with WarmStart() as starter:
             for number, course in enumerate(plan):
                 left_s = sum(item.expected_s for item in plan[number:])
@@ -220,6 +229,9 @@ class Show:
                     say(f"    {problem}")
                 self._save()
 
+    def _made(self) -> set[tuple[str, str, str, str, int]]:
+        return {(item.arm, item.kind, item.line, item.variant, item.seed) for item in self._outcomes}
+
     def _save(self) -> None:
         if self._options.json:
             value = {
@@ -234,7 +246,7 @@ class Show:
         from wan_report import draw, table
 
         options = self._options
-        limits = {kind: options.patience * options.steps * scale.step_s for kind, scale in self._scales.items()}
+        limits = dict.fromkeys(KINDS, options.patience * options.steps * Scale("lora", 1, options.compress).step_s)
         print(
             f"\n{options.steps} steps of each of four peers, {len(options.seeds)} seed(s), {time.strftime('%Y-%m-%d')}\n"
         )
