@@ -73,6 +73,27 @@ _MESSAGES = {
         "paused, your work is kept, it goes on by itself: {reason}",
         "已暂停，您的工作已保留，条件恢复后会自动继续：{reason}",
     ),
+    "certificate-ended": (
+        "the membership certificate has ended; waiting for the coordinator, who renews it",
+        "成员证书已到期；正在等待协调者续期",
+    ),
+    "wants-more-peers": (
+        "waiting for {missing} more peers; the host asked for {least}",
+        "还需等待 {missing} 个节点；主办方要求至少 {least} 个",
+    ),
+    "wants-a-state": (
+        "the run is at round {round}; waiting for a peer that can hand it over",
+        "训练已进行到第 {round} 轮；正在等待能移交最新状态的节点",
+    ),
+    "wants-a-beginner": ("waiting for the coordinator to say who begins", "正在等待协调者指定由谁开始"),
+    "wants-the-beginner": (
+        "waiting for {peer}, who begins the run",
+        "正在等待 {peer}，由它开始本次训练",
+    ),
+    "too-few": (
+        "only {found} of the last round's {count} peers can be reached: too few to go on",
+        "上一轮的 {count} 个节点中只能联系到 {found} 个，数量不足，无法继续",
+    ),
     "coordinator-needed": (
         "waiting for the coordinator, which is needed here and does not answer ({reason}); trying again",
         "正在等待协调者：此步骤需要它，但它没有应答（{reason}）；会自动重试",
@@ -93,6 +114,30 @@ def text(key: str, language: str, **values: object) -> str:
     """The message `key` in "en" or "zh"."""
     english, chinese = _MESSAGES[key]
     return (chinese if language == "zh" else english).format(**values)
+
+
+class Reason(str):
+    """A message in English, for logs and `--json`, that people can be told in their own language.
+
+    >>> reason = Reason("wants-more-peers", missing=2, least=3)
+    >>> reason
+    'waiting for 2 more peers; the host asked for 3'
+    >>> told(reason, "zh")
+    '还需等待 2 个节点；主办方要求至少 3 个'
+    """
+
+    key: str
+    values: dict[str, object]
+
+    def __new__(cls, key: str, **values: object) -> Reason:
+        made = super().__new__(cls, text(key, "en", **values))
+        made.key, made.values = key, values
+        return made
+
+
+def told(reason: str, language: str) -> str:
+    """A reason in "en" or "zh"; whatever is no `Reason` stays as it is."""
+    return text(reason.key, language, **reason.values) if isinstance(reason, Reason) else reason
 
 
 def language() -> str:

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 
-from peer.messages import text
+from peer.messages import text, told
 from peer.round_log import Round, describe, name_left_out
 from peer.swarm.head import Head
 from peer.swarm.rounds import STAGES, RoundReport
@@ -161,11 +161,11 @@ class TerminalScreen:
         self._draw(force=True)
 
     def waiting(self, reason: str) -> None:
-        self._reason = reason
+        self._reason = told(reason, self._language)
         self._draw()
 
     def paused(self, reason: str) -> None:
-        self.waiting(self._text("paused", reason=reason))
+        self.waiting(self._text("paused", reason=told(reason, self._language)))
 
     def problem(self, key: str, **values: str) -> None:
         if (key, values.get("reason")) != self._problem:

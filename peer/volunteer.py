@@ -23,6 +23,7 @@ from peer.clock import MAX_OFFSET_S
 from peer.coordinator_client import CoordinatorClient
 from peer.coordinator_link import Certificate, CoordinatorLink
 from peer.leaving import Leaving
+from peer.messages import Reason
 from peer.moments import Moments
 from peer.outbox import Outbox
 from peer.receipts import Receipts
@@ -244,7 +245,7 @@ class Volunteer:
     def _why(self, reason: str) -> str:
         """Why no round is made: members without a certificate do not hear each other, which looks like their absence."""
         if reason and self._certificate is not None and time.time() > self._certificate.expires:
-            return "the membership certificate has ended; waiting for the coordinator, who renews it"
+            return Reason("certificate-ended")
         return reason
 
     def _kept(self, head: Head, report: RoundReport, kept: bool) -> None:

@@ -69,6 +69,12 @@ def test_the_table_says_what_the_peer_does_and_whom_the_newest_round_left_out(la
     assert "41" in rows(screen)[say("left-out")] and "ab12cd34" in rows(screen)[say("left-out")]
     screen.paused("only 1 of 3 peers")
     assert rows(screen)[say("now")] == messages.text("paused", language, reason="only 1 of 3 peers")
+    reason = messages.Reason("too-few", found=1, count=3)
+    screen.waiting(reason)
+    assert rows(screen)[say("now")] == messages.text("too-few", language, found=1, count=3)
+    screen.paused(reason)
+    assert messages.told(reason, language) in rows(screen)[say("now")]
+    assert (str(reason) in rows(screen)[say("now")]) == (language == "en")
     screen.waiting("")
     assert rows(screen)[say("now")] == say("working")
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from peer.messages import Reason
 from peer.swarm.head import Position
 from peer.swarm.members import MemberBook, MemberView
 from peer.swarm.node import short
@@ -66,16 +67,16 @@ class Company:
         )
         self.waiting_for = ""
         if len(here) < least:
-            self.waiting_for = f"waiting for {least - len(here)} more peers; the host asked for {least}"
+            self.waiting_for = Reason("wants-more-peers", missing=least - len(here), least=least)
         elif not begun and self.ledger_round:
-            self.waiting_for = f"the run is at round {self.ledger_round}; waiting for a peer that can hand it over"
+            self.waiting_for = Reason("wants-a-state", round=self.ledger_round)
         elif not begun and self.founder == "":
-            self.waiting_for = "waiting for the coordinator to say who begins"
+            self.waiting_for = Reason("wants-a-beginner")
         elif not begun and self.founder not in (None, *here):
-            self.waiting_for = f"waiting for {short(str(self.founder))}, who begins the run"
+            self.waiting_for = Reason("wants-the-beginner", peer=short(str(self.founder)))
         elif not claim.has_majority(here, acceptors):
             found, count = len(here & set(acceptors)), len(acceptors)
-            self.waiting_for = f"only {found} of the last round's {count} peers can be reached: too few to go on"
+            self.waiting_for = Reason("too-few", found=found, count=count)
         return not self.waiting_for
 
     def place_in_line(self) -> int:
