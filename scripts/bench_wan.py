@@ -246,11 +246,10 @@ class Show:
         from wan_report import draw, table
 
         options = self._options
-        limits = dict.fromkeys(KINDS, options.patience * options.steps * Scale("lora", 1, options.compress).step_s)
         print(
             f"\n{options.steps} steps of each of four peers, {len(options.seeds)} seed(s), {time.strftime('%Y-%m-%d')}\n"
         )
-        print("\n".join(table(self._outcomes, limits)))
+        print("\n".join(table(self._outcomes)))
         if options.plot:
             draw(self._outcomes, options.plot, options.compress)
             print(f"\n{options.plot}")

@@ -30,7 +30,7 @@ GRID = {"lora": (1e-3, 2e-3, 3e-3, 5e-3, 1e-2), "full": (1e-4, 3e-4, 1e-3, 3e-3)
 # run.toml sections of Potluck's presets, for each method; `round_steps`: local steps of each peer in a round
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "potluck": {
-        "lora": {"round_steps": 10, "sync": {"wire": "int4", "overlap": True}},
+        "lora": {"round_steps": 8, "sync": {"wire": "int4", "overlap": True}},
         "full": {"round_steps": 10, "sync": {"wire": "topk", "overlap": True}},
     },
     "potluck-int8": {

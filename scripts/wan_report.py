@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+OURS = "potluck"
 TARGET_SHARE = 0.8  # of the ideal arm's budget, at which its loss is the target
 Points = Sequence[tuple[float, float]]
 
@@ -57,6 +58,17 @@ def crossing(points: Points, target: float) -> float | None:
     return next((at for at, loss in points if loss <= target), None)
 
 
+def sooner(points: Points, ours: Points) -> tuple[float, float] | None:
+    """When `ours` was as good as the other arm ever got, and how many times sooner that was; None: never.
+
+    >>> sooner([(0.0, 5.0), (60.0, 4.5), (90.0, 4.6)], [(0.0, 5.0), (10.0, 4.7), (20.0, 4.4)])
+    (20.0, 3.0)
+    """
+    at, best = min(points, key=lambda point: point[1])
+    found = crossing(ours, best)
+    return (found, at / found) if found and at else None
+
+
 def value_at(points: Points, at: float) -> float:
     """A curve's value, on straight lines between its points."""
     for (first, loss), (second, next_loss) in itertools.pairwise(points):
@@ -71,8 +83,8 @@ def targets(outcomes: Iterable[Outcome]) -> dict[tuple[str, int], float]:
     return {(item.kind, item.seed): value_at(item.points, TARGET_SHARE * item.points[-1][0]) for item in ideal}
 
 
-def table(outcomes: Sequence[Outcome], limits: Mapping[str, float]) -> list[str]:
-    """Rows for people, seeds averaged; `limits`: kind -> seconds after which an arm was ended."""
+def table(outcomes: Sequence[Outcome]) -> list[str]:
+    """Rows for people, seeds averaged."""
     goal = targets(outcomes)
     final = {(item.kind, item.seed): item.points[-1][1] for item in outcomes if item.arm == "ideal"}
     ideal_s = {
@@ -84,9 +96,11 @@ def table(outcomes: Sequence[Outcome], limits: Mapping[str, float]) -> list[str]
     groups: dict[tuple[str, str, str, str], list[Outcome]] = {}
     for item in outcomes:
         groups.setdefault((item.kind, item.line, item.variant, item.arm), []).append(item)
+    ours = {(item.kind, item.line, item.variant, item.seed): item.points for item in outcomes if item.arm == OURS}
     rows = [
-        "| method | line | peers | arm | lr | s to the loss | of ideal's | kB up | kB down | bytes/token | busy | final loss | against ideal |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| method | line | peers | arm | lr | whole run, s | s to the loss | of ideal's | kB up | kB down | bytes/token | busy | final loss "
+        "| against ideal | ours as good after, s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (kind, line, variant, arm), items in groups.items():
         reached = [(crossing(item.points, goal[kind, item.seed]), ideal_s[kind, item.seed]) for item in items]
@@ -94,19 +108,30 @@ def table(outcomes: Sequence[Outcome], limits: Mapping[str, float]) -> list[str]
         ratio = f"{statistics.mean(at / best for at, best in times):.2f}" if times else "–"
         against = statistics.mean(item.points[-1][1] / final[kind, item.seed] - 1 for item in items)
         cells = [
-            kind, line, variant, arm, f"{items[0].lr:g}", _times([at for at, _ in reached], limits[kind]), ratio,
+            kind, line, variant, arm, f"{items[0].lr:g}", _mean(items, lambda item: item.wall_s, ".0f"),
+            _times([at for at, _ in reached]), ratio,
             _mean(items, lambda item: item.up_bytes / 1e3, ".0f"), _mean(items, lambda item: item.down_bytes / 1e3, ".0f"),
             _mean(items, lambda item: item.bytes_per_token, ".2f"), _mean(items, lambda item: item.busy, ".1%"),
             _mean(items, lambda item: item.points[-1][1], ".4f"), f"{against:+.2%}",
+            _as_good(items, ours) if arm not in ("ideal", OURS) else "",
         ]  # fmt: skip
         rows.append("| " + " | ".join(cells) + " |")
     return rows
 
 
-def _times(found: Sequence[float | None], limit_s: float) -> str:
+def _as_good(items: Sequence[Outcome], ours: Mapping[tuple[str, str, str, int], Points]) -> str:
+    found = [sooner(item.points, ours.get((item.kind, item.line, item.variant, item.seed), [])) for item in items]
+    times = [item for item in found if item]
+    if not times:
+        return ""
+    at, ratio = (statistics.mean(values) for values in zip(*times, strict=True))
+    return f"{at:.0f} ({ratio:.1f} times sooner)"
+
+
+def _times(found: Sequence[float | None]) -> str:
     reached = [at for at in found if at is not None]
     if not reached:
-        return f"not within {limit_s:.0f}"
+        return "not reached"
     missed = f" ({len(reached)} of {len(found)})" if len(reached) < len(found) else ""
     spread = f" ({min(reached):.0f} to {max(reached):.0f})" if len(reached) > 1 else ""
     return f"{statistics.mean(reached):.0f}{missed or spread}"

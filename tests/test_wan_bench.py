@@ -74,21 +74,21 @@ def test_the_table_says_how_long_how_much_and_who_never_got_there() -> None:
     outcomes = [
         outcome("ideal", (0.0, 5.0), (80.0, 3.4), (100.0, 3.0)),
         outcome("ideal", (0.0, 5.0), (80.0, 3.6), (100.0, 3.0), seed=2),
-        outcome("potluck-int8", (0.0, 5.0), (160.0, 3.4), (200.0, 3.03)),
-        outcome("potluck-int8", (0.0, 5.0), (240.0, 3.6), (250.0, 3.03), seed=2),
+        outcome("potluck", (0.0, 5.0), (160.0, 3.4), (200.0, 3.03)),
+        outcome("potluck", (0.0, 5.0), (240.0, 3.6), (250.0, 3.03), seed=2),
         outcome("hivemind", (0.0, 5.0), (600.0, 4.5)),
     ]
     rows = {
         row.split(" | ")[3].strip(): [cell.strip() for cell in row.strip("|").split("|")]
-        for row in table(outcomes, {"lora": 600.0})[2:]
+        for row in table(outcomes)[2:]
     }
-    ours, stock = rows["potluck-int8"], rows["hivemind"]
-    assert ours[5] == "200 (160 to 240)"
-    assert ours[6] == "2.50"
-    assert ours[7:10] == ["6", "4", "10.00"]
-    assert ours[12] == "+1.00%"
-    assert stock[5] == "not within 600"
-    assert stock[12] == "+50.00%"
+    ours, stock = rows["potluck"], rows["hivemind"]
+    assert ours[6] == "200 (160 to 240)"
+    assert ours[7] == "2.50"
+    assert ours[8:11] == ["6", "4", "10.00"]
+    assert ours[13:] == ["+1.00%", ""]
+    assert stock[6] == "not reached"
+    assert stock[13:] == ["+50.00%", "160 (3.8 times sooner)"]
 
 
 def test_every_arm_takes_its_turn_on_every_line_and_other_variants_only_on_the_first() -> None:
