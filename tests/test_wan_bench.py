@@ -79,8 +79,7 @@ def test_the_table_says_how_long_how_much_and_who_never_got_there() -> None:
         outcome("hivemind", (0.0, 5.0), (600.0, 4.5)),
     ]
     rows = {
-        row.split(" | ")[3].strip(): [cell.strip() for cell in row.strip("|").split("|")]
-        for row in table(outcomes)[2:]
+        row.split(" | ")[3].strip(): [cell.strip() for cell in row.strip("|").split("|")] for row in table(outcomes)[2:]
     }
     ours, stock = rows["potluck"], rows["hivemind"]
     assert ours[6] == "200 (160 to 240)"
