@@ -20,8 +20,7 @@ from protocol import certificate, claim, swarm_pb2
 from protocol.certificate import Membership
 from protocol.errors import RefusedError
 
-# Between two exchanges of progress with one member: a hundredth of a round is often enough, a quarter of it is not.
-INTERVAL_LEAST_S, INTERVAL_S, INTERVAL_MOST_S = 0.15, 0.3, 1.0
+INTERVAL_S, INTERVAL_MOST_S = 0.15, 1.0  # between two exchanges of progress with one member: a hundredth of a round
 PEERS_AT_FULL_PACE = 16  # beyond that, members report less often, so that a large swarm does not drown in it
 ALIVE_S = 3.0  # at full pace
 CALL_S = 3.0  # for a small message and its answer, on a line that is not slow
@@ -153,8 +152,7 @@ class MemberBook:
     def interval_s(self) -> float:
         """How long to wait between two exchanges of progress with one member."""
         slowness = statistics.median([view.patience_s for view in self._views.values()] or [CALL_S]) / CALL_S
-        wanted = max(self.round_s / 100, min(self.round_s / 4, INTERVAL_S))
-        usual = min(max(wanted, INTERVAL_LEAST_S), INTERVAL_MOST_S)
+        usual = min(max(self.round_s / 100, INTERVAL_S), INTERVAL_MOST_S)
         return usual * max(len(self._views) / PEERS_AT_FULL_PACE, slowness)
 
     def _alive_s(self, view: MemberView) -> float:
