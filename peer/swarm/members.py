@@ -20,7 +20,7 @@ from protocol import certificate, claim, swarm_pb2
 from protocol.certificate import Membership
 from protocol.errors import RefusedError
 
-INTERVAL_S, INTERVAL_MOST_S = 0.15, 1.0  # between two exchanges of progress with one member: a hundredth of a round
+INTERVAL_S = 0.3  # between two progress messages to one member
 PEERS_AT_FULL_PACE = 16  # beyond that, members report less often, so that a large swarm does not drown in it
 ALIVE_S = 3.0  # at full pace
 CALL_S = 3.0  # for a small message and its answer, on a line that is not slow
@@ -62,7 +62,6 @@ class MemberBook:
         self._views: dict[str, MemberView] = {}
         self._farewells: dict[int, Farewells] = {}  # by round
         self._checked: dict[str, tuple[str, Membership]] = {}  # peer id -> (certificate, what it says)
-        self.round_s = 0.0  # how long the last round took
 
     def admit(self, peer_id: str, token: str) -> None:
         """Check that an authenticated peer is a member of this run.
@@ -150,10 +149,9 @@ class MemberBook:
 
     @property
     def interval_s(self) -> float:
-        """How long to wait between two exchanges of progress with one member."""
+        """How long to wait between two progress messages to one member."""
         slowness = statistics.median([view.patience_s for view in self._views.values()] or [CALL_S]) / CALL_S
-        usual = min(max(self.round_s / 100, INTERVAL_S), INTERVAL_MOST_S)
-        return usual * max(len(self._views) / PEERS_AT_FULL_PACE, slowness)
+        return INTERVAL_S * max(len(self._views) / PEERS_AT_FULL_PACE, slowness)
 
     def _alive_s(self, view: MemberView) -> float:
         return max(ALIVE_S, 4 * self.interval_s, self.slowness_s(view.peer_id))

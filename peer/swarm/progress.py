@@ -1,8 +1,4 @@
-"""Progress: every fraction of a second members tell each other what they have done. Nobody waits for it.
-
-An exchange tells both sides, so of two members now one begins it and now the other: each then knows how fast the other
-answers, and the line carries half as much.
-"""
+"""Progress: every fraction of a second members tell each other what they have done. Nobody waits for it."""
 
 from __future__ import annotations
 
@@ -19,9 +15,6 @@ from protocol.errors import FormatError, NetworkError, RefusedError
 
 logger = logging.getLogger(__name__)
 
-AFTER_OWN, AFTER_OTHERS = 1.5, 0.9  # intervals until one begins an exchange, after one's own and after the other side's
-LOOKS = 3  # whether one is due, in an interval
-
 
 class Gossip:
     """Sends this member's progress, and keeps what comes back.
@@ -34,8 +27,6 @@ class Gossip:
     def __init__(self, talk: Talk, current: Callable[[str], swarm_pb2.Progress], round: Callable[[], int]) -> None:
         self._talk, self._current, self._round = talk, current, round
         self._in_flight: set[str] = set()
-        self._began: dict[str, float] = {}  # peer id -> time.monotonic() of the last exchange that this member began
-        self._noted: dict[str, float] = {}  # the same of the last word from it
         self._introduced: dict[str, str] = {}  # peer id -> the certificate that it has seen of this member
         self.contacts: set[str] = set()  # peer ids to try, whether heard of before or not
 
@@ -52,18 +43,10 @@ class Gossip:
 
     async def _forever(self) -> None:
         while True:
-            everyone, now, interval_s = self._everyone(), time.monotonic(), self._talk.book.interval_s
-            self._began = {peer: at for peer, at in self._began.items() if peer in everyone}
-            self._noted = {peer: at for peer, at in self._noted.items() if peer in everyone}
+            everyone = self._everyone()
             for peer in everyone:
-                if self._is_due(peer, now, interval_s):
-                    self._began[peer] = now
-                    self._talk.spawn(self._tell(peer))
-            await asyncio.sleep(interval_s / LOOKS)
-
-    def _is_due(self, peer: str, now: float, interval_s: float) -> bool:
-        own, others = now - self._began.get(peer, -1e9), now - self._noted.get(peer, -1e9)
-        return own >= AFTER_OWN * interval_s and others >= AFTER_OTHERS * interval_s
+                self._talk.spawn(self._tell(peer))
+            await asyncio.sleep(self._talk.book.interval_s)
 
     async def _tell(self, peer: str) -> None:
         if peer in self._in_flight:
@@ -104,6 +87,5 @@ class Gossip:
         return message
 
     def _note(self, peer: str, message: swarm_pb2.Progress) -> None:
-        self._noted[peer] = time.monotonic()
         self._talk.book.note(peer, message)
         self._talk.book.take_farewells(message.farewells, self._round())

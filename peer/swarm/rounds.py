@@ -513,8 +513,7 @@ class Rounds:
         self.group.voting = self._new_voting(last)
         self._attempts, self._due_since, self._expecting, self._left_out = 0, None, "", ()
         self._engaged_until = self._retry_at = 0.0
-        started, self._round_started = self._round_started, time.monotonic()
-        self.book.round_s = self._round_started - started
+        self._round_started = time.monotonic()
         self._advanced.set()  # the trainer goes on; no group begins, and no promise is given, before this is on disk
         self._advancing = True
         try:
