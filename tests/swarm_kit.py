@@ -42,8 +42,9 @@ from protocol.keys import PeerIdentity
 from protocol.run_card import RunCard
 from protocol.run_spec import RunSpec
 
+PATIENCE_S = 120.0  # for what is expected to happen; a quiet machine needs a tenth of it
 VALUES = 150_000  # three chunks
-DEADLINE_S = 150.0
+DEADLINE_S = 240.0  # below pytest-timeout's
 
 
 def run(main: Coroutine[Any, Any, Any], timeout_s: float = DEADLINE_S) -> Any:
@@ -51,7 +52,7 @@ def run(main: Coroutine[Any, Any, Any], timeout_s: float = DEADLINE_S) -> Any:
     return asyncio.run(asyncio.wait_for(main, timeout_s))
 
 
-async def until(condition: Callable[[], Any], timeout_s: float = 60.0, what: str = "") -> Any:
+async def until(condition: Callable[[], Any], timeout_s: float = PATIENCE_S, what: str = "") -> Any:
     """Wait until something is true, and return it."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -289,7 +290,7 @@ async def acquaint(peers: Iterable[Peer]) -> None:
         peer.rounds.gossip.contacts |= {other.me for other in peers if other is not peer}
 
 
-async def agreed(peers: Iterable[Peer], round: int, timeout_s: float = 60.0) -> str:
+async def agreed(peers: Iterable[Peer], round: int, timeout_s: float = PATIENCE_S) -> str:
     """Wait until all have committed a round, and return the one digest."""
     peers = list(peers)
     await until(lambda: all(peer.round >= round for peer in peers), timeout_s, f"round {round}")

@@ -105,8 +105,8 @@ def test_a_part_that_is_too_large_or_another_one_is_refused(tmp_path: Path) -> N
             ]
 
             async def answer(peer: str, reader: Any, writer: Any) -> None:
-                await frames.receive(reader, swarm_pb2.AverageRequest, timeout_s=5)
-                await frames.send(writer, answers.pop(0), timeout_s=5)
+                await frames.receive(reader, swarm_pb2.AverageRequest, timeout_s=30)
+                await frames.send(writer, answers.pop(0), timeout_s=30)
 
             await source.serve("average", answer)
             fetch = AverageFetch(asker, "average", lambda: world.certificate(0), lambda peer, size: None)

@@ -49,10 +49,10 @@ def test_a_message_comes_as_it_was_sent() -> None:
     async def main() -> None:
         async with pair() as ((reader, _), (_, writer)):
             sent = swarm_pb2.Progress(certificate="c", round=3, tokens=2**60)
-            await frames.send(writer, sent, timeout_s=5)
-            await frames.send(writer, swarm_pb2.Progress(), timeout_s=5)
-            assert await frames.receive(reader, swarm_pb2.Progress, timeout_s=5) == sent
-            assert await frames.receive(reader, swarm_pb2.Progress, timeout_s=5) == swarm_pb2.Progress()
+            await frames.send(writer, sent, timeout_s=30)
+            await frames.send(writer, swarm_pb2.Progress(), timeout_s=30)
+            assert await frames.receive(reader, swarm_pb2.Progress, timeout_s=30) == sent
+            assert await frames.receive(reader, swarm_pb2.Progress, timeout_s=30) == swarm_pb2.Progress()
 
     run(main())
 

@@ -158,15 +158,15 @@ def test_who_comes_back_joins_no_group_that_does_not_know_of_its_farewell(tmp_pa
             back.box.say_farewell(1, lambda attempt: said(0, "x", run=world.card.run))
             name = f"potluck/{world.card.run}"
             proposal = swarm_pb2.Proposal(
-                certificate=world.certificate(9), round=1, base=world.genesis.digest, attempt=0, timeout_s=5
+                certificate=world.certificate(9), round=1, base=world.genesis.digest, attempt=0, timeout_s=60
             )
-            reply = await leader.call(back.me, f"{name}/propose", proposal, swarm_pb2.ProposalReply, timeout_s=9)
+            reply = await leader.call(back.me, f"{name}/propose", proposal, swarm_pb2.ProposalReply, timeout_s=60)
             assert reply.accepted, reply.reason
             member = swarm_pb2.GroupMember(certificate=reply.certificate, claim=reply.claim, can_reduce=True, share=1)
             group = swarm_pb2.Group(
                 certificate=world.certificate(9), round=1, base=world.genesis.digest, attempt=0, members=[member]
             )
-            answer: Any = await leader.call(back.me, f"{name}/group", group, swarm_pb2.GroupReply, timeout_s=9)
+            answer: Any = await leader.call(back.me, f"{name}/group", group, swarm_pb2.GroupReply, timeout_s=60)
             assert not answer.accepted and "farewell" in answer.reason
 
     run(main())

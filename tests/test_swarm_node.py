@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from hivemind.dht.validation import DHTRecord
+from hivemind.proto import p2pd_pb2
 from hivemind.utils.serializer import MSGPackSerializer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,9 +38,9 @@ async def serve_echo(node: Node, name: str = "echo") -> list[str]:
     callers: list[str] = []
 
     async def echo(peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        message = await frames.receive(reader, swarm_pb2.Progress, timeout_s=5)
+        message = await frames.receive(reader, swarm_pb2.Progress, timeout_s=30)
         callers.append(peer)
-        await frames.send(writer, message, timeout_s=5)
+        await frames.send(writer, message, timeout_s=30)
 
     await node.serve(name, echo)
     return callers
@@ -49,7 +51,7 @@ def test_a_call_is_answered_and_its_caller_known(tmp_path: Path) -> None:
         async with World(tmp_path).nodes(2) as (one, two):
             callers = await serve_echo(one)
             sent = swarm_pb2.Progress(round=7)
-            assert await two.call(one.peer_id, "echo", sent, swarm_pb2.Progress, timeout_s=5) == sent
+            assert await two.call(one.peer_id, "echo", sent, swarm_pb2.Progress, timeout_s=30) == sent
             assert callers == [two.peer_id]
 
     run(main())
@@ -87,7 +89,7 @@ def test_a_handler_that_refuses_closes_the_stream_and_serves_the_next(tmp_path: 
             async with two.stream(one.peer_id, "echo") as (reader, writer):
                 writer.write(b"\xff\xff\xff\xff")
                 assert await asyncio.wait_for(reader.read(), 5) == b""
-            assert await two.call(one.peer_id, "echo", swarm_pb2.Progress(), swarm_pb2.Progress, timeout_s=5)
+            assert await two.call(one.peer_id, "echo", swarm_pb2.Progress(), swarm_pb2.Progress, timeout_s=30)
 
     run(main())
 
@@ -111,7 +113,7 @@ def test_one_peer_cannot_hold_more_than_its_share_of_streams(tmp_path: Path) -> 
             ends = [asyncio.create_task(reader.read()) for reader, _ in streams]
             await until(lambda: sum(end.done() for end in ends) == 5, what="the streams too many to be closed")
             assert held == MAX_STREAMS_PER_PEER
-            assert await modest.call(one.peer_id, "echo", swarm_pb2.Progress(), swarm_pb2.Progress, timeout_s=5)
+            assert await modest.call(one.peer_id, "echo", swarm_pb2.Progress(), swarm_pb2.Progress, timeout_s=30)
             for _, writer in streams:
                 writer.close()
             await asyncio.gather(*ends)
@@ -176,6 +178,22 @@ def test_no_socket_is_left_when_p2pd_ends_by_itself(tmp_path: Path) -> None:
         assert not any(path.exists() for path in paths)
 
     run(main())
+
+
+def test_the_end_of_p2pd_is_no_traceback_of_hivemind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with World(tmp_path).node(0) as node, asyncio.timeout(30):
+            os.kill(node._p2p._child.pid, signal.SIGKILL)
+            await node.daemon_ended()
+            control = node._p2p._client.control
+            while not control._write_task.done():  # hivemind has news for p2pd, and nobody to tell it to
+                await control._pending_messages.put(p2pd_pb2.PersistentConnectionRequest(callId=b"x" * 16))
+                await asyncio.sleep(0.01)
+            control._write_task = None
+            gc.collect()
+
+    run(main())
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def children() -> set[str]:

@@ -198,7 +198,7 @@ def test_a_minority_does_not_commit_and_says_why(tmp_path: Path) -> None:
                 await other.vanish()
             at = lone.round
             weights = lone.rounds.head.weights
-            await until(lambda: "too few" in lone.rounds.company.waiting_for or lone.round > at + 3, 30)
+            await until(lambda: "too few" in lone.rounds.company.waiting_for or lone.round > at + 3)
             if len(weights) == 3:  # one of three equal members
                 assert lone.round <= at + 1
                 before = lone.round
@@ -359,7 +359,7 @@ HOSTILE = 7  # a certified member that speaks to the others by hand
 
 
 async def talk(
-    world: World, node: Any, peer: Peer, name: str, message: Any, reply: Any, timeout_s: float = 10.0
+    world: World, node: Any, peer: Peer, name: str, message: Any, reply: Any, timeout_s: float = 60.0
 ) -> Any:
     """Say something to a member under a certificate that holds."""
     message.certificate = world.certificate(HOSTILE if node.peer_id == world.identity(HOSTILE).peer_id else 5)
@@ -387,13 +387,14 @@ async def lying(world: World, liar: Node, peers: list[Peer], lie: Callable[[Peer
         return message
 
     async def answer(peer: str, reader: Any, writer: Any) -> None:
-        await frames.receive(reader, swarm_pb2.Progress, timeout_s=5)
-        await frames.send(writer, made(next(other for other in peers if other.me == peer)), timeout_s=5)
+        await frames.receive(reader, swarm_pb2.Progress, timeout_s=30)
+        await frames.send(writer, made(next(other for other in peers if other.me == peer)), timeout_s=30)
 
     async def tell() -> None:
         while True:
             for peer in peers:
-                await talk(world, liar, peer, "progress", made(peer), swarm_pb2.Progress)
+                with contextlib.suppress(NetworkError):  # one who is busy hears it the next time
+                    await talk(world, liar, peer, "progress", made(peer), swarm_pb2.Progress)
             await asyncio.sleep(0.1)
 
     await liar.serve(f"potluck/{world.card.run}/progress", answer)
@@ -451,7 +452,7 @@ def test_a_head_that_never_comes_holds_nobody_up(tmp_path: Path) -> None:
 
             async with lying(world, liar, peers, lie):
                 await until(lambda: len(asked) == 2, what="both to ask for the head")
-                await agreed(peers, max(peer.round for peer in peers) + 3, timeout_s=30)
+                await agreed(peers, max(peer.round for peer in peers) + 3)
 
     run(main())
 
@@ -500,9 +501,9 @@ def test_a_state_that_only_a_liar_signed_is_not_taken(tmp_path: Path, said: str)
             asked = []
 
             async def answer(peer: str, reader: Any, writer: Any) -> None:
-                request = await frames.receive(reader, swarm_pb2.HeadRequest, timeout_s=5)
+                request = await frames.receive(reader, swarm_pb2.HeadRequest, timeout_s=30)
                 asked.append(request)
-                await frames.send(writer, reply, timeout_s=5)
+                await frames.send(writer, reply, timeout_s=30)
 
             await liar.serve(f"potluck/{world.card.run}/head", answer)
             base = reply.state if said == "its own state" else "e" * 64
@@ -531,8 +532,8 @@ def test_a_late_joiner_takes_no_other_state_than_the_one_its_source_said_it_stan
             forged, asked = forged_head(world, head, 9.0), []
 
             async def answer(peer: str, reader: Any, writer: Any) -> None:
-                asked.append(await frames.receive(reader, swarm_pb2.HeadRequest, timeout_s=5))
-                await frames.send(writer, forged, timeout_s=5)
+                asked.append(await frames.receive(reader, swarm_pb2.HeadRequest, timeout_s=30))
+                await frames.send(writer, forged, timeout_s=30)
 
             await liar.serve(f"potluck/{world.card.run}/head", answer)
             async with world.peer(2, train=False) as late:
@@ -608,14 +609,14 @@ def test_a_leader_that_proposes_and_sends_no_group_is_not_followed_for_long(tmp_
 
             async with lying(world, liar, peers, progress):
                 tasks = [asyncio.create_task(harass(peer)) for peer in peers]
-                await until(lambda: any("came no group" in reason for reason in refused), 60, "a refusal")
+                await until(lambda: any("came no group" in reason for reason in refused), what="a refusal")
                 await until(lambda: sum("came no group" in reason for reason in refused) > 5)
-                await agreed(peers, max(peer.round for peer in peers) + 2, 60)
+                await agreed(peers, max(peer.round for peer in peers) + 2)
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    run(main(), timeout_s=150)
+    run(main())
 
 
 async def bound(world: World, node: Any, peer: Peer) -> swarm_pb2.ProposalReply:

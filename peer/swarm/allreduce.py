@@ -165,7 +165,7 @@ class Reduction:
         while True:
             await asyncio.sleep(WATCH_INTERVAL_S)
             now = time.monotonic()
-            for peer, heard in self._heard.items():
+            for peer, heard in sorted(self._heard.items(), key=lambda item: item[1]):  # who was silent longest is named
                 silent_s, silence_s = now - heard, max(self._pace.silence_s, self._book.slowness_s(peer))
                 if self._book.is_alive(peer):  # its line may be slow, or it has not heard of the group yet
                     silence_s = max(silence_s, self._pace.most_s)
@@ -175,6 +175,7 @@ class Reduction:
                 if silent_s > silence_s and (owes or gone):
                     self._pace.failed()
                     self.fail(f"no data from {short(peer)} for {silent_s:.0f} s", peer)
+                    return
 
     def _count(self, peer: str, size: int) -> None:
         """Some bytes came from a member."""

@@ -23,7 +23,7 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 from hivemind.dht.node import DHTNode
@@ -84,6 +84,7 @@ class Node:
         """
         host, port = split_host_port(listen)
         _check_free(host, port)
+        asyncio.get_running_loop().set_exception_handler(_tell_of_failed_task)
         loopback = ipaddress.ip_address(host).is_loopback
         try:
             with _children_in_their_own_session():
@@ -295,6 +296,24 @@ def _to_multiaddr(host: str, port: int) -> str:
     except ValueError:
         return f"/dns/{host}/tcp/{port}"
     return f"/ip{version}/{host}/tcp/{port}"
+
+
+def _tell_of_failed_task(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """As asyncio tells of a failed task that nobody waited for; of hivemind's own, which fail when p2pd ends, in the log only.
+
+    That p2pd has ended is told by who waits for `Node.daemon_ended`; a traceback beside it would alarm the owner.
+    """
+    failed, error = context.get("future"), context.get("exception")
+    ours = not isinstance(failed, asyncio.Task) or "hivemind" not in _source_file(failed).parts
+    if ours or not isinstance(error, _UNREACHABLE):
+        loop.default_exception_handler(context)
+    else:
+        logger.debug("a task of hivemind ended: %s", error or type(error).__name__)
+
+
+def _source_file(task: asyncio.Task[Any]) -> Path:
+    code = getattr(task.get_coro(), "cr_code", None)
+    return Path(code.co_filename if code else "")
 
 
 @contextlib.contextmanager
