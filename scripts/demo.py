@@ -83,14 +83,16 @@ class Part:
             tail = "\n".join(self.log.read_text().splitlines()[-8:])
             raise Failed(f"{self.name} ended with exit code {self._process.returncode}:\n{tail}")
 
-    def stop(self) -> None:
+    def interrupt(self) -> None:
         if not self.ended:
             self._process.send_signal(signal.SIGINT)
-            try:
-                self._process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait(5)
+
+    def wait(self) -> None:
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(5)
 
 
 class Demo:
@@ -243,8 +245,11 @@ class Demo:
             )
 
     def stop(self) -> None:
-        for part in reversed(self.parts):  # peers first, so that their last claims reach the coordinator
-            part.stop()
+        for parts in (self.parts[1:], self.parts[:1]):  # peers first, so that their last claims reach the coordinator
+            for part in parts:
+                part.interrupt()
+            for part in parts:
+                part.wait()
 
     def _start(self, name: str, *arguments: str) -> Part:
         part = Part(name, list(arguments), self.out)
@@ -276,7 +281,8 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     demo = Demo(lora=arguments.lora, out=arguments.out)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a script's background job starts with Ctrl-C ignored
+        signal.signal(number, signal.default_int_handler)
     started = time.monotonic()
     try:
         demo.prepare()

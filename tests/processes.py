@@ -27,12 +27,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pacing
 import tomlkit
 from warm_start import WarmProcess, WarmStart
 
 WAIT_S = 90.0  # for anything that is expected to happen; a quiet machine needs a tenth of it
 GONE_S = 15.0  # for the helpers of a process to go after it
 MARK = "POTLUCK_TEST_MARK"
+CARD_TOKENS_PER_S = 2000.0  # of peers that weigh alike and leave each other the processor
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 Event = dict[str, Any]
@@ -166,12 +168,20 @@ class Community:
         config: run.toml as a dict of sections; `host` is filled in.
         starter: shares the imports among the processes; None: each is a fresh `python -m potluck`.
         fixed_ports: a host that is started again listens where it did.
+        tokens_per_s: of each peer, where the starter starts it; 0: as fast as it can.
     """
 
     def __init__(
-        self, folder: Path, config: dict[str, Any], *, starter: WarmStart | None = None, fixed_ports: bool = False
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        *,
+        starter: WarmStart | None = None,
+        fixed_ports: bool = False,
+        tokens_per_s: float = 0.0,
     ) -> None:
         self._starter = starter
+        self._pace = pacing.environment(tokens_per_s) if tokens_per_s else {}
         self.folder = folder
         self.run = folder / "run"
         self.parts: list[Part] = []
@@ -226,6 +236,7 @@ class Community:
             "HF_HUB_OFFLINE": "1",
             "POTLUCK_HOME": str(self.folder / "user"),
             MARK: f"{self.folder}:{name};",
+            **self._pace,
             **self.more_environment.get(name, {}),
         }
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import Community, Part
+from processes import CARD_TOKENS_PER_S, Community, Part
 from small_community import tiny_run
 from warm_start import WarmStart
 
@@ -84,7 +84,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def community(tmp_path_factory: pytest.TempPathFactory, glass_dir: Path, plays: Path) -> Iterator[Community]:
     folder = tmp_path_factory.mktemp("clock")
     config = tiny_run(folder, glass_dir, plays, "clock", round_seconds=1.0)
-    with WarmStart() as starter, Community(folder, config, starter=starter) as opened:
+    with WarmStart() as starter, Community(folder, config, starter=starter, tokens_per_s=CARD_TOKENS_PER_S) as opened:
         opened.host()
         opened.peer("bob").wait_round(1)
         yield opened

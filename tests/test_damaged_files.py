@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from processes import Community, Part
+from processes import CARD_TOKENS_PER_S, Community, Part
 from small_community import tiny_run
 from warm_start import WarmStart
 
@@ -51,7 +51,10 @@ def community(tmp_path_factory: pytest.TempPathFactory, glass_dir: Path, plays: 
     """A run that bob keeps going, and that alice has been in."""
     folder = tmp_path_factory.mktemp("damaged")
     config = tiny_run(folder, glass_dir, plays, "damaged", round_seconds=0.8)
-    with WarmStart() as starter, Community(folder, config, starter=starter, fixed_ports=True) as opened:
+    with (
+        WarmStart() as starter,
+        Community(folder, config, starter=starter, fixed_ports=True, tokens_per_s=CARD_TOKENS_PER_S) as opened,
+    ):
         opened.host()
         bob = opened.peer("bob")
         bob.wait_round(1)

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from outcomes import divergences, ledger_entries
-from processes import GONE_S, MARK, REPOSITORY, Community, Part, eventually, marked
+from processes import CARD_TOKENS_PER_S, GONE_S, MARK, REPOSITORY, Community, Part, eventually, marked
 from training_fixtures import write_tiny_llama
 from warm_start import WarmStart
 
@@ -53,7 +53,9 @@ def community(tmp_path: Path, llama: Path, plays: Path, starter: WarmStart) -> I
 
         def open_one(*, fixed_ports: bool = False, **sections: dict[str, Any]) -> Community:
             config = small_run(llama, plays, sections)
-            return stack.enter_context(Community(tmp_path, config, starter=starter, fixed_ports=fixed_ports))
+            return stack.enter_context(
+                Community(tmp_path, config, starter=starter, fixed_ports=fixed_ports, tokens_per_s=CARD_TOKENS_PER_S)
+            )
 
         yield open_one
 
@@ -65,7 +67,7 @@ def small_run(model: Path, data: Path, sections: dict[str, dict[str, Any]]) -> d
         "model": {"path": str(model), "license": "MIT"},
         "data": {"path": str(data), "license": "CC0-1.0", "sequence_length": 32, "held_out_sequences": 16},
         "method": {"kind": "full"},
-        "sync": {"method": "diloco", "round_tokens": 3000, "wire": "int8"},
+        "sync": {"method": "diloco", "round_tokens": 1500, "wire": "int8"},
         "inner": {"lr": 1e-3, "micro_batch": 4, "batch": 4},
         "publish": {"every_rounds": 10},
     }
@@ -89,7 +91,7 @@ OVERLAPPED = ("int4", "topk")  # as in the presets
         ("full", "gradient", "int8"),
         pytest.param("lora", "diloco", "fp16", marks=pytest.mark.slow),
         ("lora", "diloco", "int4"),
-        ("lora", "diloco", "int8"),
+        pytest.param("lora", "diloco", "int8", marks=pytest.mark.slow),
         pytest.param("lora", "gradient", "fp32", marks=pytest.mark.slow),
         pytest.param("lora", "gradient", "int8", marks=pytest.mark.slow),
     ],
@@ -121,7 +123,7 @@ def test_three_peers_agree_on_every_round_and_what_is_published_verifies(
     assert check_ledger(run, peers) == rounds
     check_receipts(run, ["alice", "bob", "carol"], rounds=rounds)
     check_published(run, rounds)
-    if (method, wire) == ("diloco", "int8"):
+    if (kind, method, wire) in (("full", "diloco", "int8"), ("lora", "diloco", "int4")):
         check_loads_without_us(run, rounds, llama if kind == "lora" else None)
 
 
@@ -312,11 +314,10 @@ def test_a_late_joiner_fetches_the_state_and_takes_part_within_two_rounds(commun
 
 
 def test_a_peer_that_leaves_costs_the_others_no_round(community: Opener) -> None:
-    run = community(sync=BY_THE_CLOCK, publish={"every_rounds": 1000})
+    run = community(sync=BY_THE_CLOCK | {"round_seconds": 2.5}, publish={"every_rounds": 1000})
     run.host()
     peers = [run.peer(name) for name in ("alice", "bob", "carol")]
-    for peer in peers:
-        peer.wait_for("committed", members=3)
+    together = max(peer.wait_for("committed", members=3)["round"] for peer in peers)
     leaver, *others = peers
     for number, name in ((signal.SIGINT, "alice"), (signal.SIGTERM, "bob")):
         run.note_sockets()
@@ -331,7 +332,7 @@ def test_a_peer_that_leaves_costs_the_others_no_round(community: Opener) -> None
     tell(peers)
     check_same_states(peers)
     (carol,) = others
-    rounds = carol.committed()
+    rounds = {round: event for round, event in carol.committed().items() if round >= together}
     assert all(event["took_part"] for event in rounds.values()), "carol's work of every round counted"
     assert sorted(rounds) == list(range(min(rounds), max(rounds) + 1))
 
@@ -369,8 +370,8 @@ def test_a_run_whose_peers_are_all_gone_goes_on_where_it_was(community: Opener, 
 
 
 def test_a_killed_coordinator_is_not_missed_and_every_claim_is_credited_once(community: Opener) -> None:
-    rounds = 40
-    run = community(fixed_ports=True, run={"rounds": rounds}, sync={"round_tokens": 9000, "min_peers": 3})
+    rounds = 30
+    run = community(fixed_ports=True, run={"rounds": rounds}, sync={"round_tokens": 6000, "min_peers": 3})
     host = run.host()
     names = ("alice", "bob", "carol")
     peers = [run.peer(name) for name in names]
@@ -422,7 +423,7 @@ def test_ctrl_c_in_the_middle_of_the_demo_leaves_nothing_behind(tmp_path: Path) 
         assert demo.poll() is None, (tmp_path / "demo.log").read_text()
         assert len(marked(mark)) > 5, "a coordinator, three peers, and what they started"
         demo.send_signal(signal.SIGINT)
-        assert demo.wait(60) == 130
+        assert demo.wait(90) == 130
         eventually(lambda: not marked(mark), GONE_S)
     finally:
         for pid in marked(mark):

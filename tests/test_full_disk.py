@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import Community, eventually
+from processes import CARD_TOKENS_PER_S, Community, eventually
 from small_community import tiny_run
 from warm_start import WarmStart
 
@@ -35,7 +35,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def community(small_disk: Path, tmp_path: Path, glass_dir: Path, plays: Path) -> Iterator[Community]:
     config = tiny_run(tmp_path, glass_dir, plays, "full", round_seconds=1.0, min_peers=2)
-    with WarmStart() as starter, Community(tmp_path, config, starter=starter) as opened:
+    with WarmStart() as starter, Community(tmp_path, config, starter=starter, tokens_per_s=CARD_TOKENS_PER_S) as opened:
         yield opened
 
 

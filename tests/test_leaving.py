@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import Community, Part, free_ports
+from processes import CARD_TOKENS_PER_S, Community, Part, free_ports
 from small_community import tiny_run
 from warm_start import WarmStart
 
@@ -30,7 +30,10 @@ QUICK_S = 5.0  # a second at most on a quiet machine, and nothing like the time 
 def community(tmp_path: Path, glass_dir: Path, plays: Path) -> Iterator[Community]:
     """A run of two that goes on for ever."""
     config = tiny_run(tmp_path, glass_dir, plays, "wood", round_seconds=1.0, min_peers=2)
-    with WarmStart() as starter, Community(tmp_path, config, starter=starter, fixed_ports=True) as opened:
+    with (
+        WarmStart() as starter,
+        Community(tmp_path, config, starter=starter, fixed_ports=True, tokens_per_s=CARD_TOKENS_PER_S) as opened,
+    ):
         yield opened
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Part, eventually
+from processes import CARD_TOKENS_PER_S, Part, eventually
 from training_fixtures import write_tiny_llama
 from wan_community import WanCommunity
 from wan_lab import Counters, Host, WanLab, available
@@ -64,7 +64,7 @@ def test_three_peers_on_home_lines_agree_on_every_round(
     config = small_run(llama, plays, rounds=rounds)
     with (
         WanLab(dict.fromkeys(("host", *NAMES), HOME)) as lab,
-        WanCommunity(tmp_path, config, lab, starter=starter) as run,
+        WanCommunity(tmp_path, config, lab, starter=starter, tokens_per_s=CARD_TOKENS_PER_S) as run,
     ):
         host = run.host()
         peers = [run.peer(name) for name in NAMES]
@@ -96,7 +96,7 @@ def test_a_split_swarm_goes_on_in_one_half_and_is_whole_again_two_rounds_after_i
     names = (*NAMES, "dave", "erin")
     with (
         WanLab(dict.fromkeys(("host", *names), HOME)) as lab,
-        WanCommunity(tmp_path, config, lab, starter=starter) as run,
+        WanCommunity(tmp_path, config, lab, starter=starter, tokens_per_s=CARD_TOKENS_PER_S) as run,
     ):
         run.host()
         peers = {name: run.peer(name) for name in names}
@@ -138,7 +138,10 @@ def test_peers_behind_firewalls_and_on_very_slow_lines_take_part(
     config["sync"] |= {"wire": "fp32"}
     slow = Host(delay_ms=40, up_mbit=0.5, down_mbit=4, firewall_s=60)
     lines = {"host": HOME, "alice": HOME, "bob": slow, "carol": slow}
-    with WanLab(lines) as lab, WanCommunity(tmp_path, config, lab, starter=starter) as run:
+    with (
+        WanLab(lines) as lab,
+        WanCommunity(tmp_path, config, lab, starter=starter, tokens_per_s=CARD_TOKENS_PER_S) as run,
+    ):
         run.host()
         peers = [run.peer(name) for name in NAMES]
         for peer in peers:

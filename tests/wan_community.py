@@ -51,8 +51,16 @@ class _Starter:
 class WanCommunity(Community):
     """`Community` in a lab that has a host named "host" and one for each peer."""
 
-    def __init__(self, folder: Path, config: dict[str, Any], lab: WanLab, *, starter: WarmStart | None = None) -> None:
-        super().__init__(folder, config)
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        lab: WanLab,
+        *,
+        starter: WarmStart | None = None,
+        tokens_per_s: float = 0.0,
+    ) -> None:
+        super().__init__(folder, config, tokens_per_s=tokens_per_s)
         self._lab, self._warm = lab, starter
         told = tomlkit.loads(self.config.read_text()).unwrap()
         address = lab.address("host")
