@@ -14,6 +14,7 @@ import os
 import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,15 @@ async def agreed(peers: Iterable[Peer], round: int, timeout_s: float = PATIENCE_
     digests = {peer.state(round) for peer in peers} - {None}
     assert len(digests) == 1, f"round {round}: {digests}"
     return str(digests.pop())
+
+
+def with_chunk(update: EncodedUpdate, index: int, data: bytes) -> EncodedUpdate:
+    """An update whose chunk is another than the one that was claimed; the proofs stay the claimed ones."""
+    chunks = list(update.chunks)
+    chunks[index] = data
+    changed = replace(update, chunks=tuple(chunks))
+    changed.__dict__["tree"] = update.tree
+    return changed
 
 
 async def quietly(awaitable: Awaitable[Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from swarm_kit import World, run, until
+from swarm_kit import World, run, until, with_chunk
 
 from peer.swarm import frames
 from peer.swarm.allreduce import Reduction
@@ -193,15 +193,6 @@ def test_more_members_than_chunks_leave_some_with_nothing_to_reduce(tmp_path: Pa
 # ---- bad senders ----------------------------------------------------------------------------------------------------------
 
 
-def other_chunk(update: EncodedUpdate, index: int, data: bytes) -> EncodedUpdate:
-    """An update whose chunk is another than the one that was claimed; the proofs stay the claimed ones."""
-    chunks = list(update.chunks)
-    chunks[index] = data
-    changed = replace(update, chunks=tuple(chunks))
-    changed.__dict__["tree"] = update.tree
-    return changed
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -222,7 +213,7 @@ def test_a_chunk_that_its_sender_did_not_claim_fails_the_attempt_and_names_it(
             await made.serve()
             liar = made.parties[2]
             first = next(iter(made.group.ranges(3)[made.parties[0].me]))
-            liar.reduction._update = other_chunk(
+            liar.reduction._update = with_chunk(
                 liar.reduction._update, first, make(liar.reduction._update.chunks[first])
             )
             assert all_failed(await made.run())

@@ -7,11 +7,11 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from swarm_kit import Peer, World, acquaint, agreed, meet, run, until
+from swarm_kit import Peer, World, acquaint, agreed, meet, run, until, with_chunk
 
 from peer.round_rules import Ballot, BallotBox
 from peer.swarm import frames
@@ -20,6 +20,7 @@ from peer.swarm.head import MAX_HISTORY_TOKENS, Head
 from peer.swarm.node import Node
 from peer.swarm.pace import Limits
 from peer.swarm.rounds import FREE_ATTEMPTS, Rounds
+from peer.swarm.standing import Standing
 from peer.training.codec import EncodedUpdate
 from peer.training.outer import outer_step
 from peer.training.state import SharedState
@@ -155,6 +156,69 @@ def test_a_member_that_is_killed_in_mid_round_does_not_stop_the_others(tmp_path:
             await victim.vanish()
             at = peers[0].round
             await agreed(peers[:2], at + 2)
+
+    run(main())
+
+
+class Torn(Rounds):
+    """Joins another leader's attempt between its answer to the first leader and that one's group."""
+
+    torn: ClassVar[list[int]] = []
+
+    async def _answer_group(self, message: swarm_pb2.Group, reader: Any, writer: Any, peer: str) -> None:
+        if not self.torn and len(self.head.weights) == 3:
+            self.torn.append(message.round)
+            self._box.promise(message.round, message.attempt + 1, "another leader")
+        await super()._answer_group(message, reader, writer, peer)
+
+
+def test_a_member_that_another_leader_has_bound_meanwhile_is_not_blamed_for_it(tmp_path: Path) -> None:
+    world = small(tmp_path, round_tokens=None, round_seconds=1.0)
+
+    async def main() -> None:
+        async with world.peers(2, work_s=0.1) as peers, world.peer(2, *peers, engine=Torn, work_s=0.1) as torn:
+            await until(lambda: Torn.torn, what="a group that is refused")
+            (at,) = Torn.torn
+            await agreed(peers, at)
+            assert not any(torn.me in peer.rounds._standing.spoilt() for peer in peers)
+            await until(lambda: torn.round > at + 1, what="two more rounds")
+            assert any(report.took_part and report.round in (at, at + 1, at + 2) for report in torn.reports)
+
+    run(main())
+
+
+def test_a_member_that_refuses_again_and_again_is_left_out() -> None:
+    standing = Standing()
+    assert [standing.balked("a") for _ in range(3)] == [False, True, True]
+    standing.kept_their_word("leader", ["a"])
+    assert not standing.balked("a") and not standing.balked("b")
+
+
+def test_whoever_does_not_see_it_hears_who_spoilt_the_group(tmp_path: Path) -> None:
+    """Only the reducer of a chunk sees that it is not what its sender claimed; the group is over for the others, too."""
+    world = World(tmp_path, min_peers=2, round_tokens=None, round_seconds=1.0)
+    spoilt: list[str] = []
+
+    class Spoiling(Rounds):
+        def _start_group(self, group: Group) -> None:
+            super()._start_group(group)
+            reduction = self.group.reduction
+            if reduction is not None and len(group.members) == 3 and not spoilt:
+                spoilt.append(group.digest)
+                ours = reduction._update
+                chunk = group.ranges(len(ours.chunks))[witness[0]][0]
+                reduction._update = with_chunk(ours, chunk, bytes(len(ours.chunks[chunk])))
+
+    witness: list[str] = []
+
+    async def main() -> None:
+        async with world.peers(2, work_s=0.1) as peers:
+            witness.append(peers[0].me)
+            async with world.peer(2, *peers, engine=Spoiling, work_s=0.1) as liar:
+                await until(
+                    lambda: all(liar.me in peer.rounds._standing.spoilt() for peer in peers), what="both to know"
+                )
+                assert spoilt
 
     run(main())
 

@@ -67,7 +67,8 @@ class RunningGroup:
         self._reduced: Reduction | None = (
             None  # the one before, for others that only reduce and come late for its averages
         )
-        self.since = 0.0  # when the newest one began, time.monotonic()
+        self._newest: Group | None = None  # until it is agreed on
+        self.since = 0.0  # when it began, time.monotonic()
         self._task: asyncio.Task[None] | None = None
         self._begun = asyncio.Event()
 
@@ -95,7 +96,7 @@ class RunningGroup:
             assert update is not None or self._talk.me not in group.by_peer
             self.reduction = self._reduction(group, update)
         self._position.make_room()
-        self.since = time.monotonic()
+        self._newest, self.since = group, time.monotonic()
         self._task = self._talk.spawn(self._run(group))
         self._begun.set()
         self._stage("group")
@@ -180,7 +181,8 @@ class RunningGroup:
             candidate = await self._catch_up.held_or_fetched(state, sorted(voting.voters(group, state)))
         self._stage("commit")
         agreement = voting.agreement(group, state)
-        self._standing.kept_its_word(group.leader)
+        self._standing.kept_their_word(group.leader, group.by_peer)
+        self._newest = None
         await self._agreed(Head(candidate, agreement, self._position.head.after(group.weights)))
 
     # ---- what the others ask -----------------------------------------------------------------------------------------
@@ -202,10 +204,11 @@ class RunningGroup:
 
     async def _answer_abort(self, message: swarm_pb2.Abort, reader: Any, writer: Any, peer: str) -> None:
         self.voting.gave_up(peer, message.group, message.attempt)
-        reduction = self.reduction
-        if reduction and _is_of(message, reduction) and peer in reduction.group.everyone:
+        group = self._newest  # it may be over here, for a reason that another member knows better
+        if group and (message.group, message.attempt) == (group.digest, group.attempt) and peer in group.everyone:
             self._blame(message.culprit, f"{message.reason[:80]} (by {short(peer)})")
-            reduction.fail(f"{short(peer)} gave up: {message.reason[:200]}")
+            if self.reduction is not None:
+                self.reduction.fail(f"{short(peer)} gave up: {message.reason[:200]}")
         await self._talk.reply(writer, swarm_pb2.Ack())
 
     # ---- when an attempt comes to nothing ----------------------------------------------------------------------------
@@ -234,10 +237,10 @@ class RunningGroup:
         return [peer for peer in group.everyone if peer != self._talk.me]
 
     async def _send(self, peer: str, message: swarm_pb2.Group) -> None:
-        culprit = peer
         try:
             reply = await self._talk.call(peer, "group", message, swarm_pb2.GroupReply, times=2.0)
             reason = "" if reply.accepted else f"{short(peer)}: {reply.reason[:200]}"
+            culprit = peer if reason and self._standing.balked(peer) else ""
         except (NetworkError, FormatError) as error:
             reason = f"{short(peer)}: {error.message}"
             culprit = "" if self._talk.book.is_alive(peer) else peer
@@ -249,8 +252,8 @@ class RunningGroup:
             await self._talk.call(peer, "abort", message, swarm_pb2.Ack)
 
 
-def _is_of(message: swarm_pb2.Part | swarm_pb2.Abort, reduction: Reduction | None) -> bool:
-    """Whether a message is about this group, in this attempt."""
+def _is_of(message: swarm_pb2.Part, reduction: Reduction | None) -> bool:
+    """Whether a part is of this group, in this attempt."""
     return reduction is not None and (message.group, message.attempt) == (
         reduction.group.digest,
         reduction.group.attempt,

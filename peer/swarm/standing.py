@@ -1,6 +1,7 @@
 """Standing: whom this member leaves out for a while, and why. One per member; `Rounds` asks it before it forms or joins a group.
 
     blame    a member spoilt a group: it is left out of the next ones, if a round can be made without it
+    balked   a member had joined an attempt and refused the group: another leader may have come between, so the first is free
     strike   a leader asked and sent no group after it: after a few times it is not followed for a while, each time longer
 
 Nothing here is proof of anything: a wrong word costs the blamed a few seconds, and its work is used in the next round.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from peer.swarm.node import short
@@ -31,6 +33,7 @@ class Standing:
 
     def __init__(self) -> None:
         self._blamed: dict[str, _Blame] = {}
+        self._balked: set[str] = set()  # since they last were in a round
         self._broken: dict[str, int] = {}  # peer id -> proposals of its that came to nothing
         self._shunned: dict[str, float] = {}  # peer id -> until when its proposals are refused
 
@@ -48,6 +51,12 @@ class Standing:
         item = self._blamed.get(peer)
         return item.reason if item and item.until > time.monotonic() else ""
 
+    def balked(self, peer: str) -> bool:
+        """A member refused the group of an attempt that it had joined; returns whether it is to be blamed."""
+        again = peer in self._balked
+        self._balked.add(peer)
+        return again
+
     def strike(self, leader: str) -> None:
         """A leader that asks and sends no group, again and again, is not followed for a while, each time longer."""
         self._broken[leader] = count = self._broken.get(leader, 0) + 1
@@ -56,8 +65,10 @@ class Standing:
             pause_s = min(AVOID_S * 2 ** min(count - BROKEN_FREE - 1, 8), SHUN_MOST_S)
             self._shunned[leader] = time.monotonic() + pause_s
 
-    def kept_its_word(self, leader: str) -> None:
+    def kept_their_word(self, leader: str, members: Iterable[str]) -> None:
+        """A round was made."""
         self._broken.pop(leader, None)
+        self._balked.difference_update(members)
 
     def is_shunned(self, leader: str) -> bool:
         return self._shunned.get(leader, 0.0) > time.monotonic()
