@@ -19,7 +19,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import pacing
 from faults import Fault, Faults, Happened
 from outcomes import divergences
 from processes import Community, Part
@@ -145,11 +144,13 @@ class FaultCommunity:
         self.lab, self.names = lab, LAB_NAMES if lab else NAMES
         self.faults = Faults(folder / "faults")
         if lab is None:
-            self.run: Community = Community(folder, config, starter=starter, fixed_ports=True)
+            self.run: Community = Community(
+                folder, config, starter=starter, fixed_ports=True, tokens_per_s=TOKENS_PER_S
+            )
         else:
-            self.run = WanCommunity(folder, config, lab, starter=starter)
+            self.run = WanCommunity(folder, config, lab, starter=starter, tokens_per_s=TOKENS_PER_S)
         for name in (*self.names, *(f"late{number}" for number in range(9))):
-            self.run.more_environment[name] = self.faults.environment(name) | pacing.environment(TOKENS_PER_S)
+            self.run.more_environment[name] = self.faults.environment(name)
         self.peers: dict[str, Part] = {}
         self._late = 0
 

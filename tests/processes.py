@@ -32,7 +32,7 @@ import tomlkit
 from warm_start import WarmProcess, WarmStart
 
 WAIT_S = 90.0  # for anything that is expected to happen; a quiet machine needs a tenth of it
-GONE_S = 30.0  # for the helpers of a process to go after it
+GONE_S = 15.0  # for the helpers of a process to go after it
 MARK = "POTLUCK_TEST_MARK"
 CARD_TOKENS_PER_S = 2000.0  # of peers that weigh alike and leave each other the processor
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from coordinator.host import Host
+from coordinator.service import CoordinatorService
 from coordinator.streams import MAX_STREAMS_PER_PEER
 from peer.coordinator_client import CoordinatorClient, RunDescription
 from peer.pinned_channel import open_channel
@@ -68,6 +69,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def status_of(error: pytest.ExceptionInfo[grpc.RpcError]) -> grpc.StatusCode:
     assert isinstance(error.value, grpc.Call)
     return error.value.code()
+
+
+def test_every_call_of_the_protocol_is_answered() -> None:
+    """The generated base class refuses whatever its subclass forgets."""
+    calls = coordinator_pb2.DESCRIPTOR.services_by_name["Coordinator"].methods_by_name
+    assert calls and set(calls) <= set(vars(CoordinatorService))
 
 
 def test_run_description_is_the_one_in_the_invite(site: Site) -> None:

@@ -423,7 +423,7 @@ def test_ctrl_c_in_the_middle_of_the_demo_leaves_nothing_behind(tmp_path: Path) 
         assert demo.poll() is None, (tmp_path / "demo.log").read_text()
         assert len(marked(mark)) > 5, "a coordinator, three peers, and what they started"
         demo.send_signal(signal.SIGINT)
-        assert demo.wait(90) == 130
+        assert demo.wait(60) == 130
         eventually(lambda: not marked(mark), GONE_S)
     finally:
         for pid in marked(mark):

@@ -23,7 +23,7 @@ from protocol.errors import InputError
 from protocol.invite import Invite
 
 swarm = pytest.mark.swarm
-QUICK_S = 20.0  # a second at most on a quiet machine
+QUICK_S = 5.0  # a second at most on a quiet machine, and nothing like the time of a farewell
 
 
 @pytest.fixture

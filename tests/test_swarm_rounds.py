@@ -516,7 +516,7 @@ def test_a_head_that_never_comes_holds_nobody_up(tmp_path: Path) -> None:
 
             async with lying(world, liar, peers, lie):
                 await until(lambda: len(asked) == 2, what="both to ask for the head")
-                await agreed(peers, max(peer.round for peer in peers) + 3)
+                await agreed(peers, max(peer.round for peer in peers) + 3, timeout_s=30)
 
     run(main())
 
@@ -613,15 +613,13 @@ def test_a_late_joiner_takes_no_other_state_than_the_one_its_source_said_it_stan
 
 
 def test_a_history_that_is_stated_is_counted_again_or_bounded(tmp_path: Path) -> None:
-    world = small(tmp_path, round_tokens=800)
+    world = small(tmp_path, round_tokens=800, min_peers=2)
 
     async def main() -> None:
         async with world.peers(2) as peers:
             await agreed(peers, 2)
             head = next(head for head in peers[0].heads if head.round == 2)
-            agreed_on = [head.agreement for peer in peers for head in peer.heads]
-            tokens = {a.round: sum(made.tokens for made in a.claims.values()) for a in agreed_on if a is not None}
-            assert head.history_tokens == tokens[1] + tokens[2]
+            assert head.history_tokens == 1600
             catch_up = peers[0].rounds._catch_up
             assert head.agreement is not None
             assert catch_up._history(head.agreement, 2**64 - 1) == MAX_HISTORY_TOKENS
