@@ -19,6 +19,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "full": {
         "method": {"kind": "full"},
         "sync": {"method": "diloco", "wire": "topk", "round_seconds": "auto", "overlap": True},
+        "outer": {"lr": 1.3},
     },
     "sync": {
         "sync": {"method": "gradient", "wire": "fp16", "round_seconds": "auto"},

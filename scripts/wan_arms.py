@@ -31,7 +31,7 @@ GRID = {"lora": (1e-3, 2e-3, 3e-3, 5e-3, 1e-2), "full": (1e-4, 3e-4, 1e-3, 3e-3)
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "potluck": {
         "lora": {"round_steps": 8, "sync": {"wire": "int4", "overlap": True}},
-        "full": {"round_steps": 10, "sync": {"wire": "topk", "overlap": True}},
+        "full": {"round_steps": 10, "sync": {"wire": "topk", "overlap": True}, "outer": {"lr": 1.3}},
     },
     "potluck-int8": {
         "lora": {"round_steps": 25, "sync": {"wire": "int8"}},

@@ -50,7 +50,10 @@ def main(spec_path: Path, model_dir: Path, data: Path) -> None:
     import torch
 
     import peer.swarm.swarm  # noqa: F401  # hivemind and all
-    from peer.training.codec import EncodedUpdate, chunk_sizes, codec
+    from peer.swarm.averages import Average
+    from peer.swarm.contribution import lossy
+    from peer.swarm.head import Head, Position
+    from peer.training.codec import chunk_sizes, codec
     from peer.training.data import load_dataset
     from peer.training.genesis import load_state
     from peer.training.model import load_trainable
@@ -67,28 +70,42 @@ def main(spec_path: Path, model_dir: Path, data: Path) -> None:
     found["model"] = peak.take()
     work = LocalWork(model, load_dataset(spec, model.tokenizer, data), spec, "probe")
     found["optimizer"] = peak.take()
+    position, residual = Position(Head(state)), None
+    del state
     for number in (1, 2):
-        work.begin(state)
+        base = position.head.state
+        (work.rebase if spec.sync.overlap and number > 1 else work.begin)(base)
         for _ in range(2):
             work.step()
         found[f"work {number}"] = peak.take()
-        encoded = EncodedUpdate.encode(work.finish().vector, spec.sync.wire)
+        position.make_room()
+        update = work.finish()
+        if spec.sync.overlap:
+            work.carry_on()
+            work.step()
+        sent, residual = lossy(update, number, base.digest, spec.sync.wire, residual)
+        encoded = sent.encoded
+        del update, sent
         found[f"encode {number}"] = peak.take()
-        averaged, start, coder = torch.empty(encoded.values), 0, codec(encoded.codec)
-        for data, size in zip(encoded.chunks, chunk_sizes(encoded.values, encoded.chunk_values), strict=True):
-            averaged[start : start + size] = coder.decode_average(coder.average([data, data], [1, 1], size), size)
-            start += size
+        sizes, coder = chunk_sizes(encoded.values, encoded.chunk_values), codec(encoded.codec)
+        chunks = tuple(
+            coder.average([data, data], [1, 1], size) for data, size in zip(encoded.chunks, sizes, strict=True)
+        )
+        average = Average(encoded.codec, encoded.values, chunks)
+        averaged = average.decode()
         found[f"average {number}"] = peak.take()
-        candidate = outer_step(spec, state, averaged)
-        _ = candidate.digest
+        candidate = outer_step(spec, base, averaged)
+        position.keep_average(candidate.digest, average)
+        del averaged, encoded, average, chunks
         found[f"outer step {number}"] = peak.take()
-        previous, state = state, candidate  # as peer.swarm.head.Position keeps them
-        del averaged, candidate, encoded
+        position.advance(Head(candidate))
+        del base, candidate
+        if spec.sync.overlap:
+            work.step()
         with tempfile.TemporaryDirectory() as folder:
-            state.save(Path(folder) / "state.safetensors")
+            position.head.state.save(Path(folder) / "state.safetensors")
             work.save_optimizer(Path(folder) / "moments.safetensors")
         found[f"save {number}"] = peak.take()
-        del previous
     print(json.dumps({name: {"peak": most, "after": now} for name, (most, now) in found.items()}))
 
 

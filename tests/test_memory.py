@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,24 +42,40 @@ def run_of(tmp_path: Path, model: Path, plays: Path, length: int, **sections: An
     return spec, tmp_path / "genesis"
 
 
-@pytest.mark.parametrize("method", ["diloco", pytest.param("gradient", marks=pytest.mark.slow)])
+@dataclass(frozen=True)
+class Case:
+    """How a run averages, and what that may take: copies of the trainable parameters beyond the imports."""
+
+    sync: dict[str, Any]
+    loaded: float  # weights, gradient, the base; diloco: two moments
+    most: float
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        # and the update, or its average, which becomes the next state; what travels and what has (a quarter, half); activations
+        pytest.param(Case({"method": "diloco", "wire": "int8"}, 5.3, 7.6), id="int8"),
+        # and what encoding has left out, and where the work of the round before ended
+        pytest.param(Case({"method": "diloco", "wire": "int4", "overlap": True}, 5.3, 9.4), id="int4, overlap"),
+        # two outer vectors each of the base and of the next state
+        pytest.param(Case({"method": "gradient", "wire": "int8"}, 3.3, 10.0), id="gradient", marks=pytest.mark.slow),
+    ],
+)
 def test_a_model_of_30_m_parameters_needs_what_is_said_and_no_copy_more(
-    tmp_path: Path, glass_dir: Path, plays: Path, method: str
+    tmp_path: Path, glass_dir: Path, plays: Path, case: Case
 ) -> None:
     model = write_llama(tmp_path / "model", glass_dir, width=512, layers=11)
-    spec, genesis = run_of(tmp_path, model, plays, 128, sync={"method": method, "wire": "int8"})
+    spec, genesis = run_of(tmp_path, model, plays, 128, sync=case.sync)
     assert 28e6 < spec.model.trainable < 35e6
     found = probe(spec, genesis, plays, tmp_path)
     most = max(stage["peak"] for stage in found.values()) + DAEMON_BYTES
-    assert most <= memory_needed_bytes(spec) <= FACTOR * most
     copy = 4 * spec.model.trainable
-    over = {name: (stage["peak"] - found["imports"]["after"]) / copy for name, stage in found.items()}
-    # weights, gradient, the base; diloco: two moments
-    assert over["optimizer"] <= (5.3 if method == "diloco" else 3.3)
-    # and the update as it travels (a quarter), some activations, and its average, in which the next state is made;
-    # gradient: two outer vectors each of the base and of the next state
-    assert over["outer step 2"] <= (7.1 if method == "diloco" else 9.6)
+    over = {name: round((stage["peak"] - found["imports"]["after"]) / copy, 2) for name, stage in found.items()}
+    assert over["optimizer"] <= case.loaded
+    assert max(over.values()) <= case.most, str(over)
     assert found["save 2"]["peak"] <= found["outer step 2"]["peak"] + 0.2 * copy
+    assert most <= memory_needed_bytes(spec) <= FACTOR * most
 
 
 def test_a_tiny_model_needs_hardly_more_than_the_runtime(tmp_path: Path, glass_dir: Path, plays: Path) -> None:

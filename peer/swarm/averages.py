@@ -44,8 +44,10 @@ class Average:
 
     def decode(self) -> torch.Tensor:
         """Flat fp32 [values]. Raises: FormatError: bytes that no reducer writes."""
-        coder, sizes = codec(self.codec), chunk_sizes(self.values, CHUNK_VALUES)
-        return torch.cat([coder.decode_average(data, size) for data, size in zip(self.chunks, sizes, strict=True)])
+        coder, vector = codec(self.codec), torch.empty(self.values)
+        for part, data in zip(vector.split(CHUNK_VALUES), self.chunks, strict=True):
+            part.copy_(coder.decode_average(data, part.numel()))
+        return vector
 
 
 def is_small(codec_name: str) -> bool:

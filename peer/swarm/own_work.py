@@ -50,6 +50,11 @@ class OwnWork:
         """Since this member has been ready for the round in hand; 0 when it is not."""
         return time.monotonic() - self.ready.since if self.ready is not None else 0.0
 
+    def close_work(self) -> None:
+        """The trainer is to finish its micro-batch and hand over an update, which is as large as the model."""
+        self._position.make_room()
+        self.close.set()
+
     async def hand_over(self, update: Update, base: str) -> None:
         """Take the trainer's update, which is used up: for the round in hand, or as late work when that has gone by."""
         if self.ready is None:
@@ -57,7 +62,6 @@ class OwnWork:
 
     async def _make_ready(self, update: Update, base: str) -> None:
         round, since = self._position.round, time.monotonic()
-        self._position.make_room()
         run, spec, feedback = self._card.run, self._card.spec, self._feedback
         arguments = (update, spec, run, round, base, self._identity, self.late, since, feedback)
         del feedback  # as large as the model

@@ -400,7 +400,7 @@ class Rounds:
         await asyncio.get_running_loop().run_in_executor(None, self._box.promise, round, attempt, leader)
         self._engaged_until = time.monotonic() + timeout_s + 2 * self.book.patience_s(leader)
         self._attempts += 1
-        self.own.close.set()
+        self.own.close_work()
 
     # ---- following ---------------------------------------------------------------------------------------------------
 

@@ -1,9 +1,9 @@
 """How much memory a run needs: what a volunteer is told before anything is loaded. Needs no torch.
 
-The most is needed as a round's update is handed over: weights, gradient and AdamW's moments, the base and the state
-before it, the update, and the update as it travels. Then the state before is let go of, and the new one takes the place of
-the update. So of the trainable parameters there are at most three copies beside model, gradient and optimizer for a
-moment, two of them for longer; the number of members does not matter. tests/test_memory.py holds this against real processes.
+Of the trainable parameters there are, beside model, gradient and AdamW's moments, two copies all the time: the base, and first
+the update, then the average, then the state that it has become, which takes the base's place as the state before it. Codecs
+with error feedback keep one more, and rounds that overlap another (where the last round's work ended); averages as they
+travelled take half of one at most. The number of members does not matter. tests/test_memory.py holds this against real processes.
 
 >>> round(_activation_bytes(135_000_000, tokens=2048) / 2**30, 1)
 5.1
@@ -18,6 +18,7 @@ from protocol.run_spec import RunSpec
 _RUNTIME_BYTES = 1 << 29  # Python, torch, hivemind and its daemon on a CPU, measured: 0.4 GB; CUDA takes as much again
 _VOCABULARY_MOST = 100_000  # a guess, for the logits: large models have about this many
 _RESIDUAL = 4.0  # bytes a parameter, of codecs with error feedback
+_KEPT_BYTES = 2.0  # a parameter: the last averages, see `peer.swarm.head.Position.keep_average`
 _WIRE_BYTES = {
     "fp32": 4.0,
     "fp16": 2.0,
@@ -32,16 +33,16 @@ def memory_needed_bytes(spec: RunSpec, *, reduce_only: bool = False) -> int:
 
     fp32 weights, or the base in 4 bits; for the trainable ones what the module's docstring lists; activations of one
     sequence, for what fits on top of that goes into a larger micro-batch (with a base in 4 bits recomputed, for whoever
-    needs the one needs the other); the runtime. A peer that only reduces holds two states, and a round's average as it
-    travels and as it is read.
+    needs the one needs the other); the runtime. A peer that only reduces holds the states and the averages.
     """
     diloco = spec.sync.method == "diloco"
-    moments = 2 if diloco else 0
     outer_vectors = (1 if spec.outer.momentum else 0) if diloco else 2
-    states = 2 * (1 + outer_vectors)
+    copies = 2 * (1 + outer_vectors)
+    travelling = _WIRE_BYTES[spec.sync.wire] + _KEPT_BYTES
     if reduce_only:
-        return int((4 * (states + 1) + _WIRE_BYTES[spec.sync.wire]) * spec.model.trainable) + _RUNTIME_BYTES
-    trainable_bytes = 4 * (1 + moments + states + 1) + _WIRE_BYTES[spec.sync.wire]
+        return int((4 * copies + travelling) * spec.model.trainable) + _RUNTIME_BYTES
+    copies += 1 + (2 if diloco else 0) + spec.sync.overlap  # gradient, moments, where the last work ended
+    trainable_bytes = 4 * copies + travelling
     nf4 = spec.method.base == "nf4"
     weights = _nf4_bytes(spec.model.parameters) if nf4 else 4 * spec.model.parameters
     weights += int(trainable_bytes * spec.model.trainable)

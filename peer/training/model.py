@@ -25,6 +25,8 @@ from peer.training.state import NamesShapes
 from protocol.errors import FormatError, InputError
 from protocol.run_spec import Method, RunSpec
 
+_LOT_VALUES = 1 << 22  # at a time on their way to the device
+
 
 def load_trainable(
     spec: RunSpec, genesis_model_dir: Path, base_model_dir: Path | None = None, device: str | torch.device = "cpu"
@@ -157,6 +159,12 @@ class TrainableModel:
         if flat.shape != self.flat_N.shape or flat.dtype != torch.float32:
             raise FormatError(f"expected fp32 {tuple(self.flat_N.shape)}, got {flat.dtype} {tuple(flat.shape)}")
         self.flat_N.copy_(flat)
+
+    @torch.no_grad()
+    def add(self, flat: torch.Tensor) -> None:
+        """Add to the parameters: flat fp32 [N] on any device; no second copy of them is made."""
+        for own, other in zip(self.flat_N.split(_LOT_VALUES), flat.split(_LOT_VALUES), strict=True):
+            own.add_(other.to(own.device))
 
     def loss(self, tokens_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
         """The cross-entropy summed over predicted tokens (labels other than -100, the first of each sequence left out).

@@ -179,8 +179,7 @@ class LocalWork:
             self.begin(base)
             return
         self._base, self._left_at = base, None
-        torch.sub(base.parameters, left_at, out=left_at)
-        self.model.write(left_at.add_(self.model.read()))
+        self.model.add(torch.sub(base.parameters, left_at, out=left_at))
 
     def step(self) -> StepResult:
         """Train on one micro-batch.
