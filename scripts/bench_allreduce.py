@@ -1,4 +1,4 @@
-"""Table 9: one all-reduce over home lines, against what the lines allow.
+"""One all-reduce over home lines, against what the lines allow.
 
 In the WAN lab: peers on lines of 20/100 and 10/50 Mbit/s average one update, with the real streams, proofs and checks, and
 no training. The physical limit is 2 (n - 1) / n times the update's bytes on each uplink. With trusted reducers on fast lines

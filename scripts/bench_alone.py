@@ -1,4 +1,4 @@
-"""Table 1: one peer alone through our loop, against a bare PyTorch loop on the same model, batches and optimizer.
+"""One peer alone through our loop, against a bare PyTorch loop on the same model, batches and optimizer.
 
 The two arms take turns (A B B A A B B A ...), so that what else the machine does falls on both; each pair gives a ratio,
 and the table shows their median, of wall time and (on a CPU that others use too, the better witness) of CPU time. Our arm is a peer's whole round but for the network: take over the base, train, the

@@ -1,4 +1,4 @@
-"""Table 4: what is left of a community's throughput when a random peer is killed or frozen every half minute.
+"""What is left of a community's throughput when a random peer is killed or frozen every half minute.
 
 Eight peers, a process each, whose training is slowed to a fixed speed, so that they fit on two cores. Blocks with and
 without faults take turns in one run, so that what else the machine does falls on both. A killed peer is started again by

@@ -1,4 +1,4 @@
-"""Table 9: how fast each wire codec is on one core, what it writes, and what it loses, against hivemind's 8-bit codecs.
+"""How fast each wire codec is on one core, what it writes, and what it loses, against hivemind's 8-bit codecs.
 
 Speed is of fp32 bytes per CPU second of one thread, in chunks of 65536 values as they travel, over a heavy-tailed made
 tensor of 4 M values (normal times exp(normal), times 1e-4); arms interleaved, median of the repetitions. Beside it numpy's

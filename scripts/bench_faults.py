@@ -1,4 +1,4 @@
-"""Table 3: real peers broken at chosen instants of a round, stage x kind, and what the others made of it.
+"""Real peers broken at chosen instants of a round, stage x kind, and what the others made of it.
 
 Five peers and a coordinator (three in the WAN lab, where cables are cut), a process each, with a tiny model and rounds of a
 second: see tests/fault_scenarios.py. A row says what the survivors saw, how many attempts at a round came to nothing, when

@@ -1,4 +1,4 @@
-"""Table 6: how long a newcomer on a home line takes from `potluck join` to its first counted work.
+"""How long a newcomer on a home line takes from `potluck join` to its first counted work.
 
 In the WAN lab: a coordinator and two peers on fast lines, who are some rounds into a run, and one who joins on a line of
 50 Mbit/s each way and 20 ms. It fetches the genesis and the data from the coordinator, the state of the moment from the peers,

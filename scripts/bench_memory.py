@@ -1,4 +1,4 @@
-"""Table 7: what a peer's processes weigh beyond torch and the model, against stock hivemind's.
+"""What a peer's processes weigh beyond torch and the model, against stock hivemind's.
 
 Three arms in one run, each a process tree of its own on the same machine, all with the demo's model: Python with torch and
 transformers and the model, AdamW and its gradient, and nothing else; a stock `hivemind.Optimizer` with its DHT, after two

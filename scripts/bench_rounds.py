@@ -1,4 +1,4 @@
-"""Table 2: what a round costs beyond its compute, with real peers over loopback sockets.
+"""What a round costs beyond its compute, with real peers over loopback sockets.
 
 A coordinator and three peers, each a process, train the demo's model. Waiting is the time from the end of a peer's own
 micro-batch to the new agreed state: encoding, group forming, claims, all-reduce, outer step, hashing, votes, and what the

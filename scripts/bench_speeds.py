@@ -1,4 +1,4 @@
-"""Table 5: peers of unlike speeds against as many of the mean speed: agreed tokens per second, and the way to a loss.
+"""Peers of unlike speeds against as many of the mean speed: agreed tokens per second, and the way to a loss.
 
 Two communities train the demo's model on the plays, at the same time on one machine, so that what else it does falls on
 both: one with peers at 4:2:1, one with three at the mean of these. Their training is slowed to fixed speeds; all else is

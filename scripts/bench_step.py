@@ -1,4 +1,4 @@
-"""Table 9: the local step: our loop against transformers' Trainer and a bare PyTorch loop, full, LoRA and QLoRA.
+"""The local step: our loop against transformers' Trainer and a bare PyTorch loop, full, LoRA and QLoRA.
 
     scripts/bench step                                              the demo's model, on the CPU
     scripts/bench step --device cuda --model 500M --sequence-length 1024 --batch 8 --steps 20

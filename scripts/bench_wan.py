@@ -1,4 +1,4 @@
-"""Table 9: the way to a loss over home links, against stock hivemind and OpenDiLoCo, in one run.
+"""The way to a loss over home links, against stock hivemind and OpenDiLoCo, in one run.
 
 Arms (`wan_arms`): ideal (all batches on one machine, no network), stock hivemind.Optimizer, OpenDiLoCo's recipe, Potluck's
 presets. Lines (`wan_scale`): 20/100 Mbit/s and 40 ms; 10/50 Mbit/s, 80 ms, 0.5 % loss; loopback. A LoRA and a full fine-tune, four

@@ -27,11 +27,16 @@ from protocol.run_spec import OuterOptimizer
 
 GRID = {"lora": (1e-3, 2e-3, 3e-3, 5e-3, 1e-2), "full": (1e-4, 3e-4, 1e-3, 3e-3)}  # the same for all arms
 
-# run.toml sections of Potluck's presets, for each method; `round_steps`: local steps of each peer in a round
+# run.toml sections of Potluck's presets, for each method; `round_steps`: local steps of each peer in a round, and where a
+# peer chooses its rounds itself, about what that comes to
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "potluck": {
         "lora": {"round_steps": 8, "sync": {"wire": "int4", "overlap": True}},
         "full": {"round_steps": 10, "sync": {"wire": "topk", "overlap": True}, "outer": {"lr": 1.3}},
+    },
+    "potluck-auto": {  # nothing overlaps: what it costs to wait
+        "lora": {"round_steps": 80, "sync": {"wire": "int4", "round_seconds": "auto"}},
+        "full": {"round_steps": 200, "sync": {"wire": "topk", "round_seconds": "auto"}},
     },
     "potluck-int8": {
         "lora": {"round_steps": 25, "sync": {"wire": "int8"}},

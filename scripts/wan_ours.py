@@ -28,10 +28,11 @@ from warm_start import WarmStart
 def run_ours(course: Course, inputs: Inputs, folder: Path, starter: WarmStart) -> Trace:
     """Raises: AssertionError: its processes did not get ready."""
     preset = PRESETS[course.arm][course.kind]
-    round_tokens = preset["round_steps"] * PEERS * course.scale.tokens_per_step
     least = PEERS - 1 if course.variant == "killed" else PEERS  # or the others may not go on
     more = {name: section for name, section in preset.items() if name != "round_steps"}
-    more["sync"] = more.get("sync", {}) | {"round_tokens": round_tokens, "min_peers": least}
+    more["sync"] = more.get("sync", {}) | {"min_peers": least}
+    if "round_seconds" not in more["sync"]:
+        more["sync"]["round_tokens"] = preset["round_steps"] * PEERS * course.scale.tokens_per_step
     trace = Trace()
     with (
         WanLab(dict.fromkeys(("host", *NAMES), Host()), seed=course.seed) as lab,
@@ -40,7 +41,7 @@ def run_ours(course: Course, inputs: Inputs, folder: Path, starter: WarmStart) -
         for number, name in enumerate(NAMES):
             run.more_environment[name] = pacing.environment(course.speed(number))
         run.host()
-        peers = [run.peer(name) for name in NAMES]
+        peers = [run.peer(name, "--precision", "fp32") for name in NAMES]  # as the other arms compute
         ready = [peer.wait_for("step", step="finding-members", timeout_s=READY_S)["time"] for peer in peers]
         set_lines(lab, course)
         before = lab.counters()
