@@ -5,6 +5,7 @@ Everything that they start, hivemind's daemons too, lives in the lab's namespace
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -38,6 +39,7 @@ class _Process:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stack.enter_context(log.open("w")),
             env=environment, text=True, start_new_session=True,
         )  # fmt: skip
+        stack.callback(self._close_stdin)
         self.log = log
         self.tokens, self.busy_s, self.late_s = 0, 0.0, 0.0
         self.news: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -46,15 +48,21 @@ class _Process:
 
     def _read(self) -> None:
         assert self._popen.stdout is not None
-        for line in self._popen.stdout:
-            if not line.startswith("{"):
-                continue
-            event = json.loads(line)
-            if event["event"] == "worked":
-                self.tokens, self.busy_s, self.late_s = event["tokens"], event["busy_s"], event["late_s"]
-            else:
-                self.news.put(event)
+        with self._popen.stdout as lines:
+            for line in lines:
+                if not line.startswith("{"):
+                    continue
+                event = json.loads(line)
+                if event["event"] == "worked":
+                    self.tokens, self.busy_s, self.late_s = event["tokens"], event["busy_s"], event["late_s"]
+                else:
+                    self.news.put(event)
         self.news.put({"event": "gone"})
+
+    def _close_stdin(self) -> None:
+        assert self._popen.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._popen.stdin.close()
 
     def tell(self, word: str) -> None:
         assert self._popen.stdin is not None
