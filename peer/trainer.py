@@ -116,7 +116,7 @@ class _Trainer:
         self._swarm, self._work, self._rounds = swarm, work, rounds
         self._stop, self._watcher = stop, watcher
         self._moments, self._patience_s = moments, patience_s
-        self._speed = 0.0
+        self._speed = self._step_s = 0.0
         self._round_s = 0.0  # how long the last round took, without pauses
         self._paused_s = 0.0  # in this round
         self._waiting_since: float | None = None
@@ -149,9 +149,19 @@ class _Trainer:
         self._round_s = time.monotonic() - started - self._paused_s
 
     def _begin(self) -> Head:
-        head = self._swarm.begin_work()
-        (self._work.rebase if self._ahead else self._work.begin)(head.state)
+        """Take over the newest head."""
+        head, work = self._swarm.begin_work(), self._work
         self._ahead = False
+        if head.agreement is None or not work.keeps or head.agreement.base != work.base:
+            work.begin(head.state)  # its first work, or it missed more than a round
+            return head
+        try:
+            sent = self._swarm.part_of(head)
+        except RoundAborted:
+            work.begin(head.state)
+        else:
+            work.rebase(head.state, sent)
+            self._report()  # what was done meanwhile may be enough for this round
         return head
 
     def _overlaps(self, head: Head) -> bool:
@@ -181,9 +191,13 @@ class _Trainer:
         step_s = time.monotonic() - started
         now = result.tokens / max(step_s, 1e-6)
         self._speed = now if not self._speed else _SPEED_MEMORY * self._speed + (1 - _SPEED_MEMORY) * now
-        self._swarm.report_progress(None if self._ahead else self._work.tokens, self._speed, step_s)
+        self._step_s = step_s
+        self._report()
         self._watcher.working(WorkReport(self._work.round, self._work.tokens, self._speed, None))
         return result
+
+    def _report(self) -> None:
+        self._swarm.report_progress(None if self._ahead else self._work.tokens, self._speed, self._step_s)
 
     def _pause(self, over: Callable[[], bool]) -> None:
         """Tell why no round can be made; when that has lasted for too long, wait here until it can.

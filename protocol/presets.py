@@ -1,7 +1,7 @@
 """Presets: what to write into run.toml for the usual kinds of run. `RunConfig` fills them in; what the host writes wins.
 
     preset = "lora"     an adapter; int4 updates, rounds as long as averaging needs, which goes on beside the training
-    preset = "full"     all weights; only the largest changes travel (topk), in frequent rounds
+    preset = "full"     all weights; a sixth of the values in each round, in turns, by 2 bits (int2), in frequent rounds
     preset = "sync"     gradients averaged at one state: what one large machine would do; for fast lines and comparisons
 
 What each came to on home lines stands in docs/benchmarks.md (`scripts/bench wan`).
@@ -18,7 +18,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "full": {
         "method": {"kind": "full"},
-        "sync": {"method": "diloco", "wire": "topk", "round_seconds": "auto", "overlap": True},
+        "sync": {"method": "diloco", "wire": "int2", "fragments": 6, "round_seconds": "auto", "overlap": True},
         "outer": {"lr": 1.3},
     },
     "sync": {

@@ -8,7 +8,7 @@ how the host listens. `RunConfig.pin` turns it into the `RunSpec`, in which ever
     [model]                     path | hub + revision | checkpoint; license
     [method]                    kind = "full" | "lora"; rank, alpha, targets, base = "fp32" | "nf4"
     [data]                      path, kind = "text" | "jsonl" | "chat"; license, sequence_length, packing, held_out
-    [sync]                      method = "diloco" | "gradient"; round_tokens | round_seconds; wire; overlap; min_peers
+    [sync]                      method = "diloco" | "gradient"; round_tokens | round_seconds; wire; fragments; overlap; min_peers
     [inner]                     the optimizer on each peer
     [outer]                     the optimizer of the shared state
     [publish]                   every_rounds
@@ -120,11 +120,14 @@ class Sync(_Section):
     method: Literal["diloco", "gradient"] = "diloco"
     round_tokens: int | None = Field(default=None, ge=1, le=2**53 - 1)  # the round ends when the swarm has this many
     round_seconds: Positive | Literal["auto"] | None = None  # or after this long; auto: by what the exchange takes
-    wire: Literal["fp32", "fp16", "int8", "int4", "topk"] = "int4"  # how updates travel
+    wire: Literal["fp32", "fp16", "int8", "int4", "int2", "topk"] = "int4"  # how updates travel
+    fragments: int = Field(
+        default=1, ge=1, le=64
+    )  # diloco: a round averages one value in so many, the next one the ones beside them
     min_peers: int = Field(default=1, ge=1, le=1024)  # do not start a round with fewer
     max_group: int = Field(default=64, ge=2, le=1024)  # at most this many average together
     overlap: bool = False  # diloco: work on for the next round while this one is averaged
-    later: ClassVar[frozenset[str]] = frozenset({"overlap"})
+    later: ClassVar[frozenset[str]] = frozenset({"overlap", "fragments"})
 
     @model_validator(mode="after")
     def _an_end(self) -> Sync:
@@ -132,7 +135,17 @@ class Sync(_Section):
             raise ValueError("give round_tokens or round_seconds, or both (whichever comes first)")
         if self.overlap and self.method != "diloco":
             raise ValueError("overlap needs method diloco: a gradient is taken at the agreed state")
+        if self.fragments > 1 and self.method != "diloco":
+            raise ValueError("fragments need method diloco: what a gradient step leaves out is lost")
         return self
+
+    def fragment(self, round: int) -> slice:
+        """Which of the trainable values the members average in this round: all, or every `fragments`-th, in turns."""
+        return slice(round % self.fragments, None, self.fragments)
+
+    def fragment_values(self, values: int, round: int) -> int:
+        """How many of so many values that are."""
+        return len(range(values)[self.fragment(round)])
 
 
 class InnerOptimizer(_Section):

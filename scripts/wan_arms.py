@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 from wan_scale import PEERS, REAL_BATCH
-from wan_training import Bench, Gradients, Task, Wire, average
+from wan_training import Bench, Gradients, Task, average
 
+from peer.training.codec import EncodedUpdate
 from peer.training.data import Dataset
 from peer.training.outer import step as outer_step
-from protocol.run_spec import OuterOptimizer
+from protocol.run_spec import OuterOptimizer, Sync
 
 GRID = {"lora": (1e-3, 2e-3, 3e-3, 5e-3, 1e-2), "full": (1e-4, 3e-4, 1e-3, 3e-3)}  # the same for all arms
 
@@ -32,6 +33,10 @@ GRID = {"lora": (1e-3, 2e-3, 3e-3, 5e-3, 1e-2), "full": (1e-4, 3e-4, 1e-3, 3e-3)
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "potluck": {
         "lora": {"round_steps": 8, "sync": {"wire": "int4", "overlap": True}},
+        "full": {"round_steps": 6, "sync": {"wire": "int2", "fragments": 6, "overlap": True}, "outer": {"lr": 1.3}},
+    },
+    "potluck-topk": {
+        "lora": {"round_steps": 8, "sync": {"wire": "topk", "overlap": True}, "outer": {"lr": 1.3}},
         "full": {"round_steps": 10, "sync": {"wire": "topk", "overlap": True}, "outer": {"lr": 1.3}},
     },
     "potluck-auto": {  # nothing overlaps: what it costs to wait
@@ -58,16 +63,17 @@ class Averaging:
     """A method of local steps and averaged updates."""
 
     local_steps: int
-    wire: str
     outer: OuterOptimizer
+    sync: Sync
 
 
 def averaging(arm: str, kind: str) -> Averaging:
     """What an arm of this sort does, without its network."""
     if arm in DILOCO:
-        return Averaging(DILOCO[arm], "fp16", DILOCO_OUTER)
+        return Averaging(DILOCO[arm], DILOCO_OUTER, Sync(wire="fp16", round_seconds="auto"))
     preset = PRESETS[arm][kind]
-    return Averaging(preset["round_steps"], preset["sync"]["wire"], OuterOptimizer(**preset.get("outer", {})))
+    sync = Sync(**preset["sync"] | {"round_seconds": "auto"})
+    return Averaging(preset["round_steps"], OuterOptimizer(**preset.get("outer", {})), sync)
 
 
 def batches_of(arm: str) -> int:
@@ -113,18 +119,19 @@ def _ideal(bench: Bench, steps: int, every: int) -> Iterator[tuple[int, torch.Te
 
 def _averaged(how: Averaging, task: Task, first: Bench, steps: int) -> Iterator[tuple[int, torch.Tensor]]:
     benches = [first, *(task.open(first.dataset) for _ in range(PEERS - 1))]
-    works = [bench.work(f"peer-{number}") for number, bench in enumerate(benches)]
-    wires = [Wire(how.wire) for _ in works]
+    works = [bench.work(f"peer-{number}", how.sync) for number, bench in enumerate(benches)]
     state, done = first.genesis, 0
+    sent: list[EncodedUpdate | None] = [None] * PEERS
     yield 0, state.parameters
     while done < steps:
         count = min(how.local_steps, steps - done)
-        for work in works:
-            work.begin(state)
+        for work, before in zip(works, sent, strict=True):
+            work.rebase(state, before)
             for _ in range(count):
                 work.step()
-        sent = [wire.send(work.finish().vector) for wire, work in zip(wires, works, strict=True)]
-        state = outer_step(how.outer, "diloco", state, average(sent))
+        encoded = [EncodedUpdate.encode(work.finish().vector, how.sync.wire) for work in works]
+        fragment, sent = how.sync.fragment(state.round + 1), [*encoded]
+        state = outer_step(how.outer, "diloco", state, average(encoded), fragment)
         done += count
         yield done, state.parameters
 

@@ -27,7 +27,7 @@ from peer.training.genesis import build_genesis, count_parameters, load_state
 from peer.training.model import TrainableModel, load_trainable
 from peer.training.state import SharedState
 from peer.training.work import LocalWork
-from protocol.run_spec import RunConfig, RunSpec
+from protocol.run_spec import RunConfig, RunSpec, Sync
 
 HELD_OUT = 256  # sequences
 T = TypeVar("T")
@@ -104,9 +104,10 @@ class Bench:
     dataset: Dataset
     genesis: SharedState
 
-    def work(self, name: str) -> LocalWork:
-        """The local work of the peer of this name."""
-        return LocalWork(self.model, self.dataset, self.spec, name)
+    def work(self, name: str, sync: Sync | None = None) -> LocalWork:
+        """The local work of the peer of this name; `sync`: in place of the spec's."""
+        spec = self.spec if sync is None else self.spec.model_copy(update={"sync": sync})
+        return LocalWork(self.model, self.dataset, spec, name)
 
     def loss_of(self, parameters: torch.Tensor) -> float:
         """The held-out loss with these parameters, as the coordinator evaluates."""
@@ -155,22 +156,6 @@ class Pace:
         self.late_s += max(0.0, -left)
         self.busy_s += time.monotonic() - started
         return result
-
-
-class Wire:
-    """One peer's codec, and what it has left out so far."""
-
-    def __init__(self, name: str) -> None:
-        self._codec = codec(name)
-        self._residual: torch.Tensor | None = None
-
-    def send(self, vector: torch.Tensor) -> EncodedUpdate:
-        """Encode flat fp32 [N], which is used up."""
-        if self._residual is not None:
-            vector = vector.add_(self._residual, alpha=self._codec.feedback)
-        sent = EncodedUpdate.encode(vector, self._codec.name)
-        self._residual = sent.residual(vector) if self._codec.feedback else None
-        return sent
 
 
 def average(sent: Sequence[EncodedUpdate]) -> torch.Tensor:

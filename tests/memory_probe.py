@@ -53,7 +53,7 @@ def main(spec_path: Path, model_dir: Path, data: Path) -> None:
     from peer.swarm.averages import Average
     from peer.swarm.contribution import lossy
     from peer.swarm.head import Head, Position
-    from peer.training.codec import chunk_sizes, codec
+    from peer.training.codec import EncodedUpdate, chunk_sizes, codec
     from peer.training.data import load_dataset
     from peer.training.genesis import load_state
     from peer.training.model import load_trainable
@@ -71,10 +71,11 @@ def main(spec_path: Path, model_dir: Path, data: Path) -> None:
     work = LocalWork(model, load_dataset(spec, model.tokenizer, data), spec, "probe")
     found["optimizer"] = peak.take()
     position, residual = Position(Head(state)), None
+    encoded: EncodedUpdate | None = None
     del state
     for number in (1, 2):
         base = position.head.state
-        (work.rebase if spec.sync.overlap and number > 1 else work.begin)(base)
+        work.rebase(base, encoded)
         for _ in range(2):
             work.step()
         found[f"work {number}"] = peak.take()
@@ -83,9 +84,8 @@ def main(spec_path: Path, model_dir: Path, data: Path) -> None:
         if spec.sync.overlap:
             work.carry_on()
             work.step()
-        sent, residual = lossy(update, number, base.digest, spec.sync.wire, residual)
-        encoded = sent.encoded
-        del update, sent
+        encoded, residual = lossy(update.vector, spec, residual)
+        del update
         found[f"encode {number}"] = peak.take()
         sizes, coder = chunk_sizes(encoded.values, encoded.chunk_values), codec(encoded.codec)
         chunks = tuple(
@@ -96,7 +96,7 @@ def main(spec_path: Path, model_dir: Path, data: Path) -> None:
         found[f"average {number}"] = peak.take()
         candidate = outer_step(spec, base, averaged)
         position.keep_average(candidate.digest, average)
-        del averaged, encoded, average, chunks
+        del averaged, average, chunks
         found[f"outer step {number}"] = peak.take()
         position.advance(Head(candidate))
         del base, candidate

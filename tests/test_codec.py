@@ -14,7 +14,7 @@ from peer.training.codec import EncodedUpdate, codec, verify_chunk
 from protocol.errors import FormatError, VerificationError
 
 DENSE = ["fp32", "fp16", "int8", "int4"]
-NAMES = [*DENSE, "topk"]
+NAMES = [*DENSE, "int2", "topk"]
 
 
 def values(count: int, seed: int = 0) -> torch.Tensor:
@@ -50,8 +50,8 @@ def test_any_finite_values_survive_every_codec_finite_and_no_further_off_than_a_
             assert (a - b).abs().max() <= a.abs().max() / 127 * 0.51 + 1e-43
         elif name == "int4":
             assert (a - b).abs().max() <= a.abs().max() / 7 * 0.53 + 1e-38
-        elif name == "topk":
-            assert (a - b).abs().max() <= a.abs().max()
+        elif name in ("int2", "topk"):
+            assert (a - b).abs().max() <= a.abs().max() * 1.004
         elif name == "fp16":
             assert ((a.clamp(-65504, 65504) - b).abs() <= a.abs() * 2**-10 + 2**-24).all()
 
@@ -63,6 +63,7 @@ def test_any_finite_values_survive_every_codec_finite_and_no_further_off_than_a_
         ("fp16", "03d08b7884324d63"),
         ("int8", "856462a5a55e091e"),
         ("int4", "ae615369b83baf7c"),
+        ("int2", "6dbcad8d0a585a94"),
         ("topk", "fbd04da38774fda0"),
     ],
 )
@@ -74,6 +75,9 @@ def test_stored_bytes_decode_to_stored_bits(name: str, sha256: str) -> None:
     elif name == "int4":
         scales = b"".join(struct.pack("<H", 0x3C00 + 77 * i) for i in range(16))
         data = scales + bytes(1 + i % 15 | 1 + i * 7 % 15 << 4 for i in range(count // 2))
+    elif name == "int2":
+        sizes = b"".join(struct.pack("<HH", 0x3C00 + 77 * i, 0x3D00 + 77 * i) for i in range(4))
+        data = sizes + bytes(i * 37 % 256 for i in range(250))
     elif name == "topk":
         data = bytes.fromhex("50fa489d721cb650ae832dc761bf943e4952258924524922895492088b428e42aff0c20b073ef0c1")
     else:
@@ -98,7 +102,7 @@ def test_int8_blocks_of_zeros_and_of_denormals_decode_to_finite_values() -> None
 @pytest.mark.parametrize(
     ("name", "count"),
     [(name, count) for name in DENSE[:3] for count in (-1, 0, 99, 101, 2**40)]
-    + [(name, count) for name in ("int4", "topk") for count in (-1, 0, 60, 201, 2**40)],
+    + [(name, count) for name in ("int4", "int2", "topk") for count in (-1, 0, 60, 201, 2**40)],
 )
 def test_bytes_of_another_length_are_refused_before_anything_is_allocated(name: str, count: int) -> None:
     data = codec(name).encode(values(100))

@@ -76,7 +76,7 @@ def small_run(model: Path, data: Path, sections: dict[str, dict[str, Any]]) -> d
     return config
 
 
-OVERLAPPED = ("int4", "topk")  # as in the presets
+OVERLAPPED = ("int4", "int2")  # as in the presets
 
 # ---- all of it, in each of its forms -------------------------------------------------------------------------------------
 
@@ -87,7 +87,8 @@ OVERLAPPED = ("int4", "topk")  # as in the presets
         pytest.param("full", "diloco", "fp32", marks=pytest.mark.slow),
         ("full", "diloco", "int8"),
         pytest.param("full", "gradient", "fp32", marks=pytest.mark.slow),
-        ("full", "diloco", "topk"),
+        pytest.param("full", "diloco", "topk", marks=pytest.mark.slow),
+        ("full", "diloco", "int2"),
         ("full", "gradient", "int8"),
         pytest.param("lora", "diloco", "fp16", marks=pytest.mark.slow),
         ("lora", "diloco", "int4"),
@@ -103,7 +104,13 @@ def test_three_peers_agree_on_every_round_and_what_is_published_verifies(
     run = community(
         run={"rounds": rounds},
         method={"kind": kind, "rank": 4, "alpha": 8} if kind == "lora" else {"kind": kind},
-        sync={"method": method, "wire": wire, "min_peers": 3, "overlap": wire in OVERLAPPED},
+        sync={
+            "method": method,
+            "wire": wire,
+            "min_peers": 3,
+            "overlap": wire in OVERLAPPED,
+            "fragments": 3 if wire == "int2" else 1,
+        },
         outer={"lr": 1e-3} if method == "gradient" else {"lr": 1.0},
     )
     host = run.host()

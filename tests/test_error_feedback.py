@@ -1,4 +1,7 @@
-"""What a lossy codec leaves out comes with the author's next update: nothing is lost, and nothing is counted twice."""
+"""What a lossy codec leaves out of a gradient comes with the author's next update: nothing is lost, and nothing is counted twice.
+
+With local steps it stays in the trainer's model: `test_training_overlap`.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,9 @@ def make(world: World, round: int, feedback: torch.Tensor | None, **late: object
     return Contribution.make(update, world.spec, card.run, round, "c" * 64, me, late.get("late"), 0.0, feedback)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("wire", ["int4", "topk"])
+@pytest.mark.parametrize("wire", ["int4", "int2", "topk"])
 def test_what_was_sent_left_and_let_go_is_all_that_was_worked(tmp_path: Path, wire: str) -> None:
-    world = World(tmp_path, values=VALUES, wire=wire)
+    world = World(tmp_path, values=VALUES, wire=wire, method="gradient")
     worked, sent, let_go = (torch.zeros(VALUES, dtype=torch.float64) for _ in range(3))
     residual = None
     for round in range(1, 6):
@@ -38,9 +41,9 @@ def test_what_was_sent_left_and_let_go_is_all_that_was_worked(tmp_path: Path, wi
         assert torch.allclose(sent + residual.double() + let_go, worked, atol=1e-5)
 
 
-@pytest.mark.parametrize("wire", ["int4", "topk"])
+@pytest.mark.parametrize("wire", ["int4", "int2", "topk"])
 def test_work_that_comes_late_takes_its_residual_with_it(tmp_path: Path, wire: str) -> None:
-    world = World(tmp_path, values=VALUES, wire=wire)
+    world = World(tmp_path, values=VALUES, wire=wire, method="gradient")
     first = make(world, 1, None)
     assert first.residual is not None
     before = first.residual * codec(wire).feedback
@@ -57,11 +60,11 @@ def test_work_that_comes_late_takes_its_residual_with_it(tmp_path: Path, wire: s
 @pytest.mark.parametrize("wire", ["fp32", "fp16", "int8"])
 def test_codecs_that_lose_next_to_nothing_keep_no_copy_for_it(tmp_path: Path, wire: str) -> None:
     assert codec(wire).feedback == 0
-    assert make(World(tmp_path, values=1000, wire=wire), 1, None).residual is None
+    assert make(World(tmp_path, values=1000, wire=wire, method="gradient"), 1, None).residual is None
 
 
 def test_the_residual_is_made_in_the_memory_of_the_update(tmp_path: Path) -> None:
-    world = World(tmp_path, values=VALUES, wire="topk")
+    world = World(tmp_path, values=VALUES, wire="topk", method="gradient")
     update = Update(world.update(0), 150, 0, 10, 6)
     at = update.vector.data_ptr()
     made = Contribution.make(update, world.spec, world.card.run, 1, "c" * 64, world.identity(0), None, 0.0)
@@ -69,8 +72,8 @@ def test_the_residual_is_made_in_the_memory_of_the_update(tmp_path: Path) -> Non
 
 
 def test_late_sparse_work_is_added_where_it_has_values(tmp_path: Path) -> None:
-    world = World(tmp_path, values=VALUES, wire="topk")
-    late = leftover(Update(world.update(1), 100, 0, 10, 8), 1, "b" * 64, "topk")
+    world = World(tmp_path, values=VALUES, wire="topk", method="gradient")
+    late = leftover(Update(world.update(1), 100, 0, 10, 8), 1, "b" * 64, world.spec)
     vector = world.update(0)
     wanted = (vector * 150 + late.encoded.decode() * 50) / 200
     late.add_to(vector, 150)
@@ -78,7 +81,7 @@ def test_late_sparse_work_is_added_where_it_has_values(tmp_path: Path) -> None:
 
 
 def test_a_member_adds_what_it_has_left_out_to_its_next_update(tmp_path: Path) -> None:
-    world = World(tmp_path, values=VALUES, wire="topk", round_tokens=800, min_peers=2)
+    world = World(tmp_path, values=VALUES, wire="topk", method="gradient", round_tokens=800, min_peers=2)
 
     async def main() -> None:
         async with world.peers(2) as peers:

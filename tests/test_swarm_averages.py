@@ -37,12 +37,12 @@ class Misses(Rounds):
         self.own.wait_ready = wait_ready  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("wire", ["int4", "topk"])
+@pytest.mark.parametrize(("wire", "fragments"), [("int4", 1), ("topk", 1), ("int2", 3)])
 def test_a_round_that_was_missed_is_made_up_from_its_average(
-    tmp_path: Path, wire: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, wire: str, fragments: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    world = World(tmp_path, values=VALUES, wire=wire, round_tokens=900, min_peers=2)
+    world = World(tmp_path, values=VALUES, wire=wire, fragments=fragments, round_tokens=900, min_peers=2)
 
     async def main() -> None:
         async with world.peers(2) as (one, two), world.peer(2, one, two, engine=Misses, tokens=200) as late:

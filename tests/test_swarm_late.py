@@ -122,7 +122,7 @@ def test_a_claim_without_late_work_is_signed_as_it_always_was(tmp_path: Path) ->
 
 def test_a_contribution_keeps_its_own_work_apart_from_what_was_late(tmp_path: Path) -> None:
     world = World(tmp_path, values=100_000, wire="int8")
-    late = leftover(Update(world.update(1), 100, 0, 10, 8), 1, "b" * 64, "int8")
+    late = leftover(Update(world.update(1), 100, 0, 10, 8), 1, "b" * 64, world.spec)
     update = Update(world.update(0), 150, 0, 10, 6)
     fresh = EncodedUpdate.encode(update.vector, "int8")
     wanted = (update.vector * 150 + late.encoded.decode() * 50) / 200

@@ -9,19 +9,24 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import torch
 from processes import eventually
 from swarm_kit import World
 from training_fixtures import make_genesis, make_spec, write_tiny_llama
 
 from peer.moments import Moments
 from peer.round_rules import BallotBox
+from peer.swarm.contribution import Contribution
 from peer.swarm.head import Head
 from peer.swarm.rounds import RoundReport
 from peer.swarm.swarm import Swarm, SwarmConfig
 from peer.trainer import WorkReport, train
+from peer.training.codec import EncodedUpdate
 from peer.training.data import load_dataset
 from peer.training.model import load_trainable
+from peer.training.state import SharedState
 from peer.training.work import LocalWork, StepResult
+from protocol.errors import RoundAborted
 from protocol.run_card import RunCard
 
 pytestmark = [
@@ -89,12 +94,12 @@ class Peer:
         self.told.append(reason)
 
 
-@pytest.fixture(params=[False, True], ids=["", "overlap"])
+@pytest.fixture(params=[{}, {"overlap": True}], ids=["", "overlap"])
 def new_peer(
     request: pytest.FixtureRequest, tmp_path: Path, glass_dir: Path, plays: Path
 ) -> Iterator[Callable[[int], Peer]]:
     glass = write_tiny_llama(tmp_path / "tiny", glass_dir)
-    spec = make_spec(glass, plays, sync={"min_peers": 2, "round_tokens": 2000, "overlap": request.param})
+    spec = make_spec(glass, plays, sync={"min_peers": 2, "round_tokens": 2000} | request.param)
     world = World(tmp_path, spec=spec)
     genesis = make_genesis(spec, glass, tmp_path / "genesis")
     card = world.card.model_copy(update={"run": spec.digest, "spec": spec, "genesis": genesis.digest})
@@ -102,11 +107,20 @@ def new_peer(
         yield lambda index: stack.enter_context(Peer(world, card, index, tmp_path, glass, plays))
 
 
+def slow_down(work: LocalWork, step_s: float) -> None:
+    step = work.step
+
+    def slow_step() -> StepResult:
+        time.sleep(step_s)
+        return step()
+
+    work.step = slow_step  # type: ignore[method-assign]
+
+
 def meet(first: Peer, second: Peer) -> None:
     for peer in (first, second):
         peer.swarm.set_founder(0, first.peer_id)
-    first.swarm.add_addresses(second.swarm.addresses)
-    second.swarm.add_addresses(first.swarm.addresses)
+    first.swarm.add_addresses(second.swarm.addresses)  # one alone dials: two that dial each other at once may both fail
 
 
 def test_a_peer_that_waits_too_long_pauses_keeps_its_work_and_goes_on_by_itself(
@@ -143,13 +157,7 @@ def test_what_was_handed_over_counts_although_its_owner_leaves(new_peer: Callabl
     leaver, other = new_peer(0), new_peer(1)
     meet(leaver, other)
     eventually(lambda: leaver.reports and other.reports, WAIT_S)
-    step = leaver.work.step
-
-    def slow_step() -> StepResult:
-        time.sleep(0.5)  # so that its owner stops it before it has handed over
-        return step()
-
-    leaver.work.step = slow_step  # type: ignore[method-assign]
+    slow_down(leaver.work, 0.5)  # so that its owner stops it before it has handed over
     made = len(leaver.reports)
     eventually(lambda: len(leaver.reports) > made, WAIT_S)
     eventually(lambda: not leaver.swarm.close_work.is_set(), WAIT_S)
@@ -166,7 +174,49 @@ def test_what_was_handed_over_counts_although_its_owner_leaves(new_peer: Callabl
     )
 
 
-@pytest.mark.parametrize("new_peer", [True], indirect=True)
+@pytest.mark.parametrize("new_peer", [{"overlap": True, "wire": "int2", "fragments": 3}], indirect=True, ids=["int2"])
+def test_what_the_others_do_not_have_stays_in_the_model_until_they_do(new_peer: Callable[[int], Peer]) -> None:
+    """Each round, to the value: what the model was, the step of the state, and less what was sent and used."""
+    one, two = new_peer(0), new_peer(1)
+    taken: list[bool] = []  # whether a round had this peer's work in it
+    rebase, missed = one.work.rebase, 4
+
+    def checked(base: SharedState, sent: EncodedUpdate | None) -> None:
+        before, old = one.work.model.read(), one.work._base
+        rebase(base, sent)
+        if old is None or base.round != old.round + 1:
+            return
+        wanted = before + base.parameters - old.parameters
+        if sent is not None:
+            wanted[one.work.spec.sync.fragment(base.round)] += sent.decode()
+        assert torch.allclose(one.work.model.read(), wanted, atol=1e-6)
+        head = next(head for head in one.heads if head.round == base.round)
+        assert (sent is not None) == (one.peer_id in head.weights)
+        taken.append(sent is not None)
+
+    own = one.swarm._rounds.own
+    wait_ready = own.wait_ready
+
+    async def not_in_time(timeout_s: float) -> Contribution:
+        if one.swarm.head.round + 1 == missed:
+            raise RoundAborted("not ready")
+        return await wait_ready(timeout_s)
+
+    one.work.rebase = checked  # type: ignore[method-assign]
+    own.wait_ready = not_in_time  # type: ignore[method-assign]
+    three = new_peer(2)  # so that the others can make a round without the first
+    for peer in (one, two, three):  # rounds of two seconds, so that whoever misses one misses no more
+        slow_down(peer.work, 0.3)
+    meet(one, two)
+    meet(one, three)
+    two.swarm.add_addresses(three.swarm.addresses)
+    eventually(lambda: len(taken) >= 8, 2 * WAIT_S)
+    assert taken.count(False) >= 1 and taken.count(True) >= 5, taken
+    claims = [head.agreement.claims for head in one.heads if head.agreement]
+    assert any(one.peer_id in made and made[one.peer_id].late for made in claims), "its tokens count less, but count"
+
+
+@pytest.mark.parametrize("new_peer", [{"overlap": True}], indirect=True, ids=["overlap"])
 def test_where_rounds_overlap_the_trainer_works_on_while_the_members_average(new_peer: Callable[[int], Peer]) -> None:
     one, two = new_peer(0), new_peer(1)
     ahead: list[int] = []

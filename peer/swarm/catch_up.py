@@ -181,7 +181,8 @@ class CatchUp:
         if not since or not is_small(wire):
             return None
         for agreement in since:
-            average = await self._average(agreement.state, state.parameters.numel(), sources)
+            values = self._card.spec.sync.fragment_values(state.parameters.numel(), agreement.round)
+            average = await self._average(agreement.state, values, sources)
             arguments = (self._card.spec, state, average)
             after = await asyncio.get_running_loop().run_in_executor(None, _apply, *arguments)
             if average is None or after is None or after.digest != agreement.state:

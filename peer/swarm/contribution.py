@@ -1,10 +1,12 @@
 """What a member brings to a round: its encoded update and its signed claim, and what it had ready for the round before.
 
-An update that missed its round is not thrown away: it is added to its author's next one, with its tokens counted less
-(`protocol.claim.Late`). After that it is over.
+An update that missed its round is not thrown away: it is part of its author's next one, with its tokens counted less
+(`protocol.claim.Late`). Where the trainer keeps in its model what the others do not have (`peer.training.work.keeps_own`), it is in
+there already; else it is added. After that it is over.
 
-What a lossy codec leaves out is not lost either (error feedback, Seide et al. 2014): it is the contribution's `residual`,
-of which `Codec.feedback` is added to the author's next update, whether this one is part of its round or comes late.
+What a lossy codec leaves out is not lost either. With local steps it stays in the trainer's model. With gradients it is the
+contribution's `residual` (error feedback, Seide et al. 2014), of which `Codec.feedback` is added to the author's next
+update, whether this one is part of its round or comes late.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from peer.training.codec import EncodedUpdate, codec
-from peer.training.work import Update
+from peer.training.work import Update, keeps_own
 from protocol.claim import LATE_DIVISOR, Claim, Late
 from protocol.envelope import Envelope
 from protocol.errors import FormatError
@@ -28,7 +30,7 @@ class Leftover:
 
     round: int  # that it missed
     base: str  # state digest that it started from
-    encoded: EncodedUpdate
+    encoded: EncodedUpdate | None  # None: it is still in the trainer's model
     tokens: int
     first_batch: int
     batches: int
@@ -43,6 +45,8 @@ class Leftover:
         Args:
             vector: flat fp32 [N], changed in place.
         """
+        if self.encoded is None:
+            return
         weight = self.tokens // LATE_DIVISOR
         vector.mul_(tokens / (tokens + weight))
         for index, piece in enumerate(vector.split(self.encoded.chunk_values)):
@@ -58,7 +62,7 @@ class Contribution:
     envelope: Envelope
     since: float  # when the work was handed over, time.monotonic()
     fresh: Leftover  # the work of this round alone, in case that it misses it
-    residual: torch.Tensor | None  # [N]: the next `feedback`; None: the codec needs none
+    residual: torch.Tensor | None  # [N]: the next `feedback`; None: there is none, or it is in the trainer's model
 
     @classmethod
     def make(
@@ -85,14 +89,13 @@ class Contribution:
         """
         if update.tokens < 1:
             raise FormatError("an update without tokens is no update")
-        wire = spec.sync.wire
         fresh, flops = None, update.flops
         if late is not None:
-            fresh = leftover(update, round, base, wire)  # without what is late for the second time then
+            fresh = leftover(update, round, base, spec)  # without what is late for the second time then
             late.add_to(update.vector, update.tokens)
             flops += late.flops // LATE_DIVISOR
-        sent, residual = lossy(update, round, base, wire, feedback)
-        encoded = sent.encoded
+        encoded, residual = lossy(update.vector, spec, feedback)
+        fresh = fresh or left(update, round, base, None if keeps_own(spec) else encoded)
         made = Claim(
             run=run,
             round=round,
@@ -105,25 +108,30 @@ class Contribution:
             segments=update.segments,
             late=late.statement() if late else None,
         )
-        return cls(encoded, made, made.sign(identity), since, fresh or sent, residual)
+        return cls(encoded, made, made.sign(identity), since, fresh, residual)
 
 
 def lossy(
-    update: Update, round: int, base: str, wire: str, feedback: torch.Tensor | None
-) -> tuple[Leftover, torch.Tensor | None]:
-    """An update with what the one before has left out, as it is kept, and what it leaves out itself.
+    vector: torch.Tensor, spec: RunSpec, feedback: torch.Tensor | None
+) -> tuple[EncodedUpdate, torch.Tensor | None]:
+    """An update with what the one before has left out, as it travels, and what it leaves out itself.
 
     Args:
-        update: its vector is used up.
+        vector: of the update, used up.
     """
-    coder = codec(wire)
+    coder = codec(spec.sync.wire)
     if feedback is not None:
-        update.vector.add_(feedback, alpha=coder.feedback)
-    kept = leftover(update, round, base, wire)
-    return kept, kept.encoded.residual(update.vector) if coder.feedback else None
+        vector.add_(feedback, alpha=coder.feedback)
+    encoded = EncodedUpdate.encode(vector, coder.name)
+    return encoded, encoded.residual(vector) if coder.feedback and spec.sync.method == "gradient" else None
 
 
-def leftover(update: Update, round: int, base: str, wire: str) -> Leftover:
-    """An update as it is kept."""
-    encoded = EncodedUpdate.encode(update.vector, wire)
+def leftover(update: Update, round: int, base: str, spec: RunSpec) -> Leftover:
+    """An update as it is kept when it is not part of its round."""
+    encoded = None if keeps_own(spec) else EncodedUpdate.encode(update.vector, spec.sync.wire)
+    return left(update, round, base, encoded)
+
+
+def left(update: Update, round: int, base: str, encoded: EncodedUpdate | None) -> Leftover:
+    """The same of an update that is encoded already, if it has to be."""
     return Leftover(round, base, encoded, update.tokens, update.first_batch, update.batches, update.flops)

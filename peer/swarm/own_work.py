@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import torch
 
-from peer.swarm.contribution import Contribution, Leftover, lossy
-from peer.swarm.head import Position
-from peer.training.work import Update
+from peer.swarm.contribution import Contribution, Leftover, left, lossy
+from peer.swarm.head import Head, Position
+from peer.training.codec import EncodedUpdate
+from peer.training.work import Update, keeps_own
 from protocol.errors import RoundAborted
 from protocol.keys import PeerIdentity
 from protocol.run_card import RunCard
@@ -43,12 +44,29 @@ class OwnWork:
         self.ready: Contribution | None = None  # for the round in hand
         self.late: Leftover | None = None  # missed the round before
         self._is_ready = asyncio.Event()
-        self._feedback: torch.Tensor | None = None  # [N], what encoding has left out so far
+        self._feedback: torch.Tensor | None = None  # [N], gradients: what encoding has left out so far
+        self._part: tuple[str, EncodedUpdate] | None = None  # see `part_of`
 
     @property
     def waited_s(self) -> float:
         """Since this member has been ready for the round in hand; 0 when it is not."""
         return time.monotonic() - self.ready.since if self.ready is not None else 0.0
+
+    def part_of(self, head: Head) -> EncodedUpdate | None:
+        """What a head was made with of this member's work; None: nothing.
+
+        Raises:
+            RoundAborted: it was made with something, which is not known here.
+        """
+        part = self._part
+        if part is not None and part[0] == head.digest:
+            return part[1]
+        if self._in(head):
+            raise RoundAborted(f"round {head.round} was made with an update of this peer that is gone")
+        return None
+
+    def _in(self, head: Head) -> bool:
+        return self._identity.peer_id in head.weights
 
     def close_work(self) -> None:
         """The trainer is to finish its micro-batch and hand over an update, which is as large as the model."""
@@ -79,9 +97,11 @@ class OwnWork:
         """The round went on without this work."""
         if not update.tokens:
             return
-        arguments = (update, self._position.head.round, base, self._card.spec.sync.wire, self._feedback)
-        work, self._feedback = await asyncio.get_running_loop().run_in_executor(None, lossy, *arguments)
-        self._missed(work)
+        spec, encoded = self._card.spec, None
+        if not keeps_own(spec):
+            arguments = (update.vector, spec, self._feedback)
+            encoded, self._feedback = await asyncio.get_running_loop().run_in_executor(None, lossy, *arguments)
+        self._missed(left(update, self._position.head.round, base, encoded))
 
     def _missed(self, work: Leftover) -> None:
         """Work missed its round: keep it for the next one, unless it is too old by now or the round was made with other work."""
@@ -104,9 +124,12 @@ class OwnWork:
     def next_round(self) -> None:
         """A new head has been taken: what was ready is part of it, or missed it."""
         ready, self.ready = self.ready, None
-        self.late = None  # counted now, or too old
+        self.late = self._part = None  # counted now, or too old
+        head = self._position.head
         if ready is not None:
             self._missed(ready.fresh)
+            if head.agreement is not None and head.agreement.base == ready.claim.base and self._in(head):
+                self._part = head.digest, ready.encoded
         self._is_ready.clear()
         self.progress.tokens = 0
         self.close.set()

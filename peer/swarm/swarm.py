@@ -31,6 +31,7 @@ from peer.swarm.node import Node
 from peer.swarm.pace import Limits
 from peer.swarm.records import RecordValidator, members_key, open_record, sign_record
 from peer.swarm.rounds import RoundReport, Rounds
+from peer.training.codec import EncodedUpdate
 from peer.training.work import Update
 from protocol.errors import FormatError, NetworkError, RefusedError, SignatureError
 from protocol.keys import PeerIdentity
@@ -146,6 +147,14 @@ class Swarm:
         """The head to train from. Raises: DaemonEnded."""
         self.check_daemon()
         return self._run(_value(self._rounds.begin_work), 5.0)
+
+    def part_of(self, head: Head) -> EncodedUpdate | None:
+        """What of this member's own work a head was made with; None: nothing.
+
+        Raises:
+            RoundAborted: something, which is not known any more.
+        """
+        return self._rounds.own.part_of(head)
 
     def report_progress(self, tokens: int | None, tokens_per_s: float, step_s: float) -> None:
         """Say how far the work of this round is; costs the trainer nothing.

@@ -42,7 +42,7 @@ class Int8(Codec):
         return 4 * _blocks(count, INT8_BLOCK) + count
 
     def _encode(self, values: torch.Tensor) -> bytes:
-        blocks = _in_blocks(values, INT8_BLOCK)
+        blocks = in_blocks(values, INT8_BLOCK)
         scales = torch.mul(blocks.abs().amax(dim=1, keepdim=True), fp32(1.0 / 127.0))
         # a block of zeros, or of values too small for a scale, is all zeros
         quotients = torch.where(scales > 0, torch.div(blocks, scales), torch.zeros_like(blocks))
@@ -56,7 +56,7 @@ class Int8(Codec):
             return torch.zeros(0), True
         if scales.min().item() < 0 or levels.min() < -127:
             raise FormatError("int8 codec: a scale that is negative, or a level of -128")
-        blocks = _in_blocks(torch.from_numpy(levels.astype(np.float32)), INT8_BLOCK)
+        blocks = in_blocks(torch.from_numpy(levels.astype(np.float32)), INT8_BLOCK)
         values = torch.mul(blocks, scales.view(-1, 1), out=blocks).view(-1)[:count]
         return values, is_finite(values)
 
@@ -70,7 +70,7 @@ class Int4(Codec):
 
     def _encode(self, values: torch.Tensor) -> bytes:
         count, half = values.numel(), (values.numel() + 1) // 2
-        blocks = _in_blocks(values, INT4_BLOCK)
+        blocks = in_blocks(values, INT4_BLOCK)
         scales = round_bf16(torch.mul(blocks.abs().amax(dim=1), fp32(1.0 / 7.0))).clamp_(max=_INT4_MAX_SCALE)
         # a block of zeros, or of values too small for a scale, is all zeros
         divisors = torch.where(scales > 0, scales, fp32(torch.inf)).view(-1, 1)
@@ -91,7 +91,7 @@ class Int4(Codec):
         torch.bitwise_right_shift(packed, 4, out=levels[half:])
         if levels[:count].min().item() == 0 or levels[count:].any().item():
             raise FormatError("int4 codec: a level of -8, or a last half-byte that is not zero")
-        blocks = _in_blocks(levels[:count].to(torch.float32).sub_(8), INT4_BLOCK)
+        blocks = in_blocks(levels[:count].to(torch.float32).sub_(8), INT4_BLOCK)
         values = torch.mul(blocks, scales.view(-1, 1), out=blocks).view(-1)[:count]
         return values, is_finite(values)
 
@@ -122,7 +122,7 @@ def _blocks(count: int, block: int) -> int:
     return -(-count // block)
 
 
-def _in_blocks(values: torch.Tensor, block: int) -> torch.Tensor:
+def in_blocks(values: torch.Tensor, block: int) -> torch.Tensor:
     """[n] -> [ceil(n / block), block], the last block filled up with zeros."""
     missing = _blocks(values.numel(), block) * block - values.numel()
     if missing:

@@ -1,7 +1,8 @@
-"""How an update travels: by one of five codecs, cut into chunks that a claim binds by a Merkle root.
+"""How an update travels: by one of six codecs, cut into chunks that a claim binds by a Merkle root.
 
     fp32, fp16   `peer.training.dense_codec`, which also says what a codec is
     int8, int4   `peer.training.block_codec`
+    int2         `peer.training.two_bit_codec`
     topk         `peer.training.sparse_codec`
 
     >>> data = codec("int8").encode(torch.tensor([0.0, -1.0, 0.5]))
@@ -28,13 +29,14 @@ import torch
 from peer.training.block_codec import Int4, Int8
 from peer.training.dense_codec import Codec, Fp16, Fp32
 from peer.training.sparse_codec import TopK
+from peer.training.two_bit_codec import Int2
 from protocol import merkle
 from protocol.claim import UpdateDigest
 from protocol.errors import FormatError
 
 CHUNK_VALUES = 65536  # 256 KiB of fp32
 
-_CODECS: dict[str, Codec] = {c.name: c for c in (Fp32(), Fp16(), Int8(), Int4(), TopK())}
+_CODECS: dict[str, Codec] = {c.name: c for c in (Fp32(), Fp16(), Int8(), Int4(), Int2(), TopK())}
 
 
 def codec(name: str) -> Codec:

@@ -1,9 +1,8 @@
 """How much memory a run needs: what a volunteer is told before anything is loaded. Needs no torch.
 
 Of the trainable parameters there are, beside model, gradient and AdamW's moments, two copies all the time: the base, and first
-the update, then the average, then the state that it has become, which takes the base's place as the state before it. Codecs
-with error feedback keep one more, and rounds that overlap another (where the last round's work ended); averages as they
-travelled take half of one at most. The number of members does not matter. tests/test_memory.py holds this against real processes.
+the update, then the average, then the state that it has become, which takes the base's place as the state before it. Gradients
+by a codec with error feedback keep one more; averages as they travelled take half of one at most. The number of members does not matter. tests/test_memory.py holds this against real processes.
 
 >>> round(_activation_bytes(135_000_000, tokens=2048) / 2**30, 1)
 5.1
@@ -17,14 +16,16 @@ from protocol.run_spec import RunSpec
 
 _RUNTIME_BYTES = 1 << 29  # Python, torch, hivemind and its daemon on a CPU, measured: 0.4 GB; CUDA takes as much again
 _VOCABULARY_MOST = 100_000  # a guess, for the logits: large models have about this many
-_RESIDUAL = 4.0  # bytes a parameter, of codecs with error feedback
+_RESIDUAL_BYTES = 4.0  # a parameter: what gradients that travel by a codec with error feedback have left out
+_WITH_RESIDUAL = ("int4", "int2", "topk")
 _KEPT_BYTES = 2.0  # a parameter: the last averages, see `peer.swarm.head.Position.keep_average`
 _WIRE_BYTES = {
     "fp32": 4.0,
     "fp16": 2.0,
     "int8": 1.02,
-    "int4": 0.54 + _RESIDUAL,
-    "topk": 0.04 + _RESIDUAL,
+    "int4": 0.54,
+    "int2": 0.27,
+    "topk": 0.04,
 }  # a parameter
 
 
@@ -41,8 +42,9 @@ def memory_needed_bytes(spec: RunSpec, *, reduce_only: bool = False) -> int:
     travelling = _WIRE_BYTES[spec.sync.wire] + _KEPT_BYTES
     if reduce_only:
         return int((4 * copies + travelling) * spec.model.trainable) + _RUNTIME_BYTES
-    copies += 1 + (2 if diloco else 0) + spec.sync.overlap  # gradient, moments, where the last work ended
-    trainable_bytes = 4 * copies + travelling
+    copies += 1 + (2 if diloco else 0)  # gradient, moments
+    residual = _RESIDUAL_BYTES if not diloco and spec.sync.wire in _WITH_RESIDUAL else 0.0
+    trainable_bytes = 4 * copies + travelling + residual
     nf4 = spec.method.base == "nf4"
     weights = _nf4_bytes(spec.model.parameters) if nf4 else 4 * spec.model.parameters
     weights += int(trainable_bytes * spec.model.trainable)

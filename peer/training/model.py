@@ -25,8 +25,6 @@ from peer.training.state import NamesShapes
 from protocol.errors import FormatError, InputError
 from protocol.run_spec import Method, RunSpec
 
-_LOT_VALUES = 1 << 22  # at a time on their way to the device
-
 
 def load_trainable(
     spec: RunSpec, genesis_model_dir: Path, base_model_dir: Path | None = None, device: str | torch.device = "cpu"
@@ -150,9 +148,9 @@ class TrainableModel:
                 parameter.grad = view
         return self._gradient_N
 
-    def read(self) -> torch.Tensor:
-        """A copy of the trainable parameters: flat fp32 [N] on the CPU."""
-        return self.flat_N.detach().to("cpu", copy=True)
+    def read(self, where: slice = slice(None)) -> torch.Tensor:
+        """A copy of the trainable parameters, or of some: flat fp32 on the CPU."""
+        return self.flat_N.detach()[where].to("cpu", copy=True).contiguous()
 
     def write(self, flat: torch.Tensor) -> None:
         """Take over parameters: flat fp32 [N]. Raises: FormatError: another length or dtype."""
@@ -161,10 +159,10 @@ class TrainableModel:
         self.flat_N.copy_(flat)
 
     @torch.no_grad()
-    def add(self, flat: torch.Tensor) -> None:
-        """Add to the parameters: flat fp32 [N] on any device; no second copy of them is made."""
-        for own, other in zip(self.flat_N.split(_LOT_VALUES), flat.split(_LOT_VALUES), strict=True):
-            own.add_(other.to(own.device))
+    def add(self, flat: torch.Tensor, where: slice) -> None:
+        """Add to some of the parameters: flat fp32, on any device."""
+        own = self.flat_N[where]
+        own.add_(flat.to(own.device))
 
     def loss(self, tokens_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
         """The cross-entropy summed over predicted tokens (labels other than -100, the first of each sequence left out).

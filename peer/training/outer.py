@@ -8,6 +8,8 @@ with the reciprocal, no library power function), and one sum over all values for
     the squares, in float64, of each 2**20 values (the last lot filled up with zeros) are folded in halves
     (x[: n/2] + x[n/2 :]) until one is left; these are added from first to last.
 
+Where a round averages a fragment of the values (`sync.fragments`), the others stay as they are.
+
 diloco: the update is base - local; SGD (torch.optim.SGD's momentum and Nesterov, dampening 0).
 gradient: the update is the mean gradient; clipped to `clip_norm`, then AdamW (Loshchilov and Hutter 2019, alg. 2).
 At genesis `outer` is empty, which stands for zeros.
@@ -22,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -40,23 +42,32 @@ def outer_step(spec: RunSpec, base: SharedState, update: torch.Tensor) -> Shared
     """The state after round `base.round + 1`.
 
     Args:
-        update: flat fp32 [N], the averaged update; overwritten: its memory becomes the new state's, which at the worst
-            moment of a round is one copy of the parameters less.
+        update: flat fp32 [N], the averaged update, or of the round's fragment; overwritten: its memory becomes the new
+            state's, which at the worst moment of a round is one copy of the parameters less.
 
     Raises:
-        FormatError: the update is not flat fp32 [N], or not finite.
+        FormatError: the update is not flat fp32 of that many values, or not finite.
         RoundAborted: the step led to values that are not finite.
     """
-    return step(spec.outer, spec.sync.method, base, update)
+    return step(spec.outer, spec.sync.method, base, update, spec.sync.fragment(base.round + 1))
 
 
 def step(
-    outer: OuterOptimizer, method: Literal["diloco", "gradient"], base: SharedState, update: torch.Tensor
+    outer: OuterOptimizer,
+    method: Literal["diloco", "gradient"],
+    base: SharedState,
+    update: torch.Tensor,
+    fragment: slice = slice(None),
 ) -> SharedState:
-    """`outer_step` with the two parts of the spec that it needs."""
-    check_vector(update, base.parameters.numel(), "the averaged update")
+    """`outer_step` with the parts of the spec that it needs."""
     rule = _sgd if method == "diloco" else _adamw
-    parameters, vectors, steps = rule(outer, base, update)
+    old = _Old(base.parameters[fragment], tuple(vector[fragment] for vector in base.outer), base.outer_steps)
+    check_vector(update, old.parameters.numel(), "the averaged update")
+    parameters, vectors, steps = rule(outer, old, update)
+    if parameters.numel() < base.parameters.numel():
+        remembered = base.outer or tuple(torch.zeros_like(base.parameters) for _ in vectors)
+        vectors = tuple(_with(all, fragment, part) for all, part in zip(remembered, vectors, strict=True))
+        parameters = _with(base.parameters, fragment, parameters)
     try:
         return SharedState(base.round + 1, base.names_shapes, parameters, vectors, steps)
     except FormatError as error:
@@ -65,10 +76,25 @@ def step(
         ) from error
 
 
+class _Old(NamedTuple):
+    """What of the base is stepped on."""
+
+    parameters: torch.Tensor
+    outer: tuple[torch.Tensor, ...]
+    outer_steps: int
+
+
 _Result = tuple[torch.Tensor, tuple[torch.Tensor, ...], int]
 
 
-def _sgd(outer: OuterOptimizer, base: SharedState, update: torch.Tensor) -> _Result:
+def _with(all: torch.Tensor, fragment: slice, part: torch.Tensor) -> torch.Tensor:
+    """A copy in which the fragment is another."""
+    result = all.clone()
+    result[fragment] = part
+    return result
+
+
+def _sgd(outer: OuterOptimizer, base: _Old, update: torch.Tensor) -> _Result:
     lr, momentum = fp32(outer.lr), fp32(outer.momentum)
     parameters = update  # each lot is read before it is written
     if outer.momentum == 0:
@@ -86,7 +112,7 @@ def _sgd(outer: OuterOptimizer, base: SharedState, update: torch.Tensor) -> _Res
     return parameters, (velocity,), base.outer_steps
 
 
-def _adamw(outer: OuterOptimizer, base: SharedState, update: torch.Tensor) -> _Result:
+def _adamw(outer: OuterOptimizer, base: _Old, update: torch.Tensor) -> _Result:
     steps = base.outer_steps + 1
     beta1, beta2 = outer.betas
     rate = fp32(outer.lr / (1.0 - _power(beta1, steps)))
@@ -111,7 +137,7 @@ def _sqrt(values: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.sqrt(values.numpy()))
 
 
-def _remembered(base: SharedState, count: int) -> list[torch.Tensor]:
+def _remembered(base: _Old, count: int) -> list[torch.Tensor]:
     if not base.outer:
         return [torch.zeros(1).expand_as(base.parameters)] * count
     if len(base.outer) != count:

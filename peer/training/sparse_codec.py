@@ -1,7 +1,7 @@
 """topk: of each block of 4096 values only the 128 largest travel, as one of two sizes with a sign (SparseLoCo, Sarfi et
-al. 2025; the setting of Covenant-72B). What is left out waits in the sender's residual, of which nine tenths go into its
-next update: what has waited for long pulls the wrong way. (Four simulated workers, 20 rounds of 10 steps, held-out loss with
-two seeds: all of it 3.368 and 3.372, 0.9 3.327 and 3.326; 0.95 3.339 (the second), 0.7 3.349, none of it 3.482 (the first seed); fp32 3.274 and 3.261.)
+al. 2025; the setting of Covenant-72B). What is left out waits in its sender's model, which trains on from there
+(`peer.training.work`). Gradients wait in a residual, of which nine tenths go into the next update: what has waited for long
+pulls the wrong way. docs/benchmarks.md has what each is worth.
 
 A part is, of `n` values, the k = ceil(n / 32) that are kept:
 

@@ -7,9 +7,16 @@ The swarm calls `begin` with the agreed state, `step` until the round ends, and 
 called again after more steps: an aborted round keeps its work. `begin` starts over from a new base; what AdamW remembers
 stays on this machine for the whole run (Douillard et al. 2023, section 3), over restarts too (`save_optimizer`).
 
-Where rounds overlap, `carry_on` after `finish` begins the next round's work before its base is agreed, and `rebase` puts
-what was done meanwhile on top of that base when it comes (the idea of Streaming DiLoCo, Douillard et al. 2025, with the
-whole average taken over at once).
+What the members do not have yet stays in this peer's own model. `rebase` goes on from the next agreed state with it on top:
+
+    values that this round's fragment leaves out (`sync.fragments`: every so-manieth value in turns, as Streaming DiLoCo,
+        Douillard et al. 2025, does with layers)
+    what a lossy codec left out (error feedback, Seide et al. 2014, but trained on from where it leads)
+    what was done since `carry_on`, which after `finish` begins the next round's work before its base is agreed
+    all of the last round's work, when that round was made without it
+
+so `base - local` is always all that this peer has done and the others do not have, and needs no memory of its own. Where
+there is never any of it (whole updates by a codec that loses next to nothing, no overlap) a round begins at its base exactly.
 
 How many sequences a pass takes and in which precision is each card's own matter (`passes`): the update depends on it by
 rounding only. A pass that ran out of memory or overflowed may have left half of itself in the gradient. The work then goes
@@ -30,6 +37,7 @@ from typing import NamedTuple
 
 import torch
 
+from peer.training.codec import EncodedUpdate, codec
 from peer.training.data import Dataset, draw
 from peer.training.inner_optimizer import InnerAdamW, put_aside
 from peer.training.model import TrainableModel
@@ -39,6 +47,8 @@ from protocol.errors import FormatError, InputError, RoundAborted
 from protocol.run_spec import RunSpec
 
 logger = logging.getLogger(__name__)
+
+_LOT_VALUES = 1 << 22  # taken over at a time
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Update:
     """What a peer brings to a round.
 
     Args:
-        vector: flat fp32 [N] on the CPU.
+        vector: flat fp32 on the CPU: [N], or as many values as the round's fragment has.
         tokens: trained on in this round.
         first_batch: number of the first draw, in sequences.
         batches: how many sequences were drawn.
@@ -75,6 +85,12 @@ class Update:
     batches: int
     flops: int
     segments: tuple[str, ...] = ()
+
+
+def keeps_own(spec: RunSpec) -> bool:
+    """Whether a peer of this run may have done more than the others have of it when it begins a round."""
+    sync = spec.sync
+    return sync.method == "diloco" and (sync.overlap or sync.fragments > 1 or codec(sync.wire).feedback > 0)
 
 
 class _Count(NamedTuple):
@@ -119,7 +135,7 @@ class LocalWork:
         self._segment_steps = segment_steps
         self._base: SharedState | None = None
         self._done = self._pending = _Count()
-        self._left_at: torch.Tensor | None = None  # [N], CPU: where the work of the round before ended; see `carry_on`
+        self._ahead = False  # the work is for the round after the one that `_base` is the base of; see `carry_on`
         self._optimizer = InnerAdamW(spec.inner, model.flat_N, model.gradient_N) if self._diloco else None
         self._passes = Passes(model, dataset.train, spec, wanted, sizes)
         self._restart()
@@ -144,6 +160,16 @@ class LocalWork:
         """Drawn in this round. A step that runs out of memory may take back what earlier ones have counted."""
         return self._done.sequences + self._pending.sequences
 
+    @property
+    def base(self) -> str:
+        """Digest of the state that the work, or with `carry_on` the work before, started from; empty: none."""
+        return self._base.digest if self._base is not None else ""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether anything may stay on top of a new base; see `rebase`."""
+        return keeps_own(self.spec)
+
     # ---- a round -----------------------------------------------------------------------------------------------------
 
     def begin(self, base: SharedState) -> None:
@@ -154,7 +180,7 @@ class LocalWork:
         """
         if base.names_shapes != self.model.names_shapes:
             raise FormatError("the base state has other tensors than the model")
-        self._base, self.round, self._left_at = base, base.round + 1, None
+        self._base, self.round, self._ahead = base, base.round + 1, False
         self.model.write(base.parameters)
         self._restart()
 
@@ -165,21 +191,47 @@ class LocalWork:
         """
         if not self._diloco or self._base is None:
             raise RuntimeError("only local steps can be carried on with, after begin")
-        self._base, self._left_at = None, self.model.read()
+        self._ahead = True
         self.round += 1
         self._restart()
 
-    def rebase(self, base: SharedState) -> None:
-        """Go on from the agreed state, with what was done since `carry_on` on top of it.
+    def rebase(self, base: SharedState, sent: EncodedUpdate | None) -> None:
+        """Go on from the state that the last round led to, with what the members do not have yet on top of it.
 
-        When another round has gone by meanwhile, it is as `begin`: those steps belong to no round any more.
+        When another round has gone by meanwhile, or nothing is ever kept, it is as `begin`.
+
+        Args:
+            base: of the same run's next round.
+            sent: what the others had of this peer's work when they made it; None: nothing.
+
+        Raises:
+            FormatError: the base has other tensors than the model.
         """
-        left_at = self._left_at
-        if left_at is None or base.round + 1 != self.round:
+        old = self._base
+        if old is None or not self.keeps or base.round != old.round + 1:
             self.begin(base)
             return
-        self._base, self._left_at = base, None
-        self.model.add(torch.sub(base.parameters, left_at, out=left_at))
+        if base.names_shapes != self.model.names_shapes:
+            raise FormatError("the base state has other tensors than the model")
+        self._base = base
+        for start in range(0, len(base.parameters), _LOT_VALUES):
+            lot = slice(start, start + _LOT_VALUES)
+            self.model.add(base.parameters[lot] - old.parameters[lot], lot)
+        if sent is not None:
+            self._take_back(sent, self.spec.sync.fragment(base.round))
+        if not self._ahead:
+            self.round = base.round + 1
+            self._restart()
+        self._ahead = False
+
+    def _take_back(self, sent: EncodedUpdate, fragment: slice) -> None:
+        """It is in the base now: once is enough."""
+        start = fragment.start
+        for index in range(len(sent.chunks)):
+            piece = sent.decode_chunk(index)
+            end = start + len(piece) * fragment.step
+            self.model.add(piece, slice(start, end, fragment.step))
+            start = end
 
     def step(self) -> StepResult:
         """Train on one micro-batch.
@@ -187,7 +239,7 @@ class LocalWork:
         Raises:
             InputError: there is not even memory for one sequence.
         """
-        if self._base is None and self._left_at is None:
+        if self._base is None:
             raise RuntimeError("begin was not called")
         rows = self._next_rows()
         while isinstance(passed := self._passes.attempt(rows), Failed):
@@ -207,18 +259,20 @@ class LocalWork:
         Raises:
             RoundAborted: the local work diverged (values that are not finite); the next `begin` starts afresh.
         """
-        if self._base is None or self.tokens == 0:
+        if self._base is None or self._ahead or self.tokens == 0:
             raise RuntimeError("no step was done since begin")
         if self._diloco:
             if self._pending.tokens:
                 self._optimizer_step()
-            vector = self.model.read()
-            torch.sub(self._base.parameters, vector, out=vector)
+            fragment = self.spec.sync.fragment(self.round)
+            vector = self.model.read(fragment)
+            torch.sub(self._base.parameters[fragment], vector, out=vector)
         else:
             vector = self.model.gradient_N.to("cpu", copy=True).mul_(1.0 / (self.tokens * self._passes.scale))
         if not is_finite(vector):
             if self._optimizer is not None:
                 self._optimizer.reset()  # its memory is spoilt too
+            self._base = None  # and so is the model
             raise RoundAborted(
                 f"round {self.round}: the local work diverged: values that are not finite",
                 "lower inner.lr, or check the data",
