@@ -31,9 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from wan_lab import Host, WanLab, available
 
 GOAL = 0.85
-LINKS = {
-    "20/100": Host(delay_ms=20, up_mbit=20, down_mbit=100),
-    "10/50": Host(delay_ms=40, up_mbit=10, down_mbit=50, loss=0.005),
+LINKS = {  # delay_ms is a quarter of the round trip: 40 and 80 ms
+    "20/100": Host(delay_ms=10, up_mbit=20, down_mbit=100),
+    "10/50": Host(delay_ms=20, up_mbit=10, down_mbit=50, loss=0.005),
 }
 FAST = Host(delay_ms=5, up_mbit=1000, down_mbit=1000)
 NAME = "reduce"

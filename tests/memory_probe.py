@@ -97,6 +97,8 @@ def main(spec_path: Path, model_dir: Path, data: Path) -> None:
         candidate = outer_step(spec, base, averaged)
         position.keep_average(candidate.digest, average)
         del averaged, average, chunks
+        if not work.keeps:
+            encoded = None
         found[f"outer step {number}"] = peak.take()
         position.advance(Head(candidate))
         del base, candidate

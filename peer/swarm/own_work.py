@@ -128,7 +128,8 @@ class OwnWork:
         head = self._position.head
         if ready is not None:
             self._missed(ready.fresh)
-            if head.agreement is not None and head.agreement.base == ready.claim.base and self._in(head):
+            is_next = head.agreement is not None and head.agreement.base == ready.claim.base
+            if is_next and self._in(head) and keeps_own(self._card.spec):
                 self._part = head.digest, ready.encoded
         self._is_ready.clear()
         self.progress.tokens = 0

@@ -16,8 +16,8 @@ from google.protobuf.message import Message
 
 from peer.swarm import frames
 from peer.swarm.members import CALL_MOST_S, CALL_S, MemberBook
-from peer.swarm.node import Node, short
-from protocol.errors import FormatError, NetworkError, RefusedError
+from peer.swarm.node import Node
+from protocol.errors import NetworkError
 
 logger = logging.getLogger(__name__)
 
@@ -72,12 +72,8 @@ class Talk:
         async def handle(peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             max_bytes = frames.MAX_FRAME_BYTES if self.book.is_admitted(peer) else frames.FIRST_FRAME_BYTES
             message: Any = await frames.receive(reader, kind, timeout_s=first_s, max_bytes=max_bytes)
-            try:
-                if message.certificate or not self.book.is_admitted(peer):
-                    self.book.admit(peer, message.certificate)
-            except (FormatError, RefusedError) as error:
-                logger.debug("refused %s from %s: %s", name, short(peer), error.message)
-                return
+            if message.certificate or not self.book.is_admitted(peer):
+                self.book.admit(peer, message.certificate)  # who is refused gets no answer
             self.book.heard(peer)
             await answer(message, reader, writer, peer)
 
