@@ -14,9 +14,11 @@ from peer.swarm.round_length import LEAST_S, MOST_S, RoundLength
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-@pytest.mark.parametrize(("overlap", "seconds"), [(False, 190.0), (True, 40.0)])
-def test_averaging_takes_its_share_of_the_time_and_no_more(overlap: bool, seconds: float) -> None:
-    length = RoundLength(overlap=overlap)
+@pytest.mark.parametrize(
+    ("overlap", "fragments", "seconds"), [(False, 1, 190.0), (False, 6, 190.0), (True, 1, 40.0), (True, 6, 10.0)]
+)
+def test_averaging_takes_its_share_of_the_time_and_no_more(overlap: bool, fragments: int, seconds: float) -> None:
+    length = RoundLength(overlap=overlap, fragments=fragments)
     for waited_s in (10.0, 10.0, 300.0, 10.0):
         length.waited(waited_s)
     assert length.seconds == pytest.approx(seconds), "one bad round among them changes nothing"

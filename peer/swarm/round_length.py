@@ -19,6 +19,7 @@ from collections import deque
 
 SHARE = 0.05  # of the time that a trainer may stand still
 OVERLAP_SHARE = 0.2  # of a round's work that may begin before its base is agreed
+FRAGMENTS_SHARE = 0.5  # the same where a round averages a fragment: each value waits for several rounds as it is
 FIRST_S = 30.0  # when nothing was measured yet
 LEAST_S, MOST_S = 2.0, 1800.0
 REMEMBERED = 5  # rounds: one bad exchange among them changes nothing
@@ -29,10 +30,12 @@ class RoundLength:
 
     Args:
         overlap: the trainer works on while the members average.
+        fragments: in so many rounds every value has been averaged once.
     """
 
-    def __init__(self, *, overlap: bool) -> None:
-        self._times = 1 / OVERLAP_SHARE - 1 if overlap else 1 / SHARE - 1
+    def __init__(self, *, overlap: bool, fragments: int = 1) -> None:
+        share = SHARE if not overlap else OVERLAP_SHARE if fragments == 1 else FRAGMENTS_SHARE
+        self._times = 1 / share - 1
         self._waited: deque[float] = deque(maxlen=REMEMBERED)
 
     def waited(self, seconds: float) -> None:

@@ -135,7 +135,7 @@ class Rounds:
             self._advance,
             self._group_ended,
         )
-        self._length = RoundLength(overlap=card.spec.sync.overlap)
+        self._length = RoundLength(overlap=card.spec.sync.overlap, fragments=card.spec.sync.fragments)
         self._round_started = time.monotonic()
         self._due_since: float | None = None
         self._missed_rounds = 0  # in a row
