@@ -39,7 +39,7 @@ from training_fixtures import Bench
 from peer.training.codec import CHUNK_VALUES, codec
 
 GOAL_GB_S = 0.3
-OURS = ("fp32", "fp16", "int8", "int4", "topk")
+OURS = ("fp32", "fp16", "int8", "int4", "int2", "topk")
 THEIRS = (Uniform8BitQuantization, Quantile8BitQuantization, BlockwiseQuantization)
 MEMBERS = 4
 LOCAL_STEPS = 10

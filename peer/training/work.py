@@ -9,7 +9,7 @@ stays on this machine for the whole run (Douillard et al. 2023, section 3), over
 
 What the members do not have yet stays in this peer's own model. `rebase` goes on from the next agreed state with it on top:
 
-    values that this round's fragment leaves out (`sync.fragments`: every so-manieth value in turns, as Streaming DiLoCo,
+    values that this round's fragment leaves out (`sync.fragments`: one value in so many, in turns, as Streaming DiLoCo,
         Douillard et al. 2025, does with layers)
     what a lossy codec left out (error feedback, Seide et al. 2014, but trained on from where it leads)
     what was done since `carry_on`, which after `finish` begins the next round's work before its base is agreed
