@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -120,7 +120,8 @@ def slow_down(work: LocalWork, step_s: float) -> None:
 def meet(first: Peer, second: Peer) -> None:
     for peer in (first, second):
         peer.swarm.set_founder(0, first.peer_id)
-    first.swarm.add_addresses(second.swarm.addresses)  # one alone dials: two that dial each other at once may both fail
+    first.swarm.add_addresses(second.swarm.addresses)
+    second.swarm.add_addresses(first.swarm.addresses)
 
 
 def test_a_peer_that_waits_too_long_pauses_keeps_its_work_and_goes_on_by_itself(
@@ -143,6 +144,26 @@ def test_a_peer_that_waits_too_long_pauses_keeps_its_work_and_goes_on_by_itself(
     other.stop.set()
     other.thread.join(30)
     assert not other.thread.is_alive()
+
+
+def test_who_was_not_reached_at_first_is_tried_again_when_nobody_else_is_there(new_peer: Callable[[int], Peer]) -> None:
+    """Two that dial each other at once may both fail, and the coordinator may be away since."""
+    one, two = new_peer(0), new_peer(1)
+    assert one.swarm._node is not None
+    connect, tried = one.swarm._node.connect, []
+
+    async def fails_once(addresses: Iterable[str]) -> set[str]:
+        tried.append(set(addresses))
+        return await connect(addresses) if len(tried) > 1 else set()
+
+    one.swarm._node.connect = fails_once  # type: ignore[method-assign]
+    for peer in (one, two):
+        peer.swarm.set_founder(0, one.peer_id)
+    eventually(lambda: len(tried) >= 1, WAIT_S)  # the search, which knows no address yet
+    tried.clear()
+    one.swarm.add_addresses(two.swarm.addresses)
+    eventually(lambda: one.reports and two.reports, WAIT_S)
+    assert len(tried) >= 2
 
 
 def test_a_paused_peer_leaves_when_it_is_told_to(new_peer: Callable[[int], Peer]) -> None:

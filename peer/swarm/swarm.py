@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 SEARCH_INTERVAL_S = 3.0
 RECORD_INTERVAL_S = 15.0
 RECONNECT_S = 15.0  # before an address is tried again whose peer was reached and is not heard
+MAX_CONTACTS = 4096  # addresses remembered, whoever announces more
 START_TIMEOUT_S = 60.0
 CLOSE_TIMEOUT_S = 30.0
 SEARCH_CLOSE_S = 2.0
@@ -90,7 +91,7 @@ class Swarm:
         self._search: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._daemon_ended = threading.Event()
-        self._connected: dict[str, float] = {}  # address -> when it was last reached, time.monotonic()
+        self._connected: dict[str, float] = {}  # address -> when it was last reached, time.monotonic(); < 0: never
 
     def __enter__(self) -> Swarm:
         self._thread.start()
@@ -149,11 +150,7 @@ class Swarm:
         return self._run(_value(self._rounds.begin_work), 5.0)
 
     def part_of(self, head: Head) -> EncodedUpdate | None:
-        """What of this member's own work a head was made with; None: nothing.
-
-        Raises:
-            RoundAborted: something, which is not known any more.
-        """
+        """What of this member's own work a head was made with; None: nothing, or it is not known any more."""
         return self._rounds.own.part_of(head)
 
     def report_progress(self, tokens: int | None, tokens_per_s: float, step_s: float) -> None:
@@ -256,6 +253,8 @@ class Swarm:
             if address.rpartition("/")[2] not in alive
             and now - self._connected.get(address, -RECONNECT_S) >= RECONNECT_S
         }
+        for address in list(wanted)[: max(0, MAX_CONTACTS - len(self._connected))]:
+            self._connected.setdefault(address, -RECONNECT_S)  # who is not reached is tried again
         reached = await self._node.connect(wanted)
         self._rounds.gossip.contacts |= reached
         self._connected |= {address: now for address in wanted if address.rpartition("/")[2] in reached}
