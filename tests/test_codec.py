@@ -50,7 +50,9 @@ def test_any_finite_values_survive_every_codec_finite_and_no_further_off_than_a_
             assert (a - b).abs().max() <= a.abs().max() / 127 * 0.51 + 1e-43
         elif name == "int4":
             assert (a - b).abs().max() <= a.abs().max() / 7 * 0.53 + 1e-38
-        elif name in ("int2", "topk"):
+        elif name == "topk":
+            assert (a - b).abs().max() <= a.abs().max()
+        elif name == "int2":  # a size is rounded to bf16
             assert (a - b).abs().max() <= a.abs().max() * 1.004
         elif name == "fp16":
             assert ((a.clamp(-65504, 65504) - b).abs() <= a.abs() * 2**-10 + 2**-24).all()

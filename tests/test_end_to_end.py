@@ -76,7 +76,7 @@ def small_run(model: Path, data: Path, sections: dict[str, dict[str, Any]]) -> d
     return config
 
 
-OVERLAPPED = ("int4", "int2")  # as in the presets
+OVERLAPPED = ("int4", "int2", "topk")  # as in the presets
 
 # ---- all of it, in each of its forms -------------------------------------------------------------------------------------
 
@@ -87,7 +87,7 @@ OVERLAPPED = ("int4", "int2")  # as in the presets
         pytest.param("full", "diloco", "fp32", marks=pytest.mark.slow),
         ("full", "diloco", "int8"),
         pytest.param("full", "gradient", "fp32", marks=pytest.mark.slow),
-        pytest.param("full", "diloco", "topk", marks=pytest.mark.slow),
+        ("full", "diloco", "topk"),
         ("full", "diloco", "int2"),
         ("full", "gradient", "int8"),
         pytest.param("lora", "diloco", "fp16", marks=pytest.mark.slow),
