@@ -152,13 +152,10 @@ class _Trainer:
         """Take over the newest head."""
         head, work = self._swarm.begin_work(), self._work
         self._ahead = False
-        if head.agreement is None or not work.keeps or head.agreement.base != work.base:
+        sent = self._swarm.part_of(head)
+        forgotten = sent is None and work.peer_id in head.weights
+        if head.agreement is None or head.agreement.base != work.base or forgotten:
             work.begin(head.state)  # its first work, or it missed more than a round
-            return head
-        try:
-            sent = self._swarm.part_of(head)
-        except RoundAborted:
-            work.begin(head.state)
         else:
             work.rebase(head.state, sent)
             self._report()  # what was done meanwhile may be enough for this round

@@ -35,10 +35,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "lora": {"round_steps": 8, "sync": {"wire": "int4", "overlap": True}},
         "full": {"round_steps": 6, "sync": {"wire": "int2", "fragments": 6, "overlap": True}, "outer": {"lr": 1.3}},
     },
-    "potluck-topk": {
-        "lora": {"round_steps": 8, "sync": {"wire": "topk", "overlap": True}, "outer": {"lr": 1.3}},
-        "full": {"round_steps": 10, "sync": {"wire": "topk", "overlap": True}, "outer": {"lr": 1.3}},
-    },
     "potluck-auto": {  # nothing overlaps: what it costs to wait
         "lora": {"round_steps": 80, "sync": {"wire": "int4", "round_seconds": "auto"}},
         "full": {"round_steps": 200, "sync": {"wire": "topk", "round_seconds": "auto"}},

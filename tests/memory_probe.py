@@ -58,7 +58,7 @@ def main(spec_path: Path, model_dir: Path, data: Path) -> None:
     from peer.training.genesis import load_state
     from peer.training.model import load_trainable
     from peer.training.outer import outer_step
-    from peer.training.work import LocalWork
+    from peer.training.work import LocalWork, keeps_own
     from protocol.run_spec import RunSpec
 
     torch.set_num_threads(1)
@@ -97,7 +97,7 @@ def main(spec_path: Path, model_dir: Path, data: Path) -> None:
         candidate = outer_step(spec, base, averaged)
         position.keep_average(candidate.digest, average)
         del averaged, average, chunks
-        if not work.keeps:
+        if not keeps_own(spec):
             encoded = None
         found[f"outer step {number}"] = peak.take()
         position.advance(Head(candidate))

@@ -11,8 +11,8 @@ import pytest
 import torch
 from swarm_kit import World, agreed, run, until
 
-from peer.swarm.contribution import Contribution, leftover
-from peer.training.codec import codec
+from peer.swarm.contribution import Contribution, Leftover
+from peer.training.codec import EncodedUpdate, codec
 from peer.training.work import Update
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # hivemind's way to find p2pd
@@ -73,11 +73,12 @@ def test_the_residual_is_made_in_the_memory_of_the_update(tmp_path: Path) -> Non
 
 def test_late_sparse_work_is_added_where_it_has_values(tmp_path: Path) -> None:
     world = World(tmp_path, values=VALUES, wire="topk", method="gradient")
-    late = leftover(Update(world.update(1), 100, 0, 10, 8), 1, "b" * 64, world.spec)
+    missed = EncodedUpdate.encode(world.update(1), "topk")
+    late = Leftover.of(Update(world.update(1), 100, 0, 10, 8), 1, "b" * 64, missed)
     vector = world.update(0)
-    wanted = (vector * 150 + late.encoded.decode() * 50) / 200
+    wanted = (vector * 150 + missed.decode() * 50) / 200
     late.add_to(vector, 150)
-    assert torch.allclose(vector, wanted, atol=1e-6) and 0 < late.encoded.decode().count_nonzero() < VALUES / 30
+    assert torch.allclose(vector, wanted, atol=1e-6) and 0 < missed.decode().count_nonzero() < VALUES / 30
 
 
 def test_a_member_adds_what_it_has_left_out_to_its_next_update(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from training_fixtures import make_genesis, make_spec, write_llama, write_tiny_llama
 
+from peer.training.codec import codec
 from peer.training.memory import activation_bytes, memory_needed_bytes
 from protocol.run_spec import RunSpec
 
@@ -79,6 +80,18 @@ def test_a_model_of_30_m_parameters_needs_what_is_said_and_no_copy_more(
     assert max(over.values()) <= case.most, str(over)
     assert found["save 2"]["peak"] <= found["outer step 2"]["peak"] + 0.2 * copy
     assert most <= memory_needed_bytes(spec) <= FACTOR * most
+
+
+def test_a_residual_is_counted_for_just_the_codecs_that_have_one(glass_dir: Path, plays: Path) -> None:
+    for wire in ("fp32", "fp16", "int8", "int4", "int2", "topk"):
+        local, gradients = (
+            memory_needed_bytes(make_spec(glass_dir, plays, sync={"method": method, "wire": wire}))
+            for method in ("diloco", "gradient")
+        )
+        trainable = make_spec(glass_dir, plays).model.trainable
+        # gradients: two outer vectors, twice, for two moments; and the residual
+        copies = round((gradients - local) / (4 * trainable))
+        assert copies == 2 + (codec(wire).feedback > 0)
 
 
 def test_a_tiny_model_needs_hardly_more_than_the_runtime(tmp_path: Path, glass_dir: Path, plays: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from swarm_kit import World, agreed, run, until
 
-from peer.swarm.contribution import Contribution, leftover
+from peer.swarm.contribution import Contribution, Leftover
 from peer.swarm.rounds import Rounds
 from peer.training.codec import EncodedUpdate
 from peer.training.work import Update
@@ -122,10 +122,11 @@ def test_a_claim_without_late_work_is_signed_as_it_always_was(tmp_path: Path) ->
 
 def test_a_contribution_keeps_its_own_work_apart_from_what_was_late(tmp_path: Path) -> None:
     world = World(tmp_path, values=100_000, wire="int8")
-    late = leftover(Update(world.update(1), 100, 0, 10, 8), 1, "b" * 64, world.spec)
+    missed = EncodedUpdate.encode(world.update(1), "int8")
+    late = Leftover.of(Update(world.update(1), 100, 0, 10, 8), 1, "b" * 64, missed)
     update = Update(world.update(0), 150, 0, 10, 6)
     fresh = EncodedUpdate.encode(update.vector, "int8")
-    wanted = (update.vector * 150 + late.encoded.decode() * 50) / 200
+    wanted = (update.vector * 150 + missed.decode() * 50) / 200
     made = Contribution.make(update, world.spec, world.card.run, 2, "c" * 64, world.identity(0), late, 0.0)
     assert made.fresh.encoded.chunks == fresh.chunks and made.fresh.tokens == 150
     assert torch.allclose(made.encoded.decode(), wanted, atol=0.05)

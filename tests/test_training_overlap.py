@@ -12,7 +12,7 @@ from training_fixtures import Bench
 from peer.training.codec import EncodedUpdate
 from peer.training.outer import outer_step
 from peer.training.state import SharedState
-from peer.training.work import LocalWork
+from peer.training.work import LocalWork, keeps_own
 from protocol.errors import FormatError
 
 
@@ -49,6 +49,26 @@ def test_overlapped_rounds_of_one_peer_are_the_same_training(tmp_path: Path, gla
         states.append(state)
     moved = (states[0].parameters - bench.genesis.parameters).norm()
     assert (states[0].parameters - states[1].parameters).norm() < 1e-4 * moved
+
+
+def test_the_agreed_state_is_taken_over_and_what_was_done_meanwhile_stays_on_top(
+    tmp_path: Path, glass_dir: Path, plays: Path
+) -> None:
+    bench = Bench(tmp_path, glass_dir, plays, sync={"overlap": True})
+    work = bench.work()
+    steps(work, 2)
+    mine = work.finish().vector
+    left_at = work.model.read()
+    work.carry_on()
+    steps(work, 2)
+    meanwhile = work.model.read() - left_at
+    agreed = outer_step(bench.spec, bench.genesis, (mine + torch.full_like(mine, 1e-3)) / 2)
+    work.rebase(agreed, EncodedUpdate.encode(mine, "fp32"))
+    assert torch.allclose(work.model.read(), agreed.parameters + meanwhile, atol=1e-6)
+    assert meanwhile.abs().max() > 1e-5
+    update = work.finish()
+    assert torch.allclose(update.vector, -meanwhile, atol=1e-6)
+    assert (work.round, update.batches) == (2, 8)
 
 
 @pytest.mark.parametrize("sync", [{"wire": "int4"}, {"wire": "topk"}, {"wire": "int2", "fragments": 3}], ids=str)
@@ -94,7 +114,7 @@ def test_a_round_begins_at_its_base_exactly_where_nothing_is_ever_kept(
     update = work.finish()
     state = outer_step(bench.spec, bench.genesis, update.vector / 3)
     work.rebase(state, EncodedUpdate.encode(update.vector, "int8"))
-    assert not work.keeps and work.round == 2 and torch.equal(work.model.read(), state.parameters)
+    assert not keeps_own(bench.spec) and work.round == 2 and torch.equal(work.model.read(), state.parameters)
 
 
 def test_an_outer_step_on_a_fragment_leaves_the_rest_and_remembers_its_momentum(

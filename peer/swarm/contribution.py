@@ -36,6 +36,10 @@ class Leftover:
     batches: int
     flops: int
 
+    @classmethod
+    def of(cls, update: Update, round: int, base: str, encoded: EncodedUpdate | None) -> Leftover:
+        return cls(round, base, encoded, update.tokens, update.first_batch, update.batches, update.flops)
+
     def statement(self) -> Late:
         return Late(base=self.base, tokens=self.tokens, first_batch=self.first_batch, batches=self.batches)
 
@@ -89,13 +93,14 @@ class Contribution:
         """
         if update.tokens < 1:
             raise FormatError("an update without tokens is no update")
-        fresh, flops = None, update.flops
+        alone, flops, keeps = None, update.flops, keeps_own(spec)
         if late is not None:
-            fresh = leftover(update, round, base, spec)  # without what is late for the second time then
+            if not keeps:  # encoded without what would be late for the second time
+                alone = EncodedUpdate.encode(update.vector, spec.sync.wire)
             late.add_to(update.vector, update.tokens)
             flops += late.flops // LATE_DIVISOR
         encoded, residual = lossy(update.vector, spec, feedback)
-        fresh = fresh or left(update, round, base, None if keeps_own(spec) else encoded)
+        fresh = Leftover.of(update, round, base, None if keeps else alone or encoded)
         made = Claim(
             run=run,
             round=round,
@@ -124,14 +129,3 @@ def lossy(
         vector.add_(feedback, alpha=coder.feedback)
     encoded = EncodedUpdate.encode(vector, coder.name)
     return encoded, encoded.residual(vector) if coder.feedback and spec.sync.method == "gradient" else None
-
-
-def leftover(update: Update, round: int, base: str, spec: RunSpec) -> Leftover:
-    """An update as it is kept when it is not part of its round."""
-    encoded = None if keeps_own(spec) else EncodedUpdate.encode(update.vector, spec.sync.wire)
-    return left(update, round, base, encoded)
-
-
-def left(update: Update, round: int, base: str, encoded: EncodedUpdate | None) -> Leftover:
-    """The same of an update that is encoded already, if it has to be."""
-    return Leftover(round, base, encoded, update.tokens, update.first_batch, update.batches, update.flops)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from peer.swarm.contribution import Contribution, Leftover, left, lossy
+from peer.swarm.contribution import Contribution, Leftover, lossy
 from peer.swarm.head import Head, Position
 from peer.training.codec import EncodedUpdate
 from peer.training.work import Update, keeps_own
@@ -53,20 +53,9 @@ class OwnWork:
         return time.monotonic() - self.ready.since if self.ready is not None else 0.0
 
     def part_of(self, head: Head) -> EncodedUpdate | None:
-        """What a head was made with of this member's work; None: nothing.
-
-        Raises:
-            RoundAborted: it was made with something, which is not known here.
-        """
+        """What a head was made with of this member's work; None: nothing, or it is not known any more."""
         part = self._part
-        if part is not None and part[0] == head.digest:
-            return part[1]
-        if self._in(head):
-            raise RoundAborted(f"round {head.round} was made with an update of this peer that is gone")
-        return None
-
-    def _in(self, head: Head) -> bool:
-        return self._identity.peer_id in head.weights
+        return part[1] if part is not None and part[0] == head.digest else None
 
     def close_work(self) -> None:
         """The trainer is to finish its micro-batch and hand over an update, which is as large as the model."""
@@ -101,7 +90,7 @@ class OwnWork:
         if not keeps_own(spec):
             arguments = (update.vector, spec, self._feedback)
             encoded, self._feedback = await asyncio.get_running_loop().run_in_executor(None, lossy, *arguments)
-        self._missed(left(update, self._position.head.round, base, encoded))
+        self._missed(Leftover.of(update, self._position.head.round, base, encoded))
 
     def _missed(self, work: Leftover) -> None:
         """Work missed its round: keep it for the next one, unless it is too old by now or the round was made with other work."""
@@ -129,7 +118,7 @@ class OwnWork:
         if ready is not None:
             self._missed(ready.fresh)
             is_next = head.agreement is not None and head.agreement.base == ready.claim.base
-            if is_next and self._in(head) and keeps_own(self._card.spec):
+            if is_next and self._identity.peer_id in head.weights and keeps_own(self._card.spec):
                 self._part = head.digest, ready.encoded
         self._is_ready.clear()
         self.progress.tokens = 0

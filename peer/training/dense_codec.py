@@ -33,7 +33,7 @@ class Codec(ABC):
     """One way to write fp32 values as bytes."""
 
     name: str
-    feedback = 0.0  # how much of what encoding loses the sender adds to its next update; 0: nothing is kept for it
+    feedback = 0.0  # of a gradient: how much of what encoding loses goes into the next one; 0: it loses next to nothing
 
     @abstractmethod
     def encoded_bytes(self, count: int) -> int:

@@ -165,11 +165,6 @@ class LocalWork:
         """Digest of the state that the work, or with `carry_on` the work before, started from; empty: none."""
         return self._base.digest if self._base is not None else ""
 
-    @property
-    def keeps(self) -> bool:
-        """Whether anything may stay on top of a new base; see `rebase`."""
-        return keeps_own(self.spec)
-
     # ---- a round -----------------------------------------------------------------------------------------------------
 
     def begin(self, base: SharedState) -> None:
@@ -208,7 +203,7 @@ class LocalWork:
             FormatError: the base has other tensors than the model.
         """
         old = self._base
-        if old is None or not self.keeps or base.round != old.round + 1:
+        if old is None or not keeps_own(self.spec) or base.round != old.round + 1:
             self.begin(base)
             return
         if base.names_shapes != self.model.names_shapes:
