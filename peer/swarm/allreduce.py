@@ -35,7 +35,7 @@ from protocol import swarm_pb2
 from protocol.errors import FormatError, NetworkError, PotluckError, RefusedError, RoundAborted
 
 WATCH_INTERVAL_S = 0.25
-LEAST_AHEAD = 4  # chunks
+LEAST_AHEAD, MOST_AHEAD = 4, 24  # chunks; further ahead, lines idle at the end for who is behind
 LONGEST_WAIT_S = 600.0  # on one stream; `_watch` looks whether the other side is still there
 _MAX_PART_BYTES = 1 << 20
 
@@ -98,8 +98,8 @@ class Reduction:
         self._heard = dict.fromkeys(self._owed, time.monotonic())
         self._awaited: set[str] = set()  # reducers that have not sent all of their averages
         self._arrivals = {peer: Arrival() for peer in self._owed}
-        # senders may be ahead of the slowest by so many chunks that all together keep about one encoded update
-        self._window = max(LEAST_AHEAD, len(self._sizes) // len(group.members))
+        # senders may be ahead of the slowest by so many chunks that all together keep one encoded update at most
+        self._window = min(max(LEAST_AHEAD, len(self._sizes) // len(group.members)), MOST_AHEAD)
         self._held: set[str] = set()  # senders that are that far ahead
         self._done, self._moved = 0, asyncio.Event()  # how many chunks are averaged
         self._longest_gap_s = 0.0
