@@ -14,12 +14,12 @@ import torch
 from swarm_kit import World, run, until, with_chunk
 
 from peer.swarm import frames
-from peer.swarm.allreduce import Reduction
+from peer.swarm.allreduce import MOST_AHEAD, Reduction
 from peer.swarm.group import Group, Member
 from peer.swarm.members import MemberBook
 from peer.swarm.node import Node
 from peer.swarm.pace import Limits, Pace
-from peer.training.codec import EncodedUpdate
+from peer.training.codec import CHUNK_VALUES, EncodedUpdate
 from protocol import swarm_pb2
 from protocol.errors import NetworkError, RoundAborted
 
@@ -306,6 +306,30 @@ def test_a_sender_that_stops_half_way_fails_the_attempt(tmp_path: Path) -> None:
             outcomes = await made.run()
             assert all_failed(outcomes)
             assert made.parties[0].reduction.culprit == lazy._me
+
+    run(main())
+
+
+def test_a_fast_sender_is_held_until_the_slowest_has_come_nearer(tmp_path: Path) -> None:
+    async def main() -> None:
+        values = 4 * MOST_AHEAD * CHUNK_VALUES  # a member's share of what all may be ahead would be more
+        async with attempt(tmp_path, reducers=1, sync={"values": values, "wire": "int4"}) as made:
+            await made.serve(made.parties[:1])
+            reducer, fast, slow = (party.reduction for party in made.parties)
+            sent, go_on = slow._send_chunks, asyncio.Event()
+
+            async def late(writer: Any, chunks: range) -> None:
+                await go_on.wait()
+                await sent(writer, chunks)
+
+            slow._send_chunks = late  # type: ignore[method-assign]
+            running = asyncio.create_task(made.run())
+            await until(lambda: fast._me in reducer._held or running.done(), what="the fast sender to be held")
+            kept = sum(fast._me in parts for parts in reducer._parts.values())
+            go_on.set()
+            first, *others = await running
+            assert kept == MOST_AHEAD
+            assert isinstance(first, torch.Tensor) and all(torch.equal(first, other) for other in others)
 
     run(main())
 
