@@ -75,6 +75,7 @@ def main(arguments: list[str]) -> int:
         "--reducers", type=_numbers, default=[0, 2], help="trusted ones, on fast lines, beside the peers"
     )
     parser.add_argument("--links", type=lambda text: text.split(","), default=list(LINKS))
+    parser.add_argument("--congestion", help="TCP's congestion control on all lines, for instance bbr; default: the lab's")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     options = parser.parse_args(arguments)
     if reason := available():
@@ -110,7 +111,7 @@ def measure(link: str, peers: int, reducers: int, options: argparse.Namespace) -
     lines = {name: LINKS[link] if index < peers else FAST for index, name in enumerate(names)}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        lab = stack.enter_context(WanLab(lines))
+        lab = stack.enter_context(WanLab(lines, congestion=options.congestion))
         processes: list[subprocess.Popen[bytes]] = []
         for index, name in enumerate(names):
             job = {
