@@ -75,7 +75,9 @@ def main(arguments: list[str]) -> int:
         "--reducers", type=_numbers, default=[0, 2], help="trusted ones, on fast lines, beside the peers"
     )
     parser.add_argument("--links", type=lambda text: text.split(","), default=list(LINKS))
-    parser.add_argument("--congestion", help="TCP's congestion control on all lines, for instance bbr; default: the lab's")
+    parser.add_argument(
+        "--congestion", help="TCP's congestion control on all lines, for instance bbr; default: the lab's"
+    )
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     options = parser.parse_args(arguments)
     if reason := available():
