@@ -2,7 +2,8 @@
 
 Today every agreed claim is granted what the members agreed it counts for. An audit that replays claims answers
 differently here (withholding some for now) and nothing around it has to change: credit is granted when `decide` says
-so, and only then becomes a leaf of the ledger.
+so, and only then becomes a leaf of the ledger. Local work that began from more than the agreed base
+(`peer.training.work.keeps_own`) cannot be replayed from its claim alone: it would first have to say where it began.
 """
 
 from __future__ import annotations

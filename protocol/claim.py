@@ -65,7 +65,7 @@ class Claim(_Statement):
 
     run: Hex64
     round: int = Field(ge=1, le=10**9)  # the round this work is for
-    base: Hex64  # state digest it started from
+    base: Hex64  # digest of the agreed state that its round is counted from
     tokens: int = Field(ge=1, le=MAX_TOKENS)  # trained on, padding not counted
     flops: int = Field(ge=0, le=2**53 - 1)
     first_batch: int = Field(ge=0, le=2**40)  # sequences drawn from PRF(seed, round, peer id): from here …

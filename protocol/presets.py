@@ -4,7 +4,7 @@
     preset = "full"     all weights; a sixth of the values in each round, in turns, by 2 bits (int2), in frequent rounds
     preset = "sync"     gradients averaged at one state: what one large machine would do; for fast lines and comparisons
 
-What each came to on home lines stands in docs/benchmarks.md (`scripts/bench wan`).
+What `lora` and `full` came to on home lines stands in docs/benchmarks.md (`scripts/bench wan`).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ peers, the same host, model (the demo's), data, token budget, local step and eva
 How the pacing stands for a 1B LoRA and a 0.5B full fine-tune on cards of 1.5k tokens/s is derived in `wan_scale`.
 
     scripts/bench wan --quick                                 one line, one seed, a short budget
-    scripts/bench wan --grid-only --json rates.json           tune the learning rates, on loopback and unpaced
+    scripts/bench wan --grid-only --json rates.json           tune the learning rates, without a network
     scripts/bench wan --rates rates.json --json wan.json --plot wan.png
     scripts/bench wan --rates rates.json --methods lora --links 20/100 --arms ideal,potluck-int8 --seeds 1
 

@@ -76,7 +76,7 @@ def small_run(model: Path, data: Path, sections: dict[str, dict[str, Any]]) -> d
     return config
 
 
-OVERLAPPED = ("int4", "int2", "topk")  # as in the presets
+OVERLAPPED = ("int4", "int2", "topk")
 
 # ---- all of it, in each of its forms -------------------------------------------------------------------------------------
 

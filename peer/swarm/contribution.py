@@ -85,7 +85,7 @@ class Contribution:
 
         Args:
             update: its vector is used up: the residual is made in its memory.
-            late: of the round before, to be added.
+            late: of the round before: added, or only named where the model has it still.
             feedback: the residual of this member's last update, flat fp32 [N]; not needed afterwards.
 
         Raises:

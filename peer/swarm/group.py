@@ -54,7 +54,7 @@ class Rules:
     run: str
     spec: RunSpec
     membership_key: Ed25519PublicKey
-    values: int  # trainable parameters
+    values: int  # of this round's update: the trainable parameters, or as many as its fragment has
     round: int
     base: str  # state digest
     previous: Mapping[str, int]  # weights of the round before

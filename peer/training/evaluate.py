@@ -1,4 +1,4 @@
-"""The loss on the held-out split: what the coordinator publishes a checkpoint by, and a peer shows its progress by."""
+"""The loss on the held-out split: what the coordinator publishes a checkpoint by."""
 
 from __future__ import annotations
 

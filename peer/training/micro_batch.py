@@ -2,7 +2,7 @@
 
 The run's `inner.micro_batch` is the most. The search starts at one sequence (or where the last start ended), measures a
 few passes, and doubles as long as the next size fits, is faster per sequence, and does not make a pass so long that the
-owner would wait for it. What is out of memory is halved, at once and for good. No torch in here: `peer.training.work`
+owner would wait for it. What is out of memory is halved, at once and for good. No torch in here: `peer.training.passes`
 says how each pass went.
 
     >>> search = MicroBatch(most=8)

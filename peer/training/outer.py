@@ -42,8 +42,8 @@ def outer_step(spec: RunSpec, base: SharedState, update: torch.Tensor) -> Shared
     """The state after round `base.round + 1`.
 
     Args:
-        update: flat fp32 [N], the averaged update, or of the round's fragment; overwritten: its memory becomes the new
-            state's, which at the worst moment of a round is one copy of the parameters less.
+        update: flat fp32 [N], the averaged update, or of the round's fragment; overwritten: the memory of a
+            whole one becomes the new state's, at the worst moment of a round one copy of the parameters less.
 
     Raises:
         FormatError: the update is not flat fp32 of that many values, or not finite.

@@ -10,8 +10,8 @@ A part is, of `n` values, the k = ceil(n / 32) that are kept:
     2k bits      the signs (1: negative), then which of the two sizes, in whole bytes; least significant bit first
 
 An average is another thing. A place that a member did not send is not a zero of that member: each place is the
-weighted mean over those who sent it, and what one member alone sent is shrunk to that member's share of all weight. (In the
-same simulation, with all of the residual: 3.367; halved instead 3.412, not shrunk at all 3.636.)
+weighted mean over those who sent it, and what one member alone sent is shrunk to that member's share of all weight. (Four
+simulated workers, docs/benchmarks.md, with all of the residual: 3.367; halved instead 3.412, not shrunk at all 3.636.)
 The average is on the places of all members together:
 
     u32          how many places k

@@ -3,8 +3,8 @@
     gradient   each step adds the gradient of its tokens' summed loss at the base; the update is their mean
     diloco     local AdamW steps, each on `inner.batch` sequences; the update is base - local
 
-The swarm calls `begin` with the agreed state, `step` until the round ends, and `finish` for the update. `finish` may be
-called again after more steps: an aborted round keeps its work. `begin` starts over from a new base; what AdamW remembers
+The trainer calls `rebase` (at first `begin`) with the agreed state, `step` until the round ends, and `finish` for the
+update, which the swarm keeps over aborted attempts. `begin` starts over from a new base; what AdamW remembers
 stays on this machine for the whole run (Douillard et al. 2023, section 3), over restarts too (`save_optimizer`).
 
 What the members do not have yet stays in this peer's own model. `rebase` goes on from the next agreed state with it on top:
