@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.service import CoordinatorService
+from protocol.coordinator_pb2 import DESCRIPTOR
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -22,3 +25,10 @@ def test_generated_protobuf_code_is_not_stale(name: str, tmp_path: Path) -> None
     for path in made:
         committed = REPOSITORY / "protocol" / path.name
         assert committed.read_bytes() == path.read_bytes(), f"{path.name} is stale: run scripts/proto"
+
+
+def test_the_coordinator_answers_every_call_of_its_service() -> None:
+    """What it left out would be the generated base class's `NotImplementedError`."""
+    (service,) = DESCRIPTOR.services_by_name.values()
+    calls = {method.name for method in service.methods}
+    assert calls and calls <= vars(CoordinatorService).keys()

@@ -153,17 +153,29 @@ def test_who_was_not_reached_at_first_is_tried_again_when_nobody_else_is_there(n
     connect, tried = one.swarm._node.connect, []
 
     async def fails_once(addresses: Iterable[str]) -> set[str]:
-        tried.append(set(addresses))
-        return await connect(addresses) if len(tried) > 1 else set()
+        if wanted := set(addresses):  # a search may know of none yet
+            tried.append(wanted)
+        return await connect(wanted) if len(tried) > 1 else set()
 
     one.swarm._node.connect = fails_once  # type: ignore[method-assign]
     for peer in (one, two):
         peer.swarm.set_founder(0, one.peer_id)
-    eventually(lambda: len(tried) >= 1, WAIT_S)  # the search, which knows no address yet
-    tried.clear()
     one.swarm.add_addresses(two.swarm.addresses)
     eventually(lambda: one.reports and two.reports, WAIT_S)
     assert len(tried) >= 2
+
+
+def test_no_more_addresses_are_remembered_than_fit_however_many_are_announced(
+    new_peer: Callable[[int], Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = new_peer(0), new_peer(1)
+    monkeypatch.setattr("peer.swarm.swarm.MAX_CONTACTS", 3)
+    one.swarm.add_addresses(f"/ip4/127.0.0.1/tcp/{port}/p2p/{two.peer_id}" for port in range(1, 9))
+    one.swarm.add_addresses(two.swarm.addresses)
+    for peer in (one, two):
+        peer.swarm.set_founder(0, one.peer_id)
+    eventually(lambda: one.reports and two.reports, WAIT_S)
+    assert len(one.swarm._addresses) == 3
 
 
 def test_a_paused_peer_leaves_when_it_is_told_to(new_peer: Callable[[int], Peer]) -> None:

@@ -1,7 +1,7 @@
 """A round's average, kept as it travelled: who missed a round makes the new state from it, instead of fetching that whole.
 
-An int4 average is an eighth of the state's size, an int2 one of a sixth of the values a ninetieth. Nobody signs it. What it leads to is signed: if
-that is another state than the agreed one, it is thrown away, and the state itself is fetched.
+An int4 average is an eighth of the state's size, an int2 one of a sixth of the values a ninetieth. Nobody signs it. What
+it leads to is signed: if that is another state than the agreed one, it is thrown away, and the state itself is fetched.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class Swarm:
         self._search: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._daemon_ended = threading.Event()
-        self._connected: dict[str, float] = {}  # address -> when it was last reached, time.monotonic(); < 0: never
+        self._addresses: dict[str, float] = {}  # address -> when it was last reached, time.monotonic(); < 0: never
 
     def __enter__(self) -> Swarm:
         self._thread.start()
@@ -251,18 +251,19 @@ class Swarm:
             address
             for address in addresses
             if address.rpartition("/")[2] not in alive
-            and now - self._connected.get(address, -RECONNECT_S) >= RECONNECT_S
+            and now - self._addresses.get(address, -RECONNECT_S) >= RECONNECT_S
         }
-        for address in list(wanted)[: max(0, MAX_CONTACTS - len(self._connected))]:
-            self._connected.setdefault(address, -RECONNECT_S)  # who is not reached is tried again
+        for address in list(wanted)[: max(0, MAX_CONTACTS - len(self._addresses))]:
+            self._addresses.setdefault(address, -RECONNECT_S)  # who is not reached is tried again
         reached = await self._node.connect(wanted)
         self._rounds.gossip.contacts |= reached
-        self._connected |= {address: now for address in wanted if address.rpartition("/")[2] in reached}
+        known = wanted & self._addresses.keys()
+        self._addresses |= {address: now for address in known if address.rpartition("/")[2] in reached}
 
     async def _reconnect(self) -> None:
         """After an outage libp2p may have forgotten where everyone is; the coordinator may be away."""
         if not self._rounds.book.alive():
-            await self._connect(set(self._connected))
+            await self._connect(set(self._addresses))
 
     async def _search_forever(self) -> None:
         """Say where we are, and look who else is there; never ends."""

@@ -33,7 +33,8 @@ class Codec(ABC):
     """One way to write fp32 values as bytes."""
 
     name: str
-    feedback = 0.0  # of a gradient: how much of what encoding loses goes into the next one; 0: it loses next to nothing; see `keeps_own`
+    # of a gradient: how much of what encoding loses goes into the next one; of local steps see `peer.training.work.keeps_own`
+    feedback = 0.0  # it loses next to nothing
 
     @abstractmethod
     def encoded_bytes(self, count: int) -> int:
