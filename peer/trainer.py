@@ -194,7 +194,7 @@ class _Trainer:
         return result
 
     def _report(self) -> None:
-        self._swarm.report_progress(None if self._ahead else self._work.tokens, self._speed, self._step_s)
+        self._swarm.report_progress(None if self._ahead else self._work.tokens, self._step_s)
 
     def _pause(self, over: Callable[[], bool]) -> None:
         """Tell why no round can be made; when that has lasted for too long, wait here until it can.

@@ -5,14 +5,16 @@ how the host listens. `RunConfig.pin` turns it into the `RunSpec`, in which ever
 
     preset = "lora" | "full" | "sync"; what it stands for: protocol.presets
     [run]                       name, seed, rounds
-    [model]                     path | hub + revision | checkpoint; license
+    [model]                     path | hub + revision | checkpoint + key; license
     [method]                    kind = "full" | "lora"; rank, alpha, targets, base = "fp32" | "nf4"
-    [data]                      path, kind = "text" | "jsonl" | "chat"; license, sequence_length, packing, held_out
-    [sync]                      method = "diloco" | "gradient"; round_tokens | round_seconds; wire; fragments; overlap; min_peers
-    [inner]                     the optimizer on each peer
-    [outer]                     the optimizer of the shared state
-    [publish]                   every_rounds
-    [host]                      not pinned: listen, public_address, code
+    [data]                      path, url, kind = "text" | "jsonl" | "chat"; text_field, license, sequence_length, packing,
+                                held_out, held_out_sequences
+    [sync]                      method = "diloco" | "gradient"; round_tokens, round_seconds (or "auto"), wire, fragments,
+                                overlap, min_peers, max_group
+    [inner]                     the optimizer on each peer: lr, betas, weight_decay, clip_norm, micro_batch, batch
+    [outer]                     the optimizer of the shared state: lr, momentum, nesterov, betas, weight_decay, clip_norm
+    [publish]                   every_rounds, max_worse
+    [host]                      not pinned: listen, swarm_listen, public_address, code, reducer_code, certificate_hours
 """
 
 from __future__ import annotations
@@ -100,20 +102,13 @@ class Method(_Section):
     alpha: float = Field(default=32.0, gt=0, le=65536)  # lora
     targets: tuple[Short, ...] = ()  # lora: module names; empty: all linear layers
     base: Literal["fp32", "nf4"] = "fp32"  # lora: how the frozen base is held; nf4: in 4 bits (needs bitsandbytes)
+    later: ClassVar[frozenset[str]] = frozenset({"base"})
 
     @model_validator(mode="after")
     def _a_base(self) -> Method:
         if self.base != "fp32" and self.kind != "lora":
             raise ValueError("base goes with kind lora: a full fine-tune changes the base")
         return self
-
-    @model_serializer(mode="wrap")
-    def _older_runs_have_none(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without a `base` that is the default, so that the digests of runs from before there was one still hold."""
-        value: dict[str, Any] = write(self)
-        if self.base == "fp32":
-            del value["base"]
-        return value
 
 
 class Sync(_Section):

@@ -438,7 +438,7 @@ async def propose(world: World, node: Any, peer: Peer, attempt: int = 0) -> swar
 
 def progress(peer: Peer, **changes: Any) -> swarm_pb2.Progress:
     head = peer.rounds.head
-    return swarm_pb2.Progress(**({"round": head.round + 1, "base": head.digest, "can_reduce": True} | changes))
+    return swarm_pb2.Progress(**({"round": head.round + 1, "base": head.digest} | changes))
 
 
 @contextlib.asynccontextmanager
@@ -473,7 +473,7 @@ async def lying(world: World, liar: Node, peers: list[Peer], lie: Callable[[Peer
 @pytest.mark.parametrize(
     "lie",
     [
-        {"tokens": 2**64 - 1, "tokens_per_s": float("nan"), "step_s": float("inf")},
+        {"tokens": 2**64 - 1, "up_bytes_s": float("nan"), "step_s": float("inf")},
         {"attempt": 2**32 - 1},
         {"round": 2**32 - 1, "base": "f" * 64, "history_tokens": 2**64 - 1},
         {"round": 0, "base": ""},

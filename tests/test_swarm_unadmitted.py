@@ -41,7 +41,7 @@ def requests(world: World, peer: Peer) -> dict[str, Any]:
     head = peer.rounds.head
     place = {"round": head.round + 1, "base": head.digest}
     return {
-        "progress": swarm_pb2.Progress(**place, tokens=10, can_reduce=True),
+        "progress": swarm_pb2.Progress(**place, tokens=10),
         "propose": swarm_pb2.Proposal(**place, attempt=5, timeout_s=1),
         "group": swarm_pb2.Group(**place, attempt=0),
         "reduce": swarm_pb2.Part(group="a" * 64, data=b"x"),

@@ -58,7 +58,7 @@ def test_the_slow_first_pass_of_a_size_does_not_count() -> None:
 
 def test_a_size_that_fitted_may_not_fit_later() -> None:
     found: list[int] = []
-    size = MicroBatch(16, 16, searching=False, on_found=found.append)
+    size = MicroBatch(16, 16, on_found=found.append)
     assert size.out_of_memory(16) and size.size == 8
     assert size.out_of_memory(3) and size.size == 1  # the rest of a batch did not fit: even less than eight does
     assert not size.out_of_memory(1) and found == [8, 1]

@@ -26,7 +26,10 @@ def make_state(outer: int = 0, seed: int = 0) -> SharedState:
 def test_a_state_put_together_from_its_chunks_is_the_same(outer: int) -> None:
     state = make_state(outer)
     chunks = [state.chunk(i) for i in range(state.chunk_count)]
-    again = SharedState.from_chunks(state.manifest(), [bytearray(chunk) for chunk in chunks])
+    assembler = StateAssembler(state.manifest(), state.leaf_hashes())
+    for index, chunk in enumerate(chunks):
+        assembler.put(index, bytearray(chunk))
+    again = assembler.state()
     assert again.digest == state.digest and torch.equal(again.parameters, state.parameters)
     assert all(torch.equal(a, b) for a, b in zip(again.outer, state.outer, strict=True))
     assert all(len(chunk) <= 1 << 20 for chunk in chunks)
@@ -50,16 +53,14 @@ def test_chunks_may_come_in_any_order_and_are_checked_one_by_one(outer: int) -> 
 
 def test_an_incomplete_or_changed_state_is_refused() -> None:
     state = make_state(1)
-    chunks = [state.chunk(i) for i in range(state.chunk_count)]
-    with pytest.raises(FormatError, match="expected 4 chunks"):
-        SharedState.from_chunks(state.manifest(), chunks[:-1])
-    with pytest.raises(FormatError, match="chunk index"):
-        SharedState.from_chunks(state.manifest(), [*chunks, b"more"])
-    changed = bytearray(chunks[3])
-    changed[0] ^= 1
-    with pytest.raises(VerificationError, match="expected state"):
-        SharedState.from_chunks(state.manifest(), [*chunks[:3], changed])
     leaves = state.leaf_hashes()
+    assembler = StateAssembler(state.manifest(), leaves)
+    for index in range(3):
+        assembler.put(index, state.chunk(index))
+    with pytest.raises(FormatError, match="1 of 4 chunks of the state are missing"):
+        assembler.state()
+    with pytest.raises(FormatError, match="chunk index"):
+        assembler.put(4, b"more")
     for wrong in (leaves[:-1], leaves[::-1], [*leaves, leaves[0]], []):
         with pytest.raises(VerificationError, match="leaf hashes"):
             StateAssembler(state.manifest(), wrong)

@@ -1,8 +1,8 @@
 """Where a member stands: its newest committed state, and the states it can still give to others.
 
-At most two states are kept beside the one that the model trains from: the one before, which others may be fetching, and
-the candidate that is being voted on; making room for the second drops the first. The last rounds' averages are kept as they
-travelled, as far as they are small: who missed a round needs no more (`peer.swarm.averages`).
+Beside the head, one state is kept: the one before, which others may be fetching, or, once room was made for it, the
+candidate that is being voted on. The last rounds' averages are kept as they travelled, as far as they are small: who missed
+a round needs no more (`peer.swarm.averages`).
 """
 
 from __future__ import annotations

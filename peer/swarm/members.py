@@ -39,10 +39,8 @@ class MemberView:
     round: int
     base: str
     tokens: int
-    tokens_per_s: float
     attempt: int
     leaving: bool
-    can_reduce: bool
     reduce_only: bool  # trains nothing, and is trusted by the host to reduce for all
     history_tokens: int
     step_s: float
@@ -96,10 +94,8 @@ class MemberBook:
             round=message.round,
             base=message.base[:64],
             tokens=min(message.tokens, _MAX_TOKENS),
-            tokens_per_s=_sane(message.tokens_per_s),
             attempt=min(message.attempt, 10**6),
             leaving=message.leaving,
-            can_reduce=message.can_reduce,
             reduce_only=message.reduce_only and trusted,
             history_tokens=min(message.history_tokens, _MAX_TOKENS),
             step_s=_sane(message.step_s),

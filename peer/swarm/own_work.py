@@ -30,7 +30,6 @@ class OwnProgress:
     """How far this member's work is; written by the trainer's thread."""
 
     tokens: int = 0
-    tokens_per_s: float = 0.0
     step_s: float = 0.0
 
 

@@ -153,14 +153,14 @@ class Swarm:
         """What of this member's own work a head was made with; None: nothing, or it is not known any more."""
         return self._rounds.own.part_of(head)
 
-    def report_progress(self, tokens: int | None, tokens_per_s: float, step_s: float) -> None:
+    def report_progress(self, tokens: int | None, step_s: float) -> None:
         """Say how far the work of this round is; costs the trainer nothing.
 
         Args:
             tokens: None: as before. What is done before a round has begun is not told.
         """
         progress = self._rounds.own.progress
-        progress.tokens_per_s, progress.step_s = tokens_per_s, step_s
+        progress.step_s = step_s
         if tokens is not None:
             progress.tokens = tokens
 

@@ -84,19 +84,6 @@ class EncodedUpdate:
         pieces = vector.split(chunk_values) if vector.dim() == 1 else (vector,)
         return cls(codec_name, vector.numel(), chunk_values, tuple(coder.encode(piece) for piece in pieces))
 
-    @classmethod
-    def join(cls, digest: UpdateDigest, chunks: list[bytes]) -> EncodedUpdate:
-        """Put a received update together, checked against the digest in its sender's claim.
-
-        Raises:
-            FormatError: the number of chunks or the root differs, or there is no such codec.
-        """
-        codec(digest.codec)
-        update = cls(digest.codec, digest.values, digest.chunk_values, tuple(chunks))
-        if len(chunks) != len(chunk_sizes(digest.values, digest.chunk_values)) or update.root != digest.root:
-            raise FormatError("the update's chunks do not have the root that its claim states")
-        return update
-
     @cached_property
     def tree(self) -> merkle.Tree:
         return merkle.Tree(merkle.leaf_hash(chunk) for chunk in self.chunks)

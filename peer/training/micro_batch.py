@@ -41,8 +41,7 @@ class MicroBatch:
 
     Args:
         most: sequences; the run's `inner.micro_batch`.
-        size: to start from; None: one sequence.
-        searching: False: stay at `size`, only back off.
+        size: to start from; None: one sequence. Where it is `most`, nothing is searched.
         has_room: whether there is memory to try that many sequences; for devices that die rather than refuse.
         on_found: told each size that the search ends at, and each smaller one that came of running out of memory.
     """
@@ -52,12 +51,11 @@ class MicroBatch:
         most: int,
         size: int | None = None,
         *,
-        searching: bool = True,
         has_room: Callable[[int], bool] = lambda size: True,
         on_found: Callable[[int], None] = lambda size: None,
     ) -> None:
         self.size = min(size or 1, most)
-        self.searching = searching and self.size < most
+        self.searching = self.size < most
         self._most, self._has_room, self._on_found = most, has_room, on_found
         self._times: list[float] = []
         self._best: tuple[int, float] | None = None  # (size, seconds a sequence) of the size before

@@ -6,7 +6,9 @@ digest are fixed in `protocol.state`: here are the tensors behind them. Everythi
     >>> state = SharedState(0, (("a", (2,)), ("b", (1, 3))), torch.arange(5.0))
     >>> state.manifest().parameter_count, state.chunk_count, len(state.chunk(0))
     (5, 1, 20)
-    >>> SharedState.from_chunks(state.manifest(), [state.chunk(0)]).digest == state.digest
+    >>> assembler = StateAssembler(state.manifest(), state.leaf_hashes())
+    >>> assembler.put(0, state.chunk(0))
+    >>> assembler.state().digest == state.digest
     True
 
 N in the shapes below is the number of trainable parameters.
@@ -19,7 +21,6 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -136,25 +137,6 @@ class SharedState:
         )
         return memoryview(joined)  # this chunk lies across vectors
 
-    @classmethod
-    def from_chunks(cls, manifest: StateManifest, chunks: Iterable[bytes | bytearray | memoryview]) -> SharedState:
-        """Put a state together from its chunks, in order, and check it against the manifest.
-
-        The caller has compared `manifest.digest` with the digest it wants. To check chunks one by one as they come
-        from several members, use `StateAssembler`.
-
-        Raises:
-            FormatError: a chunk of the wrong size, too few or too many chunks, or values that are not finite.
-            VerificationError: the bytes do not have the manifest's roots.
-        """
-        assembler = StateAssembler(manifest, None)
-        count = 0
-        for count, chunk in enumerate(chunks, start=1):
-            assembler.put(count - 1, chunk)
-        if count != assembler.chunk_count:
-            raise FormatError(f"expected {assembler.chunk_count} chunks of state, got {count}")
-        return assembler.state()
-
     def save(self, path: Path) -> None:
         """Write the state to one safetensors file, whole or not at all.
 
@@ -194,20 +176,19 @@ class StateAssembler:
     Args:
         manifest: its digest was compared by the caller.
         leaf_hashes: what some member says the chunks' hashes are; checked against the manifest's roots at once, so
-            that each chunk can be checked when it comes. None: everything is checked at the end.
+            that each chunk can be checked when it comes.
 
     Raises:
         VerificationError: the leaf hashes do not lead to the manifest's roots.
     """
 
-    def __init__(self, manifest: StateManifest, leaf_hashes: list[bytes] | None) -> None:
+    def __init__(self, manifest: StateManifest, leaf_hashes: list[bytes]) -> None:
         self.manifest = manifest
         self._split = chunk_count(manifest.parameter_bytes)
         self.chunk_count = self._split + chunk_count(manifest.outer_bytes)
-        if leaf_hashes is not None:
-            roots = [merkle.root(leaf_hashes[: self._split]).hex(), merkle.root(leaf_hashes[self._split :]).hex()]
-            if len(leaf_hashes) != self.chunk_count or roots != [manifest.parameters, manifest.outer]:
-                raise VerificationError("the leaf hashes do not lead to the roots in the state manifest")
+        roots = [merkle.root(leaf_hashes[: self._split]).hex(), merkle.root(leaf_hashes[self._split :]).hex()]
+        if len(leaf_hashes) != self.chunk_count or roots != [manifest.parameters, manifest.outer]:
+            raise VerificationError("the leaf hashes do not lead to the roots in the state manifest")
         self._leaf_hashes = leaf_hashes
         self._vectors = [torch.empty(manifest.parameter_count) for _ in range(1 + manifest.outer_vectors)]
         self._missing = set(range(self.chunk_count))
@@ -234,7 +215,7 @@ class StateAssembler:
         expected = self.chunk_bytes(index)
         if len(data) != expected:
             raise FormatError(f"state chunk {index}: expected {expected} bytes, got {len(data)}")
-        if self._leaf_hashes is not None and merkle.leaf_hash(data) != self._leaf_hashes[index]:
+        if merkle.leaf_hash(data) != self._leaf_hashes[index]:
             raise VerificationError(f"state chunk {index} does not have the hash that its leaf states")
         start, end = self._span(index)
         vectors = self._vectors[:1] if index < self._split else self._vectors[1:]
@@ -246,17 +227,14 @@ class StateAssembler:
                 bytes_of(vector)[low - i * size : high - i * size] = source[low - start : high - start]
         self._missing.discard(index)
 
-    def take(self, other: SharedState) -> int:
-        """Copy what is the same in another state of this shape, as told by the leaf hashes; returns how many chunks."""
-        if self._leaf_hashes is None:
-            return 0
+    def take(self, other: SharedState) -> None:
+        """Copy what is the same in another state of this shape, as told by the leaf hashes."""
         same = [
             i for i, (mine, its) in enumerate(zip(self._leaf_hashes, other.leaf_hashes(), strict=True)) if mine == its
         ]
         for index in self._missing.intersection(same):
             with contextlib.suppress(VerificationError):  # it has changed in memory since it was hashed
                 self.put(index, other.chunk(index))
-        return len(same)
 
     def _span(self, index: int) -> tuple[int, int]:
         if index < self._split:
