@@ -103,16 +103,22 @@ def _train(peer: Peer) -> None:
         if control is None:
             others.wait(state.round, matchmaking_s)
             control = averager.step(wait=False, require_trigger=True, timeout=timeout_s)
+        own_N = work.finish().vector
         with averager.get_tensors() as (tensor,):
-            tensor.copy_(work.finish().vector)
+            tensor.copy_(own_N)
         control.allow_allreduce()
         try:
             control.result(timeout_s)
         except (AllreduceException, MatchmakingException, TimeoutError, CancelledError) as error:
             peer.tell_problem(f"round {state.round}: not averaged: {error!r}")  # it steps with its own, as the original
+        else:
+            with averager.get_tensors() as (tensor,):
+                if torch.equal(tensor, own_N):  # of parts that did not come hivemind's log alone tells
+                    peer.tell_problem(f"round {state.round}: not averaged: no part came from anybody")
         with averager.get_tensors() as (tensor,):
             state = outer_step(DILOCO_OUTER, "diloco", state, tensor.clone())
         peer.tell_state(state.parameters)
+    peer.end()
     averager.shutdown()
 
 

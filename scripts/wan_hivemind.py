@@ -88,6 +88,7 @@ def main() -> None:
             peer.tell_progress()
         stock.state_averager.step(wait_for_delayed_updates=True, apply_delayed_updates=True)
         tell_if_changed()
+        peer.end()
 
 
 if __name__ == "__main__":

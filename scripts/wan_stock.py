@@ -1,7 +1,7 @@
 """A peer of an arm that is not ours, as a process: its side of the talk with `bench_wan`.
 
 Standard output, one JSON object a line: ready (addresses), worked (tokens, busy_s, late_s), state (path, tokens), problem,
-ended. Standard input: "go", then "stop"; its end means stop, too.
+ended. Standard input: "go", then "stop"; its end means stop, too, and that nobody needs this peer any more.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from protocol.errors import FormatError
 
 TELL_S = 0.5
 START_S = 300.0
+LEAVE_S = 600.0  # the longest that one who has ended stays for the others
 
 
 class Peer:
@@ -38,7 +39,8 @@ class Peer:
         self.settings, self.name = settings, settings["name"]
         self.bench = Task.from_json(settings["task"]).open()
         self.pace = Pace(settings["tokens_per_s"])
-        self._stop, self._go, self._told, self._states = threading.Event(), threading.Event(), 0.0, 0
+        self._stop, self._go, self._leave = threading.Event(), threading.Event(), threading.Event()
+        self._told, self._states = 0.0, 0
         self.dht = hivemind.DHT(
             start=True,
             host_maddrs=[f"/ip4/{settings['address']}/tcp/0"],
@@ -53,8 +55,8 @@ class Peer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.tell_progress(at_once=True)
-        say("ended", error=repr(error) if error else None)
+        if error is not None:
+            say("ended", error=repr(error))
         self.dht.shutdown()
 
     @property
@@ -90,11 +92,18 @@ class Peer:
     def tell_problem(self, message: str) -> None:
         say("problem", message=message)
 
+    def end(self) -> None:
+        """All is done. Returns once the others are done, too: they may still be receiving the last average from this peer."""
+        self.tell_progress(at_once=True)
+        say("ended", error=None)
+        self._leave.wait(LEAVE_S)
+
     def _listen(self) -> None:
         for line in sys.stdin:
             if line.strip() == "go":
                 self._go.set()
             elif line.strip() == "stop":
-                break
+                self._stop.set()
         self._go.set()
         self._stop.set()
+        self._leave.set()

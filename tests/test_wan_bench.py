@@ -143,6 +143,7 @@ def test_an_arm_of_each_sort_lowers_the_loss_and_leaves_nothing_behind(
     for item in outcomes:
         assert item["points"][-1][1] < item["points"][0][1], item["arm"]
         assert item["arm"] == "ideal" or item["up_bytes"] > 0
+        assert not [problem for problem in item["problems"] if "not averaged" in problem]
     assert not _processes_of("wan_hivemind.py", "wan_diloco.py")
 
 
