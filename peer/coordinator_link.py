@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Protocol
 
 from peer.clock import ClockWrong
 from peer.coordinator_client import CoordinatorClient
@@ -55,6 +55,14 @@ class Certificate:
         return time.time() >= wall or time.monotonic() >= monotonic
 
 
+class Uploads(Protocol):
+    """The states that a peer can give to the coordinator; `peer.kept_states` has them."""
+
+    def offered(self) -> dict[str, int]: ...
+
+    def load(self, digest: str) -> SharedState: ...
+
+
 class CoordinatorLink:
     """Keeps in touch with the coordinator until closed.
 
@@ -64,7 +72,7 @@ class CoordinatorLink:
         on_founder: called with the newest round in the ledger, and who must take part in round 1.
         on_clock: called after each visit with how far this computer's clock is ahead of the coordinator's, in seconds.
         position: gives (last committed round, tokens/s, own addresses).
-        saved_states: gives state digest -> file, of what could be uploaded.
+        states: what could be uploaded.
     """
 
     def __init__(
@@ -80,14 +88,14 @@ class CoordinatorLink:
         on_founder: Callable[[int, str], None],
         on_clock: Callable[[float], None],
         position: Callable[[], tuple[int, float, list[str]]],
-        saved_states: Callable[[], dict[str, Path]],
+        states: Uploads,
         reduce_only: bool = False,
     ) -> None:
         self._client, self._identity, self._certificate = client, identity, certificate
         self._outbox, self._receipts = outbox, receipts
         self._on_certificate, self._on_addresses, self._on_founder = on_certificate, on_addresses, on_founder
         self._on_clock, self._reduce_only = on_clock, reduce_only
-        self._position, self._saved_states = position, saved_states
+        self._position, self._states = position, states
         self._wake, self._closing = threading.Event(), threading.Event()
         self.away_since: float | None = None
         self.finished = False  # the coordinator says that the run is over
@@ -160,31 +168,31 @@ class CoordinatorLink:
         token = self._certificate.token
         self._outbox.drain(self._client, token)
         round, tokens_per_s, addresses = self._position()
-        saved = self._saved_states()
+        kept = self._states.offered()
         answer = self._client.announce(
             token,
             swarm_addresses=addresses,
             round=round,
             tokens_per_s=tokens_per_s,
-            states=list(saved),
+            states=list(kept),
             reduce_only=self._reduce_only,
         )
         self._on_clock(self._client.clock.offset_s)
         self._on_addresses(list(answer.swarm_addresses))
         self._on_founder(answer.round, answer.founder)
         self._receipts.fetch(self._client, token)
-        wanted = answer.want_state in saved
+        wanted = answer.want_state in kept
         if wanted:
-            self._upload(token, saved[answer.want_state])
+            self._upload(token, answer.want_state)
         self.finished = answer.finished
         if len(self._outbox) == 0 and not wanted:
             self.settled.set()
 
-    def _upload(self, token: str, path: Path) -> None:
+    def _upload(self, token: str, digest: str) -> None:
         try:
-            state = SharedState.load(path)
+            state = self._states.load(digest)
         except InputError as error:
-            logger.warning("cannot upload %s: %s", path.name, error.message)
+            logger.warning("cannot upload a state: %s", error.message)
             return
         chunks = (state.chunk(index) for index in range(state.chunk_count))
         self._client.upload_state(token, state.manifest(), chunks)

@@ -22,13 +22,15 @@ from peer.admission import Admission, Newcomer, tell_clock
 from peer.clock import MAX_OFFSET_S
 from peer.coordinator_client import CoordinatorClient
 from peer.coordinator_link import Certificate, CoordinatorLink
+from peer.kept_states import KeptStates
 from peer.leaving import Leaving
 from peer.messages import Reason
 from peer.moments import Moments
 from peer.outbox import Outbox
 from peer.receipts import Receipts
-from peer.round_log import Round, describe
+from peer.round_log import Round, RoundLog, describe
 from peer.run_folder import RunFolder
+from peer.swarm.averages import Average
 from peer.swarm.head import Head
 from peer.swarm.rounds import RoundReport
 from peer.swarm.swarm import DaemonEnded, Swarm, SwarmConfig
@@ -179,6 +181,7 @@ class Volunteer:
         receipts = Receipts(
             folder.path / "receipts", run=card.run, root=self._invite.root, peer_id=self._identity.peer_id
         )
+        states = KeptStates(folder, card, lambda: load_state(admission.files.genesis / "model"))
         self._certificate = admission.certificate
         self._leaving.graceful = True  # from here on there are others
         swarm = stack.enter_context(
@@ -188,9 +191,8 @@ class Volunteer:
                 card,
                 lambda: admission.certificate.token,
                 folder.ballot_box(),
-                # not kept here: it is as large as the model
-                folder.resume(card, load_state(admission.files.genesis / "model")),
-                _Keeper(folder, outbox, card.spec.publish.every_rounds, self._kept),
+                states.resume(),  # not held here: it is as large as the model
+                _Keeper(states, folder.round_log(), outbox, self._kept),
                 self._config.swarm,
                 self._screen.stage,
             )
@@ -214,7 +216,7 @@ class Volunteer:
                 on_founder=swarm.set_founder,
                 on_clock=self._clock,
                 position=lambda: (swarm.head.round, self._tokens_per_s, swarm.addresses),
-                saved_states=folder.saved_states,
+                states=states,
                 reduce_only=self._reduce_only,
             )
         )
@@ -291,16 +293,15 @@ class _Keeper:
 
     def __init__(
         self,
-        folder: RunFolder,
+        states: KeptStates,
+        log: RoundLog,
         outbox: Outbox,
-        publish_every: int,
         tell: Callable[[Head, RoundReport, bool], None],
     ) -> None:
-        self._folder, self._outbox, self._publish_every, self._tell = folder, outbox, publish_every, tell
-        self._log = folder.round_log()
+        self._states, self._log, self._outbox, self._tell = states, log, outbox, tell
         self._unsaved: dict[int, bytes] = {}
 
-    def __call__(self, head: Head, report: RoundReport) -> None:
+    def __call__(self, head: Head, report: RoundReport, average: Average | None) -> None:
         assert head.agreement is not None
         self._unsaved[head.round] = head.agreement.to_bytes()
         kept, item = False, Round.of(report)
@@ -308,9 +309,7 @@ class _Keeper:
             for number in sorted(self._unsaved):
                 self._outbox.put(number, self._unsaved[number])
                 del self._unsaved[number]
-            # every one: a member that has voted in a round never works on an earlier one again, so when all are
-            # killed at once, the run goes on only from states that are on disk
-            self._folder.save_head(head, self._publish_every)
+            self._states.keep(head, average)
             kept = True
             self._log.append(item)
         except InputError as error:  # a full disk does not end the training; what was not written is tried again

@@ -118,7 +118,7 @@ class Sync(_Section):
     wire: Literal["fp32", "fp16", "int8", "int4", "int2", "topk"] = "int4"  # how updates travel
     fragments: int = Field(
         default=1, ge=1, le=64
-    )  # diloco: a round averages one value in so many, the next one the ones beside them
+    )  # diloco: a round averages one of so many parts of the values, in turns
     min_peers: int = Field(default=1, ge=1, le=1024)  # do not start a round with fewer
     max_group: int = Field(default=64, ge=2, le=1024)  # at most this many average together
     overlap: bool = False  # diloco: work on for the next round while this one is averaged
@@ -134,13 +134,19 @@ class Sync(_Section):
             raise ValueError("fragments need method diloco: what a gradient step leaves out is lost")
         return self
 
-    def fragment(self, round: int) -> slice:
-        """Which of the trainable values the members average in this round: all, or every `fragments`-th, in turns."""
-        return slice(round % self.fragments, None, self.fragments)
+    def fragment(self, round: int, values: int) -> slice:
+        """Which of so many trainable values the members average in this round: all, or one of `fragments` stretches, in turns.
 
-    def fragment_values(self, values: int, round: int) -> int:
-        """How many of so many values that are."""
-        return len(range(values)[self.fragment(round)])
+        >>> [Sync(round_tokens=1, fragments=3).fragment(round, 10) for round in (1, 2, 3)]
+        [slice(3, 6, None), slice(6, 10, None), slice(0, 3, None)]
+        """
+        part = round % self.fragments
+        return slice(values * part // self.fragments, values * (part + 1) // self.fragments)
+
+    def fragment_values(self, round: int, values: int) -> int:
+        """How many that are."""
+        found = self.fragment(round, values)
+        return int(found.stop - found.start)
 
 
 class InnerOptimizer(_Section):

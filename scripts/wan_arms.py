@@ -126,7 +126,7 @@ def _averaged(how: Averaging, task: Task, first: Bench, steps: int) -> Iterator[
             for _ in range(count):
                 work.step()
         encoded = [EncodedUpdate.encode(work.finish().vector, how.sync.wire) for work in works]
-        fragment, sent = how.sync.fragment(state.round + 1), [*encoded]
+        fragment, sent = how.sync.fragment(state.round + 1, len(state.parameters)), [*encoded]
         state = outer_step(how.outer, "diloco", state, average(encoded), fragment)
         done += count
         yield done, state.parameters

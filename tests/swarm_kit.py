@@ -135,7 +135,7 @@ class World:
     def update(self, index: int, round: int = 1) -> torch.Tensor:
         """A member's update, another one for each member and round."""
         draw = torch.Generator().manual_seed(1000 * round + index)
-        return torch.randn(self.spec.sync.fragment_values(self.values, round), generator=draw)
+        return torch.randn(self.spec.sync.fragment_values(round, self.values), generator=draw)
 
     def claim(self, index: int, encoded: EncodedUpdate, **changes: Any) -> Claim:
         fields: dict[str, Any] = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import jwt
@@ -13,8 +15,10 @@ from training_fixtures import write_tiny_llama
 
 from peer.coordinator_client import CoordinatorClient
 from peer.coordinator_link import RENEW_SHARE, Certificate, CoordinatorLink
+from peer.kept_states import KeptStates
 from peer.outbox import Outbox
 from peer.receipts import Receipts
+from peer.run_folder import RunFolder
 from protocol import certificate as certificates
 from protocol.errors import RefusedError
 from protocol.keys import PeerIdentity
@@ -82,10 +86,15 @@ def test_a_reducer_keeps_its_role_while_somebody_at_its_address_guesses_at_the_c
     me = PeerIdentity.generate()
     try:
         guess = host.invite.model_copy(update={"code": "a fiend"})
-        with CoordinatorClient(host.reducer_invite) as client, CoordinatorClient(guess) as guesser:
+        with (
+            CoordinatorClient(host.reducer_invite) as client,
+            CoordinatorClient(guess) as guesser,
+            ExitStack() as stack,
+        ):
             card, first = client.get_run().card, client.enroll(me)
             assert first.reducer
             held, kept = Certificate(first.certificate, first.expires), []
+            folder = stack.enter_context(contextlib.closing(RunFolder(tmp_path / "home", card.run)))
             link = CoordinatorLink(
                 client,
                 me,
@@ -97,7 +106,7 @@ def test_a_reducer_keeps_its_role_while_somebody_at_its_address_guesses_at_the_c
                 on_founder=lambda round, founder: None,
                 on_clock=lambda offset_s: None,
                 position=lambda: (0, 0.0, []),
-                saved_states=dict,
+                states=KeptStates(folder, card, lambda: pytest.fail("nothing is kept")),
                 reduce_only=True,
             )
             with pytest.raises(RefusedError):

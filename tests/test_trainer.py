@@ -16,6 +16,7 @@ from training_fixtures import make_genesis, make_spec, write_tiny_llama
 
 from peer.moments import Moments
 from peer.round_rules import BallotBox
+from peer.swarm.averages import Average
 from peer.swarm.contribution import Contribution
 from peer.swarm.head import Head
 from peer.swarm.rounds import RoundReport
@@ -78,7 +79,7 @@ class Peer:
         self.thread.join(30)
         self.swarm.__exit__(None, None, None)
 
-    def _committed(self, head: Head, report: RoundReport) -> None:
+    def _committed(self, head: Head, report: RoundReport, average: Average | None) -> None:
         self.heads.append(head)
         self.reports.append(report)
 
@@ -221,7 +222,7 @@ def test_what_the_others_do_not_have_stays_in_the_model_until_they_do(new_peer: 
             return
         wanted = before + base.parameters - old.parameters
         if sent is not None:
-            wanted[one.work.spec.sync.fragment(base.round)] += sent.decode()
+            wanted[one.work.spec.sync.fragment(base.round, len(wanted))] += sent.decode()
         assert torch.allclose(one.work.model.read(), wanted, atol=1e-6)
         head = next(head for head in one.heads if head.round == base.round)
         assert (sent is not None) == (one.peer_id in head.weights)

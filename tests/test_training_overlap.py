@@ -91,7 +91,7 @@ def test_all_that_was_worked_is_in_the_agreed_state_or_still_here(
             work.carry_on()
             steps(work, 1)
         worked += work.model.read() - before
-        fragment = bench.spec.sync.fragment(round)
+        fragment = bench.spec.sync.fragment(round, len(worked))
         assert encoded.values == len(state.parameters[fragment])
         others = torch.full((encoded.values,), 1e-3)
         if round != 4:  # that one is made without this member
@@ -126,9 +126,9 @@ def test_an_outer_step_on_a_fragment_leaves_the_rest_and_remembers_its_momentum(
     state, wanted = bench.genesis, bench.genesis
     size = len(state.parameters)
     for round in range(1, 7):
-        fragment = bench.spec.sync.fragment(round)
+        fragment = bench.spec.sync.fragment(round, size)
         update = torch.randn(
-            bench.spec.sync.fragment_values(size, round), generator=torch.Generator().manual_seed(round)
+            bench.spec.sync.fragment_values(round, size), generator=torch.Generator().manual_seed(round)
         )
         alone = SharedState(
             0,

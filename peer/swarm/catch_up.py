@@ -19,7 +19,6 @@ from peer.swarm.averages import Average, AverageFetch, is_small, serve_average
 from peer.swarm.exchange import StateFetch, serve_state
 from peer.swarm.head import MAX_HISTORY_TOKENS, Head, Position
 from peer.swarm.talk import Talk
-from peer.training.outer import outer_step
 from peer.training.state import SharedState
 from protocol import swarm_pb2
 from protocol.claim import Agreement
@@ -181,10 +180,10 @@ class CatchUp:
         if not since or not is_small(wire):
             return None
         for agreement in since:
-            values = self._card.spec.sync.fragment_values(state.parameters.numel(), agreement.round)
+            values = self._card.spec.sync.fragment_values(agreement.round, state.parameters.numel())
             average = await self._average(agreement.state, values, sources)
-            arguments = (self._card.spec, state, average)
-            after = await asyncio.get_running_loop().run_in_executor(None, _apply, *arguments)
+            arguments = (average, self._card.spec, state)
+            after = await asyncio.get_running_loop().run_in_executor(None, _applied, *arguments)
             if average is None or after is None or after.digest != agreement.state:
                 logger.info("round %d: no average that leads to its state; fetching that whole", agreement.round)
                 return None
@@ -256,13 +255,9 @@ class CatchUp:
         await serve_average(self._position.average(request.state), request, writer)
 
 
-def _apply(spec: RunSpec, state: SharedState, average: Average | None) -> SharedState | None:
-    """The state that an average leads to, hashed; None when it leads nowhere."""
-    if average is None:
-        return None
+def _applied(average: Average | None, spec: RunSpec, state: SharedState) -> SharedState | None:
+    """The state that an average leads to; None when it leads nowhere."""
     try:
-        after = outer_step(spec, state, average.decode())
+        return average.applied_to(spec, state) if average is not None else None
     except (FormatError, RoundAborted):
         return None
-    _ = after.digest
-    return after

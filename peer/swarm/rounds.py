@@ -474,7 +474,7 @@ class Rounds:
             run=self._card.run,
             spec=self._card.spec,
             membership_key=self._card.member_key,
-            values=self._card.spec.sync.fragment_values(self.head.state.parameters.numel(), self.position.round),
+            values=self._card.spec.sync.fragment_values(self.position.round, self.head.state.parameters.numel()),
             round=self.position.round,
             base=self.head.digest,
             previous=self.head.weights,

@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from peer.round_rules import BallotBox
+from peer.swarm.averages import Average
 from peer.swarm.head import Head
 from peer.swarm.members import MemberView
 from peer.swarm.node import Node
@@ -65,7 +66,12 @@ class SwarmConfig:
 
 
 class Swarm:
-    """Everything between the trainer and the other members."""
+    """Everything between the trainer and the other members.
+
+    Args:
+        on_commit: called in a thread with each new head, what is to be said of its round, and the average that led to it,
+            if that is known; the next round begins when it returns.
+    """
 
     def __init__(
         self,
@@ -75,7 +81,7 @@ class Swarm:
         certificate: Callable[[], str],
         box: BallotBox,
         head: Head,
-        on_commit: Callable[[Head, RoundReport], None],
+        on_commit: Callable[[Head, RoundReport, Average | None], None],
         config: SwarmConfig,
         on_stage: Callable[[int, str], None] = lambda round, stage: None,
     ) -> None:
@@ -242,7 +248,8 @@ class Swarm:
             await self._node.close()
 
     async def _committed(self, head: Head, report: RoundReport) -> None:
-        await self._loop.run_in_executor(None, self._on_commit, head, report)
+        average = self._rounds.position.average(head.digest)
+        await self._loop.run_in_executor(None, self._on_commit, head, report, average)
 
     async def _connect(self, addresses: set[str]) -> None:
         assert self._node is not None

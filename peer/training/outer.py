@@ -49,7 +49,7 @@ def outer_step(spec: RunSpec, base: SharedState, update: torch.Tensor) -> Shared
         FormatError: the update is not flat fp32 of that many values, or not finite.
         RoundAborted: the step led to values that are not finite.
     """
-    return step(spec.outer, spec.sync.method, base, update, spec.sync.fragment(base.round + 1))
+    return step(spec.outer, spec.sync.method, base, update, spec.sync.fragment(base.round + 1, base.parameters.numel()))
 
 
 def step(
@@ -69,7 +69,8 @@ def step(
         vectors = tuple(_with(all, fragment, part) for all, part in zip(remembered, vectors, strict=True))
         parameters = _with(base.parameters, fragment, parameters)
     try:
-        return SharedState(base.round + 1, base.names_shapes, parameters, vectors, steps)
+        known = base.leaves_outside(fragment, len(vectors))
+        return SharedState(base.round + 1, base.names_shapes, parameters, vectors, steps, known)
     except FormatError as error:
         raise RoundAborted(
             f"round {base.round + 1}: the outer step diverged: {error.message}", "lower the learning rates of the run"

@@ -21,8 +21,9 @@ import json
 import math
 import os
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -49,6 +50,7 @@ class SharedState:
         parameters: flat fp32 [N] on the CPU, the tensors in that order.
         outer: what the outer optimizer remembers: none, one or two flat fp32 [N].
         outer_steps: AdamW's step count.
+        known: chunk -> its Merkle leaf hash, of the chunks that are those of the state before.
 
     Raises:
         FormatError: another dtype, device or length, unsorted names, or values that are not finite.
@@ -59,6 +61,7 @@ class SharedState:
     parameters: torch.Tensor
     outer: tuple[torch.Tensor, ...] = ()
     outer_steps: int = 0
+    known: Mapping[int, bytes] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if sys.byteorder != "little":
@@ -102,11 +105,40 @@ class SharedState:
 
     @cached_property
     def _leaf_hashes(self) -> tuple[bytes, ...]:
-        pieces = [self._chunk_view(index) for index in range(self.chunk_count)]
+        found = dict(self.known)
+        unknown = [index for index in range(self.chunk_count) if index not in found]
+        pieces = [self._chunk_view(index) for index in unknown]
         if len(pieces) < _HASH_THREADS_FROM:
-            return tuple(merkle.leaf_hash(piece) for piece in pieces)
-        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # hashlib lets go of the GIL
-            return tuple(pool.map(merkle.leaf_hash, pieces))
+            found |= zip(unknown, map(merkle.leaf_hash, pieces), strict=True)
+        else:
+            with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # hashlib lets go of the GIL
+                found |= zip(unknown, pool.map(merkle.leaf_hash, pieces), strict=True)
+        return tuple(found[index] for index in range(self.chunk_count))
+
+    def leaves_outside(self, changed: slice, outer_vectors: int) -> dict[int, bytes]:
+        """The leaf hashes that a state has in common with this one, for `known`.
+
+        Args:
+            changed: the values in which it may differ, of the parameters and of each outer vector.
+            outer_vectors: how many of these it has.
+        """
+        count = self.parameters.numel()
+        start, stop, _ = changed.indices(count)
+        if (start, stop) == (0, count) or outer_vectors != len(self.outer):
+            return {}
+        split, found = chunk_count(4 * count), dict(enumerate(self.leaf_hashes()))
+        for first, vector in ((0, 0), *((split, number) for number in range(outer_vectors))):
+            low, high = 4 * (vector * count + start), 4 * (vector * count + stop)
+            for chunk in range(low // STATE_CHUNK_BYTES, chunk_count(high)):
+                found.pop(first + chunk, None)
+        return found
+
+    def differs_from(self, other: SharedState) -> list[slice]:
+        """In which stretches of the parameters two states of one shape may differ, by their leaf hashes."""
+        pairs = zip(self.leaf_hashes(), other.leaf_hashes(), strict=False)  # the parameters' come first
+        size = STATE_CHUNK_BYTES // 4
+        split = chunk_count(4 * self.parameters.numel())
+        return [slice(i * size, (i + 1) * size) for i, (own, its) in enumerate(pairs) if i < split and own != its]
 
     @property
     def chunk_count(self) -> int:

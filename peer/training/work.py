@@ -9,7 +9,7 @@ stays on this machine for the whole run (Douillard et al. 2023, section 3), over
 
 What the members do not have yet stays in this peer's own model. `rebase` goes on from the next agreed state with it on top:
 
-    values that this round's fragment leaves out (`sync.fragments`: one value in so many, in turns, as Streaming DiLoCo,
+    values that this round's fragment leaves out (`sync.fragments`: one stretch of so many, in turns, as Streaming DiLoCo,
         Douillard et al. 2025, does with layers)
     what a lossy codec left out (error feedback, Seide et al. 2014, but trained on from where it leads)
     what was done since `carry_on`, which after `finish` begins the next round's work before its base is agreed
@@ -47,8 +47,6 @@ from protocol.errors import FormatError, InputError, RoundAborted
 from protocol.run_spec import RunSpec
 
 logger = logging.getLogger(__name__)
-
-_LOT_VALUES = 1 << 22  # taken over at a time
 
 
 @dataclass(frozen=True)
@@ -209,11 +207,10 @@ class LocalWork:
         if base.names_shapes != self.model.names_shapes:
             raise FormatError("the base state has other tensors than the model")
         self._base = base
-        for start in range(0, len(base.parameters), _LOT_VALUES):
-            lot = slice(start, start + _LOT_VALUES)
-            self.model.add(base.parameters[lot] - old.parameters[lot], lot)
+        for part in base.differs_from(old):
+            self.model.add(base.parameters[part] - old.parameters[part], part)
         if sent is not None:
-            self._take_back(sent, self.spec.sync.fragment(base.round))
+            self._take_back(sent, self.spec.sync.fragment(base.round, len(base.parameters)))
         if not self._ahead:
             self.round = base.round + 1
             self._restart()
@@ -224,9 +221,8 @@ class LocalWork:
         start = fragment.start
         for index in range(len(sent.chunks)):
             piece = sent.decode_chunk(index)
-            end = start + len(piece) * fragment.step
-            self.model.add(piece, slice(start, end, fragment.step))
-            start = end
+            self.model.add(piece, slice(start, start + len(piece)))
+            start += len(piece)
 
     def step(self) -> StepResult:
         """Train on one micro-batch.
@@ -259,7 +255,7 @@ class LocalWork:
         if self._diloco:
             if self._pending.tokens:
                 self._optimizer_step()
-            fragment = self.spec.sync.fragment(self.round)
+            fragment = self.spec.sync.fragment(self.round, len(self._base.parameters))
             vector = self.model.read(fragment)
             torch.sub(self._base.parameters[fragment], vector, out=vector)
         else:
