@@ -53,8 +53,8 @@ def measure(
     options: argparse.Namespace, folder: Path
 ) -> tuple[dict[tuple[str, str], list[float]], dict[str, list[int]]]:
     """Seconds of each chore, both ways, a value a round; bytes written."""
-    import wan_model
     from small_community import real_inputs, run_config
+    from wan_model import inputs_of
     from wan_training import Task, average, sections
 
     from peer.swarm.averages import Average
@@ -62,8 +62,7 @@ def measure(
     from peer.training.outer import outer_step
     from peer.training.state import SharedState
 
-    wan_model.MORE_UNITS["full"] = options.millions * 1_000_000 // UNIT_VALUES
-    inputs = wan_model.inputs_of("full", real_inputs(folder / "inputs"), folder)
+    inputs = inputs_of(options.millions * 1_000_000 // UNIT_VALUES, real_inputs(folder / "inputs"), folder)
     sync = {"wire": "int2", "fragments": options.fragments, "overlap": True, "round_tokens": 1}
     (folder / "task").mkdir()
     bench = Task.make(folder / "task", run_config(inputs, **sections("full", 1e-3, 1), sync=sync)).open()

@@ -9,6 +9,7 @@ How the pacing stands for a 1B LoRA and a 0.5B full fine-tune on cards of 1.5k t
     scripts/bench wan --grid-only --json rates.json           tune the learning rates, without a network
     scripts/bench wan --rates rates.json --json wan.json --plot wan.png
     scripts/bench wan --rates rates.json --methods lora --links 20/100 --arms ideal,potluck-int8 --seeds 1
+    scripts/bench wan --compress 1 --units 4096 --methods lora --arms ideal,potluck    in real time: our preset to the letter
 
 The time to the loss is counted from when all peers stand ready to the loss that the ideal arm has after 80 % of the
 budget. The ideal arm's own time is counted, not waited for: its steps are as long as a card of the four takes for its share.
@@ -77,6 +78,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1000, help="local steps of each peer that the budget is worth")
     parser.add_argument("--compress", type=float, default=8.0, help="by how much all times are shorter than in reality")
     parser.add_argument(
+        "--units", type=int, help="by how many units each MLP of the model is wider (lora: 0, full: 2048, if not given)"
+    )
+    parser.add_argument(
         "--patience", type=float, default=6.0, help="end an arm after so many times the ideal arm's time"
     )
     parser.add_argument("--grid", action="store_true", help="tune the learning rates first")
@@ -104,14 +108,15 @@ class Show:
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         from small_community import real_inputs
-        from wan_model import inputs_of
+        from wan_model import MORE_UNITS, inputs_of
         from wan_report import Outcome
 
         self._options, self._folder = options, folder
         demo = real_inputs(folder / "inputs")
         if options.quick:  # every process reads the text at its start
             demo.text.write_text(demo.text.read_text()[:QUICK_TEXT])
-        self._inputs = {kind: inputs_of(kind, demo, folder) for kind in options.methods}
+        more = {kind: MORE_UNITS[kind] if options.units is None else options.units for kind in options.methods}
+        self._inputs = {kind: inputs_of(more[kind], demo, folder) for kind in options.methods}
         self._dataset: Any = None
         self._scales: dict[str, Scale] = {}
         self._grid: dict[str, dict[str, dict[str, float]]] = {}

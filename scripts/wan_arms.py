@@ -32,7 +32,7 @@ GRID = {"lora": (1e-3, 2e-3, 3e-3, 5e-3, 1e-2), "full": (1e-4, 3e-4, 1e-3, 3e-3)
 # peer chooses its rounds itself, about what that comes to
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "potluck": {
-        "lora": {"round_steps": 8, "sync": {"wire": "int4", "overlap": True}},
+        "lora": {"round_steps": 4, "sync": {"wire": "int4", "overlap": True}},
         "full": {"round_steps": 6, "sync": {"wire": "int2", "fragments": 6, "overlap": True}, "outer": {"lr": 1.3}},
     },
     "potluck-auto": {  # nothing overlaps: what it costs to wait

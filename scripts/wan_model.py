@@ -16,12 +16,11 @@ from small_community import Inputs
 from peer.training.model import load_causal_lm, load_tokenizer
 from peer.training.quiet import no_progress_bars
 
-MORE_UNITS = {"lora": 0, "full": 2048}  # of each layer's MLP
+MORE_UNITS = {"lora": 0, "full": 2048}  # of each layer's MLP, for times divided by 8
 
 
-def inputs_of(kind: str, demo: Inputs, folder: Path) -> Inputs:
-    """The model and the text for this method."""
-    more = MORE_UNITS[kind]
+def inputs_of(more: int, demo: Inputs, folder: Path) -> Inputs:
+    """The demo's model with `more` units in each MLP, and its text."""
     if not more:
         return demo
     target = folder / f"{demo.model.name}-{more}"

@@ -6,6 +6,7 @@ for each evaluation would be charged to a peer's line. The states are copied fro
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 import time
@@ -24,6 +25,11 @@ from wan_scale import PEERS
 from wan_trace import LOOK_S, NAMES, READY_S, VICTIM, Trace, config, kill, set_lines
 from warm_start import WarmStart
 
+from peer.kept_states import AVERAGE, WHOLE
+from protocol.keys import load_public_pem
+from protocol.run_card import RunCard
+from protocol.run_spec import RunSpec
+
 
 def run_ours(course: Course, inputs: Inputs, folder: Path, starter: WarmStart) -> Trace:
     """Raises: AssertionError: its processes did not get ready."""
@@ -31,7 +37,9 @@ def run_ours(course: Course, inputs: Inputs, folder: Path, starter: WarmStart) -
     least = PEERS - 1 if course.variant == "killed" else PEERS  # or the others may not go on
     more = {name: section for name, section in preset.items() if name != "round_steps"}
     more["sync"] = more.get("sync", {}) | {"min_peers": least}
-    if "round_seconds" not in more["sync"]:
+    if course.scale.compress == 1 and course.arm == "potluck":
+        more["sync"]["round_seconds"] = "auto"  # as the preset has it; what it measures is as in reality
+    elif "round_seconds" not in more["sync"]:
         more["sync"]["round_tokens"] = preset["round_steps"] * PEERS * course.scale.tokens_per_step
     trace = Trace()
     with (
@@ -45,6 +53,7 @@ def run_ours(course: Course, inputs: Inputs, folder: Path, starter: WarmStart) -
         ready = [peer.wait_for("step", step="finding-members", timeout_s=READY_S)["time"] for peer in peers]
         set_lines(lab, course)
         before = lab.counters()
+        trace.spec = _spec(run.run_folder(peers[0].name))
         trace.started = sum(ready) / len(ready)  # as much card time is used before it as is missing after it
         with _states_kept(run, peers[0], folder / "kept", trace):
             killed_at = _watch_ours(course, lab, peers, trace)
@@ -52,6 +61,12 @@ def run_ours(course: Course, inputs: Inputs, folder: Path, starter: WarmStart) -
         trace.counters = {name: (before[name], after[name]) for name in NAMES}
     _sum_up_ours(course, peers, trace, killed_at)
     return trace
+
+
+def _spec(folder: Path) -> RunSpec:
+    """Of the run that this peer is in."""
+    root = load_public_pem((folder / "root.pem").read_bytes())
+    return RunCard.open((folder / "run-card.json").read_bytes(), root).spec
 
 
 def _watch_ours(course: Course, lab: WanLab, peers: list[Part], trace: Trace) -> float | None:
@@ -91,7 +106,7 @@ def _sum_up_ours(course: Course, peers: list[Part], trace: Trace, killed_at: flo
 
 @contextmanager
 def _states_kept(run: WanCommunity, peer: Part, kept: Path, trace: Trace) -> Iterator[None]:
-    """Copy each state that this peer commits, while it is on its disk."""
+    """Copy each state that this peer commits, or the average that led to it, while it is on its disk."""
     kept.mkdir()
     done = threading.Event()
 
@@ -102,12 +117,10 @@ def _states_kept(run: WanCommunity, peer: Part, kept: Path, trace: Trace) -> Ite
                 if number in seen:
                     continue
                 seen.add(number)
-                name = f"round-{number:06d}.safetensors"
-                try:
-                    shutil.copyfile(run.run_folder(peer.name) / "states" / name, kept / name)
-                except FileNotFoundError:  # two newer ones have taken its place
-                    continue
-                trace.states.append((event["time"], kept / name))
+                for name in (f"round-{number:06d}{suffix}" for suffix in (WHOLE, AVERAGE)):
+                    with contextlib.suppress(FileNotFoundError):  # it is the other, or newer ones have taken its place
+                        shutil.copyfile(run.run_folder(peer.name) / "states" / name, kept / name)
+                        trace.states.append((event["time"], kept / name))
 
     thread = threading.Thread(target=copy)
     thread.start()

@@ -9,6 +9,7 @@ whichever is first.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from small_community import Inputs
@@ -18,9 +19,12 @@ from wan_ours import run_ours
 from wan_plan import Course
 from wan_report import Outcome
 from wan_scale import PEERS
+from wan_trace import Trace
 from wan_training import Bench
 from warm_start import WarmStart
 
+from peer.kept_states import AVERAGE
+from peer.swarm.averages import Average
 from peer.training.state import SharedState
 
 MOST_EVALUATIONS = 60
@@ -41,8 +45,10 @@ def race(course: Course, inputs: Inputs, folder: Path, judge: Bench, starter: Wa
         for before, after in trace.counters.values()
     ]
     points = [(0.0, judge.loss_of(judge.genesis.parameters))]
-    for at, path in _some(trace.states):
-        points.append((at - trace.started, judge.loss_of(SharedState.load(path).parameters)))
+    wanted = _some([at for at, _ in trace.states])
+    for at, state in _states(trace, judge.genesis):
+        if at in wanted:
+            points.append((at - trace.started, judge.loss_of(state.parameters)))
     shutil.rmtree(folder)
     return Outcome(
         course.arm, course.kind, course.line, course.variant, course.seed, course.lr,
@@ -51,7 +57,18 @@ def race(course: Course, inputs: Inputs, folder: Path, judge: Bench, starter: Wa
     )  # fmt: skip
 
 
-def _some(states: list[tuple[float, Path]]) -> list[tuple[float, Path]]:
+def _some(times: list[float]) -> set[float]:
     """At most so many, evenly, the last one among them."""
-    step = max(1, -(-len(states) // MOST_EVALUATIONS))
-    return states[::-1][::step][::-1]
+    return set(times[:: -max(1, -(-len(times) // MOST_EVALUATIONS))])
+
+
+def _states(trace: Trace, state: SharedState) -> Iterator[tuple[float, SharedState]]:
+    """All that were kept, one after the other; averages are applied."""
+    for at, path in trace.states:
+        if path.suffix != AVERAGE:
+            state = SharedState.load(path)
+        elif path.stem == f"round-{state.round + 1:06d}" and trace.spec is not None:
+            state = Average.load(path).applied_to(trace.spec, state)
+        else:
+            continue  # the one before was not kept in time
+        yield at, state

@@ -14,6 +14,8 @@ from wan_plan import Course
 from wan_scale import PEERS
 from wan_training import sections
 
+from protocol.run_spec import RunSpec
+
 NAMES = tuple(f"peer-{number}" for number in range(PEERS))
 VICTIM = NAMES[-1]
 READY_S = 300.0
@@ -29,7 +31,8 @@ class Trace:
     tokens: int = 0
     busy: float = 0.0
     late_s: float = 0.0
-    states: list[tuple[float, Path]] = field(default_factory=list)
+    states: list[tuple[float, Path]] = field(default_factory=list)  # whole ones, or the averages that led to them
+    spec: RunSpec | None = None  # by which an average leads to a state
     problems: list[str] = field(default_factory=list)
     counters: dict[str, tuple[Counters, Counters]] = field(default_factory=dict)  # before, after
 

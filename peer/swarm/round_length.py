@@ -1,6 +1,7 @@
 """How long to work in a round where the run says `round_seconds = "auto"`: so long that averaging takes little of the time.
 
-5 % where a trainer waits for it; where it does not wait, a fifth, and with fragments half.
+5 % where a trainer waits for it; where it does not wait, half, and with fragments nine tenths: a base that is older by some
+steps costs more than bytes do.
 Whoever leads goes by what the last exchanges took here, from the end of its own work to the new state: the group's slowest
 line is in that, as it is in every other member's.
 
@@ -19,8 +20,8 @@ import statistics
 from collections import deque
 
 SHARE = 0.05  # of the time that a trainer may stand still
-OVERLAP_SHARE = 0.2  # of a round's work that may begin before its base is agreed
-FRAGMENTS_SHARE = 0.5  # the same where a round averages a fragment: each value waits for several rounds as it is
+OVERLAP_SHARE = 0.5  # of a round's work that may begin before its base is agreed
+FRAGMENTS_SHARE = 0.9  # the same where a round averages a fragment: each value waits for several rounds as it is
 FIRST_S = 30.0  # when nothing was measured yet
 LEAST_S, MOST_S = 2.0, 1800.0
 REMEMBERED = 5  # rounds: one bad exchange among them changes nothing
