@@ -27,7 +27,7 @@ from peer.kept_states import AVERAGE
 from peer.swarm.averages import Average
 from peer.training.state import SharedState
 
-MOST_EVALUATIONS = 60
+MOST_EVALUATIONS = 40
 
 
 def race(course: Course, inputs: Inputs, folder: Path, judge: Bench, starter: WarmStart) -> Outcome:
