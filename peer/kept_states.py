@@ -69,21 +69,16 @@ class KeptStates:
             InputError: the disk is full, or the folder cannot be written.
         """
         assert head.agreement is not None
-        state_bytes = 4 * head.state.parameters.numel() * (1 + len(head.state.outer))
-        follows = (
-            average is not None
-            and head.agreement.base == self._newest
-            and self._replayed < MOST_REPLAYED
-            and self._replayed_bytes + average.size_bytes <= state_bytes
-        )
-        self._newest = ""
-        if follows and average is not None:
+        if average is not None and not self._may_follow(head, average):
+            average = None
+        self._newest = ""  # until all is written
+        if average is not None:
             average.save(self._place(head.round, AVERAGE))
             self._replayed, self._replayed_bytes = self._replayed + 1, self._replayed_bytes + average.size_bytes
         else:
             head.state.save(self._place(head.round, WHOLE))
             self._replayed = self._replayed_bytes = 0
-        self._file(head.round, WHOLE if follows else AVERAGE).unlink(missing_ok=True)  # another branch's
+        self._file(head.round, WHOLE if average is not None else AVERAGE).unlink(missing_ok=True)  # another branch's
         value = {
             "agreement": head.agreement.to_json(),
             "history_tokens": head.history_tokens,
@@ -92,6 +87,13 @@ class KeptStates:
         self._folder.write(f"states/{self._file(head.round, '.json').name}", seal(canonical.dumps(value)))
         self._newest = head.digest
         self._drop_old(head.round)
+
+    def _may_follow(self, head: Head, average: Average) -> bool:
+        """Whether this average is enough: it starts from what is kept, and replaying it costs less than it saves."""
+        assert head.agreement is not None
+        state_bytes = 4 * head.state.parameters.numel() * (1 + len(head.state.outer))
+        few = self._replayed < MOST_REPLAYED and self._replayed_bytes + average.size_bytes <= state_bytes
+        return few and head.agreement.base == self._newest
 
     def resume(self) -> Head:
         """The newest state that checks out, or the genesis; what does not check out is moved away."""

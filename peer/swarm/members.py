@@ -21,7 +21,9 @@ from protocol.certificate import Membership
 from protocol.errors import RefusedError
 
 INTERVAL_S = 0.3  # between two progress messages to one member
-PEERS_AT_FULL_PACE = 8  # beyond that, members report less often: of eight it takes 0.5 Mbit/s of each uplink, of more no more
+PEERS_AT_FULL_PACE = (
+    8  # beyond that, members report less often: of eight it takes 0.5 Mbit/s of each uplink, of more no more
+)
 ALIVE_S = 3.0  # at full pace
 CALL_S = 3.0  # for a small message and its answer, on a line that is not slow
 CALL_MOST_S = 20.0
