@@ -651,7 +651,9 @@ async def standstill(peers: list[Peer]) -> int:
 
     def still() -> bool:
         for own in (peer.rounds.own for peer in peers):
-            if own.ready is not None:  # when the attempt comes to nothing, what is handed over must be enough for another
+            if (
+                own.ready is not None
+            ):  # when the attempt comes to nothing, what is handed over must be enough for another
                 own.progress.tokens = enough
         idle = all(peer.rounds.own.progress.tokens == 1 and not peer.rounds.own.close.is_set() for peer in peers)
         return idle and len({peer.rounds.head.digest for peer in peers}) == 1

@@ -74,9 +74,11 @@ def test_the_agreed_state_is_taken_over_and_what_was_done_meanwhile_stays_on_top
 @pytest.mark.parametrize("sync", [{"wire": "int4"}, {"wire": "topk"}, {"wire": "int2", "fragments": 3}], ids=str)
 @pytest.mark.parametrize("overlap", [False, True])
 def test_all_that_was_worked_is_in_the_agreed_state_or_still_here(
-    tmp_path: Path, glass_dir: Path, plays: Path, sync: dict[str, Any], overlap: bool
+    tmp_path: Path, glass_dir: Path, plays: Path, sync: dict[str, Any], overlap: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of two members; the other's updates are known. Alone, the model would have moved by as much."""
+    for module in ("peer.training.state", "protocol.state"):  # many chunks, as a large model has
+        monkeypatch.setattr(f"{module}.STATE_CHUNK_BYTES", 4096)
     bench = Bench(tmp_path, glass_dir, plays, sync=sync | {"overlap": overlap})
     work, state, sent = bench.work(), bench.genesis, None
     worked = torch.zeros_like(state.parameters)
