@@ -651,10 +651,8 @@ async def standstill(peers: list[Peer]) -> int:
 
     def still() -> bool:
         for own in (peer.rounds.own for peer in peers):
-            if (
-                own.ready is not None
-            ):  # when the attempt comes to nothing, what is handed over must be enough for another
-                own.progress.tokens = enough
+            if own.ready is not None:
+                own.progress.tokens = enough  # if the attempt comes to nothing, there must be another
         idle = all(peer.rounds.own.progress.tokens == 1 and not peer.rounds.own.close.is_set() for peer in peers)
         return idle and len({peer.rounds.head.digest for peer in peers}) == 1
 

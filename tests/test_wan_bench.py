@@ -19,6 +19,8 @@ from wan_arms import ARMS, DILOCO, PRESETS, averaging
 from wan_report import Outcome, crossing, table, targets, value_at
 from wan_scale import CARD_TOKENS_PER_S, LINES, REAL_BATCH, REAL_TRAINABLE, Scale
 
+from protocol import presets
+
 LLAMA_1B = {"hidden": 2048, "kv": 512, "intermediate": 8192, "layers": 16, "rank": 16}
 
 
@@ -115,6 +117,15 @@ def test_speeds_differ_but_their_sum_does_not() -> None:
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_every_arm_of_local_steps_can_be_simulated(arm: str, kind: str) -> None:
     assert averaging(arm, kind).local_steps > 0
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_the_arm_of_ours_is_the_preset(kind: str) -> None:
+    preset, arm = presets.PRESETS[kind], PRESETS["potluck"][kind]
+    assert arm["sync"] == {
+        name: value for name, value in preset["sync"].items() if name not in ("method", "round_seconds")
+    }
+    assert arm.get("outer", {}) == preset.get("outer", {})
 
 
 def test_an_unknown_arm_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
