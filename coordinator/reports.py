@@ -71,6 +71,13 @@ class Reports:
         with self._ledger.reading() as session:
             return self._tip(session)
 
+    def agreement(self, round: int) -> bytes:
+        """The agreement of a committed round, 0: of the newest; empty when there is none."""
+        with self._ledger.reading() as session:
+            newest = select(RoundRow.agreement).order_by(RoundRow.round.desc()).limit(1)
+            wanted = newest.where(RoundRow.round == round) if round else newest
+            return session.scalars(wanted).first() or b""
+
     def submit(self, data: bytes, reporter: str, now: float | None = None) -> Answer:
         """Take one reported agreement.
 

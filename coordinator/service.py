@@ -199,6 +199,11 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         return coordinator_pb2.GetReceiptsReply(receipts=self._desk.receipts.for_peer(peer_id, request.after_round))
 
     @_unary
+    def GetAgreement(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self._member(request.certificate)
+        return coordinator_pb2.GetAgreementReply(agreement=self._desk.reports.agreement(request.round))
+
+    @_unary
     def GetStatus(self, request: Any, context: grpc.ServicerContext) -> Any:
         return coordinator_pb2.GetStatusReply(status=self._desk.status())
 

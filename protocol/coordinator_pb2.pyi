@@ -83,36 +83,40 @@ class FilePart(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class AnnounceRequest(_message.Message):
-    __slots__ = ("certificate", "swarm_addresses", "round", "tokens_per_s", "states", "reduce_only")
+    __slots__ = ("certificate", "swarm_addresses", "round", "tokens_per_s", "states", "reduce_only", "version")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     SWARM_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
     STATES_FIELD_NUMBER: _ClassVar[int]
     REDUCE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     certificate: str
     swarm_addresses: _containers.RepeatedScalarFieldContainer[str]
     round: int
     tokens_per_s: float
     states: _containers.RepeatedScalarFieldContainer[str]
     reduce_only: bool
-    def __init__(self, certificate: _Optional[str] = ..., swarm_addresses: _Optional[_Iterable[str]] = ..., round: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., states: _Optional[_Iterable[str]] = ..., reduce_only: _Optional[bool] = ...) -> None: ...
+    version: int
+    def __init__(self, certificate: _Optional[str] = ..., swarm_addresses: _Optional[_Iterable[str]] = ..., round: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., states: _Optional[_Iterable[str]] = ..., reduce_only: _Optional[bool] = ..., version: _Optional[int] = ...) -> None: ...
 
 class AnnounceReply(_message.Message):
-    __slots__ = ("swarm_addresses", "want_state", "round", "finished", "founder", "time")
+    __slots__ = ("swarm_addresses", "want_state", "round", "finished", "founder", "beginners", "time")
     SWARM_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     WANT_STATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     FOUNDER_FIELD_NUMBER: _ClassVar[int]
+    BEGINNERS_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     swarm_addresses: _containers.RepeatedScalarFieldContainer[str]
     want_state: str
     round: int
     finished: bool
     founder: str
+    beginners: bytes
     time: float
-    def __init__(self, swarm_addresses: _Optional[_Iterable[str]] = ..., want_state: _Optional[str] = ..., round: _Optional[int] = ..., finished: _Optional[bool] = ..., founder: _Optional[str] = ..., time: _Optional[float] = ...) -> None: ...
+    def __init__(self, swarm_addresses: _Optional[_Iterable[str]] = ..., want_state: _Optional[str] = ..., round: _Optional[int] = ..., finished: _Optional[bool] = ..., founder: _Optional[str] = ..., beginners: _Optional[bytes] = ..., time: _Optional[float] = ...) -> None: ...
 
 class ReportRequest(_message.Message):
     __slots__ = ("certificate", "agreement")
@@ -161,6 +165,20 @@ class GetReceiptsReply(_message.Message):
     RECEIPTS_FIELD_NUMBER: _ClassVar[int]
     receipts: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, receipts: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class GetAgreementRequest(_message.Message):
+    __slots__ = ("certificate", "round")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    certificate: str
+    round: int
+    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ...) -> None: ...
+
+class GetAgreementReply(_message.Message):
+    __slots__ = ("agreement",)
+    AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    agreement: bytes
+    def __init__(self, agreement: _Optional[bytes] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ()

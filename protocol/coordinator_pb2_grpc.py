@@ -74,6 +74,11 @@ class CoordinatorStub:
                 request_serializer=protocol_dot_coordinator__pb2.GetReceiptsRequest.SerializeToString,
                 response_deserializer=protocol_dot_coordinator__pb2.GetReceiptsReply.FromString,
                 _registered_method=True)
+        self.GetAgreement = channel.unary_unary(
+                '/potluck.v1.Coordinator/GetAgreement',
+                request_serializer=protocol_dot_coordinator__pb2.GetAgreementRequest.SerializeToString,
+                response_deserializer=protocol_dot_coordinator__pb2.GetAgreementReply.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/potluck.v1.Coordinator/GetStatus',
                 request_serializer=protocol_dot_coordinator__pb2.GetStatusRequest.SerializeToString,
@@ -140,6 +145,13 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetAgreement(self, request, context):
+        """members: a round as the ledger has it
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """anyone
         """
@@ -189,6 +201,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.GetReceipts,
                     request_deserializer=protocol_dot_coordinator__pb2.GetReceiptsRequest.FromString,
                     response_serializer=protocol_dot_coordinator__pb2.GetReceiptsReply.SerializeToString,
+            ),
+            'GetAgreement': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAgreement,
+                    request_deserializer=protocol_dot_coordinator__pb2.GetAgreementRequest.FromString,
+                    response_serializer=protocol_dot_coordinator__pb2.GetAgreementReply.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -412,6 +429,33 @@ class Coordinator:
             '/potluck.v1.Coordinator/GetReceipts',
             protocol_dot_coordinator__pb2.GetReceiptsRequest.SerializeToString,
             protocol_dot_coordinator__pb2.GetReceiptsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAgreement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/potluck.v1.Coordinator/GetAgreement',
+            protocol_dot_coordinator__pb2.GetAgreementRequest.SerializeToString,
+            protocol_dot_coordinator__pb2.GetAgreementReply.FromString,
             options,
             channel_credentials,
             insecure,

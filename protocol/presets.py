@@ -29,15 +29,20 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 ENDS = ("round_tokens", "round_seconds")  # of a round: whoever gives one of them wants no other
 
 
+NEW = {"sync": {"clip": 3.0, "rules": 2}}  # of runs that begin now; specs that were pinned before have neither
+
+
 def filled(config: Any) -> Any:
-    """A run.toml's content with its preset's values where it has none of its own."""
-    if not isinstance(config, dict) or config.get("preset") not in PRESETS:
+    """A run.toml's content with its preset's values, and those of new runs, where it has none of its own."""
+    if not isinstance(config, dict):
         return config
+    preset = PRESETS.get(config.get("preset", ""), {}) if isinstance(config.get("preset", ""), str) else {}
     result = dict(config)
-    for section, values in PRESETS[config["preset"]].items():
+    for section in {**preset, **NEW}:
+        values = preset.get(section, {}) | NEW.get(section, {})
         own = config.get(section, {})
         if not isinstance(own, dict):
             continue  # refused with its name, later
-        given = ENDS if any(end in own for end in ENDS) else ()
+        given: tuple[str, ...] = ENDS if any(end in own for end in ENDS) else ()
         result[section] = {name: value for name, value in values.items() if name not in given} | own
     return result

@@ -10,7 +10,7 @@ how the host listens. `RunConfig.pin` turns it into the `RunSpec`, in which ever
     [data]                      path, url, kind = "text" | "jsonl" | "chat"; text_field, license, sequence_length, packing,
                                 held_out, held_out_sequences
     [sync]                      method = "diloco" | "gradient"; round_tokens, round_seconds (or "auto"), wire, fragments,
-                                overlap, min_peers, max_group
+                                overlap, min_peers, max_group, clip
     [inner]                     the optimizer on each peer: lr, betas, weight_decay, clip_norm, micro_batch, batch
     [outer]                     the optimizer of the shared state: lr, momentum, nesterov, betas, weight_decay, clip_norm
     [publish]                   every_rounds, max_worse
@@ -122,7 +122,12 @@ class Sync(_Section):
     min_peers: int = Field(default=1, ge=1, le=1024)  # do not start a round with fewer
     max_group: int = Field(default=64, ge=2, le=1024)  # at most this many average together
     overlap: bool = False  # diloco: work on for the next round while this one is averaged
-    later: ClassVar[frozenset[str]] = frozenset({"overlap", "fragments"})
+    # a sender's part that is longer than so many times the median length of its group's is shortened to that; 0: never
+    clip: float = Field(default=0.0, ge=0, le=1000)
+    rules: Literal[1, 2] = (
+        1  # what may follow what, and what a claim counts for: `protocol.succession`; new runs have 2
+    )
+    later: ClassVar[frozenset[str]] = frozenset({"overlap", "fragments", "clip", "rules"})
 
     @model_validator(mode="after")
     def _an_end(self) -> Sync:

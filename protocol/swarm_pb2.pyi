@@ -55,7 +55,7 @@ class Proposal(_message.Message):
     def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., attempt: _Optional[int] = ..., timeout_s: _Optional[float] = ..., asked: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ProposalReply(_message.Message):
-    __slots__ = ("accepted", "reason", "certificate", "claim", "voted", "can_reduce", "attempt", "farewells", "unheard")
+    __slots__ = ("accepted", "reason", "certificate", "claim", "voted", "can_reduce", "attempt", "farewells", "unheard", "promise")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,7 @@ class ProposalReply(_message.Message):
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     FAREWELLS_FIELD_NUMBER: _ClassVar[int]
     UNHEARD_FIELD_NUMBER: _ClassVar[int]
+    PROMISE_FIELD_NUMBER: _ClassVar[int]
     accepted: bool
     reason: str
     certificate: str
@@ -74,7 +75,8 @@ class ProposalReply(_message.Message):
     attempt: int
     farewells: _containers.RepeatedScalarFieldContainer[bytes]
     unheard: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, accepted: _Optional[bool] = ..., reason: _Optional[str] = ..., certificate: _Optional[str] = ..., claim: _Optional[bytes] = ..., voted: _Optional[_Iterable[_Union[Voted, _Mapping]]] = ..., can_reduce: _Optional[bool] = ..., attempt: _Optional[int] = ..., farewells: _Optional[_Iterable[bytes]] = ..., unheard: _Optional[_Iterable[str]] = ...) -> None: ...
+    promise: bytes
+    def __init__(self, accepted: _Optional[bool] = ..., reason: _Optional[str] = ..., certificate: _Optional[str] = ..., claim: _Optional[bytes] = ..., voted: _Optional[_Iterable[_Union[Voted, _Mapping]]] = ..., can_reduce: _Optional[bool] = ..., attempt: _Optional[int] = ..., farewells: _Optional[_Iterable[bytes]] = ..., unheard: _Optional[_Iterable[str]] = ..., promise: _Optional[bytes] = ...) -> None: ...
 
 class Voted(_message.Message):
     __slots__ = ("vote", "group")
@@ -113,7 +115,7 @@ class LeftOut(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Group(_message.Message):
-    __slots__ = ("certificate", "round", "base", "attempt", "members", "complete", "votes", "left_out", "farewells", "reducers")
+    __slots__ = ("certificate", "round", "base", "attempt", "members", "complete", "votes", "left_out", "farewells", "promises", "voted", "beginners", "reducers")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
@@ -123,6 +125,9 @@ class Group(_message.Message):
     VOTES_FIELD_NUMBER: _ClassVar[int]
     LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
     FAREWELLS_FIELD_NUMBER: _ClassVar[int]
+    PROMISES_FIELD_NUMBER: _ClassVar[int]
+    VOTED_FIELD_NUMBER: _ClassVar[int]
+    BEGINNERS_FIELD_NUMBER: _ClassVar[int]
     REDUCERS_FIELD_NUMBER: _ClassVar[int]
     certificate: str
     round: int
@@ -133,8 +138,11 @@ class Group(_message.Message):
     votes: _containers.RepeatedScalarFieldContainer[bytes]
     left_out: _containers.RepeatedCompositeFieldContainer[LeftOut]
     farewells: _containers.RepeatedScalarFieldContainer[bytes]
+    promises: _containers.RepeatedScalarFieldContainer[bytes]
+    voted: _containers.RepeatedCompositeFieldContainer[Group]
+    beginners: bytes
     reducers: _containers.RepeatedCompositeFieldContainer[Reducer]
-    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., attempt: _Optional[int] = ..., members: _Optional[_Iterable[_Union[GroupMember, _Mapping]]] = ..., complete: _Optional[str] = ..., votes: _Optional[_Iterable[bytes]] = ..., left_out: _Optional[_Iterable[_Union[LeftOut, _Mapping]]] = ..., farewells: _Optional[_Iterable[bytes]] = ..., reducers: _Optional[_Iterable[_Union[Reducer, _Mapping]]] = ...) -> None: ...
+    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., attempt: _Optional[int] = ..., members: _Optional[_Iterable[_Union[GroupMember, _Mapping]]] = ..., complete: _Optional[str] = ..., votes: _Optional[_Iterable[bytes]] = ..., left_out: _Optional[_Iterable[_Union[LeftOut, _Mapping]]] = ..., farewells: _Optional[_Iterable[bytes]] = ..., promises: _Optional[_Iterable[bytes]] = ..., voted: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., beginners: _Optional[bytes] = ..., reducers: _Optional[_Iterable[_Union[Reducer, _Mapping]]] = ...) -> None: ...
 
 class GroupReply(_message.Message):
     __slots__ = ("accepted", "reason")

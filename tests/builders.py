@@ -38,15 +38,15 @@ SHAPES = {"model.embed.weight": (8, 4), "model.norm.weight": (4,)}
 NOW = 1_763_769_600  # when the fixed keys' certificates are issued, Unix seconds
 
 
-def make_spec(name: str = "tiny", method: str = "full", seed: int = 0) -> RunSpec:
-    """A valid run spec of a model with 36 parameters."""
+def make_spec(name: str = "tiny", method: str = "full", seed: int = 0, rules: int = 1) -> RunSpec:
+    """A valid run spec of a model with 36 parameters; `rules` as in `protocol.succession`."""
     config = RunConfig.model_validate(
         {
             "run": {"name": name, "seed": seed},
             "model": {"path": "model", "license": "MIT"},
             "method": {"kind": method},
             "data": {"path": "data.txt", "license": "MIT", "sequence_length": 16},
-            "sync": {"round_tokens": 4096, "wire": "int8"},  # as the stored vectors have it
+            "sync": {"round_tokens": 4096, "wire": "int8", "clip": 0, "rules": rules},  # as the stored vectors have it
         }
     )
     return config.pin(
