@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from coordinator import audit
-from coordinator.branch import Tip, Verdict, judge, patience_s
+from coordinator.branch import Verdict, judge
 from coordinator.ledger import Ledger, Writing
 from coordinator.store import CreditRow, ForkRow, PendingRow, RoundRow
 from protocol import canonical
@@ -23,10 +23,10 @@ from protocol.claim import Agreement, group_digest
 from protocol.errors import FormatError, NetworkError, RefusedError
 from protocol.ledger_entry import CreditEntry
 from protocol.run_card import RunCard
+from protocol.succession import Last
 
 logger = logging.getLogger(__name__)
 
-RECENT_ROUNDS = 64  # that say how long a round takes
 MAX_AHEAD = 100_000  # rounds beyond the newest committed one
 MAX_PENDING = 20_000  # agreements, of all peers
 MAX_PENDING_PER_PEER = 5_000
@@ -59,14 +59,19 @@ class Reports:
         ledger: where credit goes.
         card: the run.
         on_commit: called after each newly committed round, outside the transaction.
+        named: gives this coordinator's word on who begins, once it is given; None: any that its key has signed will do.
     """
 
-    def __init__(self, ledger: Ledger, card: RunCard, on_commit: Callable[[CommittedRound], None]) -> None:
-        self._ledger = ledger
-        self._card = card
-        self._on_commit = on_commit
+    def __init__(
+        self,
+        ledger: Ledger,
+        card: RunCard,
+        on_commit: Callable[[CommittedRound], None],
+        named: Callable[[], bytes | None] = lambda: None,
+    ) -> None:
+        self._ledger, self._card, self._on_commit, self._named = ledger, card, on_commit, named
 
-    def tip(self) -> Tip:
+    def tip(self) -> Last:
         """The newest committed round."""
         with self._ledger.reading() as session:
             return self._tip(session)
@@ -127,8 +132,8 @@ class Reports:
         session = write.session
         known = session.get(RoundRow, agreement.round)
         try:
-            patience = patience_s(_commit_times(session))
-            verdict = judge(agreement, self._tip(session), known.state if known else None, now - received, patience)
+            state = known.state if known else None
+            verdict = judge(agreement, self._tip(session), self._card.spec, committed_state=state, named=self._named())
         except RefusedError as error:
             return Answer(False, error.message), []
         if verdict is Verdict.COMMIT:
@@ -251,19 +256,9 @@ class Reports:
             )
         return Answer(False, reason)
 
-    def _tip(self, session: Session) -> Tip:
+    def _tip(self, session: Session) -> Last:
         row = session.scalars(select(RoundRow).order_by(RoundRow.round.desc()).limit(1)).first()
         if row is None:
-            return Tip(0, self._card.genesis, {})
-        return Tip(row.round, row.state, _weights(row.agreement))
-
-
-def _commit_times(session: Session) -> list[float]:
-    """When the last rounds were committed, oldest first."""
-    return list(session.scalars(select(RoundRow.time).order_by(RoundRow.round.desc()).limit(RECENT_ROUNDS)))[::-1]
-
-
-def _weights(agreement: bytes) -> dict[str, int]:
-    """The weights in a stored agreement, which was checked when it came."""
-    value = canonical.loads(agreement, max_bytes=len(agreement))
-    return dict(value["weights"])
+            return Last(0, self._card.genesis)
+        value = canonical.loads(row.agreement, max_bytes=len(row.agreement))  # checked when it came
+        return Last(row.round, row.state, dict(value["weights"]), dict(value.get("newcomers", {})), row.base)

@@ -2,6 +2,7 @@
 
     claim       made before its author sees anyone's update: "from this base I did this much work, and this is my update"
     vote        "after averaging this group's updates, my state has this digest"
+    promise     "in this attempt, and what I have voted for before": shows a group which state its leader must complete
     farewell    "I leave; who I name speaks for my weight in this round"
     agreement   a round's claims and votes, together with the members' certificates: proof that the round was committed
 
@@ -11,13 +12,14 @@ These rules do no I/O. Peers apply them to commit, the coordinator to grant cred
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol import canonical, certificate, envelope
+from protocol.beginners import MAX_BEGINNERS_BYTES, Beginners, open_beginners, trusted_beginners
 from protocol.envelope import Envelope
 from protocol.errors import FormatError, RefusedError, VerificationError
 from protocol.invite import Hex64
@@ -25,13 +27,14 @@ from protocol.keys import PeerIdentity
 
 CLAIM_TYPE = "application/vnd.potluck.claim.v1+json"
 VOTE_TYPE = "application/vnd.potluck.vote.v1+json"
+PROMISE_TYPE = "application/vnd.potluck.promise.v1+json"
 FAREWELL_TYPE = "application/vnd.potluck.farewell.v1+json"
 MAX_GROUP = 1024
 MAX_ATTEMPT = 10**6
 MAX_AGREEMENT_BYTES = 8 << 20
 MAX_TOKENS = 2**40  # tokens one peer can claim for one round
+GROWTH_CAP = 4  # rules 1: a member counts at most this many times what it had agreed in the round before
 LATE_DIVISOR = 2  # tokens of an update that missed its round count for so much less in the next one
-GROWTH_CAP = 4  # a member counts at most this many times what it had agreed in the round before
 
 
 class _Statement(BaseModel):
@@ -97,6 +100,28 @@ class Vote(_Statement):
         return envelope.sign(self.model_dump(mode="json"), VOTE_TYPE, identity)
 
 
+class Cast(_Statement):
+    """A vote that a member has given before, as it tells of it."""
+
+    attempt: int = Field(ge=0, le=MAX_ATTEMPT)
+    group: Hex64
+    state: Hex64
+
+
+class Promise(_Statement):
+    """A member joins an attempt: it will vote in none below it, and these are the votes that it has given."""
+
+    run: Hex64
+    round: int = Field(ge=1, le=10**9)
+    base: Hex64
+    attempt: int = Field(ge=0, le=MAX_ATTEMPT)
+    leader: str = Field(max_length=64)  # peer id
+    cast: tuple[Cast, ...] = Field(default=(), max_length=64)
+
+    def sign(self, identity: PeerIdentity) -> Envelope:
+        return envelope.sign(self.model_dump(mode="json"), PROMISE_TYPE, identity)
+
+
 class Farewell(_Statement):
     """A member that leaves hands its weight as an acceptor of one round to another; see `peer.round_rules`."""
 
@@ -121,6 +146,12 @@ def open_vote(data: bytes) -> tuple[str, Vote]:
     return peer_id, _parse(Vote, value)
 
 
+def open_promise(data: bytes) -> tuple[str, Promise]:
+    """Check a promise's signature and form; returns (peer id, promise). Raises: FormatError, SignatureError."""
+    peer_id, value = envelope.open_by_peer(data, PROMISE_TYPE)
+    return peer_id, _parse(Promise, value)
+
+
 def open_farewell(data: bytes) -> tuple[str, Farewell]:
     """Check a farewell's signature and form; returns (peer id, farewell). Raises: FormatError, SignatureError."""
     peer_id, value = envelope.open_by_peer(data, FAREWELL_TYPE)
@@ -133,11 +164,10 @@ def group_digest(claims: list[Envelope]) -> str:
 
 
 def weights(claims: Mapping[str, Claim], previous: Mapping[str, int]) -> dict[str, int]:
-    """What each claim counts for in the average, the vote and the credit.
+    """What each claim counts for in runs of `sync.rules = 1`; `protocol.succession` has the rule of today.
 
-    A member counts its claimed tokens (late ones less), but at most `GROWTH_CAP` times what it was agreed to have done in the round
-    before; one that was not in that round counts at most as much as the strongest that was. All peers compute this
-    from the same two agreements, so all get the same weights.
+    At most `GROWTH_CAP` times what a member was agreed to have done in the round before; one that was not in it counts at
+    most as much as the strongest that was.
 
     Args:
         claims: peer id -> claim.
@@ -148,12 +178,6 @@ def weights(claims: Mapping[str, Claim], previous: Mapping[str, int]) -> dict[st
         peer_id: min(claim.worth, GROWTH_CAP * previous[peer_id] if peer_id in previous else newcomer_cap)
         for peer_id, claim in claims.items()
     }
-
-
-def check_late(peer_id: str, claim: Claim, previous: Mapping[str, int]) -> None:
-    """Check that late work has not been counted in the round before. Raises: VerificationError."""
-    if claim.late is not None and (peer_id in previous or claim.round == 1):
-        raise VerificationError(f"{peer_id} claims late work, and was in the round before with it")
 
 
 def has_majority(voters: set[str], of: Mapping[str, int]) -> bool:
@@ -208,6 +232,10 @@ class Agreement:
     vote_envelopes: tuple[Envelope, ...]
     certificates: Mapping[str, str]
     farewells: tuple[bytes, ...] = ()  # signed, by which the majority of the round before was counted
+    newcomers: Mapping[str, int] = field(
+        default_factory=dict
+    )  # who was in few agreements -> in how many, with this one
+    beginners: bytes = b""  # of round 1: the coordinator's signed word, `protocol.beginners`
 
     def to_json(self) -> dict[str, Any]:
         value: dict[str, Any] = {
@@ -223,6 +251,10 @@ class Agreement:
         if self.farewells:
             farewells = [canonical.loads(item, max_bytes=envelope.MAX_ENVELOPE_BYTES) for item in self.farewells]
             value["farewells"] = farewells
+        if self.newcomers:
+            value["newcomers"] = dict(self.newcomers)
+        if self.beginners:
+            value["beginners"] = canonical.loads(self.beginners, max_bytes=MAX_BEGINNERS_BYTES)
         return value
 
     def to_bytes(self) -> bytes:
@@ -240,7 +272,7 @@ class Agreement:
         """Check every signature and the majority.
 
         The weights stand in the agreement because they depend on the round before; they are checked never to exceed
-        the claims, and against that round by whoever holds it (`check_against`).
+        the claims, and against that round by whoever holds it (`protocol.succession`).
 
         Raises:
             FormatError: not an agreement.
@@ -252,6 +284,8 @@ class Agreement:
             if not 1 <= len(claims_raw) <= MAX_GROUP or not 1 <= len(votes_raw) <= MAX_GROUP:
                 raise FormatError(f"an agreement has 1 to {MAX_GROUP} claims and votes")
             farewells = tuple(canonical.dumps(item) for item in farewells_raw[:MAX_GROUP])
+            newcomers = dict(value.get("newcomers", {}))
+            beginners = canonical.dumps(value["beginners"]) if "beginners" in value else b""
             claim_bytes = [canonical.dumps(item) for item in claims_raw]
             vote_bytes = [canonical.dumps(item) for item in votes_raw]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -270,6 +304,8 @@ class Agreement:
             member = certificate.check(certificates[peer_id], membership_key, run=run, accept_expired=True)
             if member.peer_id != peer_id:
                 raise VerificationError(f"the certificate shown for {peer_id} belongs to {member.peer_id}")
+        if beginners:
+            open_beginners(beginners, membership_key, run=run)
         for item in farewells:
             check_farewell(open_farewell(item)[1], run, first_vote.round, first_vote.attempt)
         voters = _check_votes(votes, claims, group_digest(list(envelopes)), first_vote)
@@ -286,30 +322,26 @@ class Agreement:
             vote_envelopes=tuple(Envelope.from_bytes(item) for item in vote_bytes),
             certificates={peer_id: certificates[peer_id] for peer_id in claims},
             farewells=farewells,
+            newcomers=newcomers,
+            beginners=beginners,
+        )
+
+    @property
+    def named(self) -> Beginners | None:
+        """Of round 1: whom the coordinator named to begin; its signature was checked when this agreement was read."""
+        return trusted_beginners(self.beginners) if self.beginners else None
+
+    def has_majority_of(self, previous: Mapping[str, int]) -> bool:
+        """Whether its voters speak for the majority of those whose weights are given, by the farewells that it carries."""
+        said = dict(open_farewell(item) for item in self.farewells)
+        return has_majority(
+            self.voters, acceptors_after(previous, {peer: item.successor for peer, item in said.items()})
         )
 
     @property
     def voters(self) -> set[str]:
         """Peer ids of those that signed for the state."""
         return {vote.keyid for vote in self.vote_envelopes}
-
-    def has_majority_of(self, previous: Mapping[str, int]) -> bool:
-        """Whether its voters speak for the majority of the round before.
-
-        Args:
-            previous: that round's weights.
-        """
-        said = dict(open_farewell(item) for item in self.farewells)
-        acceptors = acceptors_after(previous, {peer: item.successor for peer, item in said.items()})
-        return has_majority(self.voters, acceptors)
-
-    def check_against(self, previous: Mapping[str, int]) -> None:
-        """Check that the weights follow from the claims and the round before. Raises: VerificationError."""
-        for peer_id, claim in self.claims.items():
-            check_late(peer_id, claim, previous)
-        expected = weights(self.claims, previous)
-        if dict(self.weights) != expected:
-            raise VerificationError(f"round {self.round}: the weights do not follow from the claims")
 
 
 def check_farewell(said: Farewell, run: str, round: int, attempt: int) -> None:
@@ -330,9 +362,9 @@ def _check_claims(claims: Mapping[str, Claim], given: Mapping[str, Any], run: st
                 f"{peer_id}: a weight is between 1 and the {claim.worth} claimed tokens, got {weight!r}"
             )
         expected = {"run": run, "round": vote.round, "base": vote.base}
-        for field, value in expected.items():
-            if getattr(claim, field) != value:
-                raise VerificationError(f"{peer_id}: the claim is for another {field}, expected {value}")
+        for name, value in expected.items():
+            if getattr(claim, name) != value:
+                raise VerificationError(f"{peer_id}: the claim is for another {name}, expected {value}")
 
 
 def _check_votes(votes: list[tuple[str, Vote]], claims: Mapping[str, Claim], group: str, first: Vote) -> set[str]:
@@ -359,21 +391,24 @@ def _parse(model: type[Any], value: Any) -> Any:
 __all__ = [
     "CLAIM_TYPE",
     "FAREWELL_TYPE",
+    "PROMISE_TYPE",
     "VOTE_TYPE",
     "Agreement",
+    "Cast",
     "Claim",
     "Farewell",
     "Late",
+    "Promise",
     "RefusedError",
     "UpdateDigest",
     "Vote",
     "acceptors_after",
     "check_farewell",
-    "check_late",
     "group_digest",
     "has_majority",
     "open_claim",
     "open_farewell",
+    "open_promise",
     "open_vote",
     "weights",
 ]

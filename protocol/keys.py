@@ -88,7 +88,7 @@ class PeerIdentity:
 
     @property
     def peer_id(self) -> str:
-        return base58.b58encode(_LIBP2P_PEER_ID_PREFIX + self.public_bytes).decode()
+        return peer_id_of(self.private_key.public_key())
 
     @property
     def keyid(self) -> str:
@@ -96,6 +96,11 @@ class PeerIdentity:
 
     def sign(self, message: bytes) -> bytes:
         return self.private_key.sign(message)
+
+
+def peer_id_of(key: Ed25519PublicKey) -> str:
+    """The peer id that an Ed25519 key is."""
+    return base58.b58encode(_LIBP2P_PEER_ID_PREFIX + key.public_bytes_raw()).decode()
 
 
 def peer_public_key(peer_id: str) -> Ed25519PublicKey:

@@ -1,8 +1,8 @@
 """The chain of checkpoints back to genesis: every ancestor verified too, and each link between them.
 
 Used by `verify.verify_checkpoint` when the folder of checkpoints is at hand. Parents are found by payload digest, not
-by name. What only the whole history can show is checked here: that each round started where the one before ended, with
-the weights that follow from it, that the ledger was only ever appended to, that nobody is named with more work than was
+by name. What only the whole history can show is checked here: that each round follows the one before
+(`protocol.succession`), that the ledger was only ever appended to, that nobody is named with more work than was
 agreed. The agreements of the rounds between two checkpoints lie in `rounds/` beside the step folders; the members'
 signatures are all that they need.
 """
@@ -21,6 +21,7 @@ from protocol.inspection import Inspection, inspect
 from protocol.model_signature import ModelSignature
 from protocol.report import KEY_CHECK, NotChecked
 from protocol.run_card import RunCard
+from protocol.succession import Last, check_follows
 
 MAX_CHECKPOINTS = 100_000
 
@@ -125,21 +126,19 @@ def _read_round(rounds: Path, number: int, card: RunCard) -> Agreement:
 
 
 def check_links(chain: list[Inspection], agreements: list[Agreement]) -> str:
-    """Each round starts where the one before ended, with the weights that follow from it."""
+    """Each round follows the one before: its state, its weights, its majority."""
+    card = chain[-1].card
+    if card is None:
+        raise NotChecked("needs the run card, which does not hold")
     states = {item.info.round: item.info.state.digest for item in chain if item.info is not None}
-    base, weights = states[0], dict[str, int]()
+    last = Last(0, states[0])
     for agreement in agreements:
-        if agreement.base != base:
-            raise VerificationError(
-                f"round {agreement.round}: the members worked from state {agreement.base[:16]}…, "
-                f"the round before ended in {base[:16]}…"
-            )
+        check_follows(agreement, last, card.spec)
         if states.get(agreement.round, agreement.state) != agreement.state:
             raise VerificationError(f"round {agreement.round}: the checkpoint holds another state than was agreed")
-        agreement.check_against(weights)
-        base, weights = agreement.state, dict(agreement.weights)
+        last = Last.of(agreement)
     return (
-        f"{len(agreements)} rounds, each agreed on from the state and with the weights that follow from the one before"
+        f"{len(agreements)} rounds, each agreed on by those who may decide, from the state that the one before ended in"
     )
 
 
