@@ -63,7 +63,7 @@ class Announcement(NamedTuple):
     want_state: str  # digest of the state to upload; empty: none
     round: int  # the newest in the ledger
     finished: bool
-    founder: str  # while round is 0: peer id of the member without whom nobody makes round 1; empty: not known yet
+    beginners: bytes  # the coordinator's signed word on who begins, `protocol.beginners`; empty: not known yet
 
 
 class ReportAnswer(NamedTuple):

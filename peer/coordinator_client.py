@@ -36,6 +36,7 @@ from peer.coordinator_answers import (
 from peer.downloads import Progress, fetch, read_url
 from peer.pinned_channel import open_channel, translate
 from protocol import certificate, coordinator_pb2, coordinator_pb2_grpc
+from protocol.claim import Agreement
 from protocol.disk import set_aside
 from protocol.errors import CoordinatorAway, FormatError, SignatureError, VerificationError
 from protocol.files import tree_digest
@@ -239,8 +240,25 @@ class CoordinatorClient:
         sent = time.time()
         reply = self._call("Announce", request)
         self.clock.heard(sent=sent, received=time.time(), theirs=reply.time)
-        addresses, founder = parse_addresses(reply.swarm_addresses), reply.founder[:64]
-        return Announcement(addresses, reply.want_state, reply.round, reply.finished, founder)
+        addresses = parse_addresses(reply.swarm_addresses)
+        return Announcement(addresses, reply.want_state, reply.round, reply.finished, reply.beginners)
+
+    def agreement(self, certificate: str, round: int = 0) -> Agreement | None:
+        """A round as the ledger has it, its signatures checked; None when it has none.
+
+        Args:
+            round: 0: the newest.
+
+        Raises:
+            CoordinatorAway: it cannot be reached.
+            FormatError, RefusedError: what it gives is no agreement of this run; or the certificate does not hold.
+        """
+        run = self._run or self.get_run()
+        request = coordinator_pb2.GetAgreementRequest(certificate=certificate, round=round)
+        data = self._call("GetAgreement", request, timeout_s=4 * self._timeout_s).agreement
+        if not data:
+            return None
+        return Agreement.from_bytes(data, run=run.card.run, membership_key=run.card.member_key)
 
     def report(self, certificate: str, agreement: bytes) -> ReportAnswer:
         """Report a committed round (`Agreement.to_bytes`); harmless twice.

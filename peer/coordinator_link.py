@@ -19,6 +19,7 @@ from peer.coordinator_client import CoordinatorClient
 from peer.outbox import Outbox
 from peer.receipts import Receipts
 from peer.training.state import SharedState
+from protocol.claim import Agreement
 from protocol.errors import CoordinatorAway, InputError, PotluckError, RefusedError
 from protocol.keys import PeerIdentity
 
@@ -69,7 +70,9 @@ class CoordinatorLink:
     Args:
         on_certificate: called with each new certificate, to keep it on disk.
         on_addresses: called with addresses of other members.
-        on_founder: called with the newest round in the ledger, and who must take part in round 1.
+        on_run: called with the newest round in the ledger, and the signed word on who begins.
+        wants_anchor: whether an agreement out of the ledger is needed, to catch up from.
+        on_anchor: called with it.
         on_clock: called after each visit with how far this computer's clock is ahead of the coordinator's, in seconds.
         position: gives (last committed round, tokens/s, own addresses).
         states: what could be uploaded.
@@ -85,7 +88,9 @@ class CoordinatorLink:
         *,
         on_certificate: Callable[[str], None],
         on_addresses: Callable[[list[str]], None],
-        on_founder: Callable[[int, str], None],
+        on_run: Callable[[int, bytes], None],
+        wants_anchor: Callable[[], bool],
+        on_anchor: Callable[[Agreement], None],
         on_clock: Callable[[float], None],
         position: Callable[[], tuple[int, float, list[str]]],
         states: Uploads,
@@ -93,7 +98,8 @@ class CoordinatorLink:
     ) -> None:
         self._client, self._identity, self._certificate = client, identity, certificate
         self._outbox, self._receipts = outbox, receipts
-        self._on_certificate, self._on_addresses, self._on_founder = on_certificate, on_addresses, on_founder
+        self._on_certificate, self._on_addresses, self._on_run = on_certificate, on_addresses, on_run
+        self._wants_anchor, self._on_anchor = wants_anchor, on_anchor
         self._on_clock, self._reduce_only = on_clock, reduce_only
         self._position, self._states = position, states
         self._wake, self._closing = threading.Event(), threading.Event()
@@ -179,7 +185,11 @@ class CoordinatorLink:
         )
         self._on_clock(self._client.clock.offset_s)
         self._on_addresses(list(answer.swarm_addresses))
-        self._on_founder(answer.round, answer.founder)
+        self._on_run(answer.round, answer.beginners)
+        if answer.round > round and self._wants_anchor():
+            newest = self._client.agreement(token)
+            if newest is not None:
+                self._on_anchor(newest)
         self._receipts.fetch(self._client, token)
         wanted = answer.want_state in kept
         if wanted:

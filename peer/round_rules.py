@@ -213,18 +213,3 @@ def must_complete(
     if len(newest) > 1:  # an attempt that completes a state has that one only: this was an average
         raise Undecided(f"{len(newest)} states may have been committed in attempt {newest[0].attempt}")
     return newest[0] if newest else None
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One history of a run, as seen from outside."""
-
-    round: int
-    state: str
-    history_tokens: int  # agreed tokens of all its rounds
-    supporters: int  # live members that work from this state
-
-
-def prefers(theirs: Branch, mine: Branch) -> bool:
-    """Whether to leave one's own branch for another: more live members stand on it, or as many and more work is in it."""
-    return (theirs.supporters, theirs.history_tokens, theirs.state) > (mine.supporters, mine.history_tokens, mine.state)

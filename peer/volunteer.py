@@ -197,7 +197,6 @@ class Volunteer:
                 self._screen.stage,
             )
         )
-        swarm.set_founder(0, "")
         swarm.add_addresses(admission.addresses)
 
         def on_addresses(addresses: list[str]) -> None:
@@ -213,7 +212,9 @@ class Volunteer:
                 receipts,
                 on_certificate=lambda token: folder.write("certificate", token.encode()),
                 on_addresses=on_addresses,
-                on_founder=swarm.set_founder,
+                on_run=swarm.set_run,
+                wants_anchor=lambda: swarm.wants_anchor,
+                on_anchor=swarm.set_anchor,
                 on_clock=self._clock,
                 position=lambda: (swarm.head.round, self._tokens_per_s, swarm.addresses),
                 states=states,

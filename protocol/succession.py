@@ -125,7 +125,7 @@ def check_claim(peer_id: str, made: Claim, last: Last, spec: RunSpec) -> None:
     """
     if (made.round, made.base) != (last.round + 1, last.state):
         raise VerificationError(
-            f"{peer_id} claims work for another round or base than round {last.round + 1} from {last.state[:8]}…"
+            f"{peer_id} claims work for another run, round or base than round {last.round + 1} from {last.state[:8]}…"
         )
     length, late = spec.data.sequence_length, made.late
     if made.tokens > made.batches * length:

@@ -115,14 +115,13 @@ class LeftOut(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Group(_message.Message):
-    __slots__ = ("certificate", "round", "base", "attempt", "members", "complete", "votes", "left_out", "farewells", "promises", "voted", "beginners", "reducers")
+    __slots__ = ("certificate", "round", "base", "attempt", "members", "complete", "left_out", "farewells", "promises", "voted", "beginners", "reducers")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
-    VOTES_FIELD_NUMBER: _ClassVar[int]
     LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
     FAREWELLS_FIELD_NUMBER: _ClassVar[int]
     PROMISES_FIELD_NUMBER: _ClassVar[int]
@@ -135,14 +134,13 @@ class Group(_message.Message):
     attempt: int
     members: _containers.RepeatedCompositeFieldContainer[GroupMember]
     complete: str
-    votes: _containers.RepeatedScalarFieldContainer[bytes]
     left_out: _containers.RepeatedCompositeFieldContainer[LeftOut]
     farewells: _containers.RepeatedScalarFieldContainer[bytes]
     promises: _containers.RepeatedScalarFieldContainer[bytes]
     voted: _containers.RepeatedCompositeFieldContainer[Group]
     beginners: bytes
     reducers: _containers.RepeatedCompositeFieldContainer[Reducer]
-    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., attempt: _Optional[int] = ..., members: _Optional[_Iterable[_Union[GroupMember, _Mapping]]] = ..., complete: _Optional[str] = ..., votes: _Optional[_Iterable[bytes]] = ..., left_out: _Optional[_Iterable[_Union[LeftOut, _Mapping]]] = ..., farewells: _Optional[_Iterable[bytes]] = ..., promises: _Optional[_Iterable[bytes]] = ..., voted: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., beginners: _Optional[bytes] = ..., reducers: _Optional[_Iterable[_Union[Reducer, _Mapping]]] = ...) -> None: ...
+    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., attempt: _Optional[int] = ..., members: _Optional[_Iterable[_Union[GroupMember, _Mapping]]] = ..., complete: _Optional[str] = ..., left_out: _Optional[_Iterable[_Union[LeftOut, _Mapping]]] = ..., farewells: _Optional[_Iterable[bytes]] = ..., promises: _Optional[_Iterable[bytes]] = ..., voted: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., beginners: _Optional[bytes] = ..., reducers: _Optional[_Iterable[_Union[Reducer, _Mapping]]] = ...) -> None: ...
 
 class GroupReply(_message.Message):
     __slots__ = ("accepted", "reason")

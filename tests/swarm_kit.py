@@ -37,11 +37,13 @@ from peer.training.codec import EncodedUpdate
 from peer.training.state import SharedState
 from peer.training.work import Update
 from protocol import certificate, note
+from protocol.beginners import Beginners
 from protocol.claim import Claim
 from protocol.errors import RoundAborted
 from protocol.keys import PeerIdentity
 from protocol.run_card import RunCard
 from protocol.run_spec import RunSpec
+from protocol.succession import Last
 
 PATIENCE_S = 120.0  # for what is expected to happen; a quiet machine needs a tenth of it
 VALUES = 150_000  # three chunks
@@ -76,7 +78,7 @@ class World:
         **sync: Any,
     ) -> None:
         self.folder = folder
-        base = spec or make_spec(name)
+        base = spec or make_spec(name, rules=2)
         fields = {"wire": "fp32", "round_tokens": 1000} | sync
         self.spec = base.model_copy(
             update={
@@ -96,6 +98,7 @@ class World:
             membership_key=self.key.public_key().public_bytes_raw().hex(),
         )
         self.root = fixed_root_key(keys)
+        self.named = self.name(0)
 
     def identity(self, index: int) -> PeerIdentity:
         return PeerIdentity(fixed_ed25519(f"swarm peer {index}"))
@@ -103,6 +106,11 @@ class World:
     def certificate(self, index: int, **changes: Any) -> str:
         fields = {"run": self.card.run, "peer_id": self.identity(index).peer_id, "lifetime_s": 3600} | changes
         return certificate.issue(fields.pop("key", self.key), **fields)
+
+    def name(self, *indices: int) -> bytes:
+        """The coordinator's word that these begin the run."""
+        peers = tuple(self.identity(index).peer_id for index in indices)
+        return Beginners(run=self.card.run, peers=peers).sign(self.key)
 
     def identity_path(self, index: int) -> Path:
         path = self.folder / f"identity-{index}"
@@ -156,9 +164,7 @@ class World:
             "spec": self.spec,
             "membership_key": self.card.member_key,
             "values": self.values,
-            "round": 1,
-            "base": self.genesis.digest,
-            "previous": {},
+            "last": Last(0, self.genesis.digest),
         }
         return Rules(**(fields | changes))
 
@@ -224,7 +230,7 @@ class Peer:
             can_reduce=can_reduce,
             reduce_only=reduce_only,
         )
-        self.rounds.company.founder = world.identity(0).peer_id  # as the coordinator says
+        self.rounds.company.named = world.named  # as the coordinator says
         self.work_s = work_s
         self.me = self.rounds.me
         self._trainer: asyncio.Task[None] | None = None

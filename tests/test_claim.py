@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from builders import Run, build_run, fixed_ed25519
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import claim
+from protocol import claim, succession
 from protocol.claim import GROWTH_CAP, MAX_TOKENS, Agreement, Claim, UpdateDigest
 from protocol.errors import FormatError, RefusedError, SignatureError, VerificationError
+from protocol.succession import Last
 
 STATE = "d" * 64
 
@@ -116,10 +118,6 @@ def test_a_heavy_majority_is_enough_and_a_light_one_is_not(run: Run) -> None:
         run.open_agreement(agreement_of(run, [100, 200, 400], voters=2))
 
 
-def weights_of(run: Run, weights: list[int]) -> dict[str, int]:
-    return {peer.peer_id: weight for peer, weight in zip(run.peers, weights, strict=True)}
-
-
 def test_an_even_split_goes_to_one_side_only(run: Run) -> None:
     value = agreement_of(run, [300, 200, 100])
     outcomes = []
@@ -184,7 +182,8 @@ def test_an_agreement_under_another_membership_key_is_refused(run: Run) -> None:
 
 
 def test_weights_that_do_not_follow_from_the_round_before_are_noticed(run: Run) -> None:
-    agreed = run.open_agreement(agreement_of(run, [100, 200, 300]))
-    agreed.check_against({})
+    agreed = run.open_agreement(agreement_of(run, [160, 320, 480]))
+    succession.check_follows(agreed, Last(0, run.card.genesis), run.spec)
+    other = {**agreed.weights, run.peers[0].peer_id: 99}
     with pytest.raises(VerificationError, match="do not follow"):
-        agreed.check_against(weights_of(run, [10, 200, 300]))
+        succession.check_follows(replace(agreed, weights=other), Last(0, run.card.genesis), run.spec)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peer.round_rules import Ballot, BallotBox, Bound, Branch, Undecided, is_committed, must_complete, prefers
-from protocol.claim import GROWTH_CAP, MAX_TOKENS, Claim, UpdateDigest, has_majority, weights
+from peer.round_rules import Ballot, BallotBox, Bound, Undecided, is_committed, must_complete
+from protocol.claim import has_majority
 from protocol.errors import FormatError
 
 EVEN = {"a": 1, "b": 1, "c": 1}
@@ -158,20 +158,6 @@ def test_a_state_is_committed_by_a_majority_of_the_acceptors_and_of_the_group() 
     assert is_committed({"b", "c", "d"}, acceptors, group)
 
 
-def test_weights_are_capped_by_what_was_agreed_the_round_before() -> None:
-    claims = {peer: _claim(tokens) for peer, tokens in [("old", 10_000), ("new", 10_000), ("slow", 5)]}
-    given_ = weights(claims, {"old": 100, "slow": 100, "strong": 300})
-    assert given_ == {"old": GROWTH_CAP * 100, "new": 300, "slow": 5}
-    assert weights({"first": _claim(MAX_TOKENS)}, {}) == {"first": MAX_TOKENS}
-
-
-def _claim(tokens: int) -> Claim:
-    update = UpdateDigest(root="0" * 64, values=1, chunk_values=1, codec="fp32")
-    return Claim(
-        run="0" * 64, round=1, base="0" * 64, tokens=tokens, flops=0, first_batch=0, batches=tokens, update=update
-    )
-
-
 # ---- locks --------------------------------------------------------------------------------------------------------------
 
 S, T = Ballot(0, "g", "s"), Ballot(0, "g", "t")
@@ -222,20 +208,3 @@ def test_of_two_possible_states_the_one_voted_for_last_is_completed() -> None:
     later = Ballot(3, "h", "t")
     answers = {"a": [S, later], "b": [S], "c": [later]}
     assert must_complete(answers, five, {"g": five, "h": five}) == later
-
-
-# ---- branches -----------------------------------------------------------------------------------------------------------
-
-
-def test_of_two_branches_the_one_with_more_members_is_preferred_then_the_one_with_more_work() -> None:
-    mine = Branch(5, "m", 100, 2)
-    assert prefers(Branch(5, "t", 1, 3), mine)
-    assert not prefers(Branch(9, "t", 10**9, 1), mine)
-    assert prefers(Branch(5, "t", 101, 2), mine)
-    assert not prefers(Branch(5, "t", 99, 2), mine)
-
-
-@given(st.tuples(st.integers(1, 3), st.integers(0, 3)), st.tuples(st.integers(1, 3), st.integers(0, 3)))
-def test_two_sides_never_both_stay_and_never_both_go(left: tuple[int, int], right: tuple[int, int]) -> None:
-    a, b = Branch(1, "a", left[1], left[0]), Branch(1, "b", right[1], right[0])
-    assert prefers(a, b) != prefers(b, a)

@@ -14,6 +14,7 @@ from peer.training.codec import CHUNK_VALUES, EncodedUpdate
 from protocol import claim, swarm_pb2
 from protocol.envelope import Envelope
 from protocol.errors import FormatError, RefusedError, SignatureError, VerificationError
+from protocol.succession import MOST_TIMES
 
 VALUES = 40
 
@@ -144,8 +145,9 @@ def test_two_orders_are_two_groups(world: World) -> None:
 
 def test_weights_come_from_the_claims_and_the_round_before_whatever_the_leader_says(world: World) -> None:
     small, big = world.identity(0).peer_id, world.identity(2).peer_id
-    group = opened(world, message(world, 0, 2), previous={small: 10, big: 20})
-    assert dict(group.weights) == {small: 40, big: 80}
+    made = message(world, 0, 2)
+    made.members[1].claim = signed(world, 2, tokens=16_000, batches=1000).to_bytes()
+    assert dict(opened(world, made).weights) == {small: 160, big: MOST_TIMES * 160}
 
 
 @pytest.mark.parametrize("changes", [{"round": 2}, {"round": 0}, {"base": "e" * 64}, {"base": ""}])

@@ -13,8 +13,9 @@ from peer.swarm.contribution import Contribution, Leftover
 from peer.swarm.rounds import Rounds
 from peer.training.codec import EncodedUpdate
 from peer.training.work import Update
-from protocol.claim import Claim, Late, open_claim, weights
+from protocol.claim import Claim, Late, open_claim
 from protocol.errors import FormatError, RoundAborted, VerificationError
+from protocol.succession import Last, check_follows, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -51,7 +52,7 @@ def test_work_that_missed_its_round_is_in_the_next_one_at_half_its_tokens(tmp_pa
             assert third.weights == {one.me: 400, two.me: 400, late.me: 300}
             assert all(claim.late is None for claim in second.claims.values())
             again = type(third).from_bytes(third.to_bytes(), run=world.card.run, membership_key=world.card.member_key)
-            again.check_against(second.weights)
+            check_follows(again, Last.of(second), world.spec)
             base, after = (next(h.state for h in one.heads if h.round == number) for number in (2, 3))
             mixed = (world.update(2, 3) * 200 + world.update(2, 2) * 100) / 300
             mean = (world.update(0, 3) * 400 + world.update(1, 3) * 400 + mixed * 300) / 1100
@@ -103,11 +104,11 @@ def test_late_work_must_be_of_the_round_before_and_not_counted_there(
 ) -> None:
     world = World(tmp_path, values=1000)
     me = world.identity(0).peer_id
-    rules = world.rules(round=2, before="b" * 64, previous={me: 5} if previous else {"other": 9})
+    rules = world.rules(last=Last(1, world.genesis.digest, {me: 5} if previous else {"other": 9}, base="b" * 64))
     data = claim_with_late(world, **changes)
     if not reason:
         made = rules.check_member(data, world.certificate(0), True).claim
-        assert made.worth == made.tokens + 50 and weights({me: made}, {"other": 10**6}) == {me: made.worth}
+        assert made.worth == made.tokens + 50 and weights({me: made.worth}, rules.last) == {me: made.worth}
         return
     with pytest.raises(VerificationError, match=reason):
         rules.check_member(data, world.certificate(0), True)

@@ -31,6 +31,7 @@ from protocol.receipt import check_receipt, make_receipt
 from protocol.run_card import RunCard
 from protocol.run_spec import RunSpec
 from protocol.state import StateManifest
+from protocol.succession import Last, check_follows
 from protocol.tlog_proof import LogProof
 from protocol.verify import verify_checkpoint
 
@@ -217,14 +218,14 @@ def test_the_certificates_still_verify() -> None:
 def test_the_agreement_still_verifies() -> None:
     agreed = Agreement.from_bytes(stored("agreement.json"), run=RUN, membership_key=MEMBERSHIP.public_key())
     assert (agreed.state, sum(agreed.weights.values())) == (STATE, 3072)
-    agreed.check_against({})
+    check_follows(agreed, Last(0, agreed.base), CARD.spec)
 
 
 def test_an_agreement_with_late_work_and_a_farewell_still_verifies() -> None:
     key = MEMBERSHIP.public_key()
     first = Agreement.from_bytes(stored("agreement.json"), run=RUN, membership_key=key)
     second = Agreement.from_bytes(stored("agreement-2.json"), run=RUN, membership_key=key)
-    second.check_against(first.weights)
+    check_follows(second, Last.of(first), CARD.spec)
     assert (
         second.claims[LATE_PEER.peer_id].late == LATE and claim.open_claim(stored("late-claim.json"))[1].worth == 1280
     )
@@ -248,7 +249,7 @@ def test_an_agreement_with_a_farewell_that_does_not_count_is_refused(field: str,
 def test_late_work_of_somebody_who_was_in_the_round_before_is_refused() -> None:
     second = Agreement.from_bytes(stored("agreement-2.json"), run=RUN, membership_key=MEMBERSHIP.public_key())
     with pytest.raises(RefusedError, match="in the round before"):
-        second.check_against({PEERS[0].peer_id: 1024, LATE_PEER.peer_id: 2048})
+        check_follows(second, Last(1, second.base, {PEERS[0].peer_id: 1024, LATE_PEER.peer_id: 2048}), CARD.spec)
 
 
 def test_the_run_card_still_verifies() -> None:

@@ -1,7 +1,10 @@
-"""Catching up: a member that is behind, or on the lighter side of a split, fetches the head of the others.
+"""Catching up: a member that is behind fetches the head of the others.
 
 The agreement is checked signature by signature, the manifest against the digest that was signed, each chunk against the
-manifest. Where the averages since its own head are small, it takes those and makes the state itself. Whom to follow is decided by `peer.round_rules.prefers` and by how the rounds are chained.
+manifest. Where the averages since its own head are small, it takes those and makes the state itself. A head is taken if each
+round on the way to it follows the one before (`protocol.succession`), and for no other reason: how many stand on it says
+nothing. Who is so far behind that the others no longer hold all agreements in between starts from one that the coordinator
+has in its ledger.
 """
 
 from __future__ import annotations
@@ -14,10 +17,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from peer.round_rules import Branch, prefers
 from peer.swarm.averages import Average, AverageFetch, is_small, serve_average
 from peer.swarm.exchange import StateFetch, serve_state
 from peer.swarm.head import MAX_HISTORY_TOKENS, Head, Position
+from peer.swarm.members import MemberView
 from peer.swarm.talk import Talk
 from peer.training.state import SharedState
 from protocol import swarm_pb2
@@ -26,6 +29,7 @@ from protocol.errors import FormatError, NetworkError, RefusedError, RoundAborte
 from protocol.run_card import RunCard
 from protocol.run_spec import RunSpec
 from protocol.state import StateManifest
+from protocol.succession import Last, check_follows
 
 logger = logging.getLogger(__name__)
 
@@ -39,15 +43,21 @@ class _MovedOn(VerificationError):
     """The head offered is not the one wanted: its source went on meanwhile, or lies. Only what others also say is believed."""
 
 
+class _Unshown(VerificationError):
+    """The agreements between here and a head are not all at hand any more."""
+
+
 class CatchUp:
     """Serves this member's states, and fetches the others'.
 
     Args:
-        can_go_on: whether a round can be made on this member's branch by those that stand on it.
+        named: the coordinator's word on who begins; empty: not known.
     """
 
-    def __init__(self, talk: Talk, card: RunCard, position: Position, can_go_on: Callable[[], bool]) -> None:
-        self._talk, self._card, self._position, self._can_go_on = talk, card, position, can_go_on
+    def __init__(self, talk: Talk, card: RunCard, position: Position, named: Callable[[], bytes]) -> None:
+        self._talk, self._card, self._position, self._named = talk, card, position, named
+        self.anchor: Agreement | None = None  # as the coordinator's ledger has it
+        self.wants_anchor = False  # others are ahead, and cannot show all the way from here
         self._behind_since: float | None = None
         self._retry_at = 0.0
         self._failed: dict[str, float] = {}  # peer id -> until when not to ask it again
@@ -59,30 +69,29 @@ class CatchUp:
         await self._talk.serve("average", swarm_pb2.AverageRequest, self._answer_average)
 
     async def better_head(self, now: float) -> Head | None:
-        """The head of a better branch that live members stand on, fetched and checked; None when there is none."""
-        mine = self._own_branch()
-        better = [b for b in self._talk.book.branches() if b.state != mine.state and b.round >= mine.round]
-        better = [b for b in better if b.round > mine.round or prefers(b, mine)]
-        if not better:
-            self._behind_since = None
+        """A later head that live members stand on and that follows from this one's, fetched and checked; None: there is none."""
+        mine = self._position.head
+        ahead = self._talk.book.ahead(mine.round)
+        if not ahead:
+            self._behind_since, self.wants_anchor = None, False
             return None
         if self._behind_since is None:
             self._behind_since = now
-        better.sort(key=lambda b: (b.supporters, b.history_tokens, b.state), reverse=True)
-        waited = better[0].round > mine.round + 1 or now - self._behind_since >= BEHIND_S
+        waited = ahead[0].round - 1 > mine.round + 1 or now - self._behind_since >= BEHIND_S
         if not waited or now < self._retry_at:
             return None
         self._failed = {peer: until for peer, until in self._failed.items() if until > now}
-        standing = [(b, view.peer_id) for b in better for view in self._talk.book.alive() if view.base == b.state]
-        for more_s, (branch, source) in itertools.product((HEAD_SOON_S, HEAD_TIMEOUT_S), standing):
+        for more_s, view in itertools.product((HEAD_SOON_S, HEAD_TIMEOUT_S), ahead):
+            source = view.peer_id
             if source in self._failed:
                 continue
             reply: swarm_pb2.HeadReply | None = None
             try:
                 reply = await self._ask_head(source, mine.round, more_s)
-                return await self._take_head(reply, branch, mine, source)
+                return await self._take_head(reply, view, source)
             except (NetworkError, FormatError, RefusedError) as error:
-                logger.info("round %d could not be fetched from %s: %s", branch.round, source[-8:], error.message)
+                logger.info("round %d could not be fetched from %s: %s", view.round - 1, source[-8:], error.message)
+                self.wants_anchor |= isinstance(error, _Unshown)
                 if not isinstance(error, _MovedOn) and (reply or more_s == HEAD_TIMEOUT_S):
                     self._failed[source] = time.monotonic() + FAILED_S
         self._retry_at = time.monotonic() + RETRY_S
@@ -105,33 +114,47 @@ class CatchUp:
                     return await self._fetch(self._check_manifest(reply.manifest, digest), sources)
         raise NetworkError(f"nobody could give state {digest[:12]}…")
 
-    def _own_branch(self) -> Branch:
-        """Where this member stands. Those who cannot make a round there support nothing: the run went on without them."""
-        head = self._position.head
-        followers = sum(branch.supporters for branch in self._talk.book.branches() if branch.state == head.digest)
-        return Branch(head.round, head.digest, head.history_tokens, followers + 1 if self._can_go_on() else 0)
-
     async def _ask_head(self, source: str, since: int, more_s: float) -> swarm_pb2.HeadReply:
         request = swarm_pb2.HeadRequest(certificate=self._talk.certificate(), since=since)
         return await self._talk.call(source, "head", request, swarm_pb2.HeadReply, more_s=more_s)
 
-    async def _take_head(self, reply: swarm_pb2.HeadReply, wanted: Branch, mine: Branch, source: str) -> Head:
-        if (reply.round, reply.state) != (wanted.round, wanted.state):
-            raise _MovedOn(f"it offers round {reply.round}, expected round {wanted.round}, where it said it stands")
+    async def _take_head(self, reply: swarm_pb2.HeadReply, wanted: MemberView, source: str) -> Head:
+        if (reply.round, reply.state) != (wanted.round - 1, wanted.base):
+            raise _MovedOn(f"it offers round {reply.round}, expected {wanted.round - 1}, where it said it stands")
         manifest = self._check_manifest(reply.manifest, reply.state)
-        agreement = Agreement.from_bytes(reply.agreement, run=self._card.run, membership_key=self._card.member_key)
+        agreement = self._open(reply.agreement)
         if (agreement.round, agreement.state, manifest.round) != (reply.round, reply.state, reply.round):
             raise VerificationError("the agreement is for another state than the one offered")
-        if len(agreement.claims) < self._card.spec.sync.min_peers:
-            raise VerificationError(f"the agreement has fewer than {self._card.spec.sync.min_peers} members")
-        since = self._since(agreement, list(reply.chain))
-        if not since and not prefers(wanted, mine):
-            raise VerificationError("the other branch is not the one that more members and more work stand behind")
+        try:
+            since = self._since(self._position.head.last, agreement, list(reply.chain))
+        except _Unshown:
+            if self.anchor is None or self.anchor.round <= self._position.head.round:
+                raise
+            await self._check_anchored(source, agreement)
+            since = []
         sources = [view.peer_id for view in self._talk.book.alive() if view.base == reply.state]
         sources = self._others([source, *sources])
         state = self._position.find(reply.state) or await self._from_averages(since, sources)
         state = state or await self._fetch(manifest, sources)
         return Head(state, agreement, self._history(agreement, reply.history_tokens))
+
+    def _open(self, data: bytes) -> Agreement:
+        return Agreement.from_bytes(data, run=self._card.run, membership_key=self._card.member_key)
+
+    async def _check_anchored(self, source: str, newest: Agreement) -> None:
+        """Check that a head follows from the round that the coordinator's ledger has. Raises: FormatError, RefusedError."""
+        anchor = self.anchor
+        assert anchor is not None
+        if newest.round <= anchor.round:
+            if (newest.round, newest.state) != (anchor.round, anchor.state):
+                raise VerificationError(
+                    f"round {newest.round} is not what the coordinator's ledger has for it, or older"
+                )
+            return
+        reply = await self._ask_head(source, anchor.round, HEAD_SOON_S)
+        if reply.state != newest.state:
+            raise _MovedOn("it has moved on meanwhile")
+        self._since(Last.of(anchor), newest, list(reply.chain))
 
     def _history(self, agreement: Agreement, stated: int) -> int:
         """Agreed tokens up to an agreement: counted where it follows on this member's head, else as its source states."""
@@ -140,32 +163,25 @@ class CatchUp:
             return head.after(agreement.weights)
         return min(stated, MAX_HISTORY_TOKENS)
 
-    def _since(self, newest: Agreement, chain: list[bytes]) -> list[Agreement]:
-        """The agreements from this member's head to another, if that follows from it; else none.
-
-        It follows when each round was agreed on by the majority of the one before. Such a head is taken whoever stands on
-        it; any other must be the better branch.
+    def _since(self, last: Last, newest: Agreement, chain: list[bytes]) -> list[Agreement]:
+        """The agreements from a round to another head, each of which follows the one before.
 
         Args:
             newest: of the other head.
             chain: the agreements in between.
 
         Raises:
-            FormatError, RefusedError: one of them does not hold.
+            _Unshown: some of them are not here, or, from genesis on, nothing shows who may begin.
+            FormatError, RefusedError: one of them does not hold, or does not follow.
         """
-        head = self._position.head
-        if newest.round > head.round + 1 and head.round == 0:
-            return []  # at genesis nobody has a weight that would show which of two histories is the run's
-        card, base, weights = self._card, head.digest, head.weights
-        opened = (Agreement.from_bytes(item, run=card.run, membership_key=card.member_key) for item in chain)
+        if newest.round - last.round - 1 != len(chain):
+            raise _Unshown(f"round {newest.round} comes without the agreements since round {last.round}")
         found = []
-        for agreement in itertools.chain(opened, [newest]):  # one by one: nothing is checked after the first misfit
-            if agreement.base != base:
-                return []
-            agreement.check_against(weights)
-            if not agreement.has_majority_of(weights):
-                return []
-            base, weights = agreement.state, dict(agreement.weights)
+        for agreement in itertools.chain(map(self._open, chain), [newest]):  # nothing is checked after the first misfit
+            if last.round == 0 and not agreement.beginners:
+                raise _Unshown("round 1 does not say whom the coordinator named to begin")
+            check_follows(agreement, last, self._card.spec, self._named() or None)
+            last = Last.of(agreement)
             found.append(agreement)
         return found
 

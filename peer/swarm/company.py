@@ -10,7 +10,8 @@ from peer.swarm.head import Position
 from peer.swarm.members import MemberBook, MemberView
 from peer.swarm.node import short
 from peer.swarm.standing import Standing
-from protocol import canonical, claim
+from protocol import canonical, claim, succession
+from protocol.beginners import trusted_beginners
 from protocol.run_spec import RunSpec
 
 
@@ -19,7 +20,7 @@ class Company:
 
     def __init__(self, me: str, spec: RunSpec, book: MemberBook, standing: Standing, position: Position) -> None:
         self._me, self._spec, self._book, self._standing, self._position = me, spec, book, standing, position
-        self.founder: str | None = None  # who must take part in round 1; empty: not known yet; None: nobody must
+        self.named = b""  # whose round 1 is, in the coordinator's signed word; empty: not known yet
         self.ledger_round = 0  # as the coordinator last said
         self.waiting_for = ""  # why no round is being made, in words for the owner
 
@@ -43,12 +44,9 @@ class Company:
     # ---- whether a round can be made -----------------------------------------------------------------------------------
 
     def weights(self) -> dict[str, int]:
-        """Whose promises and votes count for the round in hand: the members of the last agreement, by their weights there.
-
-        Before there was one it is the founder's alone: two groups that both begin the run cannot both have it.
-        """
-        head = self._position.head
-        return {self.founder: 1} if head.round == 0 and self.founder is not None else head.weights
+        """Whose promises and votes count for the round in hand: the members of the last agreement; in round 1, the beginners."""
+        last = self._position.head.last
+        return succession.acceptors(last, trusted_beginners(self.named) if self.named and not last.round else None)
 
     def acceptors(self) -> dict[str, int]:
         """Who speaks for how much of it, as far as this member knows; an attempt is counted by what its leader knows."""
@@ -59,46 +57,57 @@ class Company:
 
     def is_enough(self) -> bool:
         """Whether a round may be made with these; if not, `waiting_for` says why."""
-        least, acceptors, here, begun = (
-            self._spec.sync.min_peers,
-            self.acceptors(),
-            self.here(),
-            self._position.head.round,
-        )
+        acceptors, here, begun = self.acceptors(), self.here(), self._position.head.round
+        least, found = self._spec.sync.min_peers, len(self._asked()) + 1
         self.waiting_for = ""
-        if len(here) < least:
-            self.waiting_for = Reason("wants-more-peers", missing=least - len(here), least=least)
+        if found < least:
+            self.waiting_for = Reason("wants-more-peers", missing=least - found, least=least)
         elif not begun and self.ledger_round:
             self.waiting_for = Reason("wants-a-state", round=self.ledger_round)
-        elif not begun and self.founder == "":
+        elif not begun and not self.named:
             self.waiting_for = Reason("wants-a-beginner")
-        elif not begun and self.founder not in (None, *here):
-            self.waiting_for = Reason("wants-the-beginner", peer=short(str(self.founder)))
+        elif not begun and not claim.has_majority(here, acceptors):
+            gone = sorted(set(acceptors) - here)
+            self.waiting_for = Reason("wants-the-beginner", peer=", ".join(short(peer) for peer in gone[:3]))
         elif not claim.has_majority(here, acceptors):
             found, count = len(here & set(acceptors)), len(acceptors)
             self.waiting_for = Reason("too-few", found=found, count=count)
         return not self.waiting_for
 
-    def place_in_line(self) -> int:
-        """Which leader this member is: 0 leads, 1 steps in when that one is silent, and so on.
+    def place_in_line(self) -> int | None:
+        """Which leader this member is: 0 leads, 1 steps in when that one is silent, and so on; None: it never leads.
 
-        Who hears few of the others would leave them out: it comes last.
+        Only those lead whose votes decide. Who hears few of the others would leave them out: it comes last.
         """
-        round = self._position.round
-        hears = {view.peer_id: view.hears for view in self.others()} | {self._me: len(self._book.alive())}
-        most = max(hears.values())
+        round, others = self._position.round, self.others()
+        hears = {view.peer_id: view.hears for view in others} | {self._me: len(self._book.alive())}
+        most = len(others)  # whoever says that it hears more than there are does not push the others back
 
         def order(peer: str) -> tuple[bool, str]:
-            return 2 * hears[peer] <= most, canonical.sha256_hex(f"{round}/{peer}".encode())
+            return 2 * min(hears[peer], most) < most, canonical.sha256_hex(f"{round}/{peer}".encode())
 
-        return sorted(hears, key=order).index(self._me)
+        line = sorted(hears.keys() & self.acceptors().keys(), key=order)
+        return line.index(self._me) if self._me in line else None
 
     # ---- whom to ask -----------------------------------------------------------------------------------------------------
 
     def to_ask(self) -> list[MemberView]:
-        """As many as fit, without those that are to be left out."""
-        without = self.to_avoid()
-        return [view for view in self.others() if view.peer_id not in without][: self._spec.sync.max_group - 1]
+        """As many as fit, without those that are to be left out: first those whom the majority needs."""
+        return self._asked()[: self._spec.sync.max_group - 1]
+
+    def _asked(self) -> list[MemberView]:
+        """Those whose votes decide, the heaviest first; then those who have done something, in another order each round."""
+        without, acceptors, round = self.to_avoid(), self.acceptors(), self._position.round
+
+        def order(view: MemberView) -> tuple[int, str]:
+            return -acceptors.get(view.peer_id, 0), canonical.sha256_hex(f"{round}/{view.peer_id}".encode())
+
+        able = [view for view in self.others() if view.peer_id not in without]
+        idle = self._standing.silent()
+        return sorted(
+            (view for view in able if view.peer_id in acceptors or (view.tokens and view.peer_id not in idle)),
+            key=order,
+        )
 
     def to_avoid(self) -> set[str]:
         """Members that spoilt a group a moment ago, if a round can be made without them."""
@@ -122,6 +131,10 @@ class Company:
             return f"not heard for {self._book.silent_s(view.peer_id):.0f} s"
         if view.base != self._position.head.digest:
             return f"at round {view.round}" if view.round != self._position.round else "on another branch"
+        if view.peer_id in self._standing.silent():
+            return "did not answer the last times that it was asked"
+        if not view.tokens:
+            return "had done nothing yet when the others were asked"
         full = len(self.others()) >= self._spec.sync.max_group
         return "the group is full" if full else "not there yet when the others were asked"
 

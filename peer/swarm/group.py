@@ -16,14 +16,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from peer.swarm.farewells import Farewells
 from peer.training.codec import CHUNK_VALUES
 from protocol import certificate, claim, swarm_pb2
-from protocol.claim import Claim, Late
+from protocol.beginners import open_beginners, trusted_beginners
+from protocol.claim import MAX_GROUP, Claim
 from protocol.envelope import Envelope
 from protocol.errors import VerificationError
 from protocol.run_spec import RunSpec
+from protocol.succession import Last, acceptors, check_claim, counted
 
 MAX_SHARE = 1 << 20
 MAX_REDUCERS = 64
 MAX_LEFT_OUT, MAX_REASON = 64, 120
+MAX_VOTED = 64  # groups that the promises of one attempt may name
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,17 @@ class Rules:
     spec: RunSpec
     membership_key: Ed25519PublicKey
     values: int  # of this round's update: the trainable parameters, or as many as its fragment has
-    round: int
-    base: str  # state digest
-    previous: Mapping[str, int]  # weights of the round before
-    before: str = ""  # state digest that the round before started from; empty in round 1
+    last: Last  # the round before
+    named: bytes = b""  # in round 1: the coordinator's word on who begins, as far as this member knows it
+
+    @property
+    def round(self) -> int:
+        return self.last.round + 1
+
+    @property
+    def base(self) -> str:
+        """State digest."""
+        return self.last.state
 
     def check_member(
         self, data: bytes, token: str, can_reduce: bool, expected_peer: str | None = None, share: int = 1
@@ -74,17 +84,12 @@ class Rules:
         membership = certificate.check(token, self.membership_key, run=self.run)
         if membership.peer_id != peer_id:
             raise VerificationError("the certificate is another peer's")
-        if (made.run, made.round, made.base) != (self.run, self.round, self.base):
-            raise VerificationError(
-                f"claims work for another run, round or base than round {self.round} from {self.base[:8]}…"
-            )
+        if made.run != self.run:
+            raise VerificationError("claims work for another run, round or base")
+        check_claim(peer_id, made, self.last, self.spec)
         update = made.update
         if (update.values, update.chunk_values, update.codec) != (self.values, CHUNK_VALUES, self.spec.sync.wire):
             raise VerificationError("claims an update of another size, chunk size or codec than the run's")
-        if made.tokens > made.batches * self.spec.data.sequence_length:
-            raise VerificationError(f"claims {made.tokens} tokens in {made.batches} sequences: more than fit")
-        if made.late is not None:
-            self._check_late(peer_id, made, made.late)
         return Member(peer_id, token, made, Envelope.from_bytes(data), can_reduce, share if can_reduce else 0)
 
     def check_reducer(self, token: str, share: int) -> Reducer:
@@ -94,12 +99,9 @@ class Rules:
             raise VerificationError("the host does not trust this peer to reduce for the others")
         return Reducer(membership.peer_id, token, share)
 
-    def _check_late(self, peer_id: str, made: Claim, late: Late) -> None:
-        claim.check_late(peer_id, made, self.previous)
-        if late.base != self.before:
-            raise VerificationError(f"claims late work from {late.base[:8]}…, expected {self.before[:8]}…")
-        if late.tokens > late.batches * self.spec.data.sequence_length:
-            raise VerificationError(f"claims {late.tokens} late tokens in {late.batches} sequences: more than fit")
+    def acceptors(self) -> dict[str, int]:
+        """Whose votes decide on the round, before farewells."""
+        return acceptors(self.last, trusted_beginners(self.named) if self.named else None)
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,10 @@ class Group:
     members: tuple[Member, ...]
     weights: Mapping[str, int]
     complete: str = ""  # not averaging, but completing the vote for this state
-    votes: tuple[bytes, ...] = ()  # with complete: the votes for it that the leader was shown
+    promises: tuple[bytes, ...] = ()  # after attempt 0: signed, of a majority, to show what must be completed
+    voted: tuple[Group, ...] = ()  # the groups that those promises name
+    newcomers: Mapping[str, int] = field(default_factory=dict)  # as its agreement will have them
+    beginners: bytes = b""  # in round 1: the coordinator's signed word on whose it is
     left_out: tuple[tuple[str, str], ...] = ()  # (peer id, why), by the leader's word; for people
     farewells: Farewells = field(default_factory=Farewells)  # by which this attempt's majorities are counted
     reducers: tuple[Reducer, ...] = ()  # not empty: the members themselves reduce nothing
@@ -142,9 +147,18 @@ class Group:
         able = any(member.can_reduce and 0 < member.share <= MAX_SHARE for member in members)
         if not able and not any(0 < reducer.share <= MAX_SHARE for reducer in reducers):
             raise VerificationError("nobody in the group can be reached to reduce")
-        weights = claim.weights(claims, rules.previous)
+        weights, newcomers = counted(claims, rules.last, rules.spec)
         return cls(
-            rules.round, rules.base, attempt, leader, tuple(members), weights, complete, reducers=tuple(reducers)
+            rules.round,
+            rules.base,
+            attempt,
+            leader,
+            tuple(members),
+            weights,
+            complete,
+            reducers=tuple(reducers),
+            newcomers=newcomers,
+            beginners=rules.named,
         )
 
     @classmethod
@@ -170,8 +184,16 @@ class Group:
             raise VerificationError(
                 f"a farewell counts from attempt {farewells.from_attempt} on, not in {group.attempt}"
             )
-        votes = tuple(message.votes) if message.complete else ()
-        return replace(group, votes=votes, left_out=left_out, farewells=farewells)
+        if len(message.promises) > MAX_GROUP or len(message.voted) > MAX_VOTED:
+            raise VerificationError(f"at most {MAX_GROUP} promises about {MAX_VOTED} groups")
+        return replace(
+            group,
+            left_out=left_out,
+            farewells=farewells,
+            promises=tuple(message.promises),
+            voted=tuple(cls.from_message(_bare(item), "", rules) for item in message.voted),
+            beginners=_beginners(message.beginners, rules),
+        )
 
     def to_message(self, certificate: str) -> swarm_pb2.Group:
         return swarm_pb2.Group(
@@ -180,7 +202,9 @@ class Group:
             base=self.base,
             attempt=self.attempt,
             complete=self.complete,
-            votes=self.votes,
+            promises=self.promises,
+            voted=[item.bare() for item in self.voted],
+            beginners=self.beginners,
             members=[
                 swarm_pb2.GroupMember(
                     certificate=member.certificate,
@@ -195,17 +219,17 @@ class Group:
             reducers=[swarm_pb2.Reducer(certificate=item.certificate, share=item.share) for item in self.reducers],
         )
 
-    def completing(
-        self, attempt: int, leader: str, state: str, votes: tuple[bytes, ...], farewells: Farewells
-    ) -> Group:
+    def bare(self) -> swarm_pb2.Group:
+        """The message without what shows that it may be: what a vote is about."""
+        return _bare(self.to_message(""))
+
+    def completing(self, attempt: int, leader: str, state: str) -> Group:
         """The same claims, voted on again in a later attempt."""
         return replace(
             self,
             attempt=attempt,
             leader=leader,
             complete=state,
-            votes=votes,
-            farewells=farewells,
             left_out=(),
             reducers=(),
         )
@@ -230,3 +254,22 @@ class Group:
         reached = list(itertools.accumulate((member.share for member in reducers), initial=0))
         bounds = [chunks * share // reached[-1] for share in reached]
         return {member.peer_id: range(bounds[i], bounds[i + 1]) for i, member in enumerate(reducers)}
+
+
+def _bare(message: swarm_pb2.Group) -> swarm_pb2.Group:
+    copy = swarm_pb2.Group()
+    copy.CopyFrom(message)
+    copy.ClearField("promises")
+    copy.ClearField("voted")
+    return copy
+
+
+def _beginners(data: bytes, rules: Rules) -> bytes:
+    """The coordinator's word that a group of round 1 carries. Raises: FormatError, RefusedError."""
+    if rules.last.round:
+        return b""
+    if data:
+        open_beginners(data, rules.membership_key, run=rules.run)
+    if rules.named and data != rules.named:
+        raise VerificationError("the group is not of those whom the coordinator named to begin")
+    return data

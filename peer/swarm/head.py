@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from peer.swarm.averages import Average
 from peer.training.state import SharedState
 from protocol.claim import Agreement
+from protocol.succession import Last
 
 MAX_HISTORY_TOKENS = 2**53
 CHAIN_ROUNDS = 64  # of which the agreements are kept, to show others how the run got here
@@ -39,6 +40,11 @@ class Head:
     def after(self, weights: Mapping[str, int]) -> int:
         """The history's tokens when a round with these weights is committed on top."""
         return min(self.history_tokens + sum(weights.values()), MAX_HISTORY_TOKENS)
+
+    @property
+    def last(self) -> Last:
+        """This round, as far as the next one hangs on it."""
+        return Last.of(self.agreement) if self.agreement else Last(self.round, self.digest)
 
     @property
     def weights(self) -> dict[str, int]:

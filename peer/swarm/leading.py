@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from peer.round_rules import Ballot, must_complete
 from peer.swarm import pace
@@ -19,7 +20,7 @@ from peer.swarm.members import MemberView
 from peer.swarm.node import short
 from peer.swarm.talk import Talk
 from peer.swarm.voting import open_voted
-from protocol import canonical, swarm_pb2
+from protocol import canonical, claim, swarm_pb2
 from protocol.claim import has_majority
 from protocol.errors import FormatError, NetworkError, RefusedError, RoundAborted, VerificationError
 
@@ -36,23 +37,34 @@ class Answers:
 
     members: dict[str, Member] = field(default_factory=dict)
     cast: dict[str, Cast] = field(default_factory=dict)
+    promises: dict[str, bytes] = field(default_factory=dict)  # the same votes, signed, for the others to see
+    silent: set[str] = field(default_factory=set)  # who was asked and did not answer
     left_out: dict[str, str] = field(default_factory=dict)  # peer id -> why
     farewells: Farewells = field(default_factory=Farewells)  # that they know of
     unheard: dict[str, set[str]] = field(default_factory=dict)  # peer id -> whom it does not hear
 
 
-async def gather(talk: Talk, others: Iterable[MemberView], proposal: swarm_pb2.Proposal, rules: Rules) -> Answers:
-    """Ask members for their claims; returns when all have answered, are gone, or have had their time."""
+async def gather(
+    talk: Talk, others: Iterable[MemberView], proposal: swarm_pb2.Proposal, rules: Rules, deciding: Collection[str]
+) -> Answers:
+    """Ask members for their claims; returns when all have answered, are gone, or have had their time.
+
+    Args:
+        deciding: those whose votes decide. The others have the proposal's own time, however slow they say they are.
+    """
     answers = Answers()
     asked = {view.peer_id: talk.spawn(_ask(talk, view.peer_id, proposal, rules, answers)) for view in others}
-    slowest_s = max((talk.book.patience_s(peer) for peer in asked), default=0.0)
-    deadline = time.monotonic() + proposal.timeout_s + slowest_s
+    slowest_s = max((talk.book.patience_s(peer) for peer in asked if peer in deciding), default=0.0)
+    started = time.monotonic()
     while waiting := [peer for peer, task in asked.items() if not task.done()]:
-        if time.monotonic() > deadline or not any(talk.book.is_alive(peer) for peer in waiting):
+        needed = any(peer in deciding and talk.book.is_alive(peer) for peer in waiting)
+        most_s = proposal.timeout_s + (slowest_s if needed else 0.0)
+        if time.monotonic() - started > most_s or not any(talk.book.is_alive(peer) for peer in waiting):
             break
         await asyncio.wait([asked[peer] for peer in waiting], timeout=LOOK_S)
     for peer in waiting:
         asked[peer].cancel()
+        answers.silent.add(peer)
         answers.left_out[peer] = f"no answer; not heard for {talk.book.silent_s(peer):.0f} s"
     return answers
 
@@ -64,7 +76,10 @@ async def _ask(talk: Talk, peer: str, proposal: swarm_pb2.Proposal, rules: Rules
             answers.left_out[peer] = reply.reason[:MAX_REASON]
             return
         member = rules.check_member(reply.claim, reply.certificate, reply.can_reduce, expected_peer=peer)
-        answers.cast[peer] = dict(open_voted(peer, item, rules) for item in reply.voted[:64])
+        cast = dict(open_voted(peer, item, rules) for item in reply.voted[:64])
+        if open_shown(reply.promise, proposal.attempt, talk.me, rules) != (peer, set(cast)):
+            raise VerificationError("its promise is not what it shows")
+        answers.cast[peer], answers.promises[peer] = cast, reply.promise
         answers.farewells = answers.farewells.joined(Farewells.open(reply.farewells, rules.run, rules.round))
         answers.unheard[peer] = set(reply.unheard[: len(proposal.asked)])
         answers.members[peer] = member
@@ -95,24 +110,22 @@ def choose_group(
         Undecided: only members that are silent know which of two states was committed.
         VerificationError: the group is too small, or nobody in it can reduce.
     """
-    cast = answers.cast
-    groups = {ballot.group: group for ballots in cast.values() for ballot, (group, _) in ballots.items()}
-    shown = [group.farewells for ballots in cast.values() for group, _ in ballots.values()]
-    shown_farewells = Farewells().joined(*shown)
-    farewells = answers.farewells.joined(shown_farewells)
+    shown = [group for cast in answers.cast.values() for group, _ in cast.values()]
+    farewells = answers.farewells.joined(*(group.farewells for group in shown))
     if farewells.from_attempt > attempt:
         raise RoundAborted(f"a member left after attempt {farewells.from_attempt - 1}")
-    acceptors = farewells.acceptors(weights)
-    least = rules.spec.sync.min_peers
-    if len(cast) < least or not has_majority(set(cast), acceptors):
-        raise RoundAborted(f"only {len(cast)} peers answered")
-    # who handed its weight over before any of the shown groups' votes has not voted for them
-    silent = dict.fromkeys(set(farewells.by_peer) - set(shown_farewells.by_peer) - set(cast), ())
-    lock = must_complete({**cast, **silent}, acceptors, {digest: group.weights for digest, group in groups.items()})
+    if len(answers.cast) < rules.spec.sync.min_peers:
+        raise RoundAborted(f"only {len(answers.cast)} peers answered")
+    lock = locked(answers.cast, shown, farewells, weights)
+    promises = tuple(answers.promises[peer] for peer in sorted(answers.promises)) if attempt else ()
+    evidence = {(group.digest, tuple(group.farewells.envelopes)): group for group in shown}
+
+    def showing(group: Group, **changes: Any) -> Group:
+        return replace(group, promises=promises, voted=tuple(evidence.values()), farewells=farewells, **changes)
+
     if lock is not None:
-        told = [(ballot, vote) for ballots in cast.values() for ballot, (_, vote) in ballots.items()]
-        votes = tuple(vote for ballot, vote in told if (ballot.group, ballot.state) == (lock.group, lock.state))
-        return groups[lock.group].completing(attempt, me, lock.state, votes, farewells)
+        group = next(group for group in shown if group.digest == lock.group)
+        return showing(group.completing(attempt, me, lock.state))
     members = sorted(
         answers.members.values(),
         key=lambda member: canonical.sha256_hex(f"{rules.round}/{attempt}/{member.peer_id}".encode()),
@@ -127,7 +140,77 @@ def choose_group(
         shared = [replace(member, share=found[member.peer_id]) for member in members]
     group = Group.build(rules, attempt, me, shared, reducers=helping)
     left_out = tuple(sorted(answers.left_out.items()))[:MAX_LEFT_OUT]
-    return replace(group, left_out=left_out, farewells=farewells)
+    return showing(group, left_out=left_out)
+
+
+def locked(
+    cast: Mapping[str, Iterable[Ballot]], shown: Iterable[Group], farewells: Farewells, weights: Mapping[str, int]
+) -> Ballot | None:
+    """What the answers to a proposal say must be completed; None: a new group may average.
+
+    The leader asks this before it makes a group, and every member before it takes part in one.
+
+    Args:
+        cast: member -> what it voted for before, as it has signed.
+        shown: the groups that those votes are about.
+        farewells: by which the attempt is counted.
+        weights: of the round's acceptors.
+
+    Raises:
+        RoundAborted: no majority has answered.
+        Undecided: only members that are silent know which of two states was committed.
+    """
+    groups = {group.digest: group for group in shown}
+    carried = Farewells().joined(*(group.farewells for group in shown))
+    acceptors = farewells.acceptors(weights)
+    if not has_majority(set(cast), acceptors):
+        raise RoundAborted(f"only {len(cast)} peers answered")
+    # who handed its weight over before any of the shown groups' votes has not voted for them
+    silent = dict.fromkeys(set(farewells.by_peer) - set(carried.by_peer) - set(cast), ())
+    return must_complete({**cast, **silent}, acceptors, {digest: group.weights for digest, group in groups.items()})
+
+
+def open_shown(data: bytes, attempt: int, leader: str, rules: Rules) -> tuple[str, set[Ballot]]:
+    """A promise in this very attempt: who made it, and what it had voted for. Raises: FormatError, RefusedError."""
+    peer, said = claim.open_promise(data)
+    expected = (rules.run, rules.round, rules.base, attempt, leader)
+    if (said.run, said.round, said.base, said.attempt, said.leader) != expected:
+        raise VerificationError(f"{peer} has made a promise for another attempt or leader than {attempt}")
+    return peer, {Ballot(item.attempt, item.group, item.state) for item in said.cast}
+
+
+def check_shown(group: Group, rules: Rules, weights: Mapping[str, int]) -> None:
+    """Check that a leader has passed over nothing: what its group's promises say must be completed, is.
+
+    Args:
+        weights: of the round's acceptors.
+
+    Raises:
+        FormatError, RefusedError: a promise does not hold, or says something else.
+        RoundAborted, Undecided: they are not a majority's, or leave two states open.
+    """
+    if not group.attempt:  # there was no vote before
+        if group.complete:
+            raise VerificationError("there is nothing to complete in the first attempt")
+        return
+    cast: dict[str, set[Ballot]] = {}
+    for data in group.promises:
+        peer, ballots = open_shown(data, group.attempt, group.leader, rules)
+        if cast.setdefault(peer, ballots) is not ballots:
+            raise VerificationError(f"{short(peer)} is shown twice")
+    named = {ballot.group for ballots in cast.values() for ballot in ballots}
+    if not named <= {item.digest for item in group.voted}:
+        raise VerificationError("the groups that were voted on are not shown")
+    if any(peer not in group.farewells.by_peer for item in group.voted for peer in item.farewells.by_peer):
+        raise VerificationError("a farewell that counted before is left out")
+    lock = locked(cast, group.voted, group.farewells, weights)
+    expected = (lock.group, lock.state) if lock else (group.digest, "")
+    if (group.digest, group.complete) != expected:
+        raise VerificationError(
+            f"the leader passes over state {lock.state[:12]}…, which may be committed"
+            if lock
+            else "the leader completes a state that nobody can have committed"
+        )
 
 
 def _helping(reducers: Iterable[Reducer], members: list[Member], answers: Answers) -> tuple[Reducer, ...]:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from peer.round_rules import Branch
 from peer.swarm.farewells import MAX_FAREWELLS, Farewells
 from protocol import certificate, claim, swarm_pb2
 from protocol.certificate import Membership
@@ -61,6 +60,7 @@ class MemberBook:
         self._run, self._key = run, membership_key
         self._views: dict[str, MemberView] = {}
         self._farewells: dict[int, Farewells] = {}  # by round
+        self.speakers: frozenset[str] = frozenset()  # whose weight counts in the round in hand, heard of or not
         self._checked: dict[str, tuple[str, Membership]] = {}  # peer id -> (certificate, what it says)
 
     def admit(self, peer_id: str, token: str) -> None:
@@ -187,7 +187,9 @@ class MemberBook:
             peer, said = claim.open_farewell(data)
             known = self._farewells.get(said.round, Farewells())
             near = round <= said.round <= round + 1 and len(known.by_peer) < MAX_FAREWELLS
-            if said.run == self._run and near:
+            # a stranger's counts for nothing, and anybody can make as many as they like
+            speaks = peer in self.speakers or self.is_admitted(peer)
+            if said.run == self._run and near and speaks:
                 self._farewells[said.round] = known.joined(Farewells({peer: (said, data)}))
 
     def farewells(self, round: int) -> Farewells:
@@ -197,14 +199,9 @@ class MemberBook:
     def to_relay(self) -> list[bytes]:
         return [data for farewells in self._farewells.values() for data in farewells.envelopes]
 
-    def branches(self) -> list[Branch]:
-        """The histories that live members stand on."""
-        found: dict[str, Branch] = {}
-        for view in self.alive():
-            known = found.get(view.base)
-            supporters = known.supporters + 1 if known else 1
-            found[view.base] = Branch(view.round - 1, view.base, view.history_tokens, supporters)
-        return list(found.values())
+    def ahead(self, round: int) -> list[MemberView]:
+        """Live members that say they stand on a later round than this one, the furthest first."""
+        return sorted((view for view in self.alive() if view.round - 1 > round), key=lambda view: -view.round)
 
 
 def _sane(value: float) -> float:

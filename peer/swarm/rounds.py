@@ -36,7 +36,7 @@ from peer.swarm.round_length import RoundLength
 from peer.swarm.running_group import RunningGroup
 from peer.swarm.standing import Standing
 from peer.swarm.talk import Talk
-from peer.swarm.voting import Voting, check_completing
+from peer.swarm.voting import Voting
 from peer.training.work import Update
 from protocol import swarm_pb2
 from protocol.claim import MAX_ATTEMPT, MAX_GROUP, Farewell
@@ -122,12 +122,12 @@ class Rounds:
         self.company = Company(self.me, card.spec, self.book, self._standing, self.position)
         self._talk = Talk(node, card.run, self.book, certificate)
         self.gossip = Gossip(self._talk, self._own_progress, lambda: self.position.round)
-        self._catch_up = CatchUp(self._talk, card, self.position, self._can_go_on)
+        self.catch_up = CatchUp(self._talk, card, self.position, lambda: self.company.named)
         self.group = RunningGroup(
             self._talk,
             card.spec,
             self.position,
-            self._catch_up,
+            self.catch_up,
             self._standing,
             self.pace,
             self._new_voting(None),
@@ -166,7 +166,7 @@ class Rounds:
         await serve("propose", swarm_pb2.Proposal, self._answer_proposal)
         await serve("group", swarm_pb2.Group, self._answer_group)
         await self.group.serve()
-        await self._catch_up.start()
+        await self.catch_up.start()
         await self.gossip.start()
         self._talk.spawn(self._clock())
 
@@ -260,7 +260,7 @@ class Rounds:
     def _caught_up(self, now: float) -> Head | None:
         """A better head that has been fetched. The search runs beside: whoever is slow to give it holds up nothing else."""
         if self._catching is None:
-            self._catching = (self.head.digest, self._talk.spawn(self._catch_up.better_head(now)))
+            self._catching = (self.head.digest, self._talk.spawn(self.catch_up.better_head(now)))
         searched_from, task = self._catching
         if not task.done():
             return None
@@ -313,12 +313,6 @@ class Rounds:
             hears=len(self.book.alive()),
         )
 
-    def _can_go_on(self) -> bool:
-        """Whether those that stand on this member's head hold a majority of the round before."""
-        if self._box.round > self.position.round:
-            return False  # it took part in a later round once, and has lost the states since
-        return self.company.has_majority()
-
     def _my_turn(self, now: float) -> bool:
         """Whether the round should be closed now and it is for this member to do it."""
         spec, company = self._card.spec, self.company
@@ -335,7 +329,8 @@ class Rounds:
             return False
         if self._due_since is None:
             self._due_since = now
-        return now - self._due_since >= company.place_in_line() * NEXT_IN_LINE_S
+        place = company.place_in_line()
+        return place is not None and now - self._due_since >= place * NEXT_IN_LINE_S
 
     # ---- leading -----------------------------------------------------------------------------------------------------
 
@@ -357,7 +352,8 @@ class Rounds:
             timeout_s=timeout_s,
             asked=[self.me, *(view.peer_id for view in others), *(reducer.peer_id for reducer in reducers)],
         )
-        gathering = self._talk.spawn(leading.gather(self._talk, others, proposal, rules))
+        deciding = self.company.acceptors()
+        gathering = self._talk.spawn(leading.gather(self._talk, others, proposal, rules, deciding))
         try:
             own = await self.own.wait_ready(timeout_s)
             answers = await gathering
@@ -365,8 +361,10 @@ class Rounds:
             gathering.cancel()
         if not self._box.is_bound(round, attempt, self.me):
             raise RoundAborted("another attempt was joined meanwhile")
+        self._standing.asked(answers.cast, answers.silent)
         answers.members[self.me] = self._own_member(own)
         answers.cast[self.me] = self.group.voting.own_ballots()
+        answers.promises[self.me] = self.group.voting.promise(attempt, self.me).to_bytes()
         self.book.take_farewells(answers.farewells.envelopes, round)
         answers.farewells = self.book.farewells(round).joined(answers.farewells)
         answers.left_out = self.company.unasked(others) | answers.left_out
@@ -379,8 +377,10 @@ class Rounds:
         return leading.choose_group(rules, attempt, self.me, answers, company.weights(), company.lines(), reducers)
 
     def _propose_timeout(self) -> float:
-        """How long members may take to hand over: three micro-batches of the slowest."""
-        slowest = max([self.own.progress.step_s, *(view.step_s for view in self.company.others())])
+        """How long members may take to hand over: three micro-batches of the slowest of those whose votes decide."""
+        deciding = self.company.acceptors()
+        steps = (view.step_s for view in self.company.others() if view.peer_id in deciding)
+        slowest = max([self.own.progress.step_s, *steps])
         return min(max(3 * slowest, PROPOSE_LEAST_S), PROPOSE_MOST_S)
 
     def _last_attempt(self) -> int:
@@ -414,6 +414,8 @@ class Rounds:
                 raise RoundAborted("after your last proposal there came no group")
             if peer in self.company.to_avoid():
                 raise RoundAborted("you spoilt a group a moment ago")
+            if peer not in self.company.acceptors():
+                raise RoundAborted("only members of the last agreement, or whom the coordinator named to begin, lead")
             self._check_attempt(message.attempt)
             timeout_s = min(max(message.timeout_s, 0.1), self._propose_timeout())
             if self._expecting == peer:
@@ -430,6 +432,7 @@ class Rounds:
                 claim=own.envelope.to_bytes(),
                 can_reduce=self._can_reduce,
                 voted=self.group.voting.to_messages(),
+                promise=self.group.voting.promise(message.attempt, peer).to_bytes(),
                 farewells=self.book.farewells(message.round).envelopes,
                 unheard=[
                     other for other in message.asked[:MAX_GROUP] if other != self.me and not self.book.is_alive(other)
@@ -446,8 +449,11 @@ class Rounds:
                 raise RoundAborted("I am bound to another attempt")
             if self.group.under_way:
                 raise RoundAborted("a group is under way")
-            group = Group.from_message(message, peer, self._rules())
+            rules = self._rules()
+            group = Group.from_message(message, peer, rules)
+            self.company.named = self.company.named or group.beginners
             self._check_place(group)
+            leading.check_shown(group, rules, self.company.weights())
             self._start_group(group)
             self._expecting = ""
             reply = swarm_pb2.GroupReply(accepted=True)
@@ -466,8 +472,6 @@ class Rounds:
             raise VerificationError("the group does not carry my claim")
         if group.round in self._box.farewells and self.me not in group.farewells.by_peer:
             raise VerificationError("the group does not carry my farewell")
-        if group.complete:
-            check_completing(group, group.votes, self._box.ballots)
 
     def _rules(self) -> Rules:
         return Rules(
@@ -475,10 +479,8 @@ class Rounds:
             spec=self._card.spec,
             membership_key=self._card.member_key,
             values=self._card.spec.sync.fragment_values(self.position.round, self.head.state.parameters.numel()),
-            round=self.position.round,
-            base=self.head.digest,
-            previous=self.head.weights,
-            before=self.head.agreement.base if self.head.agreement else "",
+            last=self.head.last,
+            named=self.company.named,
         )
 
     def _own_member(self, own: Contribution) -> Member:
@@ -507,6 +509,7 @@ class Rounds:
         report = RoundReport(head.round, len(head.weights), tokens, waited_s, self._attempts, took_part, left_out)
         last = self.group.voting.own
         self.position.advance(head)
+        self.book.speakers = frozenset(head.weights)
         self.own.next_round()  # the trainer's work is closed
         self.group.voting = self._new_voting(last)
         self._attempts, self._due_since, self._expecting, self._left_out = 0, None, "", ()

@@ -34,6 +34,8 @@ from peer.swarm.records import RecordValidator, members_key, open_record, sign_r
 from peer.swarm.rounds import RoundReport, Rounds
 from peer.training.codec import EncodedUpdate
 from peer.training.work import Update
+from protocol.beginners import open_beginners
+from protocol.claim import Agreement
 from protocol.errors import FormatError, NetworkError, RefusedError, SignatureError
 from protocol.keys import PeerIdentity
 from protocol.run_card import RunCard
@@ -139,16 +141,30 @@ class Swarm:
         """The other live members."""
         return self._run(_value(self._rounds.book.alive), 5.0)
 
-    def set_founder(self, ledger_round: int, founder: str) -> None:
-        """What the coordinator says before round 1: who must take part in it, and how far the run is already.
+    def set_run(self, ledger_round: int, named: bytes) -> None:
+        """What the coordinator says before round 1: how far the run is already, and whom it has named to begin.
 
-        Until it has said so, this member makes no first round; from round 2 on the members need nobody's word.
+        Until it has named somebody, this member makes no first round; from round 2 on the members need nobody's word.
         """
-        self._rounds.company.ledger_round = ledger_round
-        if (
-            founder or not self._rounds.company.founder
-        ):  # none is named once round 1 is reported; its voters still need it
-            self._rounds.company.founder = founder
+        company = self._rounds.company
+        company.ledger_round = ledger_round
+        if not named or company.named:  # the word is final
+            return
+        try:
+            open_beginners(named, self._card.member_key, run=self._card.run)
+        except (FormatError, RefusedError) as error:
+            logger.warning("the coordinator names beginners, and that does not hold: %s", error.message)
+        else:
+            company.named = named
+
+    @property
+    def wants_anchor(self) -> bool:
+        """Others are so far ahead that they cannot show all the way from here: the coordinator's ledger can."""
+        return self._rounds.catch_up.wants_anchor
+
+    def set_anchor(self, agreement: Agreement) -> None:
+        """A round as the coordinator's ledger has it, its signatures checked."""
+        self._rounds.catch_up.anchor = agreement
 
     def begin_work(self) -> Head:
         """The head to train from. Raises: DaemonEnded."""

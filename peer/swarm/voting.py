@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -19,7 +18,7 @@ from peer.round_rules import Ballot, BallotBox, is_committed
 from peer.swarm.group import Group, Rules
 from peer.swarm.talk import Talk
 from protocol import claim, swarm_pb2
-from protocol.claim import MAX_GROUP, Agreement, Vote
+from protocol.claim import MAX_GROUP, Agreement, Cast, Promise, Vote
 from protocol.envelope import Envelope
 from protocol.errors import FormatError, NetworkError, RefusedError, RoundAborted, VerificationError
 from protocol.keys import PeerIdentity
@@ -60,7 +59,8 @@ class Voting:
         self._talk, self._identity, self._box = talk, identity, box
         self._run, self._round, self._base, self._acceptors = run, round, base, acceptors
         self._last = last
-        self._votes: dict[str, tuple[Vote, Envelope]] = {}  # peer id -> its vote in the highest attempt
+        # peer id -> its vote in the highest attempt; from itself, or of a member of this member's own group
+        self._votes: dict[str, tuple[Vote, Envelope]] = {}
         self._groups: dict[str, tuple[Group, Envelope]] = {}  # group digest -> this member's newest vote on it
         self._gave_up: set[tuple[str, str, int]] = set()  # (peer id, group digest, attempt)
         self._changed = asyncio.Event()
@@ -111,7 +111,7 @@ class Voting:
             RoundAborted: no majority came together in time.
         """
         ballot = Ballot(group.attempt, group.digest, state)
-        evidence = group.to_message("").SerializeToString()
+        evidence = group.bare().SerializeToString()
         await asyncio.get_running_loop().run_in_executor(None, self._box.vote, self._round, ballot, evidence)
         vote, envelope = self._sign(ballot)
         self._groups = {group.digest: (group, envelope)}
@@ -147,6 +147,8 @@ class Voting:
             vote_envelopes=tuple(self._votes[m.peer_id][1] for m in group.members if m.peer_id in voters),
             certificates={member.peer_id: member.certificate for member in group.members},
             farewells=tuple(group.farewells.envelopes),
+            newcomers=dict(group.newcomers),
+            beginners=group.beginners,
         )
 
     def own_ballots(self) -> dict[Ballot, tuple[Group, bytes]]:
@@ -161,17 +163,26 @@ class Voting:
     def to_messages(self) -> list[swarm_pb2.Voted]:
         """The same, for the leader of a later attempt."""
         return [
-            swarm_pb2.Voted(vote=envelope.to_bytes(), group=group.to_message(""))
-            for group, envelope in self._groups.values()
+            swarm_pb2.Voted(vote=envelope.to_bytes(), group=group.bare()) for group, envelope in self._groups.values()
         ]
 
+    def promise(self, attempt: int, leader: str) -> Envelope:
+        """The same, signed, for all members of that attempt."""
+        cast = tuple(Cast(**ballot._asdict()) for ballot in self.own_ballots())
+        said = Promise(run=self._run, round=self._round, base=self._base, attempt=attempt, leader=leader, cast=cast)
+        return said.sign(self._identity)
+
     def take(self, data: bytes, peer: str | None = None) -> None:
-        """Note a vote, that of `peer` if that is given; one for another round or base is passed over.
+        """Note a vote: that of `peer`, who sent it, or (None) of some member of this member's group, passed on.
+
+        One for another round or base is passed over, and so is one of a stranger: anybody can make as many as they like.
 
         Raises:
             FormatError, RefusedError: it is none, or its signature does not hold.
         """
         voter, vote = claim.open_vote(data)
+        if peer is None and not any(voter in group.by_peer for group, _ in self._groups.values()):
+            return
         if peer not in (None, voter) or (vote.run, vote.round, vote.base) != (self._run, self._round, self._base):
             return
         known = self._votes.get(voter)
@@ -190,11 +201,14 @@ class Voting:
         await self._talk.reply(writer, swarm_pb2.VoteReply(vote=mine.to_bytes() if mine else b"", others=others))
 
     def _held_for(self, like: Vote, without: str) -> list[bytes]:
-        """The others' votes for the same group in the same attempt."""
+        """The others' votes for the same group in the same attempt, of its members only."""
+        if like.group not in self._groups:
+            return []
+        members = self._groups[like.group][0].by_peer.keys() - {without, self._talk.me}
         return [
             envelope.to_bytes()
             for voter, (vote, envelope) in self._votes.items()
-            if (vote.group, vote.attempt) == (like.group, like.attempt) and voter not in (without, self._talk.me)
+            if (vote.group, vote.attempt) == (like.group, like.attempt) and voter in members
         ]
 
     def gave_up(self, peer: str, group: str, attempt: int) -> None:
@@ -287,24 +301,3 @@ def open_voted(peer: str, item: swarm_pb2.Voted, rules: Rules) -> tuple[Ballot, 
     ):
         raise VerificationError("a vote that is another's, or for another round or group")
     return Ballot(vote.attempt, vote.group, vote.state), (group, item.vote)
-
-
-def check_completing(group: Group, votes: Iterable[bytes], own: Iterable[Ballot]) -> None:
-    """Check that a leader who wants a state completed has not made it up: somebody else had voted for it.
-
-    Args:
-        votes: what the leader sent along with the group.
-        own: what this member voted for; it needs no other witness for that.
-
-    Raises:
-        FormatError, RefusedError: nobody but the leader stands for the state.
-    """
-    if any((ballot.group, ballot.state) == (group.digest, group.complete) for ballot in own):
-        return
-    for data in itertools.islice(votes, MAX_GROUP):
-        voter, vote = claim.open_vote(data)
-        wanted = (group.round, group.base, group.digest, group.complete)
-        for_it = (vote.round, vote.base, vote.group, vote.state) == wanted and vote.attempt < group.attempt
-        if for_it and voter in group.by_peer and voter != group.leader:
-            return
-    raise VerificationError("no member but the leader has voted for the state to complete")
