@@ -31,7 +31,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -213,3 +213,31 @@ def must_complete(
     if len(newest) > 1:  # an attempt that completes a state has that one only: this was an average
         raise Undecided(f"{len(newest)} states may have been committed in attempt {newest[0].attempt}")
     return newest[0] if newest else None
+
+
+def locked(
+    answers: Mapping[str, Iterable[Ballot]],
+    acceptors: Mapping[str, int],
+    groups: Mapping[str, Mapping[str, int]],
+    *,
+    left: Collection[str] = (),
+    carried: Collection[str] = (),
+    complete: Callable[..., Ballot | None] = must_complete,
+) -> Ballot | None:
+    """What the promises of an attempt say must be completed; None: a new group may average.
+
+    Its leader asks this before it makes a group, and each member, of the same promises, before it takes part.
+
+    Args:
+        answers, acceptors, groups: as `must_complete` has them.
+        left: whose farewells the attempt carries.
+        carried: whose farewells the groups that were voted on carried: who left before did not vote for them.
+
+    Raises:
+        RoundAborted: those who have answered are no majority.
+        Undecided: as `must_complete`.
+    """
+    if not has_majority(set(answers), acceptors):
+        raise RoundAborted(f"only {len(answers)} peers answered")
+    gone = dict.fromkeys(set(left) - set(carried) - set(answers), ())
+    return complete({**answers, **gone}, acceptors, groups)

@@ -98,10 +98,14 @@ def counted(claims: Mapping[str, Claim], last: Last, spec: RunSpec) -> tuple[dic
     """What the claims of a group count for, and which of its members are newcomers: peer id -> in how many agreements."""
     if spec.sync.rules == 1:
         return claim.weights(claims, last.weights), {}
-    worths = {peer_id: made.worth for peer_id, made in claims.items()}
-    if not last.weights:
+    return counted_worths({peer_id: made.worth for peer_id, made in claims.items()}, last)
+
+
+def counted_worths(worths: Mapping[str, int], last: Last) -> tuple[dict[str, int], dict[str, int]]:
+    """The same of what the claims may count for at most."""
+    if not last.weights:  # in round 1 all are regulars
         return weights(worths, last), {}
-    been = {peer_id: _been(peer_id, last) + 1 for peer_id in claims}
+    been = {peer_id: _been(peer_id, last) + 1 for peer_id in worths}
     return weights(worths, last), {peer_id: times for peer_id, times in been.items() if times < PROBATION}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sim_rules import Broken, Diverged, Late, Rulebook, SimHead, Stuck
+from swarm_plans import LIES, TELLS
 
 from peer.round_rules import Ballot, BallotBox, Undecided, is_committed, must_complete
 from protocol.claim import has_majority
@@ -69,23 +70,27 @@ def _any_late(peer: str, late: Late, head: SimHead) -> bool:
     return (late.round, late.base) == (head.round, head.group.base)
 
 
-PLANTED: dict[str, tuple[Rulebook, type[Broken]]] = {
-    "promises are ignored": (Rulebook(box=FickleBox), Diverged),
-    "votes are given in any attempt": (Rulebook(box=TwoFacedBox), Diverged),
-    "votes are forgotten": (Rulebook(box=ShortMemoryBox), Diverged),
-    "a crash forgets everything": (Rulebook(remembers=False), Diverged),
-    "locks are ignored": (Rulebook(must_complete=lambda answers, acceptors, groups: None), Diverged),
-    "silence is a no": (Rulebook(must_complete=_only_those_who_answered), Diverged),
+ALL = tuple(kind for kind in TELLS if kind not in LIES)
+TELLERS = ("boast", "split", "lose")
+RIVALS = ("rival", "delay", "twice", "slow", "freeze")  # of such plans, few show what these do
+PLANTED: dict[str, tuple[Rulebook, type[Broken], tuple[str, ...]]] = {
+    "promises are ignored": (Rulebook(box=FickleBox), Diverged, RIVALS),
+    "votes are given in any attempt": (Rulebook(box=TwoFacedBox), Diverged, RIVALS),
+    "votes are forgotten": (Rulebook(box=ShortMemoryBox), Diverged, ALL),
+    "a crash forgets everything": (Rulebook(remembers=False), Diverged, ALL),
+    "locks are ignored": (Rulebook(must_complete=lambda answers, acceptors, groups: None), Diverged, ALL),
+    "silence is a no": (Rulebook(must_complete=_only_those_who_answered), Diverged, ALL),
     "the group's majority is enough": (
         Rulebook(is_committed=lambda v, acceptors, group: has_majority(v, group)),
         Diverged,
+        ALL,
     ),
-    "any vote commits": (Rulebook(is_committed=lambda v, acceptors, group: bool(v)), Diverged),
-    "a state is taken for the digest that was asked for": (Rulebook(checks_digests=False), Diverged),
-    "a group averages claims from several bases": (Rulebook(same_base=False), Broken),
-    "late work is counted although its author was in the round": (Rulebook(late_allowed=_any_late), Broken),
-    "an aborted round loses the work": (Rulebook(keeps_work=False), Broken),
-    "a leaver is dropped by those who have heard of it": (Rulebook(leaving="dropped"), Diverged),
-    "a farewell counts for those who have heard of it, and its author is out": (Rulebook(leaving="heard"), Stuck),
-    "a head is followed for its supporters alone": (Rulebook(shows_chain=False), Stuck),
+    "any vote commits": (Rulebook(is_committed=lambda v, acceptors, group: bool(v)), Diverged, ALL),
+    "a state is taken for the digest that was asked for": (Rulebook(checks_digests=False), Diverged, ALL),
+    "a group averages claims from several bases": (Rulebook(same_base=False), Broken, ALL),
+    "late work is counted although its author was in the round": (Rulebook(late_allowed=_any_late), Broken, ALL),
+    "an aborted round loses the work": (Rulebook(keeps_work=False), Broken, ALL),
+    "a leaver is dropped by those who have heard of it": (Rulebook(leaving="dropped"), Diverged, ALL),
+    "a farewell counts for those who have heard of it, and its author is out": (Rulebook(leaving="heard"), Stuck, ALL),
+    "whoever is ahead is followed": (Rulebook(checks_heads=False), Diverged, TELLERS),
 }

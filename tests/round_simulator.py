@@ -22,6 +22,7 @@ from sim_rules import Broken, Diverged, Farewell, Rulebook, SimClaim, SimGroup, 
 from swarm_plans import Fault, Plan
 
 from peer.round_rules import Ballot
+from protocol.claim import acceptors_after
 
 CALM_TICKS = 400
 
@@ -53,6 +54,17 @@ class World:
 
     def _in_force(self, kind: str) -> list[Fault]:
         return self.faults.get(kind, [])
+
+    def does(self, name: str, lie: str) -> bool:
+        """Whether a member is hostile now; who speaks for half of the weight need not lie: it decides."""
+        if not any(name in fault.who for fault in self._in_force(lie)):
+            return False
+        return all(2 * weights.get(name, 0) < sum(weights.values()) for weights in self.deciding(name))
+
+    def deciding(self, name: str) -> list[dict[str, int]]:
+        """Who speaks for how much, as that member knows."""
+        peer = self.peers[name]
+        return [dict(peer.head.group.weights), acceptors_after(peer.head.group.weights, peer.successors())]
 
     def is_frozen(self, name: str) -> bool:
         return any(fault.who[0] == name for fault in self._in_force("freeze"))
@@ -97,12 +109,25 @@ class World:
     def _on_link(self, kind: str, sender: str, to: str, what: str) -> bool:
         return any(f.who[:2] == (sender, to) and f.what in ("", what) for f in self._in_force(kind))
 
+    def shown_head(self, peer: SimPeer) -> SimHead:
+        """Where a peer says that it stands."""
+        if not self.does(peer.name, "boast"):
+            return peer.head
+        round, own = peer.head.round + 2, peer.head
+        claim = SimClaim(peer.name, round, own.digest, 10**6)
+        group = SimGroup(round, own.digest, f"lie of {peer.name}", {peer.name: claim}, {peer.name: 10**6})
+        lie = f"made up by {peer.name} for round {round}"
+        return SimHead(round, lie, lie, group, frozenset([peer.name]), 2**50, before=own)
+
     def hand_over(self, source: str, to: str, digest: str) -> str:
         """What a peer gets when it asks another for a state."""
         peer = self.peers[source]
         if not peer.up or source == to or self.is_cut(source, to) or self.is_frozen(source):
             return ""
-        held = {peer.head.digest: peer.head.content} | {content: content for content in peer.held}
+        shown = self.shown_head(peer)
+        held = {peer.head.digest: peer.head.content, shown.digest: shown.content} | {
+            content: content for content in peer.held
+        }
         damaged = any(fault.who[0] == source for fault in self._in_force("corrupt"))
         return held[digest] + f", damaged by {source}" if damaged and digest in held else held.get(digest, "")
 
@@ -173,6 +198,11 @@ class World:
         for peer in self.order:
             if peer.up and not (self.faults and self.is_frozen(peer.name)):
                 peer.tick()
+        for fault in self._in_force("usurp"):
+            peer = self.peers[fault.who[0]]
+            if self.draw.random() < 0.25 and peer.up and not self.is_frozen(peer.name):
+                others = [name for name in self.peers if name != peer.name]
+                peer.lead(self.draw.sample(others, self.draw.randint(1, len(others))))
         for fault in self._in_force("restless"):
             peer = self.peers[self.draw.choice(fault.who)]
             if self.draw.random() < 0.25 and peer.up and not self.is_frozen(peer.name):

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from sim_rules import Farewell, Late, SimClaim, SimGroup, SimHead, by_digest
 
-from peer.round_rules import Ballot, Bound, Branch, Undecided, prefers
-from protocol.claim import acceptors_after, has_majority, weights
+from peer.round_rules import Ballot, Bound, locked
+from protocol.claim import acceptors_after, has_majority
+from protocol.errors import RoundAborted
+from protocol.succession import counted_worths as counted
 
 if TYPE_CHECKING:
     from round_simulator import World
@@ -129,6 +131,9 @@ class SimPeer:
     def _farewells(self) -> dict[str, Farewell]:
         return {leaver: farewell for (round, leaver), farewell in self.known.items() if round == self.round}
 
+    def successors(self) -> dict[str, str]:
+        return {leaver: farewell.successor for leaver, farewell in self._farewells().items()}
+
     def _acceptors(self, farewells: Mapping[str, Farewell]) -> dict[str, int]:
         """Whose promises and votes count in an attempt whose group carries these farewells."""
         if self.rules.leaving == "heard":
@@ -142,6 +147,9 @@ class SimPeer:
             gone = {p for p, (r, b, voted) in self.left.items() if r < here[0] or ((r, b) == here and not voted)}
             return {peer: weight for peer, weight in weights.items() if peer not in gone}
         return acceptors_after(weights, successors)
+
+    def _may_lead(self, peer: str) -> bool:
+        return peer in self.head.group.weights or peer in self._acceptors(self._farewells())
 
     def _may_take_part(self) -> bool:
         return not (self.rules.leaving == "heard" and self.round in self.said)
@@ -160,7 +168,8 @@ class SimPeer:
         now, others = self.world.now, self.world.seen_by(self)
         for other in others:
             self.left.pop(other.name, None)
-        if any(other.head.round > self.head.round for other in others) and not self.world.is_blind(self.name):
+        ahead = any(self.world.shown_head(other).round > self.head.round for other in others)
+        if ahead and not self.world.is_blind(self.name):
             if self._catch_up(others, now):  # also from within a group: its round may be over
                 return
         else:
@@ -190,8 +199,9 @@ class SimPeer:
         if self.due_since < 0:
             self.due_since = now
         here = [self.name, *(other.name for other in others if other.head.digest == self.head.digest)]
-        line = sorted(here, key=lambda peer: by_digest(f"{self.round}/{peer}"))
-        return now - self.due_since >= line.index(self.name) * NEXT_IN_LINE
+        leads = {peer for peer in here if self._may_lead(peer)}
+        line = sorted(leads, key=lambda peer: by_digest(f"{self.round}/{peer}"))
+        return self.name in line and now - self.due_since >= line.index(self.name) * NEXT_IN_LINE
 
     def _abort(self) -> None:
         if not self.rules.keeps_work:
@@ -228,6 +238,8 @@ class SimPeer:
             return
         if self._is_in_group() or not self._may_take_part():
             return
+        if not self._may_lead(leader):
+            return
         try:
             self.box.promise(round, attempt, leader)
         except Bound:
@@ -252,44 +264,84 @@ class SimPeer:
     def _close_proposal(self, proposal: Proposal) -> None:
         """The leader has waited long enough."""
         self.proposal = None
-        cast = {peer: ballots for peer, (_, ballots) in proposal.answers.items()}
+        cast = {peer: tuple(ballots) for peer, (_, ballots) in proposal.answers.items()}
+        usurps = self.world.does(self.name, "usurp")
+        if usurps and self.world.draw.random() < 0.5:  # it cannot change what others have signed: only leave it out
+            cast = {peer: ballots for peer, ballots in cast.items() if not ballots or peer == self.name}
         shown = [self.world.attempts[self.round, ballot] for ballots in cast.values() for ballot in ballots]
         for attempt in shown:
             self._learn(attempt.farewells.values())
         farewells = self._farewells()
-        acceptors = self._acceptors(farewells)
         too_early = self.rules.leaving == "farewell" and any(f.attempt > proposal.attempt for f in farewells.values())
         bound = self.box.is_bound(self.round, proposal.attempt, self.name)
-        if too_early or not bound or not has_majority(set(cast), acceptors):
+        try:
+            if too_early or not bound:
+                raise RoundAborted("another attempt, or a later one")
+            lock = None if usurps else self._locked(cast, farewells)
+        except RoundAborted:
             self._abort()
             return
         groups = {attempt.group.name: attempt.group for attempt in shown}
-        carried = {leaver for attempt in shown for leaver in attempt.farewells}
-        if self.rules.leaving == "farewell":  # who left before that vote, and was not in it since, did not cast one
-            cast |= {leaver: [] for leaver in farewells if leaver not in carried and leaver not in cast}
-        try:
-            lock = self.rules.must_complete(cast, acceptors, {name: group.weights for name, group in groups.items()})
-        except Undecided:
-            self._abort()
-            return
         group = groups[lock.group] if lock else self._new_group(proposal)
         self.world.led(self.round, proposal.attempt, group, farewells)
         complete = lock.state if lock else ""
         for peer in group.claims:
             if peer != self.name:
-                self.world.send(self.name, peer, "group", proposal.attempt, group, complete, farewells)
+                self.world.send(self.name, peer, "group", proposal.attempt, group, complete, farewells, cast)
         self._join(proposal.attempt, group, complete, farewells)
+
+    def _locked(self, cast: Mapping[str, tuple[Ballot, ...]], farewells: Mapping[str, Farewell]) -> Ballot | None:
+        """What promises say must be completed. Raises: RoundAborted."""
+        shown = [self.world.attempts[self.round, ballot] for ballots in cast.values() for ballot in ballots]
+        counts = self.rules.leaving == "farewell"
+        return locked(
+            cast,
+            self._acceptors(farewells),
+            {attempt.group.name: attempt.group.weights for attempt in shown},
+            left=farewells if counts else (),
+            carried={leaver for attempt in shown for leaver in attempt.farewells},
+            complete=self.rules.must_complete,
+        )
+
+    def _is_shown(
+        self,
+        attempt: int,
+        group: SimGroup,
+        complete: str,
+        farewells: Mapping[str, Farewell],
+        cast: Mapping[str, tuple[Ballot, ...]],
+    ) -> bool:
+        """Whether a leader's promises say that this group may be: as `peer.swarm.leading.check_shown`."""
+        if not self.rules.checks_leader:
+            return True
+        if not attempt:
+            return not complete
+        shown = [self.world.attempts[self.round, ballot] for ballots in cast.values() for ballot in ballots]
+        if any(leaver not in farewells for item in shown for leaver in item.farewells):
+            return False
+        try:
+            lock = self._locked(cast, farewells)
+        except RoundAborted:
+            return False
+        return (group.name, complete) == ((lock.group, lock.state) if lock else (group.name, ""))
 
     def _new_group(self, proposal: Proposal) -> SimGroup:
         claims = {peer: claim for peer, (claim, _) in sorted(proposal.answers.items())}
-        given = weights(claims, self.head.group.weights)  # type: ignore[arg-type]
+        last = self.head.last
+        given, newcomers = counted({peer: claim.worth for peer, claim in claims.items()}, last)
         name = f"{self.round}.{proposal.attempt} by {self.name} of {''.join(claims)}"
-        return SimGroup(self.round, self.head.digest, name, claims, given)
+        return SimGroup(self.round, self.head.digest, name, claims, given, newcomers)
 
     # ---- the group ---------------------------------------------------------------------------------------------------
 
     def on_group(
-        self, leader: str, attempt: int, group: SimGroup, complete: str, farewells: dict[str, Farewell]
+        self,
+        leader: str,
+        attempt: int,
+        group: SimGroup,
+        complete: str,
+        farewells: dict[str, Farewell],
+        cast: dict[str, tuple[Ballot, ...]],
     ) -> None:
         if self._is_in_group() or not self.box.is_bound(group.round, attempt, leader):
             return
@@ -298,6 +350,8 @@ class SimPeer:
         if not complete and group.claims[self.name] != self.work:
             return
         if self.rules.leaving == "farewell" and group.round in self.said and self.name not in farewells:
+            return
+        if not self._is_shown(attempt, group, complete, farewells, cast):
             return
         if all(self._good_claim(claim) for claim in group.claims.values()):
             self._join(attempt, group, complete, farewells)
@@ -325,6 +379,8 @@ class SimPeer:
         if not mine.content:
             self._abort()
             return
+        if self.world.does(self.name, "mislead"):
+            mine.complete, mine.content = "", f"{mine.content}, says {self.name}"
         ballot = Ballot(mine.attempt, mine.group.name, mine.complete or mine.content)
         try:
             self.box.vote(mine.group.round, ballot)
@@ -381,36 +437,25 @@ class SimPeer:
         return ""
 
     def _catch_up(self, others: list[SimPeer], now: int) -> bool:
-        mine = self._own_branch(others)
-        branches = _branches(others)
-        better = [b for b in branches if b.state != mine.state and b.round >= mine.round]
-        better = [b for b in better if self._may_follow(b.round) or prefers(b, mine)]
-        if not better:
+        """Take a later head, if it follows from this one's."""
+        heads = sorted(
+            ((self.world.shown_head(other), other.name) for other in others), key=lambda item: -item[0].round
+        )
+        ahead = [(head, name) for head, name in heads if head.round > self.head.round]
+        if not ahead:
             self.behind_since = -1
             return False
         if self.behind_since < 0:
             self.behind_since = now
-        better.sort(key=lambda b: (b.supporters, b.history_tokens, b.state), reverse=True)
-        if better[0].round <= mine.round + 1 and now - self.behind_since < BEHIND:
+        if ahead[0][0].round <= self.head.round + 1 and now - self.behind_since < BEHIND:
             return False
-        for branch in better:
-            sources = [other.name for other in others if other.head.digest == branch.state]
-            head = self.world.peers[sources[0]].head
-            shown = self.rules.shows_chain or head.round == self.round
-            if (shown and head.follows_on(self.head, self._counted)) or prefers(branch, mine):
-                content = self._fetch(head.digest, sources)
+        for head, source in ahead:
+            if not self.rules.checks_heads or head.follows_on(self.head, self._counted):
+                content = self._fetch(head.digest, [source, *(name for other, name in ahead if other == head)])
                 if content:
                     self._advance(replace(head, content=content))
                     return True
         return False
-
-    def _may_follow(self, round: int) -> bool:
-        return round == self.round or (self.rules.shows_chain and round > self.round)
-
-    def _own_branch(self, others: list[SimPeer]) -> Branch:
-        followers = sum(other.head.digest == self.head.digest for other in others)
-        supporters = followers + 1 if self._can_go_on(others) else 0
-        return Branch(self.head.round, self.head.digest, self.head.history_tokens, supporters)
 
     def _advance(self, head: SimHead) -> None:
         """Stand on a new head: everything of the round before is over."""
@@ -423,12 +468,3 @@ class SimPeer:
         self.held = {self.head.content, head.content}
         self.head = head
         self._begin()
-
-
-def _branches(others: list[SimPeer]) -> list[Branch]:
-    found: dict[str, Branch] = {}
-    for other in others:
-        known = found.get(other.head.digest)
-        count = known.supporters + 1 if known else 1
-        found[other.head.digest] = Branch(other.head.round, other.head.digest, other.head.history_tokens, count)
-    return list(found.values())

@@ -12,6 +12,7 @@ from functools import cache
 from peer.round_rules import Ballot, BallotBox, is_committed, must_complete
 from protocol import canonical
 from protocol.claim import has_majority
+from protocol.succession import Last
 
 
 class Broken(AssertionError):
@@ -66,6 +67,7 @@ class SimGroup:
     name: str
     claims: Mapping[str, SimClaim]
     weights: Mapping[str, int]
+    newcomers: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,10 @@ class SimHead:
     history_tokens: int
     successors: Mapping[str, str] = field(default_factory=dict)  # the farewells by which it was counted
     before: SimHead | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def last(self) -> Last:
+        return Last(self.round, self.digest, self.group.weights, self.group.newcomers, self.group.base)
 
     def follows_on(self, mine: SimHead, counted_by: Callable[[SimHead, Mapping[str, str]], Mapping[str, int]]) -> bool:
         """Whether each round from `mine` to this one was committed by a majority of the one before."""
@@ -106,7 +112,8 @@ class Rulebook:
     same_base: bool = True  # a group takes claims for its own round and base only
     keeps_work: bool = True  # when an attempt comes to nothing
     late_allowed: Callable[[str, Late, SimHead], bool] = late_allowed
-    shows_chain: bool = True  # a head is handed over with the agreements since that of the one who asks
+    checks_leader: bool = True  # members compute from the promises shown what must be completed
+    checks_heads: bool = True  # a head is taken if each round on the way to it has its majority
     leaving: str = (
         "farewell"  # or "dropped": by who has heard of it; "silent"; "heard": who knows the farewell counts by it
     )

@@ -23,6 +23,7 @@ ROUND_TICKS = 10  # that a round without faults takes
 MESSAGES = ("", "propose", "answer", "group", "vote")  # which of them a link loses; "": all
 
 WHOLE = ("hasty", "restless", "lossy", "slow", "blind", "shaky")  # some storms are made of these, from first to last
+LIES = ("usurp", "mislead", "boast")  # what a hostile member does; in one plan they are all by the same one
 TELLS = {
     "crash": "{0} is killed, and started again",
     "freeze": "{0} stands still, then goes on",
@@ -41,6 +42,9 @@ TELLS = {
     "lossy": "a third of all messages is lost",
     "leave": "{0} leaves as it should, and comes back",
     "corrupt": "the states that {0} hands out are damaged",
+    "usurp": "{0} leads, and passes over the votes that it is shown; it shows whose promises it likes",
+    "mislead": "{0} votes for states that it has made up",
+    "boast": "{0} says that it stands on a later state, of its own making",
 }
 
 
@@ -89,7 +93,7 @@ def _fault(draw: random.Random, names: list[str], ticks: int, worst: list[int], 
     until = at + draw.choice([1, 2, 4, 8, 16, 3 * ROUND_TICKS])
     least = 2 if kind in ("lose", "delay", "twice") else 1
     most = len(names) if kind == "rival" else max(len(names) - 1, least)
-    count = least if kind in ("lose", "delay", "twice", "crash", "freeze", "leave", "corrupt") else 0
+    count = least if kind in ("lose", "delay", "twice", "crash", "freeze", "leave", "corrupt", *LIES) else 0
     who = draw.sample(names, count or draw.randint(1, most))
     what = draw.choice(MESSAGES) if least == 2 else ""
     return Fault(at, kind, tuple(who if kind == "rival" else who if least == 2 else sorted(who)), until, what)
@@ -108,6 +112,8 @@ def random_plan(seed: int, rounds: int = 10, kinds: tuple[str, ...] = tuple(TELL
     worst = [draw.randrange(ticks) for _ in range(draw.randint(1, rounds))]  # troubles seldom come alone
     per_round = draw.choice([0.3, 1, 2, 3])
     faults = [_fault(draw, names, ticks, worst, kinds) for _ in range(draw.randint(1, int(per_round * rounds) + 1))]
+    liar = draw.choice(names)
+    faults = [replace(fault, who=(liar,)) if fault.kind in LIES else fault for fault in faults]
     hardship = draw.choice([0.0, 0.2, 0.5])
     whole = [kind for kind in WHOLE if draw.random() < hardship] + ["blind"] * (draw.random() < 0.5)
     faults += [Fault(0, kind, tuple(names), ticks) for kind in dict.fromkeys(whole)]
@@ -130,6 +136,8 @@ def plans(draw: st.DrawFn, rounds: int = 6) -> Plan:
     for kind, who, what in draw(st.lists(st.one_of(link, other), max_size=12)):
         at = draw(st.integers(0, ticks - 1))
         faults.append(Fault(at, kind, who, at + draw(st.integers(1, 2 * ROUND_TICKS)), what))
+    liar = (draw(st.sampled_from(names)),)
+    faults = [replace(fault, who=liar) if fault.kind in LIES else fault for fault in faults]
     return Plan(members, tuple(sorted(faults, key=lambda f: f.at)), ticks, draw(st.integers(0, 50)))
 
 

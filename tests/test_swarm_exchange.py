@@ -287,7 +287,7 @@ def test_a_manifest_of_another_model_or_another_state_is_refused(tmp_path: Path)
 
     async def main() -> None:
         async with world.peer(0, train=False) as peer:
-            check = peer.rounds._catch_up._check_manifest
+            check = peer.rounds.catch_up._check_manifest
             own = world.genesis.manifest()
             assert check(own.to_bytes(), own.digest) == own
             other_shape = own.model_copy(update={"tensors": (("w", (10, 10)),)})

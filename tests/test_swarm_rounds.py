@@ -25,8 +25,9 @@ from peer.training.codec import EncodedUpdate
 from peer.training.outer import outer_step
 from peer.training.state import SharedState
 from protocol import claim, swarm_pb2
-from protocol.claim import Agreement, Vote
+from protocol.claim import Agreement, Cast, Promise, Vote
 from protocol.errors import NetworkError
+from protocol.keys import PeerIdentity
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -394,6 +395,7 @@ def test_a_member_that_voted_tells_of_it_after_a_restart(tmp_path: Path) -> None
 
 def test_a_member_that_cannot_show_for_what_it_voted_sits_the_round_out(tmp_path: Path) -> None:
     world = small(tmp_path)
+    world.named = world.name(0, 5)
     box = BallotBox()
     box.promise(1, 0, "x")
     box.vote(1, Ballot(0, "a" * 64, "b" * 64), b"\xff not a group")
@@ -620,7 +622,7 @@ def test_a_history_that_is_stated_is_counted_again_or_bounded(tmp_path: Path) ->
             await agreed(peers, 2)
             head = next(head for head in peers[0].heads if head.round == 2)
             assert head.history_tokens == 1600
-            catch_up = peers[0].rounds._catch_up
+            catch_up = peers[0].rounds.catch_up
             assert head.agreement is not None
             assert catch_up._history(head.agreement, 2**64 - 1) == MAX_HISTORY_TOKENS
             full = replace(head, history_tokens=MAX_HISTORY_TOKENS)
@@ -632,6 +634,7 @@ def test_a_history_that_is_stated_is_counted_again_or_bounded(tmp_path: Path) ->
 
 def test_a_proposal_that_would_use_up_the_attempts_is_refused(tmp_path: Path) -> None:
     world = small(tmp_path, round_tokens=10**9)
+    world.named = world.name(0, HOSTILE)
 
     async def main() -> None:
         async with world.peers(1) as (peer,), world.node(HOSTILE, peer.node) as liar:
@@ -662,10 +665,10 @@ async def standstill(peers: list[Peer]) -> int:
 
 def test_a_leader_that_proposes_and_sends_no_group_is_not_followed_for_long(tmp_path: Path) -> None:
     world = small(tmp_path, round_tokens=800)
+    world.named = world.name(0, 1, HOSTILE)
 
     async def main() -> None:
         async with world.peers(2, work_s=0.3) as peers, world.node(HOSTILE, *(peer.node for peer in peers)) as liar:
-            await agreed(peers, 1)
             refused: list[str] = []
 
             async def harass(peer: Peer) -> None:
@@ -713,12 +716,19 @@ def own_member(world: World, index: int = HOSTILE, **changes: Any) -> swarm_pb2.
         ("another round", "another attempt"),
         ("another attempt", "another attempt"),
         ("member twice", "each once"),
-        ("an invented state to complete", "no member but the leader"),
-        ("a state that the leader alone voted for", "no member but the leader"),
+        ("a state to complete in the first attempt", "nothing to complete"),
+        ("without promises", "0 peers answered"),
+        ("the leader's own promise alone", "1 peers answered"),
+        ("a promise to another leader", "another attempt or leader"),
+        ("my promise twice", "is shown twice"),
+        ("a vote on a group that is not shown", "are not shown"),
+        ("passes over what I voted for", "passes over state"),
+        ("an invented state to complete", "nobody can have committed"),
     ],
 )
 def test_a_forged_group_is_refused_and_nothing_is_voted_for(tmp_path: Path, attack: str, reason: str) -> None:
     world = small(tmp_path, round_tokens=10**9)
+    world.named = world.name(0, HOSTILE)
 
     async def main() -> None:
         async with world.peers(1) as (victim,), world.node(HOSTILE, victim.node) as liar:
@@ -738,26 +748,48 @@ def test_a_forged_group_is_refused_and_nothing_is_voted_for(tmp_path: Path, atta
                 message.attempt = 1
             elif attack == "member twice":
                 message.members.append(theirs)
-            else:
+            elif attack == "a state to complete in the first attempt":
                 message.complete = "d" * 64
-                if attack == "a state that the leader alone voted for":
-                    members = [world.rules().check_member(m.claim, m.certificate, True) for m in message.members]
-                    group = Group.build(world.rules(), 0, liar.peer_id, members)
-                    vote = Vote(
-                        run=world.card.run,
-                        round=1,
-                        attempt=0,
-                        group=group.digest,
-                        base=world.genesis.digest,
-                        state="d" * 64,
-                    )
-                    message.votes.append(vote.sign(world.identity(HOSTILE)).to_bytes())
+            else:
+                later_attempt(world, victim, message, attack)
             reply = await talk(world, liar, victim, "group", message, swarm_pb2.GroupReply)
             assert not reply.accepted
             assert reason in reply.reason, reply.reason
-            assert victim.box.ballots == [] and victim.round == 0
+            assert len(victim.box.ballots) <= 1 and victim.round == 0, "what it voted for before, and nothing else"
 
     run(main())
+
+
+def later_attempt(world: World, victim: Peer, message: swarm_pb2.Group, attack: str) -> None:
+    """What a leader may not show of an attempt that is not the first."""
+    liar = world.identity(HOSTILE)
+    voted_for = Cast(attempt=0, group="a" * 64, state="b" * 64)
+
+    def promise(by: PeerIdentity, *cast: Cast, **changes: Any) -> bytes:
+        fields = {"run": world.card.run, "round": 1, "base": world.genesis.digest, "attempt": 1, "leader": liar.peer_id}
+        return Promise(**(fields | changes), cast=cast).sign(by).to_bytes()
+
+    victim.box.promise(1, 1, liar.peer_id)
+    message.attempt = 1
+    mine, own = promise(world.identity(0)), promise(liar)
+    members = [world.rules().check_member(item.claim, item.certificate, True) for item in message.members]
+    group = Group.build(world.rules(named=world.named), 0, liar.peer_id, members)
+    if attack == "the leader's own promise alone":
+        message.promises.append(own)
+    elif attack == "a promise to another leader":
+        message.promises.extend([promise(world.identity(0), leader=victim.me), own])
+    elif attack == "my promise twice":
+        message.promises.extend([mine, mine, own])
+    elif attack == "a vote on a group that is not shown":
+        message.promises.extend([promise(world.identity(0), voted_for), own])
+    elif attack == "passes over what I voted for":
+        cast = Cast(attempt=0, group=group.digest, state="b" * 64)
+        message.promises.extend([promise(world.identity(0), cast), own])
+        message.voted.append(group.bare())
+        del message.members[0]
+    elif attack == "an invented state to complete":
+        message.promises.extend([mine, own])
+        message.complete = "d" * 64
 
 
 def test_votes_of_another_round_or_another_member_count_for_nothing(tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given, settings
-from planted_bugs import PLANTED, picks_one
+from planted_bugs import ALL, PLANTED, picks_one
 from round_simulator import simulate
 from sim_rules import Broken, Diverged, Rulebook
-from swarm_plans import Fault, Member, Plan, plans, random_plan, shrink
+from swarm_plans import LIES, Fault, Member, Plan, plans, random_plan, shrink
 
 from protocol.claim import acceptors_after, has_majority
 
@@ -44,10 +44,11 @@ def fails(plan: Plan, rules: Rulebook, kind: type[Broken]) -> bool:
 
 @pytest.mark.parametrize("bug", PLANTED)
 def test_the_simulator_finds_a_planted_bug_and_tells_it_as_a_short_story(bug: str) -> None:
-    rules, kind = PLANTED[bug]
-    found = next((seed for seed in range(1500) if fails(random_plan(seed), rules, kind)), None)
+    rules, kind, faults = PLANTED[bug]
+    drawn = (random_plan(seed, rounds=10 if faults == ALL else 6, kinds=faults) for seed in range(1500))
+    found = next((plan for plan in drawn if fails(plan, rules, kind)), None)
     assert found is not None, f"nothing broke although {bug}"
-    small = shrink(random_plan(found), lambda plan: fails(plan, rules, kind))
+    small = shrink(found, lambda plan: fails(plan, rules, kind))
     assert len(small.faults) <= 12, small.story()
     with pytest.raises(kind) as caught:
         simulate(small, rules)
@@ -62,6 +63,22 @@ def test_choosing_between_two_states_that_may_be_committed_diverges() -> None:
     simulate(plan)
     with pytest.raises(Diverged):
         simulate(plan, Rulebook(must_complete=picks_one))
+
+
+def test_members_that_believed_a_leader_who_passes_over_their_votes_would_diverge() -> None:
+    """a alone has heard that the state of the first attempt is committed; then e leads the others, who voted for it too."""
+    lost = tuple(Fault(0, "lose", (sender, to), 17, "vote") for sender in "abcde" for to in "bcde" if sender != to)
+    usurper = (Fault(11, "freeze", ("a",), 70), Fault(11, "usurp", ("e",), 40), Fault(17, "rival", tuple("ebcd"), 18))
+    plan = Plan(tuple(Member(name, 1) for name in "abcde"), (*lost, *usurper), ticks=100)
+    simulate(plan)
+    with pytest.raises(Diverged):
+        simulate(plan, Rulebook(checks_leader=False))
+
+
+def test_a_storm_with_one_hostile_member_breaks_no_rule() -> None:
+    kinds = (*LIES, "split", "lose", "freeze", "slow", "rival")
+    for seed in range(300):
+        simulate(random_plan(seed, rounds=6, kinds=kinds))
 
 
 def test_a_plan_is_played_the_same_each_time() -> None:

@@ -27,6 +27,7 @@ from peer.training.data import load_dataset
 from peer.training.model import load_trainable
 from peer.training.state import SharedState
 from peer.training.work import LocalWork, StepResult
+from protocol.beginners import Beginners
 from protocol.errors import RoundAborted
 from protocol.run_card import RunCard
 
@@ -64,13 +65,14 @@ class Peer:
             SwarmConfig(listen="127.0.0.1:0"),
         )
         self.peer_id, self.folder = identity.peer_id, folder
+        self.named = Beginners(run=card.run, peers=(world.identity(0).peer_id,)).sign(world.key)
         moments = Moments(self.work, folder / f"optimizer-{index}.safetensors")
         arguments = (self.swarm, self.work, 0, self.stop, self, moments, PATIENCE_S)
         self.thread = threading.Thread(target=train, args=arguments)
 
     def __enter__(self) -> Peer:
         self.swarm.__enter__()
-        self.swarm.set_founder(1, "")
+        self.swarm.set_run(1, b"")
         self.thread.start()
         return self
 
@@ -120,7 +122,7 @@ def slow_down(work: LocalWork, step_s: float) -> None:
 
 def meet(first: Peer, second: Peer) -> None:
     for peer in (first, second):
-        peer.swarm.set_founder(0, first.peer_id)
+        peer.swarm.set_run(0, peer.named)
     first.swarm.add_addresses(second.swarm.addresses)
     second.swarm.add_addresses(first.swarm.addresses)
 
@@ -160,7 +162,7 @@ def test_who_was_not_reached_at_first_is_tried_again_when_nobody_else_is_there(n
 
     one.swarm._node.connect = fails_once  # type: ignore[method-assign]
     for peer in (one, two):
-        peer.swarm.set_founder(0, one.peer_id)
+        peer.swarm.set_run(0, peer.named)
     one.swarm.add_addresses(two.swarm.addresses)
     eventually(lambda: one.reports and two.reports, WAIT_S)
     assert len(tried) >= 2
@@ -174,7 +176,7 @@ def test_no_more_addresses_are_remembered_than_fit_however_many_are_announced(
     one.swarm.add_addresses(f"/ip4/127.0.0.1/tcp/{port}/p2p/{two.peer_id}" for port in range(1, 9))
     one.swarm.add_addresses(two.swarm.addresses)
     for peer in (one, two):
-        peer.swarm.set_founder(0, one.peer_id)
+        peer.swarm.set_run(0, peer.named)
     eventually(lambda: one.reports and two.reports, WAIT_S)
     assert len(one.swarm._addresses) == 3
 

@@ -126,7 +126,7 @@ class CatchUp:
         if (agreement.round, agreement.state, manifest.round) != (reply.round, reply.state, reply.round):
             raise VerificationError("the agreement is for another state than the one offered")
         try:
-            since = self._since(self._position.head.last, agreement, list(reply.chain))
+            since = await self._since(self._position.head.last, agreement, list(reply.chain))
         except _Unshown:
             if self.anchor is None or self.anchor.round <= self._position.head.round:
                 raise
@@ -154,7 +154,7 @@ class CatchUp:
         reply = await self._ask_head(source, anchor.round, HEAD_SOON_S)
         if reply.state != newest.state:
             raise _MovedOn("it has moved on meanwhile")
-        self._since(Last.of(anchor), newest, list(reply.chain))
+        await self._since(Last.of(anchor), newest, list(reply.chain))
 
     def _history(self, agreement: Agreement, stated: int) -> int:
         """Agreed tokens up to an agreement: counted where it follows on this member's head, else as its source states."""
@@ -163,7 +163,7 @@ class CatchUp:
             return head.after(agreement.weights)
         return min(stated, MAX_HISTORY_TOKENS)
 
-    def _since(self, last: Last, newest: Agreement, chain: list[bytes]) -> list[Agreement]:
+    async def _since(self, last: Last, newest: Agreement, chain: list[bytes]) -> list[Agreement]:
         """The agreements from a round to another head, each of which follows the one before.
 
         Args:
@@ -176,6 +176,9 @@ class CatchUp:
         """
         if newest.round - last.round - 1 != len(chain):
             raise _Unshown(f"round {newest.round} comes without the agreements since round {last.round}")
+        return await asyncio.get_running_loop().run_in_executor(None, self._followed, last, newest, chain)
+
+    def _followed(self, last: Last, newest: Agreement, chain: list[bytes]) -> list[Agreement]:
         found = []
         for agreement in itertools.chain(map(self._open, chain), [newest]):  # nothing is checked after the first misfit
             if last.round == 0 and not agreement.beginners:

@@ -52,13 +52,20 @@ class Company:
         """Who speaks for how much of it, as far as this member knows; an attempt is counted by what its leader knows."""
         return self._book.farewells(self._position.round).acceptors(self.weights())
 
+    def may_lead(self, peer: str) -> bool:
+        """Whether a member's votes decide, or did before it handed them over (of which not all may have heard)."""
+        return peer in self.weights() or peer in self.acceptors()
+
     def has_majority(self) -> bool:
         return claim.has_majority(self.here(), self.acceptors())
 
     def is_enough(self) -> bool:
         """Whether a round may be made with these; if not, `waiting_for` says why."""
         acceptors, here, begun = self.acceptors(), self.here(), self._position.head.round
-        least, found = self._spec.sync.min_peers, len(self._asked()) + 1
+        least, found = (
+            self._spec.sync.min_peers,
+            1 + sum(view.peer_id in acceptors or view.tokens > 0 for view in self._asked()),
+        )
         self.waiting_for = ""
         if found < least:
             self.waiting_for = Reason("wants-more-peers", missing=least - found, least=least)
@@ -86,7 +93,7 @@ class Company:
         def order(peer: str) -> tuple[bool, str]:
             return 2 * min(hears[peer], most) < most, canonical.sha256_hex(f"{round}/{peer}".encode())
 
-        line = sorted(hears.keys() & self.acceptors().keys(), key=order)
+        line = sorted(filter(self.may_lead, hears), key=order)
         return line.index(self._me) if self._me in line else None
 
     # ---- whom to ask -----------------------------------------------------------------------------------------------------
@@ -96,18 +103,15 @@ class Company:
         return self._asked()[: self._spec.sync.max_group - 1]
 
     def _asked(self) -> list[MemberView]:
-        """Those whose votes decide, the heaviest first; then those who have done something, in another order each round."""
-        without, acceptors, round = self.to_avoid(), self.acceptors(), self._position.round
+        """Those whose votes decide, the heaviest first; then who has done something; then the rest, in another order each round."""
+        acceptors, round = self.acceptors(), self._position.round
+        without = self.to_avoid() | (self._standing.silent() - acceptors.keys())
 
-        def order(view: MemberView) -> tuple[int, str]:
-            return -acceptors.get(view.peer_id, 0), canonical.sha256_hex(f"{round}/{view.peer_id}".encode())
+        def order(view: MemberView) -> tuple[int, bool, str]:
+            by_hash = canonical.sha256_hex(f"{round}/{view.peer_id}".encode())
+            return -acceptors.get(view.peer_id, 0), not view.tokens, by_hash
 
-        able = [view for view in self.others() if view.peer_id not in without]
-        idle = self._standing.silent()
-        return sorted(
-            (view for view in able if view.peer_id in acceptors or (view.tokens and view.peer_id not in idle)),
-            key=order,
-        )
+        return sorted((view for view in self.others() if view.peer_id not in without), key=order)
 
     def to_avoid(self) -> set[str]:
         """Members that spoilt a group a moment ago, if a round can be made without them."""
@@ -133,8 +137,6 @@ class Company:
             return f"at round {view.round}" if view.round != self._position.round else "on another branch"
         if view.peer_id in self._standing.silent():
             return "did not answer the last times that it was asked"
-        if not view.tokens:
-            return "had done nothing yet when the others were asked"
         full = len(self.others()) >= self._spec.sync.max_group
         return "the group is full" if full else "not there yet when the others were asked"
 

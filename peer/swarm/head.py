@@ -17,7 +17,7 @@ from protocol.claim import Agreement
 from protocol.succession import Last
 
 MAX_HISTORY_TOKENS = 2**53
-CHAIN_ROUNDS = 64  # of which the agreements are kept, to show others how the run got here
+CHAIN_ROUNDS = 512  # of which the agreements are kept, as far as they fit, to show others how the run got here
 MAX_CHAIN_BYTES = 4 << 20
 
 
@@ -60,7 +60,7 @@ class Position:
         self._previous: SharedState | None = None
         self._candidate: SharedState | None = None
         self._averages: dict[str, Average] = {}  # digest of the state that each led to -> it, the oldest first
-        self._agreements: deque[tuple[int, bytes]] = deque(maxlen=CHAIN_ROUNDS)
+        self._agreements: deque[tuple[int, bytes]] = deque(maxlen=CHAIN_ROUNDS)  # MAX_CHAIN_BYTES at most
 
     @property
     def round(self) -> int:
@@ -78,6 +78,8 @@ class Position:
         self._previous, self._candidate, self.head = self.head.state, None, head
         if head.agreement is not None:
             self._agreements.append((head.round, head.agreement.to_bytes()))
+            while sum(len(data) for _, data in self._agreements) > MAX_CHAIN_BYTES:
+                self._agreements.popleft()
 
     def keep_average(self, state: str, average: Average) -> None:
         """Keep what led to a state, and of the older ones what fits into half a copy of the parameters."""
@@ -96,7 +98,7 @@ class Position:
         wanted = range(round + 1, self.head.round)
         found = dict(self._agreements)
         chain = [found[number] for number in wanted if number in found] if len(wanted) < CHAIN_ROUNDS else []
-        return chain if len(chain) == len(wanted) and sum(map(len, chain)) <= MAX_CHAIN_BYTES else []
+        return chain if len(chain) == len(wanted) else []
 
     def held(self) -> list[SharedState]:
         """The states that are here."""

@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from peer.round_rules import Ballot, must_complete
+from peer import round_rules
+from peer.round_rules import Ballot
 from peer.swarm import pace
 from peer.swarm.farewells import Farewells
 from peer.swarm.group import MAX_LEFT_OUT, MAX_REASON, MAX_REDUCERS, Group, Member, Reducer, Rules
@@ -21,11 +22,11 @@ from peer.swarm.node import short
 from peer.swarm.talk import Talk
 from peer.swarm.voting import open_voted
 from protocol import canonical, claim, swarm_pb2
-from protocol.claim import has_majority
 from protocol.errors import FormatError, NetworkError, RefusedError, RoundAborted, VerificationError
 
 logger = logging.getLogger(__name__)
 
+QUICK_S = 1.0  # whoever declines after longer than that has kept the others waiting for nothing
 LOOK_S = 0.1  # how often to look whether those that have not answered are still there
 
 Cast = dict[Ballot, tuple[Group, bytes]]  # what a member voted for -> in which group, and its signed vote
@@ -38,7 +39,7 @@ class Answers:
     members: dict[str, Member] = field(default_factory=dict)
     cast: dict[str, Cast] = field(default_factory=dict)
     promises: dict[str, bytes] = field(default_factory=dict)  # the same votes, signed, for the others to see
-    silent: set[str] = field(default_factory=set)  # who was asked and did not answer
+    silent: set[str] = field(default_factory=set)  # who was asked and kept the others waiting for nothing
     left_out: dict[str, str] = field(default_factory=dict)  # peer id -> why
     farewells: Farewells = field(default_factory=Farewells)  # that they know of
     unheard: dict[str, set[str]] = field(default_factory=dict)  # peer id -> whom it does not hear
@@ -70,10 +71,13 @@ async def gather(
 
 
 async def _ask(talk: Talk, peer: str, proposal: swarm_pb2.Proposal, rules: Rules, answers: Answers) -> None:
+    started = time.monotonic()
     try:
         reply = await talk.call(peer, "propose", proposal, swarm_pb2.ProposalReply, more_s=proposal.timeout_s)
         if not reply.accepted:
             answers.left_out[peer] = reply.reason[:MAX_REASON]
+            if time.monotonic() - started > QUICK_S:
+                answers.silent.add(peer)
             return
         member = rules.check_member(reply.claim, reply.certificate, reply.can_reduce, expected_peer=peer)
         cast = dict(open_voted(peer, item, rules) for item in reply.voted[:64])
@@ -160,14 +164,15 @@ def locked(
         RoundAborted: no majority has answered.
         Undecided: only members that are silent know which of two states was committed.
     """
-    groups = {group.digest: group for group in shown}
+    shown = list(shown)
     carried = Farewells().joined(*(group.farewells for group in shown))
-    acceptors = farewells.acceptors(weights)
-    if not has_majority(set(cast), acceptors):
-        raise RoundAborted(f"only {len(cast)} peers answered")
-    # who handed its weight over before any of the shown groups' votes has not voted for them
-    silent = dict.fromkeys(set(farewells.by_peer) - set(carried.by_peer) - set(cast), ())
-    return must_complete({**cast, **silent}, acceptors, {digest: group.weights for digest, group in groups.items()})
+    return round_rules.locked(
+        cast,
+        farewells.acceptors(weights),
+        {group.digest: group.weights for group in shown},
+        left=farewells.by_peer,
+        carried=carried.by_peer,
+    )
 
 
 def open_shown(data: bytes, attempt: int, leader: str, rules: Rules) -> tuple[str, set[Ballot]]:

@@ -414,7 +414,7 @@ class Rounds:
                 raise RoundAborted("after your last proposal there came no group")
             if peer in self.company.to_avoid():
                 raise RoundAborted("you spoilt a group a moment ago")
-            if peer not in self.company.acceptors():
+            if not self.company.may_lead(peer):
                 raise RoundAborted("only members of the last agreement, or whom the coordinator named to begin, lead")
             self._check_attempt(message.attempt)
             timeout_s = min(max(message.timeout_s, 0.1), self._propose_timeout())

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 AVOID_S = 10.0  # that a leader leaves out a member that spoilt a group
 BROKEN_FREE = 2  # proposals without a group, or without an answer, before a member is left alone for a while
+SILENT_MOST_S = 600.0  # that a member is not asked which keeps the others waiting for nothing
 SHUN_MOST_S = 60.0  # that the proposals of a leader are refused which sends no group after them
 
 
@@ -65,7 +66,7 @@ class Standing:
         self._broken[leader] = count = self._broken.get(leader, 0) + 1
         logger.info("no group came from %s, who had asked for it", short(leader))
         if count > BROKEN_FREE:
-            self._shunned[leader] = time.monotonic() + _pause_s(count)
+            self._shunned[leader] = time.monotonic() + _pause_s(count, SHUN_MOST_S)
 
     def asked(self, answered: Iterable[str], silent: Iterable[str]) -> None:
         """What came of a proposal."""
@@ -74,7 +75,7 @@ class Standing:
         for peer in silent:
             self._unanswered[peer] = count = self._unanswered.get(peer, 0) + 1
             if count > BROKEN_FREE:
-                self._silent[peer] = time.monotonic() + _pause_s(count)
+                self._silent[peer] = time.monotonic() + _pause_s(count, SILENT_MOST_S)
 
     def silent(self) -> set[str]:
         """Members that did not answer the last times that they were asked."""
@@ -91,6 +92,6 @@ class Standing:
         return self._shunned.get(leader, 0.0) > time.monotonic()
 
 
-def _pause_s(count: int) -> float:
+def _pause_s(count: int, most_s: float) -> float:
     """How long to do without a member that has failed so many times, each time longer."""
-    return float(min(AVOID_S * 2 ** min(count - BROKEN_FREE - 1, 8), SHUN_MOST_S))
+    return float(min(AVOID_S * 2 ** min(count - BROKEN_FREE - 1, 8), most_s))
