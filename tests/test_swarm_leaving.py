@@ -151,6 +151,7 @@ def test_the_heaviest_member_leaves_and_the_others_go_on_at_once(tmp_path: Path)
 
 def test_who_comes_back_joins_no_group_that_does_not_know_of_its_farewell(tmp_path: Path) -> None:
     world = World(tmp_path, values=1000, round_tokens=10**9)
+    world.named = world.name(0, 9)
 
     async def main() -> None:
         async with world.peers(1) as (back,), world.node(9, back.node) as leader:
@@ -164,8 +165,9 @@ def test_who_comes_back_joins_no_group_that_does_not_know_of_its_farewell(tmp_pa
             assert reply.accepted, reply.reason
             member = swarm_pb2.GroupMember(certificate=reply.certificate, claim=reply.claim, can_reduce=True, share=1)
             group = swarm_pb2.Group(
-                certificate=world.certificate(9), round=1, base=world.genesis.digest, attempt=0, members=[member]
-            )
+                certificate=world.certificate(9), round=1, base=world.genesis.digest, attempt=0, members=[member],
+                beginners=world.named,
+            )  # fmt: skip
             answer: Any = await leader.call(back.me, f"{name}/group", group, swarm_pb2.GroupReply, timeout_s=60)
             assert not answer.accepted and "farewell" in answer.reason
 

@@ -728,13 +728,15 @@ def own_member(world: World, index: int = HOSTILE, **changes: Any) -> swarm_pb2.
 )
 def test_a_forged_group_is_refused_and_nothing_is_voted_for(tmp_path: Path, attack: str, reason: str) -> None:
     world = small(tmp_path, round_tokens=10**9)
-    world.named = world.name(0, HOSTILE)
+    world.named = world.name(0, 1, HOSTILE)
 
     async def main() -> None:
         async with world.peers(1) as (victim,), world.node(HOSTILE, victim.node) as liar:
             mine = as_member(await bound(world, liar, victim))
             theirs = own_member(world)
-            message = swarm_pb2.Group(round=1, base=world.genesis.digest, attempt=0, members=[theirs, mine])
+            message = swarm_pb2.Group(
+                round=1, base=world.genesis.digest, attempt=0, members=[theirs, mine], beginners=world.named
+            )
             if attack == "without my claim":
                 del message.members[1]
             elif attack == "my claim changed":
@@ -772,8 +774,6 @@ def later_attempt(world: World, victim: Peer, message: swarm_pb2.Group, attack: 
     victim.box.promise(1, 1, liar.peer_id)
     message.attempt = 1
     mine, own = promise(world.identity(0)), promise(liar)
-    members = [world.rules().check_member(item.claim, item.certificate, True) for item in message.members]
-    group = Group.build(world.rules(named=world.named), 0, liar.peer_id, members)
     if attack == "the leader's own promise alone":
         message.promises.append(own)
     elif attack == "a promise to another leader":
@@ -783,10 +783,13 @@ def later_attempt(world: World, victim: Peer, message: swarm_pb2.Group, attack: 
     elif attack == "a vote on a group that is not shown":
         message.promises.extend([promise(world.identity(0), voted_for), own])
     elif attack == "passes over what I voted for":
+        absent = own_member(world, 1)  # may have voted for it, too
+        before = [own_member(world, tokens=1), message.members[1], absent]
+        opened = [world.rules().check_member(item.claim, item.certificate, True) for item in before]
+        group = Group.build(world.rules(named=world.named), 0, liar.peer_id, opened)
         cast = Cast(attempt=0, group=group.digest, state="b" * 64)
         message.promises.extend([promise(world.identity(0), cast), own])
         message.voted.append(group.bare())
-        del message.members[0]
     elif attack == "an invented state to complete":
         message.promises.extend([mine, own])
         message.complete = "d" * 64

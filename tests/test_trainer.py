@@ -142,7 +142,8 @@ def test_a_peer_that_waits_too_long_pauses_keeps_its_work_and_goes_on_by_itself(
     other = new_peer(1)
     meet(alone, other)
     eventually(lambda: alone.reports and alone.reports[0].took_part, WAIT_S)
-    assert alone.reports[0].tokens >= tokens, "what was done before the pause counts"
+    agreed = alone.heads[0].agreement
+    assert agreed is not None and agreed.claims[alone.peer_id].tokens >= tokens, "what was done before the pause counts"
     eventually(lambda: len(alone.reports) >= 2 and not alone.is_paused, WAIT_S)
     other.stop.set()
     other.thread.join(30)
