@@ -329,7 +329,9 @@ class Differing(Rounds):
         self.group._outer_step = outer_step  # type: ignore[method-assign]
 
 
-def test_a_member_whose_state_differs_takes_the_one_of_the_majority(tmp_path: Path) -> None:
+def test_a_member_whose_state_differs_takes_the_one_of_the_majority_and_no_majority_hangs_on_one_vote(
+    tmp_path: Path,
+) -> None:
     world = small(tmp_path, min_peers=3)
 
     async def main() -> None:
@@ -337,6 +339,8 @@ def test_a_member_whose_state_differs_takes_the_one_of_the_majority(tmp_path: Pa
             await agreed([*peers, odd], 3)
             assert odd.state(2) == peers[0].state(2)
             assert isinstance(odd.rounds, Differing) and odd.rounds.differed
+            tries = [report.attempts for peer in peers for report in peer.reports if report.round == 2]
+            assert tries == [2, 2], "one of the two that agreed may have told the odd one another state"
 
     run(main())
 

@@ -123,6 +123,7 @@ class Voting:
         self._stage("voted")
         winner = await self._majority(group, vote, MAJORITY_S + patience_s)
         await self._linger(group, vote, winner)
+        self._check_undivided(group, winner)
         return winner
 
     def voters(self, group: Group, state: str) -> set[str]:
@@ -267,6 +268,18 @@ class Voting:
         """Whether a member that has not voted in this attempt may still do so soon."""
         gave_up = (peer, group.digest, group.attempt) in self._gave_up
         return not gave_up and self._talk.book.is_alive(peer)
+
+    def _check_undivided(self, group: Group, state: str) -> None:
+        """Where members name several states, no majority may hang on one of them: it may tell others another one.
+
+        Raises:
+            RoundAborted: it does; the next attempt completes what may be committed, so that all name one state.
+        """
+        cast = {peer: vote for peer, (vote, _) in self._votes.items() if peer in group.by_peer}
+        named = {vote.state for vote in cast.values() if (vote.attempt, vote.group) == (group.attempt, group.digest)}
+        voters = self.voters(group, state)
+        if len(named) > 1 and not all(self._commits(voters - {voter}, group) for voter in voters):
+            raise RoundAborted(f"members named {len(named)} states, and the majority hangs on one of them")
 
     async def _linger(self, group: Group, mine: Vote, state: str) -> None:
         """Wait a moment for the rest: an agreement that all have signed says more."""
