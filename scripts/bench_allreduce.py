@@ -179,10 +179,12 @@ async def _peer(job: dict[str, Any]) -> None:
     from peer.swarm.node import Node
     from peer.swarm.pace import Limits, Pace
     from peer.swarm.records import RecordValidator
+    from peer.training.aggregate import aggregator
     from peer.training.codec import EncodedUpdate, codec
     from protocol import swarm_pb2
     from protocol.claim import open_claim
     from protocol.envelope import Envelope
+    from protocol.presets import NEW
 
     torch.set_num_threads(1)
     folder, index, peers = Path(job["folder"]), job["index"], job["peers"]
@@ -217,7 +219,8 @@ async def _peer(job: dict[str, Any]) -> None:
     group = Group.build(world.rules(), 0, members[0].peer_id, members, reducers=tuple(helpers))
     book = MemberBook(world.card.run, world.card.member_key)
     limits = Limits(silence_s=60.0, total_s=3600.0)
-    reduction = Reduction(group, node.peer_id, update, node, NAME, world.certificate(index), Pace(limits), book)
+    how, token = aggregator(NEW["sync"]["clip"]), world.certificate(index)
+    reduction = Reduction(group, node.peer_id, update, node, NAME, token, Pace(limits), book, how)
     reductions.set_result(reduction)
     _say(folder, "connected", index, {})
     while not (folder / "go").exists():

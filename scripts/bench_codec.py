@@ -36,7 +36,9 @@ from hivemind.compression import (
 from small_community import real_inputs
 from training_fixtures import Bench
 
-from peer.training.codec import CHUNK_VALUES, codec
+from peer.training.aggregate import aggregator
+from peer.training.codec import CHUNK_VALUES, average_chunk, codec
+from protocol.presets import NEW
 
 GOAL_GB_S = 0.3
 OURS = ("fp32", "fp16", "int8", "int4", "int2", "topk")
@@ -126,11 +128,11 @@ def averaging(repetitions: int) -> dict[str, dict[str, float]]:
     members = [common + made_tensor(CHUNK_VALUES, 1 + i) / 3 for i in range(MEMBERS)]
     parts = {name: [codec(name).encode(member) for member in members] for name in OURS}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in OURS}
-    sizes = {}
+    sizes, how = {}, aggregator(NEW["sync"]["clip"])
     for _ in range(repetitions):
         for name in OURS:
             started = time.process_time()
-            results = [codec(name).average(parts[name], [1] * MEMBERS, CHUNK_VALUES) for _ in range(8)]
+            results = [average_chunk(codec(name), how, parts[name], [1] * MEMBERS, CHUNK_VALUES) for _ in range(8)]
             between = time.process_time()
             for data in results:
                 codec(name).decode_average(data, CHUNK_VALUES)

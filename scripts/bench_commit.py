@@ -83,7 +83,7 @@ def measure(
         timed("take it over", "changed", work.rebase, state, sent)
         work.step()
         sent = timed("encode the update", "changed", EncodedUpdate.encode, work.finish().vector, "int2")
-        averaged = average([sent])
+        averaged = average([sent], bench.spec.sync.clip)
         kept = Average("int2", sent.values, sent.chunks)  # of one member: what it sent
         state = timed("outer step", "changed", outer_step, bench.spec, state, averaged)
         timed("hash the new state", "changed", state.leaf_hashes)

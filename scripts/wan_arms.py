@@ -24,6 +24,7 @@ from wan_training import Bench, Gradients, Task, average
 from peer.training.codec import EncodedUpdate
 from peer.training.data import Dataset
 from peer.training.outer import step as outer_step
+from protocol.presets import NEW
 from protocol.run_spec import OuterOptimizer, Sync
 
 GRID = {"lora": (1e-3, 2e-3, 3e-3, 5e-3, 1e-2), "full": (1e-4, 3e-4, 1e-3, 3e-3)}  # the same for all arms
@@ -69,7 +70,7 @@ def averaging(arm: str, kind: str) -> Averaging:
     if arm in DILOCO:
         return Averaging(DILOCO[arm], DILOCO_OUTER, Sync(wire="fp16", round_seconds="auto"))
     preset = PRESETS[arm][kind]
-    sync = Sync(**preset["sync"] | {"round_seconds": "auto"})
+    sync = Sync(**NEW["sync"] | preset["sync"] | {"round_seconds": "auto"})
     return Averaging(preset["round_steps"], OuterOptimizer(**preset.get("outer", {})), sync)
 
 
@@ -128,7 +129,7 @@ def _averaged(how: Averaging, task: Task, first: Bench, steps: int) -> Iterator[
                 work.step()
         encoded = [EncodedUpdate.encode(work.finish().vector, how.sync.wire) for work in works]
         fragment, sent = how.sync.fragment(state.round + 1, len(state.parameters)), [*encoded]
-        state = outer_step(how.outer, "diloco", state, average(encoded), fragment)
+        state = outer_step(how.outer, "diloco", state, average(encoded, how.sync.clip), fragment)
         done += count
         yield done, state.parameters
 

@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 import torch
 from wan_scale import BATCH, SEQUENCE_LENGTH
 
-from peer.training.codec import EncodedUpdate, chunk_sizes, codec
+from peer.training.aggregate import aggregator
+from peer.training.codec import EncodedUpdate, average_chunk, chunk_sizes, codec
 from peer.training.data import Dataset, draw, load_dataset
 from peer.training.evaluate import held_out_loss
 from peer.training.genesis import build_genesis, count_parameters, load_state
@@ -158,10 +159,11 @@ class Pace:
         return result
 
 
-def average(sent: Sequence[EncodedUpdate]) -> torch.Tensor:
-    """What all peers read of the average of updates of the same weight: flat fp32 [N]."""
+def average(sent: Sequence[EncodedUpdate], clip: float) -> torch.Tensor:
+    """What all peers read of the average of updates of the same weight, in a run of this `sync.clip`: flat fp32 [N]."""
+    how, weights = aggregator(clip), [1] * len(sent)
     coder, sizes = codec(sent[0].codec), chunk_sizes(sent[0].values, sent[0].chunk_values)
-    parts = [coder.average([item.chunks[i] for item in sent], [1] * len(sent), n) for i, n in enumerate(sizes)]
+    parts = [average_chunk(coder, how, [item.chunks[i] for item in sent], weights, n) for i, n in enumerate(sizes)]
     return torch.cat([coder.decode_average(part, n) for part, n in zip(parts, sizes, strict=True)])
 
 

@@ -53,7 +53,8 @@ def main(spec_path: Path, model_dir: Path, data: Path) -> None:
     from peer.swarm.averages import Average
     from peer.swarm.contribution import lossy
     from peer.swarm.head import Head, Position
-    from peer.training.codec import EncodedUpdate, chunk_sizes, codec
+    from peer.training.aggregate import aggregator
+    from peer.training.codec import EncodedUpdate, average_chunk, chunk_sizes, codec
     from peer.training.data import load_dataset
     from peer.training.genesis import load_state
     from peer.training.model import load_trainable
@@ -88,8 +89,10 @@ def main(spec_path: Path, model_dir: Path, data: Path) -> None:
         del update
         found[f"encode {number}"] = peak.take()
         sizes, coder = chunk_sizes(encoded.values, encoded.chunk_values), codec(encoded.codec)
+        how = aggregator(spec.sync.clip)
         chunks = tuple(
-            coder.average([data, data], [1, 1], size) for data, size in zip(encoded.chunks, sizes, strict=True)
+            average_chunk(coder, how, [data, data], [1, 1], size)
+            for data, size in zip(encoded.chunks, sizes, strict=True)
         )
         average = Average(encoded.codec, encoded.values, chunks)
         averaged = average.decode()

@@ -7,7 +7,8 @@ import struct
 import pytest
 import torch
 
-from peer.training.codec import EncodedUpdate
+from peer.training.aggregate import Mean
+from peer.training.codec import EncodedUpdate, average_chunk
 from peer.training.two_bit_codec import Int2
 from protocol.errors import FormatError
 
@@ -46,7 +47,7 @@ def test_two_sizes_that_are_all_there_is_come_back_exactly() -> None:
 
 def test_an_average_is_written_as_a_part_is() -> None:
     parts = [INT2.encode(torch.full((300,), value)) for value in (1.0, 4.0)]
-    average = INT2.average(parts, [2, 1], 300)
+    average = average_chunk(INT2, Mean(), parts, [2, 1], 300)
     assert len(average) == INT2.average_bytes(300) == 2 * 4 + 75
     assert INT2.decode_average(average, 300).tolist() == [2.0] * 300
 

@@ -19,6 +19,7 @@ from peer.swarm.group import Group, Member
 from peer.swarm.members import MemberBook
 from peer.swarm.node import Node
 from peer.swarm.pace import Limits, Pace
+from peer.training.aggregate import aggregator
 from peer.training.codec import CHUNK_VALUES, EncodedUpdate
 from protocol import swarm_pb2
 from protocol.errors import NetworkError, RoundAborted
@@ -80,7 +81,8 @@ class Attempt:
 
     def _party(self, index: int, node: Node) -> Party:
         token = self.world.certificate(index)
-        made = Reduction(self.group, node.peer_id, self.updates[index], node, NAME, token, Pace(self.limits), self.book)
+        how, update = aggregator(self.world.spec.sync.clip), self.updates[index]
+        made = Reduction(self.group, node.peer_id, update, node, NAME, token, Pace(self.limits), self.book, how)
         return Party(node, made)
 
     async def serve(self, which: list[Party] | None = None) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from training_fixtures import make_genesis, make_spec, write_tiny_gpt2
 
-from peer.training.codec import EncodedUpdate, chunk_sizes, codec
+from peer.training.aggregate import aggregator
+from peer.training.codec import EncodedUpdate, average_chunk, chunk_sizes, codec
 from peer.training.data import load_dataset
 from peer.training.evaluate import held_out_loss
 from peer.training.genesis import prepare_model
@@ -33,7 +34,11 @@ def one_round(spec: RunSpec, works: list[LocalWork], states: list[SharedState], 
     coder = codec(spec.sync.wire)
     sent = [EncodedUpdate.encode(update.vector, spec.sync.wire, chunk_values=4096) for update in updates]
     weights, sizes = [update.tokens for update in updates], chunk_sizes(sent[0].values, 4096)
-    averages = [coder.average([item.chunks[index] for item in sent], weights, size) for index, size in enumerate(sizes)]
+    how = aggregator(spec.sync.clip)
+    averages = [
+        average_chunk(coder, how, [item.chunks[index] for item in sent], weights, size)
+        for index, size in enumerate(sizes)
+    ]
     results = [
         torch.cat([coder.decode_average(data, size) for data, size in zip(averages, sizes, strict=True)])
         for _ in states

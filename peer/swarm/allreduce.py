@@ -3,13 +3,13 @@
 Each reducer owns a range of chunks. A member opens one stream to each reducer, sends its chunks of that range and gets the
 averaged ones back on the same stream. What differs from hivemind's: a chunk counts only with a Merkle proof that its
 sender claimed it before the group formed; weights come from the claims; chunks are averaged in group order, whenever they
-came; the average is encoded once and all members, the reducer too, decode the same bytes; and a part that does not
+came, by the run's `peer.training.aggregate`; the average is encoded once and all members, the reducer too, decode the same bytes; and a part that does not
 come fails the attempt for everybody instead of being averaged without. Nothing has a fixed time: bytes that come, however
 slowly, are progress; see `peer.swarm.pace` for how long there may be none.
 
 Who only reduces takes part with no update of its own, and gets all averages, as the members do.
 
-    reduction = Reduction(group, me, update, node, stream_name, certificate, pace, book)
+    reduction = Reduction(group, me, update, node, stream_name, certificate, pace, book, aggregator(spec.sync.clip))
     averaged = await reduction.run()      # flat fp32 [N]; or RoundAborted, and nothing has changed
 """
 
@@ -30,7 +30,8 @@ from peer.swarm.group import Group
 from peer.swarm.members import MemberBook
 from peer.swarm.node import CONNECT_TIMEOUT_S, Node, short
 from peer.swarm.pace import MEASURED_FROM_BYTES, Pace
-from peer.training.codec import EncodedUpdate, chunk_sizes, codec, verify_chunk
+from peer.training.aggregate import Aggregator
+from peer.training.codec import EncodedUpdate, average_chunk, chunk_sizes, codec, verify_chunk
 from protocol import swarm_pb2
 from protocol.errors import FormatError, NetworkError, PotluckError, RefusedError, RoundAborted
 
@@ -66,6 +67,7 @@ class Reduction:
 
     Args:
         update: this member's own; None: it only reduces.
+        aggregator: the run's; each reducer's result must be that of any other.
         stage: told "send" before each stream's first part, "reduce" at each sender's first part.
     """
 
@@ -79,9 +81,10 @@ class Reduction:
         certificate: str,
         pace: Pace,
         book: MemberBook,
+        aggregator: Aggregator,
         stage: Callable[[str], None] = lambda name: None,
     ) -> None:
-        self._pace, self._book, self._stage = pace, book, stage
+        self._pace, self._book, self._aggregator, self._stage = pace, book, aggregator, stage
         self.group, self._me, self._update = group, me, update
         self._node, self._stream_name, self._certificate = node, stream_name, certificate
         self._digest = group.members[0].claim.update  # all are of one size and codec
@@ -318,7 +321,9 @@ class Reduction:
         order = [member.peer_id for member in self.group.members]
         weights = [self.group.weights[peer_id] for peer_id in order]
         loop, kept = asyncio.get_running_loop(), [parts[peer_id] for peer_id in order]
-        averaged = await loop.run_in_executor(None, self._codec.average, kept, weights, self._sizes[chunk])
+        averaged = await loop.run_in_executor(
+            None, average_chunk, self._codec, self._aggregator, kept, weights, self._sizes[chunk]
+        )
         del self._parts[chunk]
         self._take_result(chunk, averaged)
         self._done += 1

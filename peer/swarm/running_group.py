@@ -25,6 +25,7 @@ from peer.swarm.pace import Pace
 from peer.swarm.standing import Standing
 from peer.swarm.talk import Talk
 from peer.swarm.voting import Voting
+from peer.training.aggregate import aggregator
 from peer.training.codec import EncodedUpdate
 from peer.training.outer import outer_step
 from peer.training.state import SharedState
@@ -112,6 +113,7 @@ class RunningGroup:
             talk.certificate(),
             self._pace,
             talk.book,
+            aggregator(self._spec.sync.clip),
             self._stage,
         )
 

@@ -21,11 +21,13 @@ them against the claim of their sender and needs no others:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
+from peer.training.aggregate import Aggregator
 from peer.training.block_codec import Int4, Int8
 from peer.training.dense_codec import Codec, Fp16, Fp32
 from peer.training.sparse_codec import TopK
@@ -121,6 +123,18 @@ class EncodedUpdate:
         for index, piece in enumerate(vector.split(self.chunk_values)):
             piece.sub_(self.decode_chunk(index))
         return vector
+
+
+def average_chunk(
+    coder: Codec, aggregator: Aggregator, parts: Sequence[bytes], weights: Sequence[int], count: int
+) -> bytes:
+    """What a reducer sends for one chunk's parts, each `count` encoded values, in group order.
+
+    Raises:
+        FormatError: a part does not decode, or weights that are not positive integers, one a part.
+    """
+    decoded = [coder.decode(part, count) for part in parts]
+    return coder.encode_average(aggregator.average(decoded, weights, sparse=coder.sparse))
 
 
 def verify_chunk(digest: UpdateDigest, index: int, data: bytes, proof: list[bytes]) -> torch.Tensor:

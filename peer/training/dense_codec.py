@@ -6,12 +6,11 @@ single IEEE operations, each rounded on its own. All numbers are little-endian; 
     fp32   n x f32
     fp16   n x f16, values beyond the largest one (65504) saturated
 
-A reducer turns the parts of all members into one average, encodes that once, and every member, the reducer too,
-decodes those same bytes. For a dense codec the average travels as a part does; a sparse one writes more places.
+A reducer decodes the parts of all members, makes one average of them (`peer.training.aggregate`), encodes that once, and every
+member, the reducer too, decodes those same bytes. For a dense codec the average travels as a part does; a sparse one writes more places.
 
     >>> fp16 = Fp16()
-    >>> average = fp16.average([fp16.encode(torch.tensor([1.0])), fp16.encode(torch.tensor([4.0]))], [2, 1], 1)
-    >>> fp16.decode_average(average, 1)
+    >>> fp16.decode_average(fp16.encode_average(torch.tensor([2.0])), 1)
     tensor([2.])
 """
 
@@ -22,7 +21,6 @@ from abc import ABC, abstractmethod
 import numpy as np
 import torch
 
-from peer.training.aggregate import weighted_mean
 from peer.training.state import check_vector, is_finite
 from protocol.errors import FormatError
 
@@ -35,6 +33,7 @@ class Codec(ABC):
     name: str
     # of a gradient: how much of what encoding loses goes into the next one; of local steps see `peer.training.work.keeps_own`
     feedback = 0.0  # it loses next to nothing
+    sparse = False  # whether a decoded 0 means "not sent"
 
     @abstractmethod
     def encoded_bytes(self, count: int) -> int:
@@ -71,20 +70,20 @@ class Codec(ABC):
             raise FormatError(f"{self.name} codec: values that are not finite")
         return values
 
-    def average(self, parts: list[bytes], weights: list[int], count: int) -> bytes:
-        """What a reducer sends for `parts`, each `count` encoded values, in group order.
+    def encode_average(self, mean: torch.Tensor) -> bytes:
+        """What a reducer sends for an average, flat fp32 [n].
 
         Raises:
-            FormatError: a part does not decode, or weights that are not positive integers, one a part.
+            FormatError: as `encode`.
         """
-        return self.encode(weighted_mean([self.decode(part, count) for part in parts], weights))
+        return self.encode(mean)
 
     def average_bytes(self, count: int) -> int:
         """The most that an average of `count` values takes."""
         return self.encoded_bytes(count)
 
     def decode_average(self, data: bytes | bytearray | memoryview, count: int) -> torch.Tensor:
-        """What `average` wrote, as flat fp32 [count].
+        """What `encode_average` wrote, as flat fp32 [count].
 
         Raises:
             FormatError: as `decode`.

@@ -23,7 +23,7 @@ The average is on the places of all members together:
     >>> part = topk.encode(values)
     >>> len(part) == topk.encoded_bytes(64), topk.decode(part, 64).equal(values)
     (True, True)
-    >>> topk.decode_average(topk.average([part, part], [1, 3], 64), 64)[5]
+    >>> topk.decode_average(topk.encode_average(values), 64)[5]
     tensor(-1.9961)
 """
 
@@ -35,7 +35,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from peer.training.aggregate import senders_mean
 from peer.training.block_codec import Int4, read_bf16, round_bf16, write_bf16
 from peer.training.dense_codec import Codec
 from peer.training.positions import most_position_bytes, position_bytes, read_positions, write_positions
@@ -50,6 +49,7 @@ _VALUES = Int4()  # of an average
 class TopK(Codec):
     name = "topk"
     feedback = 0.9
+    sparse = True
 
     def encoded_bytes(self, count: int) -> int:
         kept = _kept(count)
@@ -87,8 +87,8 @@ class TopK(Codec):
         values[places] = np.where(bits[:kept], -sent, sent)
         return torch.from_numpy(values), True
 
-    def average(self, parts: list[bytes], weights: list[int], count: int) -> bytes:
-        mean = senders_mean([self.decode(part, count) for part in parts], weights)
+    def encode_average(self, mean: torch.Tensor) -> bytes:
+        count = mean.numel()
         places = np.flatnonzero(mean.numpy())
         values = mean[torch.from_numpy(places)]
         return np.uint32(places.size).tobytes() + write_positions(places, count) + _VALUES.encode(values)
