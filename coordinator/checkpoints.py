@@ -157,6 +157,8 @@ class Checkpoints:
                 )
         for draft in self._folder.checkpoints.glob(".*.draft"):
             shutil.rmtree(draft, ignore_errors=True)
+        if rows:  # whoever verifies needs them all
+            self._write_rounds(max(row.round for row in rows))
 
     def contributors(self, up_to_round: int) -> tuple[Contributor, ...]:
         """Everyone's granted work from genesis up to a round, by peer id."""
