@@ -215,7 +215,6 @@ class Checkpoints:
     def _write_rounds(self, up_to_round: int) -> None:
         """Put the agreements of all rounds so far beside the checkpoints, for those who check the history."""
         folder = self._folder.checkpoints / checkpoint.ROUNDS
-        folder.mkdir(exist_ok=True)
         for number in range(1, up_to_round + 1):
             path = folder / checkpoint.round_name(number)
             if not path.is_file():

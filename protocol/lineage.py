@@ -127,12 +127,21 @@ def agreed_rounds(chain: list[Inspection], rounds: Path) -> list[Agreement]:
         if agreement is not None:
             found.append(agreement)
     if len(found) < info.round:
-        missing = next(number for number, item in enumerate([*found, None], 1) if item is None or item.round != number)
-        raise NotChecked(
-            f"{info.round - len(found)} of {info.round} rounds are not at hand: {rounds.name}/ lacks "
-            f"{checkpoint.round_name(missing)}{' and others' if info.round - len(found) > 1 else ''}"
-        )
+        raise NotChecked(_missing(found, info.round, rounds))
     return found
+
+
+def _missing(found: list[Agreement], last: int, rounds: Path) -> str:
+    """Which of the rounds 1 to `last` are not among `found`, and why."""
+    count, name = last - len(found), rounds.name
+    first = next(number for number, item in enumerate([*found, None], 1) if item is None or item.round != number)
+    if rounds.is_symlink():
+        why = f"{name}/ is a link, which is not followed"
+    elif not rounds.is_dir():
+        why = f"there is no {name}/ beside the checkpoints"
+    else:
+        why = f"{name}/ lacks {checkpoint.round_name(first)}" + (" and others" if count > 1 else "")
+    return f"the members' agreements of {count} of {last} rounds are not at hand: {why}"
 
 
 def rounds_at_hand(rounds: Path) -> dict[int, Path]:
