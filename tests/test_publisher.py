@@ -212,6 +212,19 @@ def test_agreed_state_that_is_not_finite_is_held_back(tmp_path: Path) -> None:
         assert site.host.wait(10), "the run ends all the same"
 
 
+def test_another_run_may_start_from_a_checkpoint_that_came_alone(tmp_path: Path) -> None:
+    """Its spec pins the weights; how the first run came to them is no promise of the second."""
+    with site_of(write_run(tmp_path / "source", rounds=1, every=1), tmp_path / "run") as site:
+        state = site.commit(1)
+        assert site.deliver(1).published
+        key = site.host.invite.root
+    config = write_run(tmp_path / "second")
+    shutil.copytree(tmp_path / "run" / "checkpoints" / "step-000001", config.parent / "step-000001")
+    config.write_text(config.read_text().replace('path = "model"', f'checkpoint = "step-000001"\nkey = "{key}"', 1))
+    with site_of(config, tmp_path / "run-2") as second:
+        assert torch.equal(second.swarm.state.parameters, state.parameters)
+
+
 class Killed(BaseException):
     """Stands for a SIGKILL at one exact point."""
 
