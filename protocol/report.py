@@ -179,6 +179,7 @@ class Report:
             "ok": self.ok,
             "answer": str(self.answer),
             "complete": self.complete,
+            "alone": self.alone,
             "verdict": self.verdict,
             "fingerprint": self.fingerprint,
             "facts": self.facts,

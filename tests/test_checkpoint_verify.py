@@ -80,6 +80,7 @@ def test_who_asks_about_one_folder_alone_is_told_that_only_it_was_checked(run: R
     assert report.ok and report.answer.exit_code == 0
     assert status(report, "lineage") == "not checked"
     assert "verified by itself" in report.verdict and "back to genesis was not checked" in report.verdict
+    assert report.to_json()["alone"] is True
     genesis = verify(run, 0, checkpoints_dir=None, alone=True)
     assert genesis.ok and "by itself" not in genesis.verdict
     shutil.copytree(run.step(3), tmp_path / "step-000003")
