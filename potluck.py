@@ -1,8 +1,8 @@
 """The command line: `potluck host`, `potluck join`, `potluck verify` and their smaller siblings.
 
 Each verb imports its package when it is called, so `--help` is quick and a verifier needs neither torch nor hivemind.
-Exit codes: 0 yes or done, 1 the answer is no, 2 wrong usage or input, 130 interrupted. Results go to standard output,
-everything else to standard error.
+Exit codes: 0 yes or done, 1 the answer is no, 2 wrong usage or input, 130 interrupted; of `verify` also 3 incomplete, 4
+outdated. Results go to standard output, everything else to standard error.
 """
 
 from __future__ import annotations
@@ -175,12 +175,36 @@ def verify(
         list[str] | None, typer.Option("--key", help="A key you trust: a PEM file or a fingerprint. May be repeated.")
     ] = None,
     checkpoints: Annotated[
-        Path | None, typer.Option(help="The folder of all checkpoints, to check the chain back to genesis.")
+        Path | None,
+        typer.Option(
+            help="The folder of all checkpoints and of rounds/ [default: the one that the checkpoint lies in]."
+        ),
+    ] = None,
+    signature_only: Annotated[
+        bool,
+        typer.Option(
+            "--signature-only",
+            help="Check this one folder: signature, files, weights, the members' agreement; not the chain back to genesis.",
+        ),
+    ] = False,
+    newest_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="INVITE|FILE",
+            help="Ask whether it is the newest: the run's coordinator, by its invite, or a signed ledger head "
+            "(a receipt or a log proof holds one).",
+        ),
     ] = None,
     home: Home = None,
     json_output: Json = False,
 ) -> None:
-    """Check a published checkpoint or a receipt, offline, without trusting its host's word."""
+    """Check a published checkpoint or a receipt, offline, without trusting its host's word.
+
+    Exit codes: 0 all of it holds; 1 something does not, or the key is not one that you trust; 2 wrong usage; 3 incomplete:
+    something that the checkpoint says there is (an ancestor, the agreement of a round) is not at hand, or it cannot be
+    said whether it is the newest; 4 all of it holds, and there is a newer one.
+    """
+    from protocol import lineage
     from protocol.keys import fingerprint, load_public_pem
     from protocol.trust import trusted_roots
     from protocol.verify import verify_checkpoint, verify_receipt
@@ -195,12 +219,46 @@ def verify(
             trusted.add(given.lower())
         else:
             raise InputError(f"--key {given}: neither a PEM file nor a fingerprint of 64 hex digits")
+    if signature_only and checkpoints is not None:
+        raise InputError(
+            "--signature-only and --checkpoints: one or the other", "the chain is checked without the first"
+        )
     if path.is_dir():
-        report = verify_checkpoint(path, trusted=trusted, keys=keys, checkpoints_dir=checkpoints)
+        report = verify_checkpoint(
+            path,
+            trusted=trusted,
+            keys=keys,
+            checkpoints_dir=checkpoints or lineage.folder_of(path),
+            alone=signature_only,
+            newest=None if newest_by is None else _newest(newest_by),
+        )
+    elif newest_by is not None:
+        raise InputError("--newest-by: only a checkpoint can be the newest", "give a checkpoint folder")
     else:
         report = verify_receipt(path, trusted)
     typer.echo(json.dumps(report.to_json(), indent=2) if json_output else report.to_text())
-    raise typer.Exit(0 if report.ok else 1)
+    raise typer.Exit(report.answer.exit_code)
+
+
+def _newest(given: str) -> Any:
+    """The rule that asks a coordinator or a ledger head whether a checkpoint is the newest."""
+    from protocol import newest
+    from protocol.invite import Invite
+
+    if not given.startswith("potluck1.") and Path(given).is_file():
+        data = Path(given).read_bytes()
+        if not data.lstrip().startswith(b"potluck1."):
+            return newest.by_head(newest.head_note_in(data))
+    invite = Invite.parse(_text_or_file(given))
+    _need("peer", "grpc")
+    from peer.coordinator_client import CoordinatorClient
+
+    def ask(size: int) -> newest.RunNow:
+        with CoordinatorClient(invite) as client:
+            client.get_run()
+            return client.run_now(size)
+
+    return newest.by_coordinator(invite, ask)
 
 
 @app.command()

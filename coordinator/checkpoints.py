@@ -157,6 +157,8 @@ class Checkpoints:
                 )
         for draft in self._folder.checkpoints.glob(".*.draft"):
             shutil.rmtree(draft, ignore_errors=True)
+        if rows:  # whoever verifies needs them all
+            self._write_rounds(max(row.round for row in rows))
 
     def contributors(self, up_to_round: int) -> tuple[Contributor, ...]:
         """Everyone's granted work from genesis up to a round, by peer id."""
@@ -213,7 +215,6 @@ class Checkpoints:
     def _write_rounds(self, up_to_round: int) -> None:
         """Put the agreements of all rounds so far beside the checkpoints, for those who check the history."""
         folder = self._folder.checkpoints / checkpoint.ROUNDS
-        folder.mkdir(exist_ok=True)
         for number in range(1, up_to_round + 1):
             path = folder / checkpoint.round_name(number)
             if not path.is_file():

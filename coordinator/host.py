@@ -220,6 +220,7 @@ class Host:
             state_bytes=MOST_VECTORS * run.genesis_state.parameter_bytes,
             streams=stack.enter_context(Streams()),
             status=board.status_bytes,
+            growth=run.ledger.growth,
             round=board.round,
             round_of=board.round_of,
             finished=board.finished,

@@ -138,13 +138,17 @@ def _first_start(config_path: Path, config: RunConfig, folder: RunFolder, data: 
 def _check_source(config: RunConfig, base: Path) -> None:
     """A checkpoint of another run is verified before anything of it is loaded.
 
+    The folder alone is asked about: that the confirmed key signed these very files, and that members agreed on the
+    weights. How that run came to them, back to its genesis, is no promise of this one: its spec pins the weights by their
+    digest, and to its members they are a base model like any other. `potluck verify` checks the chain.
+
     Raises:
         InputError: it does not check out, or is signed by a key that this host has not confirmed.
     """
     if config.model.checkpoint is None:
         return
     trusted = set(trusted_roots()) | ({config.model.key} if config.model.key else set())
-    report = verify_checkpoint(base / config.model.checkpoint, trusted=trusted)
+    report = verify_checkpoint(base / config.model.checkpoint, trusted=trusted, alone=True)
     if not report.ok:
         hint = "" if report.fingerprint in trusted else "if that key is the right one, name it: model.key in run.toml"
         raise InputError(f"model.checkpoint {config.model.checkpoint}: {report.verdict}", hint)

@@ -127,6 +127,12 @@ class Ledger:
         with self._locked():
             return tlog_proof.make(self._tree, index, self._head, self._note)
 
+    def growth(self, size: int) -> tuple[str, list[bytes]]:
+        """The newest head's note, and the proof that it extends the ledger of `size` leaves: empty if it has no more."""
+        with self._locked():
+            grown = 0 < size < self._head.size
+            return self._note, self._tree.consistency_proof(size, self._head.size) if grown else []
+
     def state_after(self, parent: LedgerState | None) -> tuple[LedgerState, str]:
         """The newest head as a checkpoint states it, and its note; `parent` is what the parent checkpoint states."""
         with self._locked():

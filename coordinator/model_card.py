@@ -68,7 +68,11 @@ Beside this folder lies `model.sig`, an OpenSSF Model Signing bundle by the run'
 `{fingerprint}`. Ask the run's host for it over a way you trust.
 
     potluck verify --key {fingerprint} <this checkpoint>
+    potluck verify --key {fingerprint} --signature-only <this checkpoint>
     model_signing verify key model --signature model.sig --public_key coordinator.pub --no-ignore-git-paths
+
+The first also follows the chain back to genesis: it needs the run's other checkpoints and its `rounds/` beside this one.
+The others look at this one alone.
 
 `checkpoint.json` holds the members' signed agreement on these weights, `ledger/checkpoint` the signed head of the ledger
 that lists every contribution.

@@ -57,6 +57,7 @@ class Desk:
     state_bytes: int  # of the largest state that the run can have
     streams: Streams
     status: Callable[[], bytes]  # canonical JSON
+    growth: Callable[[int], tuple[str, list[bytes]]]  # ledger size -> the newest head, and that it extends that ledger
     round: Callable[[], int]  # the newest in the ledger
     round_of: Callable[[str], int | None]  # state digest -> its committed round
     finished: Callable[[], bool]
@@ -205,7 +206,11 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
 
     @_unary
     def GetStatus(self, request: Any, context: grpc.ServicerContext) -> Any:
-        return coordinator_pb2.GetStatusReply(status=self._desk.status())
+        status = self._desk.status()
+        if request.ledger_size == 0:
+            return coordinator_pb2.GetStatusReply(status=status)
+        head, proof = self._desk.growth(request.ledger_size)
+        return coordinator_pb2.GetStatusReply(status=status, ledger_head=head, consistency=proof)
 
     def _member(self, token: str) -> str:
         """The peer id of a certificate that holds."""

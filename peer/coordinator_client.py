@@ -42,6 +42,7 @@ from protocol.errors import CoordinatorAway, FormatError, SignatureError, Verifi
 from protocol.files import tree_digest
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity, fingerprint, load_public_pem
+from protocol.newest import RunNow
 from protocol.rpc import MAX_CHALLENGE_BYTES, PART_BYTES, enroll_message, transfer_timeout_s
 from protocol.run_card import RunCard
 from protocol.state import StateManifest
@@ -309,6 +310,16 @@ class CoordinatorClient:
     def status(self) -> RunStatus:
         """The run's status. Raises: CoordinatorAway, FormatError."""
         return RunStatus.from_bytes(self._call("GetStatus", coordinator_pb2.GetStatusRequest()).status)
+
+    def run_now(self, ledger_size: int) -> RunNow:
+        """What it has published, and that its ledger extends the one of `ledger_size` leaves: unchecked (`protocol.newest`).
+
+        Raises: CoordinatorAway, FormatError.
+        """
+        reply = self._call("GetStatus", coordinator_pb2.GetStatusRequest(ledger_size=ledger_size))
+        named = RunStatus.from_bytes(reply.status).checkpoints
+        published = {item.round: item.payload for item in named if item.published and item.payload}
+        return RunNow(published, reply.ledger_head, tuple(reply.consistency))
 
     def close(self) -> None:
         """Close the connection; the next call opens a new one."""

@@ -44,6 +44,7 @@ ROUNDS = "rounds"  # beside the step folders: the agreement of each round, which
 MAX_INFO_BYTES = 16 << 20
 MAX_CONTRIBUTORS = 100_000
 _STEP = re.compile(r"step-([0-9]{6,9})")
+_ROUND = re.compile(r"round-([0-9]{6,9})\.json")
 
 
 class _Part(BaseModel):
@@ -171,6 +172,17 @@ def step_name(round_number: int) -> str:
 def round_name(round_number: int) -> str:
     """ "round-000012.json" for round 12: the file in `ROUNDS` that holds its agreement."""
     return f"round-{round_number:06d}.json"
+
+
+def round_number(name: str) -> int | None:
+    """The round whose agreement a file's name promises, or None.
+
+    >>> round_number("round-000012.json"), round_number("round-0000000012.json"), round_number("notes")
+    (12, None, None)
+    """
+    match = _ROUND.fullmatch(name)
+    number = int(match[1]) if match else None
+    return number if number is not None and round_name(number) == name else None
 
 
 def step_round(name: str) -> int | None:

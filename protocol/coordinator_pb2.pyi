@@ -181,11 +181,17 @@ class GetAgreementReply(_message.Message):
     def __init__(self, agreement: _Optional[bytes] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("ledger_size",)
+    LEDGER_SIZE_FIELD_NUMBER: _ClassVar[int]
+    ledger_size: int
+    def __init__(self, ledger_size: _Optional[int] = ...) -> None: ...
 
 class GetStatusReply(_message.Message):
-    __slots__ = ("status",)
+    __slots__ = ("status", "ledger_head", "consistency")
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_HEAD_FIELD_NUMBER: _ClassVar[int]
+    CONSISTENCY_FIELD_NUMBER: _ClassVar[int]
     status: bytes
-    def __init__(self, status: _Optional[bytes] = ...) -> None: ...
+    ledger_head: str
+    consistency: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, status: _Optional[bytes] = ..., ledger_head: _Optional[str] = ..., consistency: _Optional[_Iterable[bytes]] = ...) -> None: ...

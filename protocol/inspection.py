@@ -265,10 +265,10 @@ def inspect(
         ("weights", seen.check_weights),
         ("ledger head", seen.check_ledger_head),
         ("log proof", seen.check_log_proof),
-        ("maintainers", lambda: seen.check_maintainers(keys or {})),
     ]
     for name, rule in rules:
         seen.report.run(name, rule)
+    seen.report.run("maintainers", lambda: seen.check_maintainers(keys or {}), needed=False)
     if seen.signature is not None and seen.public_key is not None:
         seen.report.confirm(fingerprint(seen.public_key), trusted)
     return seen

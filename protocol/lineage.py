@@ -4,12 +4,14 @@ Used by `verify.verify_checkpoint` when the folder of checkpoints is at hand. Pa
 by name. What only the whole history can show is checked here: that each round follows the one before
 (`protocol.succession`), that the ledger was only ever appended to, that nobody is named with more work than was
 agreed. The agreements of the rounds between two checkpoints lie in `rounds/` beside the step folders; the members'
-signatures are all that they need.
+signatures are all that they need. Every round counts up to its checkpoint: what is not at hand is not checked, and then
+nobody is told yes.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,17 @@ class Folder:
     found: dict[str, Path]  # payload digest -> step folder
     unusable: list[str]  # step folders that are links, or whose model.sig cannot be read
     rounds: Path  # where the agreements of the rounds lie; need not be there
+
+
+def folder_of(step_dir: Path) -> Path | None:
+    """The folder of checkpoints that a step folder lies in: its parent, if that holds other step folders or `rounds/`."""
+    step_dir = step_dir.resolve()
+    try:
+        others = {path.name for path in step_dir.parent.iterdir()} - {step_dir.name}
+    except OSError:
+        return None
+    beside = any(name == checkpoint.ROUNDS or checkpoint.step_round(name) is not None for name in others)
+    return step_dir.parent if beside else None
 
 
 def find_checkpoints(folder: Path) -> Folder:
@@ -69,7 +82,8 @@ def collect(seen: Inspection, at_hand: Folder) -> list[Inspection]:
         at_hand: the checkpoints among which the ancestors are.
 
     Raises:
-        VerificationError: a parent is missing or refused, or the chain does not lead back to genesis.
+        NotChecked: a parent is not at hand.
+        VerificationError: a parent is refused, or the chain does not lead back to genesis.
     """
     chain = [seen]
     while True:
@@ -78,11 +92,12 @@ def collect(seen: Inspection, at_hand: Folder) -> list[Inspection]:
             raise NotChecked("needs a sound checkpoint.json")
         if info.round == 0:
             return chain[::-1]
-        if info.parent is None or info.parent not in at_hand.found:
-            missing = "none" if info.parent is None else f"{info.parent[:16]}…"
+        if info.parent is None:
+            raise VerificationError(f"{chain[-1].step_dir.name}: names no parent, and is not genesis")
+        if info.parent not in at_hand.found:
             unusable = f" ({'; '.join(at_hand.unusable[:5])})" if at_hand.unusable else ""
-            raise VerificationError(
-                f"{chain[-1].step_dir.name}: its parent {missing} is not in the folder of checkpoints{unusable}"
+            raise NotChecked(
+                f"{chain[-1].step_dir.name}: its parent {info.parent[:16]}… is not in the folder of checkpoints{unusable}"
             )
         parent = inspect(at_hand.found[info.parent], trusted={seen.report.fingerprint or ""})
         _check_sound(parent, seen)
@@ -96,33 +111,68 @@ def agreed_rounds(chain: list[Inspection], rounds: Path) -> list[Agreement]:
 
     Raises:
         NotChecked: one is not at hand.
-        VerificationError: one does not hold.
+        VerificationError: one does not hold, or `rounds` and a checkpoint show two states for one round.
     """
     card, info = chain[-1].card, chain[-1].info
     if card is None or info is None:
         raise NotChecked("needs the run card and checkpoint.json, which do not hold")
-    published = {item.info.round: item.agreement for item in chain if item.info is not None}
+    published = {item.info.round: item.agreement for item in chain if item.info is not None and item.info.round}
+    lying = {number: path for number, path in rounds_at_hand(rounds).items() if number <= info.round}
     found = []
-    for number in range(1, info.round + 1):
-        agreement = published[number] if number in published else _read_round(rounds, number, card)
-        if agreement is None:
+    for number in sorted(published.keys() | lying.keys()):
+        agreement = published.get(number)
+        if number in published and agreement is None:
             raise NotChecked(f"needs the members' agreement of round {number}, which does not hold")
-        found.append(agreement)
+        if number in lying:
+            agreement = _read_round(lying[number], number, card, agreement)
+        if agreement is not None:
+            found.append(agreement)
+    if len(found) < info.round:
+        raise NotChecked(_missing(found, info.round, rounds))
     return found
 
 
-def _read_round(rounds: Path, number: int, card: RunCard) -> Agreement:
-    path = rounds / checkpoint.round_name(number)
-    if rounds.is_symlink() or path.is_symlink() or not path.is_file():
-        raise NotChecked(f"there are rounds between the checkpoints, and {rounds.name}/{path.name} is not at hand")
+def _missing(found: list[Agreement], last: int, rounds: Path) -> str:
+    """Which of the rounds 1 to `last` are not among `found`, and why."""
+    count, name = last - len(found), rounds.name
+    first = next(number for number, item in enumerate([*found, None], 1) if item is None or item.round != number)
+    if rounds.is_symlink():
+        why = f"{name}/ is a link, which is not followed"
+    elif not rounds.is_dir():
+        why = f"there is no {name}/ beside the checkpoints"
+    else:
+        why = f"{name}/ lacks {checkpoint.round_name(first)}" + (" and others" if count > 1 else "")
+    return f"the members' agreements of {count} of {last} rounds are not at hand: {why}"
+
+
+def rounds_at_hand(rounds: Path) -> dict[int, Path]:
+    """Round -> the file that should hold its agreement; links are not followed."""
+    if rounds.is_symlink() or not rounds.is_dir():
+        return {}
+    try:
+        with os.scandir(rounds) as entries:
+            files_there = [Path(entry.path) for entry in entries if entry.is_file(follow_symlinks=False)]
+    except OSError as error:
+        raise NotChecked(f"{rounds.name}/ cannot be read: {error.strerror}") from error
+    numbers = {path: checkpoint.round_number(path.name) for path in files_there}
+    return {number: path for path, number in numbers.items() if number}
+
+
+def _read_round(path: Path, number: int, card: RunCard, published: Agreement | None) -> Agreement:
+    """The agreement in a file, held against the one in the round's checkpoint, if it has one."""
+    name = f"{path.parent.name}/{path.name}"
     try:
         data = files.read_bounded(path, MAX_AGREEMENT_BYTES)
+        if published is not None and published.to_bytes() == data:
+            return published
         agreement = Agreement.from_bytes(data, run=card.run, membership_key=card.member_key)
     except PotluckError as error:
-        raise VerificationError(f"{rounds.name}/{path.name}: {error.message}") from error
+        raise VerificationError(f"{name}: {error.message}") from error
     if agreement.round != number:
-        raise VerificationError(f"{rounds.name}/{path.name}: is of round {agreement.round}")
-    return agreement
+        raise VerificationError(f"{name}: is of round {agreement.round}")
+    if published is not None and (agreement.state, agreement.weights) != (published.state, published.weights):
+        raise VerificationError(f"{name}: another agreement than the checkpoint of that round holds")
+    return published or agreement
 
 
 def check_links(chain: list[Inspection], agreements: list[Agreement]) -> str:
@@ -194,3 +244,25 @@ def _check_sound(parent: Inspection, seen: Inspection) -> None:
         raise VerificationError(f"{name}: {check.name}: {check.detail}")
     if parent.info is None or seen.info is None or parent.info.run != seen.info.run:
         raise VerificationError(f"{name}: of another run")
+
+
+def note_later(seen: Inspection, at_hand: Folder) -> list[str]:
+    """What lies at hand and says that it came after `seen`, in words for a person; nothing of it is checked."""
+    info, notes = seen.info, list[str]()
+    if info is None:
+        return notes
+    named = sorted(((checkpoint.step_round(path.name) or 0, path) for path in at_hand.found.values()), reverse=True)
+    for number, path in named:
+        if number <= info.round:
+            break
+        try:
+            other = checkpoint.read_info(path)
+        except (FormatError, VerificationError):
+            continue
+        if other.run == info.run and other.round > info.round:
+            notes.append(f"{path.name} lies beside it and says that it is a later checkpoint of this run")
+            break
+    last = max(rounds_at_hand(at_hand.rounds), default=0)
+    if not notes and last > info.round:
+        notes.append(f"{at_hand.rounds.name}/ goes on to round {last}: there may be a later checkpoint")
+    return notes

@@ -4,6 +4,10 @@
 neither torch nor numpy, follow no link, bound what they read, and answer hostile input with a refusal, not an exception.
 
 A key never counts because it lies beside the checkpoint: who is trusted comes from the caller, as fingerprints.
+
+`report.answer` is one of four. What a checkpoint says that there is must be at hand: its ancestors back to genesis and the
+members' agreement of every round. What is left out is "incomplete", never "verified"; who asks about one folder `alone`
+is answered about that folder alone.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from protocol.errors import InputError
 from protocol.inspection import Inspection, inspect
 from protocol.keys import fingerprint
 from protocol.ledger_entry import CreditEntry
+from protocol.newest import Rule
 from protocol.receipt import MAX_RECEIPT_BYTES, Receipt
 from protocol.report import NotChecked, Report
 from protocol.run_card import RunCard
@@ -30,6 +35,8 @@ def verify_checkpoint(
     trusted: Collection[str],
     keys: Iterable[ec.EllipticCurvePublicKey] = (),
     checkpoints_dir: Path | None = None,
+    alone: bool = False,
+    newest: Rule | None = None,
 ) -> Report:
     """Check a checkpoint folder.
 
@@ -37,7 +44,10 @@ def verify_checkpoint(
         step_dir: the folder that holds model/ and model.sig.
         trusted: fingerprints of the root keys that the user has confirmed.
         keys: keys of further maintainers, to check signatures/ with.
-        checkpoints_dir: the folder of all checkpoints, to check the chain back to genesis.
+        checkpoints_dir: the folder of all checkpoints (`lineage.folder_of` finds it); without it the chain back to genesis
+            cannot be checked, and any checkpoint but genesis is incomplete.
+        alone: leave the chain out, and say so in the verdict.
+        newest: asks whether there is a newer one; from `protocol.newest`.
 
     Raises:
         InputError: `step_dir` or `checkpoints_dir` is no directory; nothing else.
@@ -47,7 +57,9 @@ def verify_checkpoint(
             f"{step_dir}: not a directory", f"give a checkpoint's folder, such as {checkpoint.step_name(0)}"
         )
     seen = inspect(step_dir.absolute(), trusted=trusted, keys={fingerprint(key): key for key in keys})
-    _check_lineage(seen, checkpoints_dir)
+    _check_lineage(seen, checkpoints_dir, alone)
+    if newest is not None:
+        seen.report.run("newest", lambda: newest(seen))
     return seen.report
 
 
@@ -66,21 +78,27 @@ def verify_receipt(path: Path, trusted: Collection[str]) -> Report:
     return _ReceiptInspection(Report(path.name, "receipt")).inspect(path, trusted)
 
 
-def _check_lineage(seen: Inspection, checkpoints_dir: Path | None) -> None:
+def _check_lineage(seen: Inspection, checkpoints_dir: Path | None, alone: bool) -> None:
     report, chain = seen.report, list[Inspection]()
-    at_hand = None if checkpoints_dir is None else lineage.find_checkpoints(checkpoints_dir)
+    report.alone = alone and (seen.info is None or seen.info.round > 0)
+    at_hand = None if checkpoints_dir is None or alone else lineage.find_checkpoints(checkpoints_dir)
 
     def walk() -> str:
         if seen.info is None or seen.signature is None:
             raise NotChecked("needs checkpoint.json and the signature, which do not hold")
         if seen.info.round == 0:
             return "this is genesis"
+        if alone:
+            raise NotChecked("only this folder was asked about")
         if at_hand is None:
-            raise NotChecked("give the folder of checkpoints to check the chain back to genesis")
+            raise NotChecked("the checkpoints before this one, back to genesis, are not at hand")
         chain.extend(lineage.collect(seen, at_hand))
         return f"{len(chain) - 1} ancestors, each verified, back to genesis"
 
-    if not report.run("lineage", walk) or at_hand is None or not chain:
+    holds = report.run("lineage", walk, needed=not alone)
+    if at_hand is not None:
+        report.notes += lineage.note_later(seen, at_hand)
+    if not holds or at_hand is None or not chain:
         return
     agreements = list[Agreement]()
 

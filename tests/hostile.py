@@ -21,7 +21,7 @@ from builders import Run, build_run, edit_info, fixed_ed25519, fixed_root_key, s
 from protocol import canonical, checkpoint, merkle, note
 from protocol.checkpoint import LedgerState
 from protocol.envelope import pae
-from protocol.keys import public_pem
+from protocol.keys import PeerIdentity, public_pem
 
 ANYONE, OTHER_KEY, HOST = "anyone", "another key", "the host"
 NAN, INFINITY = float("nan"), float("inf")
@@ -69,6 +69,22 @@ def info_of(step: Path) -> dict[str, Any]:
 
 def values_of(count: int, value: float = 0.5) -> list[float]:
     return [value] * count
+
+
+def sparse(run: Run) -> Path:
+    """In place of the run: five rounds, checkpoints of genesis and the last one, the agreements in `rounds/`; returns the last."""
+    shutil.rmtree(run.checkpoints)
+    run.__dict__.update(build_run(run.folder, rounds=5, every=5).__dict__)
+    for number in run.agreements:
+        put_round(run, number)
+    return run.step(5)
+
+
+def put_round(run: Run, number: int) -> Path:
+    path = run.checkpoints / checkpoint.ROUNDS / checkpoint.round_name(number)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(run.agreements[number].to_bytes())
+    return path
 
 
 # --- anyone who can write to the folder -------------------------------------------------------------------------------
@@ -244,6 +260,64 @@ def _(run: Run, step: Path) -> None:
 def _(run: Run, step: Path) -> None:
     path = checkpoint.add_maintainer_signature(run.step(2), fixed_root_key(7))
     shutil.copytree(path.parent, step / "signatures")
+
+
+@on_checkpoint("an ancestor's log proof removed", ANYONE)
+def _(run: Run, step: Path) -> None:
+    (run.step(1) / "model.tlog-proof").unlink()
+
+
+def change_rounds(what: str, by: str, change: Callable[[Run, Path], Any]) -> None:
+    """A case in which most rounds have no checkpoint, and their agreements in `rounds/` are not what they should be."""
+
+    def make(run: Run, step: Path) -> Path:
+        last = sparse(run)
+        change(run, run.checkpoints / checkpoint.ROUNDS)
+        return last
+
+    on_checkpoint(what, by)(make)
+
+
+def cut_round(run: Run, rounds: Path) -> None:
+    path = rounds / checkpoint.round_name(2)
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def swap_rounds(run: Run, rounds: Path) -> None:
+    for number, other in ((2, 3), (3, 2)):
+        (rounds / checkpoint.round_name(number)).write_bytes(run.agreements[other].to_bytes())
+
+
+def link_round(run: Run, rounds: Path) -> None:
+    shutil.move(rounds / checkpoint.round_name(2), run.folder / "round.json")
+    (rounds / checkpoint.round_name(2)).symlink_to(run.folder / "round.json")
+
+
+def link_rounds(run: Run, rounds: Path) -> None:
+    shutil.move(rounds, run.folder / "rounds")
+    rounds.symlink_to(run.folder / "rounds")
+
+
+def swap_published(run: Run, rounds: Path) -> None:
+    (rounds / checkpoint.round_name(5)).write_bytes(run.agreements[4].to_bytes())
+
+
+change_rounds("rounds/ left out", ANYONE, lambda run, rounds: shutil.rmtree(rounds))
+change_rounds(
+    "the agreement of the newest round between checkpoints left out",
+    ANYONE,
+    lambda run, rounds: (rounds / checkpoint.round_name(4)).unlink(),
+)
+change_rounds(
+    "the agreement of a round in the middle left out",
+    ANYONE,
+    lambda run, rounds: (rounds / checkpoint.round_name(3)).unlink(),
+)
+change_rounds("the agreement of a round cut short", ANYONE, cut_round)
+change_rounds("the agreements of two rounds swapped", ANYONE, swap_rounds)
+change_rounds("the agreement of a round replaced by a link to its copy", ANYONE, link_round)
+change_rounds("rounds/ replaced by a link to its copy", ANYONE, link_rounds)
+change_rounds("another round's agreement where a checkpoint's own belongs", ANYONE, swap_published)
 
 
 # --- someone with a key of their own ----------------------------------------------------------------------------------
@@ -621,6 +695,17 @@ def _(run: Run, step: Path) -> None:
     card = run.card.model_copy(update={"ledger_key": key})
     edit_info(step, run_card=json.loads(card.sign(run.root).to_bytes()))
     run.resign(step)
+
+
+def invent_round(run: Run, rounds: Path) -> None:
+    """The last round as a member would have made it that the host invented; the checkpoint shows the true one."""
+    other = run.copy(run.folder / "other")
+    other.peers, other.salt = [PeerIdentity(fixed_ed25519("invented"))], " other"
+    other.round(5, publish=False)
+    put_round(run, 5).write_bytes(other.agreements[5].to_bytes())
+
+
+change_rounds("another agreement of a round than its checkpoint shows", HOST, invent_round)
 
 
 def set_ledger(run: Run, step: Path, tree: merkle.Tree, head: note.LedgerHead, head_note: str) -> None:

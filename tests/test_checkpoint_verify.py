@@ -14,8 +14,10 @@ from builders import SHAPES, Run, build_run, edit_info, fixed_root_key, make_run
 
 from protocol import checkpoint
 from protocol.errors import FormatError, InputError, VerificationError
+from protocol.keys import PeerIdentity
+from protocol.lineage import folder_of
 from protocol.model_signature import ModelSignature
-from protocol.report import Report
+from protocol.report import Answer, Report
 from protocol.safetensors_file import FULL_FILE, INDEX_FILE
 from protocol.verify import verify_checkpoint
 
@@ -62,10 +64,74 @@ def test_weights_in_shards_are_accepted(tmp_path: Path) -> None:
     assert verify(run, 0).ok, verify(run, 0).to_text()
 
 
-def test_without_the_folder_of_checkpoints_the_chain_is_not_checked(run: Run) -> None:
+def test_without_the_folder_of_checkpoints_the_answer_is_incomplete(run: Run) -> None:
     report = verify(run, checkpoints_dir=None)
-    assert report.ok
+    assert (report.answer, report.answer.exit_code) == (Answer.INCOMPLETE, 3)
+    assert report.sound and not report.complete and not report.ok
     assert status(report, "lineage") == "not checked"
+    assert report.verdict == ("incomplete: lineage: the checkpoints before this one, back to genesis, are not at hand")
+    value = report.to_json()
+    assert (value["ok"], value["complete"], value["answer"]) == (False, False, "incomplete")
+    assert verify(run, 0, checkpoints_dir=None).ok, "genesis has nothing before it"
+
+
+def test_who_asks_about_one_folder_alone_is_told_that_only_it_was_checked(run: Run, tmp_path: Path) -> None:
+    report = verify(run, checkpoints_dir=None, alone=True)
+    assert report.ok and report.answer.exit_code == 0
+    assert status(report, "lineage") == "not checked"
+    assert "verified by itself" in report.verdict and "back to genesis was not checked" in report.verdict
+    assert report.to_json()["alone"] is True
+    genesis = verify(run, 0, checkpoints_dir=None, alone=True)
+    assert genesis.ok and "by itself" not in genesis.verdict
+    shutil.copytree(run.step(3), tmp_path / "step-000003")
+    (tmp_path / "step-000003/model/LICENSE").write_text("another\n")
+    assert verify_checkpoint(tmp_path / "step-000003", trusted=run.trusted, alone=True).answer is Answer.REFUSED
+
+
+def test_what_is_refused_is_refused_also_when_something_is_missing(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.step(3), tmp_path / "step-000003")
+    (tmp_path / "step-000003/model/LICENSE").write_text("another\n")
+    report = verify_checkpoint(tmp_path / "step-000003", trusted=run.trusted)
+    assert not report.complete and report.answer is Answer.REFUSED and report.answer.exit_code == 1
+
+
+def test_the_folder_of_checkpoints_is_the_one_that_the_step_lies_in(sparse: Run, tmp_path: Path) -> None:
+    assert folder_of(sparse.step(4)) == sparse.checkpoints.resolve()
+    shutil.copytree(sparse.step(4), tmp_path / "downloads" / "step-000004")
+    assert folder_of(tmp_path / "downloads" / "step-000004") is None
+    (tmp_path / "downloads" / "step-000002").mkdir()
+    assert folder_of(tmp_path / "downloads" / "step-000004") == (tmp_path / "downloads").resolve()
+    shutil.rmtree(tmp_path / "downloads" / "step-000002")
+    (tmp_path / "downloads" / "rounds").mkdir()
+    assert folder_of(tmp_path / "downloads" / "step-000004" / "model" / "..") == (tmp_path / "downloads").resolve()
+
+
+def test_a_missing_ancestor_is_incomplete(sparse: Run, tmp_path: Path) -> None:
+    shutil.copytree(sparse.checkpoints, tmp_path / "checkpoints")
+    shutil.rmtree(tmp_path / "checkpoints" / "step-000002")
+    report = verify(sparse, 4, checkpoints_dir=tmp_path / "checkpoints")
+    assert report.answer is Answer.INCOMPLETE
+    assert "is not in the folder of checkpoints" in report.verdict
+
+
+def test_later_checkpoints_at_hand_are_noted_and_change_no_verdict(sparse: Run, tmp_path: Path) -> None:
+    report = verify(sparse, 2)
+    assert report.ok
+    assert report.notes == ["step-000004 lies beside it and says that it is a later checkpoint of this run"]
+    assert report.notes[0] in report.to_text() and report.to_json()["notes"] == report.notes
+    assert verify(sparse, 4).notes == []
+
+    shutil.copytree(sparse.checkpoints, tmp_path / "checkpoints")
+    shutil.rmtree(tmp_path / "checkpoints" / "step-000004")
+    report = verify(sparse, 2, checkpoints_dir=tmp_path / "checkpoints")
+    assert report.ok and report.notes == ["rounds/ goes on to round 4: there may be a later checkpoint"]
+
+    other = build_run(tmp_path / "other", rounds=5, name="other")
+    shutil.rmtree(tmp_path / "checkpoints" / "rounds")
+    shutil.copytree(other.step(5), tmp_path / "checkpoints" / "step-000005")
+    assert verify(sparse, 0, checkpoints_dir=tmp_path / "checkpoints").notes == [
+        "step-000002 lies beside it and says that it is a later checkpoint of this run"
+    ]
 
 
 def test_a_moved_checkpoint_is_still_good(run: Run, tmp_path: Path) -> None:
@@ -73,10 +139,11 @@ def test_a_moved_checkpoint_is_still_good(run: Run, tmp_path: Path) -> None:
     assert verify_checkpoint(tmp_path / "my download", trusted=run.trusted, checkpoints_dir=run.checkpoints).ok
 
 
-def test_rounds_between_checkpoints_are_said_to_be_unchecked(tmp_path: Path) -> None:
+def test_without_the_agreements_between_checkpoints_the_answer_is_incomplete(tmp_path: Path) -> None:
     run = build_run(tmp_path, rounds=4, every=2)
     report = verify(run, 4)
-    assert report.ok, report.to_text()
+    assert report.answer is Answer.INCOMPLETE and report.sound, report.to_text()
+    assert report.verdict.startswith("incomplete: rounds: ")
     assert status(report, "lineage") == "ok"
     assert status(report, "rounds") == "not checked"
     assert status(report, "contributors") == "not checked"
@@ -97,6 +164,15 @@ def round_path(run: Run, number: int) -> Path:
     return run.checkpoints / checkpoint.ROUNDS / checkpoint.round_name(number)
 
 
+def test_rounds_that_an_invented_member_made_alone_are_no_yes_with_their_agreements_left_out(tmp_path: Path) -> None:
+    run = build_run(tmp_path, rounds=2, every=2)
+    run.peers = [PeerIdentity.generate()]
+    for number in (3, 4):
+        run.round(number, publish=number == 4)
+    report = verify(run, 4)
+    assert report.answer is Answer.INCOMPLETE, report.to_text()
+
+
 def test_rounds_between_checkpoints_are_checked_when_their_agreements_are_at_hand(sparse: Run) -> None:
     report = verify(sparse, 4)
     assert report.ok, report.to_text()
@@ -110,7 +186,6 @@ def test_rounds_between_checkpoints_are_checked_when_their_agreements_are_at_han
         ("a round of another number", "is of round 1"),
         ("no JSON", "not JSON"),
         ("all votes but the lightest taken away", "a majority"),
-        ("a link", "not at hand"),
     ],
 )
 def test_hostile_round_between_checkpoints_is_refused(sparse: Run, tmp_path: Path, attack: str, reason: str) -> None:
@@ -126,15 +201,48 @@ def test_hostile_round_between_checkpoints_is_refused(sparse: Run, tmp_path: Pat
         lightest = min(value["weights"], key=value["weights"].get)
         value["votes"] = [vote for vote in value["votes"] if vote["signatures"][0]["keyid"] == lightest]
     path.write_bytes(b"{" if attack == "no JSON" else json.dumps(value).encode())
-    if attack == "a link":
-        path.unlink()
-        path.symlink_to(round_path(sparse, 3))
     report = verify(other, 4)
     check = next(check for check in report.checks if check.name == "rounds")
     assert reason in check.detail
-    assert report.ok == (
-        attack == "a link"
-    )  # a link is not followed: then the rounds are not checked, and said to be so
+    assert report.answer is Answer.REFUSED
+
+
+@pytest.mark.parametrize("missing", [1, 3, 2, 4])
+def test_every_agreement_between_checkpoints_is_needed(sparse: Run, tmp_path: Path, missing: int) -> None:
+    other = sparse.copy(tmp_path)
+    shutil.copytree(sparse.checkpoints, other.checkpoints)
+    round_path(other, missing).unlink()
+    report = verify(other, 4)
+    if missing in (2, 4):  # their checkpoints hold them
+        assert report.ok, report.to_text()
+    else:
+        assert report.answer is Answer.INCOMPLETE
+        assert checkpoint.round_name(missing) in report.verdict
+
+
+def test_a_damaged_agreement_is_refused_although_others_are_missing(sparse: Run, tmp_path: Path) -> None:
+    other = sparse.copy(tmp_path)
+    shutil.copytree(sparse.checkpoints, other.checkpoints)
+    round_path(other, 1).unlink()
+    round_path(other, 3).write_bytes(b"{}")
+    assert verify(other, 4).answer is Answer.REFUSED
+
+
+def test_a_published_round_whose_agreement_has_fewer_votes_beside_it_is_accepted(sparse: Run, tmp_path: Path) -> None:
+    """Members that report later may bring other votes for the same state."""
+    other = sparse.copy(tmp_path)
+    shutil.copytree(sparse.checkpoints, other.checkpoints)
+    value = json.loads(round_path(other, 2).read_bytes())
+    heaviest = sorted(value["weights"], key=value["weights"].get)[1:]
+    value["votes"] = [vote for vote in value["votes"] if vote["signatures"][0]["keyid"] in heaviest]
+    round_path(other, 2).write_bytes(json.dumps(value).encode())
+    assert verify(other, 4).ok, verify(other, 4).to_text()
+
+
+def test_an_unconfirmed_key_is_not_called_intact_when_something_is_missing(run: Run) -> None:
+    report = verify(run, trusted=set(), checkpoints_dir=None)
+    assert report.verdict == f"incomplete, and signed by a key that you have not confirmed: {run.root.keyid}"
+    assert report.answer.exit_code == 1
 
 
 def test_contributors_named_with_more_than_all_rounds_show_are_refused(sparse: Run, tmp_path: Path) -> None:
@@ -200,7 +308,7 @@ def test_what_a_folder_says_cannot_paint_on_the_terminal(run: Run, tmp_path: Pat
     shutil.copytree(run.step(3), tmp_path / "step-000003")
     (tmp_path / "step-000003/model/\x1b[2J\nok").write_text("")
     report = verify_checkpoint(tmp_path / "step-000003", trusted=run.trusted)
-    assert not report.ok
+    assert report.answer is Answer.REFUSED
     assert "\x1b" not in report.to_text()
     assert len(report.to_text().splitlines()) == len(report.checks) + 2
 

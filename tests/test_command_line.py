@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import ssl
 import subprocess
@@ -151,9 +152,46 @@ def test_verify_says_no_to_a_changed_byte_and_2_to_what_is_not_there(tmp_path: P
     assert done.stdout.splitlines()[-1].startswith("refused: ") and weights.name in done.stdout
 
     check_refused(potluck(tmp_path, "verify", tmp_path / "nothing"), 2, "no such file", "")
+    done = potluck(tmp_path, "verify", step, "--signature-only", "--checkpoints", step.parent)
+    check_refused(done, 2, "--signature-only and --checkpoints", "")
+    receipt = tmp_path / "receipt.json"
+    receipt.write_text("{}")
+    check_refused(potluck(tmp_path, "verify", receipt, "--newest-by", receipt), 2, "only a checkpoint", "folder")
+    done = potluck(tmp_path, "verify", step, "--newest-by", "nothing")
+    check_refused(done, 2, "not an invite", "potluck1.")
     done = potluck(tmp_path, "verify", step, "--key", "abc")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: --key abc: neither a PEM file nor a fingerprint")
+
+
+def test_verify_says_3_when_something_is_left_out_and_4_when_there_is_a_newer_one(tmp_path: Path) -> None:
+    run = builders.build_run(tmp_path / "run", rounds=2)
+    key = ["--key", run.root.keyid]
+    assert potluck(tmp_path, "verify", run.step(2), *key).returncode == 0, (
+        "it finds the folder of checkpoints by itself"
+    )
+    assert potluck(run.checkpoints, "verify", "step-000002", *key, "--checkpoints", ".").returncode == 0
+    assert potluck(run.step(2), "verify", ".", *key).returncode == 0
+    older = potluck(tmp_path, "verify", run.step(1), *key)
+    assert older.returncode == 0 and "step-000002 lies beside it" in older.stdout
+
+    alone = tmp_path / "downloads" / "step-000002"
+    shutil.copytree(run.step(2), alone)
+    done = potluck(tmp_path, "verify", alone, *key)
+    assert done.returncode == 3
+    assert done.stdout.splitlines()[-1].startswith("incomplete: lineage: ")
+    told = json.loads(potluck(tmp_path, "verify", alone, *key, "--json").stdout)
+    assert (told["ok"], told["complete"], told["answer"]) == (False, False, "incomplete")
+    done = potluck(tmp_path, "verify", alone, *key, "--signature-only")
+    assert done.returncode == 0
+    assert "the chain back to genesis was not checked" in done.stdout.splitlines()[-1]
+
+    head = run.step(2) / "model.tlog-proof"  # holds a signed ledger head
+    assert potluck(tmp_path, "verify", run.step(2), *key, "--newest-by", head).returncode == 0
+    done = potluck(tmp_path, "verify", run.step(1), *key, "--newest-by", head)
+    assert done.returncode == 3 and "only the coordinator can say" in done.stdout.splitlines()[-1]
+    shutil.rmtree(run.step(1))
+    assert potluck(tmp_path, "verify", run.step(2), *key).returncode == 3
 
 
 # ---- identity ------------------------------------------------------------------------------------------------------------

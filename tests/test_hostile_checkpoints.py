@@ -33,6 +33,9 @@ stock command `model_signing verify key model --signature model.sig --public_key
 dishonest or broken. The stock tool checks files against a signature and nothing else: it cannot know what the members
 agreed on, which ledger there is, or what a safetensors file may hold.
 
+*refused* is exit code 1: something does not hold. *incomplete* is exit code 3: nothing was found wrong, and something that the
+checkpoint says there is, an ancestor or the members' agreement of a round, was not at hand. Neither is a yes.
+
 `tests/test_hostile_checkpoints.py` holds this page to what the code says; `python tests/test_hostile_checkpoints.py` prints it.
 """
 

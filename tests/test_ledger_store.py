@@ -52,6 +52,15 @@ def test_heads_extend_each_other(office: Office) -> None:
         merkle.verify_consistency(old.size, new.size, old.root, new.root, tree.consistency_proof(old.size, new.size))
 
 
+def test_growth_is_proven_from_any_ledger_that_was(office: Office) -> None:
+    tree = merkle.Tree(merkle.leaf_hash(office.ledger.entry(index)) for index in range(office.ledger.size))
+    for size in range(1, tree.size + 1):
+        text, proof = office.ledger.growth(size)
+        head = note.open_head(text, office.card.ledger_key)
+        merkle.verify_consistency(size, head.size, tree.root_at(size), head.root, proof)
+    assert office.ledger.growth(tree.size + 1) == (office.ledger.head_note, [])
+
+
 def test_restart_finds_the_same_ledger(office: Office) -> None:
     before = (office.ledger.head, office.ledger.head_note)
     office.reopen()

@@ -73,6 +73,12 @@ def site_of(config: Path, folder: Path, swarm: Swarm | None = None) -> Iterator[
         host.stop()
 
 
+def potluck_verify(folder: Path, round_number: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    step = folder / "checkpoints" / checkpoint.step_name(round_number)
+    command = [sys.executable, "-m", "potluck", "verify", step, "--key", folder / "coordinator.pub", *arguments]
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=60)
+
+
 def verified(folder: Path, round_number: int) -> bool:
     checkpoints = folder / "checkpoints"
     root = (folder / "coordinator.pub").read_bytes()
@@ -162,6 +168,37 @@ def test_later_state_will_do_when_nobody_has_the_one_that_is_due(
     assert verified(folder, 4) and verified(folder, 5)
 
 
+def test_all_that_is_published_is_whole_also_after_a_restart(tmp_path: Path) -> None:
+    """Every second round, and the last one, which is none; the host's rounds/ are lost in between."""
+    config, folder = write_run(tmp_path / "source", rounds=5, every=2), tmp_path / "run"
+    with site_of(config, folder) as site:
+        for number in (1, 2, 3):
+            site.commit(number)
+        assert site.deliver(2).published
+        swarm = site.swarm
+    assert verified(folder, 2) and verified(folder, 0)
+    shutil.rmtree(folder / "checkpoints" / "rounds")
+    assert potluck_verify(folder, 2).returncode == 3
+    with site_of(config, folder, swarm) as site:
+        assert potluck_verify(folder, 2).returncode == 0, "the next start publishes them again"
+        for number in (4, 5):
+            site.commit(number)
+        assert site.deliver(4).published and site.deliver(5).published
+        invite = site.host.invite
+        done = potluck_verify(folder, 5, "--newest-by", invite)
+        assert done.returncode == 0 and "the newest that the coordinator has published" in done.stdout, done.stdout
+        done = potluck_verify(folder, 2, "--newest-by", invite)
+        newest = checkpoint.payload_digest(folder / "checkpoints" / "step-000005")
+        said = f"outdated: there is a newer one: round 5, payload {newest}"
+        assert (done.returncode, done.stdout.splitlines()[-1]) == (4, said), done.stderr
+    assert sorted(path.name for path in (folder / "checkpoints" / "rounds").iterdir()) == [
+        checkpoint.round_name(number) for number in range(1, 6)
+    ]
+    assert [potluck_verify(folder, number).returncode for number in (0, 2, 4, 5)] == [0, 0, 0, 0]
+    done = potluck_verify(folder, 5, "--newest-by", invite)
+    assert done.returncode == 3 and "the coordinator could not be asked" in done.stdout, "it has gone"
+
+
 def test_agreed_state_that_is_not_finite_is_held_back(tmp_path: Path) -> None:
     """The members' signatures do not make a broken model a good one."""
     with site_of(write_run(tmp_path / "source", rounds=1, every=1), tmp_path / "run") as site:
@@ -173,6 +210,19 @@ def test_agreed_state_that_is_not_finite_is_held_back(tmp_path: Path) -> None:
         held = site.deliver(1)
         assert not held.published and "not finite" in held.reason
         assert site.host.wait(10), "the run ends all the same"
+
+
+def test_another_run_may_start_from_a_checkpoint_that_came_alone(tmp_path: Path) -> None:
+    """Its spec pins the weights; how the first run came to them is no promise of the second."""
+    with site_of(write_run(tmp_path / "source", rounds=1, every=1), tmp_path / "run") as site:
+        state = site.commit(1)
+        assert site.deliver(1).published
+        key = site.host.invite.root
+    config = write_run(tmp_path / "second")
+    shutil.copytree(tmp_path / "run" / "checkpoints" / "step-000001", config.parent / "step-000001")
+    config.write_text(config.read_text().replace('path = "model"', f'checkpoint = "step-000001"\nkey = "{key}"', 1))
+    with site_of(config, tmp_path / "run-2") as second:
+        assert torch.equal(second.swarm.state.parameters, state.parameters)
 
 
 class Killed(BaseException):

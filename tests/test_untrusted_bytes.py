@@ -25,6 +25,7 @@ from protocol.errors import PotluckError
 from protocol.invite import Invite
 from protocol.ledger_entry import parse_entry
 from protocol.model_signature import ModelSignature
+from protocol.newest import head_note_in
 from protocol.receipt import check_receipt
 from protocol.run_card import RunCard
 from protocol.run_spec import RunSpec
@@ -96,6 +97,10 @@ def valid_bytes(run: Run) -> dict[str, tuple[bytes, Callable[[bytes], Any]]]:
             ),
         ),
         "receipt": (run.receipt(1), lambda data: check_receipt(data, run.trusted)),
+        "file with a ledger head": (
+            run.proof(1).to_text().encode(),
+            lambda data: note.open_head(head_note_in(data), run.card.ledger_key),
+        ),
         "checkpoint.json": ((step / "model/checkpoint.json").read_bytes(), CheckpointInfo.from_bytes),
         "model signature": (
             (step / "model.sig").read_bytes(),
@@ -107,7 +112,7 @@ def valid_bytes(run: Run) -> dict[str, tuple[bytes, Callable[[bytes], Any]]]:
 NAMES = [
     "claim", "vote", "envelope", "agreement", "certificate", "run card", "run spec", "invite", "identity", "public key",
     "peer id", "state manifest", "ledger entry", "ledger head", "verifier key", "log proof", "receipt",
-    "checkpoint.json", "model signature",
+    "file with a ledger head", "checkpoint.json", "model signature",
 ]  # fmt: skip
 
 
