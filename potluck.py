@@ -126,7 +126,7 @@ def join(
         if json_output
         else TerminalScreen(language, me, yes=yes, reduce_only=reduce_only)
     )
-    with Leaving(lambda: screen.step("leaving")) as leaving:
+    with Leaving(lambda: screen.step("leaving"), lambda failure: volunteer.failed(failure)) as leaving:
         volunteer = Volunteer(parsed, config, screen, leaving)
         try:
             agreed = volunteer.run()

@@ -10,7 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 
 from sqlalchemy import func, or_, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -22,15 +21,17 @@ from coordinator.plot import draw_losses
 from coordinator.run_folder import RunFolder
 from coordinator.store import CheckpointRow, EvaluationRow, RoundRow
 from coordinator.uploads import MANIFEST, StateInbox, Wanted
+from protocol.backoff import Backoff
 from protocol.checkpoint import Evaluation
 from protocol.errors import PotluckError, VerificationError
+from protocol.parts import Part, Told
 from protocol.run_spec import RunSpec
 from protocol.state import StateManifest
 
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 2.0
-RETRY_S = 30.0  # after a failure such as a full disk
+FIRST_RETRY_S, LONGEST_RETRY_S = 5.0, 60.0  # after a failure such as a full disk
 FALL_BACK_S = 60.0  # then the state of a later round will do
 MAX_CHOICES = 16
 
@@ -61,6 +62,7 @@ class Publisher:
     Args:
         deciding: set while a checkpoint is being evaluated and written; stays set after a failure, until it is made good.
         on_evaluation: called after each decision with (round, evaluation).
+        on_failure: told when this thread fails by a mistake of ours.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Publisher:
         wanted: Wanted,
         deciding: threading.Event,
         on_evaluation: Callable[[int, Evaluation], None],
+        on_failure: Told = lambda failure: None,
     ) -> None:
         self._spec, self._folder, self._ledger = spec, folder, ledger
         self._checkpoints, self._evaluator = checkpoints, evaluator
@@ -83,35 +86,37 @@ class Publisher:
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._due_since: tuple[int, float] = (0, 0.0)
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publisher")
-        self._running: Future[None] | None = None
+        self._backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
+        restarts = Backoff(1.0, LONGEST_RETRY_S)  # what a failure left half done is made good first
+        self._part = Part("publisher", self._run, self._closing, on_failure, restarts)
 
     def wake(self) -> None:
         """Look soon: something has happened."""
         self._wake.set()
 
     def check(self) -> None:
-        """Raise what ended the thread, if it has ended."""
-        if self._running is not None and self._running.done():
-            self._running.result()
+        """Raises: PartFailed: the thread has ended for good, though nobody asked it to."""
+        self._part.check()
 
     def __enter__(self) -> Publisher:
-        self._running = self._pool.submit(self._run)
+        self._part.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closing.set()
         self._wake.set()
-        self._pool.shutdown(wait=True)  # an evaluation or a signature that has begun is finished
+        self._part.join(threading.TIMEOUT_MAX)  # an evaluation or a signature that has begun is finished
 
     def _run(self) -> None:
         while not self._closing.is_set():
             self._wake.clear()
             try:
                 self._look()
+                self._backoff.worked()
             except (PotluckError, OSError, SQLAlchemyError) as error:
-                logger.error("publishing failed, trying again in %.0f s: %s", RETRY_S, error)
-                self._closing.wait(RETRY_S)
+                pause_s = self._backoff.failed()
+                logger.error("publishing failed, trying again in %.0f s: %s", pause_s, error)
+                self._closing.wait(pause_s)
             self._wake.wait(LOOK_EVERY_S)
 
     def _look(self) -> None:

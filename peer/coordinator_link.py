@@ -2,13 +2,12 @@
 
 Every few seconds it says that this peer is here, learns where others are, sends what waits in the outbox, uploads a state
 that is asked for, fetches receipts, and renews the certificate in good time. While the coordinator is away it tries again
-with growing, jittered pauses; the peer trains on.
+after growing, jittered pauses, which nothing shortens; the peer trains on.
 """
 
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -19,13 +18,15 @@ from peer.coordinator_client import CoordinatorClient
 from peer.outbox import Outbox
 from peer.receipts import Receipts
 from peer.training.state import SharedState
+from protocol.backoff import Backoff
 from protocol.errors import CoordinatorAway, InputError, PotluckError, RefusedError
 from protocol.keys import PeerIdentity
+from protocol.parts import Part, Told
 
 logger = logging.getLogger(__name__)
 
 INTERVAL_S = 2.0
-LONGEST_PAUSE_S = 60.0
+LONGEST_PAUSE_S = 60.0  # after a visit that failed
 CLOSE_S = 3.0
 RENEW_SHARE = 0.25  # of a certificate's life may pass before it is renewed; the rest is for a coordinator's absence
 ASK_AGAIN_S = 60.0  # for a reducer's certificate, after an ordinary one came
@@ -73,6 +74,7 @@ class CoordinatorLink:
         on_clock: called after each visit with how far this computer's clock is ahead of the coordinator's, in seconds.
         position: gives (last committed round, tokens/s, own addresses).
         states: what could be uploaded.
+        on_failure: told when this thread fails by a mistake of ours; it is started again.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class CoordinatorLink:
         position: Callable[[], tuple[int, float, list[str]]],
         states: Uploads,
         reduce_only: bool = False,
+        on_failure: Told = lambda failure: None,
     ) -> None:
         self._client, self._identity, self._certificate = client, identity, certificate
         self._outbox, self._receipts = outbox, receipts
@@ -100,34 +103,35 @@ class CoordinatorLink:
         self.away_since: float | None = None
         self.finished = False  # the coordinator says that the run is over
         self.settled = threading.Event()  # the outbox is empty and nothing is asked of this peer
-        self._thread = threading.Thread(target=self._run, name="coordinator-link", daemon=True)
+        self._backoff = Backoff(INTERVAL_S, LONGEST_PAUSE_S)
+        restarts = Backoff(INTERVAL_S, LONGEST_PAUSE_S)
+        self._part = Part("coordinator-link", self._run, self._closing, on_failure, restarts, vital=False)
 
     def __enter__(self) -> CoordinatorLink:
-        self._thread.start()
+        self._part.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closing.set()
         self._wake.set()
         self._client.close()  # a call under way ends now: whoever leaves does not wait for the coordinator
-        self._thread.join(timeout=CLOSE_S)
+        self._part.join(CLOSE_S)
 
     def wake(self) -> None:
-        """There is something to send."""
+        """There is something to send: soon, if the coordinator is there."""
         self.settled.clear()
         self._wake.set()
 
     def _run(self) -> None:
-        failures = 0
         while not self._closing.is_set():
+            self._wake.clear()
+            went_well = False
             try:
                 self._visit()
-                failures, self.away_since = 0, None
+                went_well, self.away_since = True, None
             except ClockWrong as error:
-                failures += 1
                 self._on_clock(error.offset_s)
             except CoordinatorAway as error:
-                failures += 1
                 if self._closing.is_set():
                     return
                 if self.away_since is None:
@@ -137,17 +141,15 @@ class CoordinatorLink:
                         error.message,
                     )
             except RefusedError as error:
-                failures += 1
                 logger.warning("the coordinator refuses this peer: %s", error.message)
                 self._certificate.renew_soon()
             except PotluckError as error:
-                failures += 1
                 logger.warning("with the coordinator: %s", error.message)
-            pause = (
-                INTERVAL_S if not failures else min(INTERVAL_S * 2**failures, LONGEST_PAUSE_S) * random.uniform(0.5, 1)
-            )
-            self._wake.wait(pause)
-            self._wake.clear()
+            if went_well:
+                self._backoff.worked()
+                self._wake.wait(INTERVAL_S)
+            else:
+                self._closing.wait(self._backoff.failed())
 
     def _renew(self) -> None:
         enrollment = self._client.enroll(self._identity)

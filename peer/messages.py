@@ -33,6 +33,23 @@ _MESSAGES = {
         "the network part (p2pd) has stopped; starting it again, training goes on from the last round",
         "网络组件（p2pd）已停止；正在重新启动，从上一轮继续训练",
     ),
+    "swarm-restarts": (
+        "the part of this program that makes rounds has stopped by an error; starting it again from the last round",
+        "负责训练轮次的部分因错误停止；正在从上一轮重新启动",
+    ),
+    "part-failed": (
+        "a part of this program has failed, {part}: {reason}. Please report this to the project",
+        "本程序的一部分出错了（{part}）：{reason}。请向本项目报告",
+    ),
+    "part-clock": ("what makes the rounds", "推进训练轮次的部分"),
+    "part-gossip": ("what tells the others how far this peer is", "向其他成员通报进度的部分"),
+    "part-search": ("the search for other members", "查找其他成员的部分"),
+    "part-swarm": ("the network thread", "网络线程"),
+    "part-p2pd-watch": ("what watches p2pd", "监视 p2pd 的部分"),
+    "part-task": ("an exchange with other members", "与其他成员的一次交换"),
+    "part-coordinator-link": ("the link to the coordinator", "与协调者的连接"),
+    "part-signals": ("what hears Ctrl-C", "接收 Ctrl-C 的部分"),
+    "part-save-optimizer": ("the saving of the optimizer", "保存优化器的部分"),
     "leaving": (
         "leaving; the others are told … (Ctrl-C again leaves at once)",
         "正在退出并通知其他成员……（再按一次 Ctrl-C 立即退出）",

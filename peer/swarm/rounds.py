@@ -39,6 +39,7 @@ from peer.swarm.talk import Talk
 from peer.swarm.voting import Voting, check_completing
 from peer.training.work import Update
 from protocol import swarm_pb2
+from protocol.backoff import Backoff
 from protocol.claim import MAX_ATTEMPT, MAX_GROUP, Farewell
 from protocol.envelope import Envelope
 from protocol.errors import (
@@ -50,6 +51,7 @@ from protocol.errors import (
     VerificationError,
 )
 from protocol.keys import PeerIdentity
+from protocol.parts import Told
 from protocol.run_card import RunCard
 
 logger = logging.getLogger(__name__)
@@ -93,6 +95,7 @@ class Rounds:
         can_reduce: whether others can open streams to this member.
         reduce_only: it has no trainer, and its certificate says that it may reduce for all.
         on_stage: called on the loop with (round, one of `STAGES`); must return at once.
+        on_failure: told of tasks that fail by a mistake of ours; without the vital ones no round is made here any more.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class Rounds:
         reduce_only: bool = False,
         limits: Limits | None = None,
         on_stage: Callable[[int, str], None] = lambda round, stage: None,
+        on_failure: Told = lambda failure: None,
     ) -> None:
         self._on_stage = on_stage
         self._identity, self._card, self._box = identity, card, box
@@ -120,7 +124,7 @@ class Rounds:
         self.own = OwnWork(card, identity, self.position)
         self.addresses: list[str] = []
         self.company = Company(self.me, card.spec, self.book, self._standing, self.position)
-        self._talk = Talk(node, card.run, self.book, certificate)
+        self._talk = Talk(node, card.run, self.book, certificate, on_failure)
         self.gossip = Gossip(self._talk, self._own_progress, lambda: self.position.round)
         self._catch_up = CatchUp(self._talk, card, self.position, self._can_go_on)
         self.group = RunningGroup(
@@ -146,12 +150,17 @@ class Rounds:
         self._engaged_until = 0.0  # bound to a leader until then
         self._attempts = 0
         self._catching: tuple[str, asyncio.Task[Head | None]] | None = None  # from which head
+        self._search_at, self._search_backoff = 0.0, Backoff(1.0, 30.0)
         self._retry_at = 0.0
         self._expecting = ""  # the leader that has this member's claim, until it sends the group
 
     @property
     def head(self) -> Head:
         return self.position.head
+
+    @property
+    def talk(self) -> Talk:
+        return self._talk
 
     def stage(self, name: str) -> None:
         """Say where in the round this member is: one of `STAGES`."""
@@ -168,7 +177,7 @@ class Rounds:
         await self.group.serve()
         await self._catch_up.start()
         await self.gossip.start()
-        self._talk.spawn(self._clock())
+        self._talk.keep("clock", self._clock, is_over=lambda: self._leaving)
 
     async def leave(self) -> None:
         """Finish the group that is under way, tell the others, and stop."""
@@ -260,13 +269,18 @@ class Rounds:
     def _caught_up(self, now: float) -> Head | None:
         """A better head that has been fetched. The search runs beside: whoever is slow to give it holds up nothing else."""
         if self._catching is None:
+            if now < self._search_at:
+                return None
             self._catching = (self.head.digest, self._talk.spawn(self._catch_up.better_head(now)))
         searched_from, task = self._catching
         if not task.done():
             return None
         self._catching = None
-        failed = task.cancelled() or task.exception() is not None
-        return None if failed or searched_from != self.head.digest else task.result()
+        if task.cancelled() or task.exception() is not None:  # which was told where it ended
+            self._search_at = now + self._search_backoff.failed()
+            return None
+        self._search_backoff.worked()
+        return task.result() if searched_from == self.head.digest else None
 
     def _busy(self, now: float) -> bool:
         """Whether this member is in a group, or bound to a leader that is still there."""
