@@ -179,16 +179,21 @@ class Rounds:
         await self.gossip.start()
         self._talk.keep("clock", self._clock, is_over=lambda: self._leaving)
 
-    async def leave(self) -> None:
-        """Finish the group that is under way, tell the others, and stop."""
+    async def leave(self, *, comes_back: bool = False) -> None:
+        """Finish the group that is under way, tell the others, and stop.
+
+        Args:
+            comes_back: at once, from what is on disk: its weight stays its own, and nobody is told.
+        """
         await self.group.finish(LEAVE_S)
         self._leaving = True
         self.own.close.set()
-        if not self._reduce_only:  # nobody waits for its word
+        if not self._reduce_only and not comes_back:  # nobody waits for the word of who only reduces
             await self._hand_over()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CALL_S):
-                await self.gossip.tell_everyone()
+                if not comes_back:
+                    await self.gossip.tell_everyone()
         await self._talk.close()
         self._advanced.set()
 

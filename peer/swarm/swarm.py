@@ -265,7 +265,7 @@ class Swarm:
 
     async def _close(self) -> None:
         if self._engine is not None:
-            await self._engine.leave()
+            await self._engine.leave(comes_back=self._failure is not None or self._daemon_ended.is_set())
         if self._node is not None:
             await self._node.close()
 
