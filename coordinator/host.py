@@ -244,6 +244,7 @@ class Host:
             finished=board.finished,
             swarm_addresses=rendezvous.addresses if rendezvous else list,
             delivered=publisher.wake,
+            last_state=publisher.offer_last,
         )
 
     def _open_rendezvous(self, folder: RunFolder, stack: contextlib.ExitStack) -> Rendezvous | None:

@@ -101,6 +101,8 @@ class CoordinatorLink:
         self._position, self._states = position, states
         self._wake, self._closing = threading.Event(), threading.Event()
         self.away_since: float | None = None
+        self._offers_last = False
+        self._given: set[int] = set()  # rounds whose states the coordinator has
         self.finished = False  # the coordinator says that the run is over
         self.settled = threading.Event()  # the outbox is empty and nothing is asked of this peer
         self._backoff = Backoff(INTERVAL_S, LONGEST_PAUSE_S)
@@ -121,6 +123,16 @@ class CoordinatorLink:
         """There is something to send: soon, if the coordinator is there."""
         self.settled.clear()
         self._wake.set()
+
+    def offer_last(self) -> None:
+        """Say at the next visits that this peer leaves, and that nobody else has its newest state; harmless twice."""
+        if not self._offers_last:
+            self._offers_last = True
+            self.wake()
+
+    def has_given(self, round: int) -> bool:
+        """Whether the coordinator is known to have the state of this round."""
+        return round in self._given
 
     def _run(self) -> None:
         while not self._closing.is_set():
@@ -176,25 +188,29 @@ class CoordinatorLink:
             swarm_addresses=addresses,
             round=round,
             tokens_per_s=tokens_per_s,
-            states=list(kept),
+            states=sorted(kept, key=lambda digest: kept[digest], reverse=True),
             reduce_only=self._reduce_only,
+            leaving=self._offers_last,
         )
         self._on_clock(self._client.clock.offset_s)
         self._on_addresses(list(answer.swarm_addresses))
         self._on_founder(answer.round, answer.founder)
         self._receipts.fetch(self._client, token)
         wanted = answer.want_state in kept
-        if wanted:
-            self._upload(token, answer.want_state)
+        if wanted and self._upload(token, answer.want_state):
+            self._given.add(kept[answer.want_state])
+        elif self._offers_last:
+            self._given |= {item.round for item in self._client.status().checkpoints if item.published}
         self.finished = answer.finished
         if len(self._outbox) == 0 and not wanted:
             self.settled.set()
 
-    def _upload(self, token: str, digest: str) -> None:
+    def _upload(self, token: str, digest: str) -> bool:
+        """Give the coordinator a state; whether it took it."""
         try:
             state = self._states.load(digest)
         except InputError as error:
             logger.warning("cannot upload a state: %s", error.message)
-            return
+            return False
         chunks = (state.chunk(index) for index in range(state.chunk_count))
-        self._client.upload_state(token, state.manifest(), chunks)
+        return self._client.upload_state(token, state.manifest(), chunks)

@@ -54,6 +54,31 @@ _MESSAGES = {
         "leaving; the others are told … (Ctrl-C again leaves at once)",
         "正在退出并通知其他成员……（再按一次 Ctrl-C 立即退出）",
     ),
+    "last-copy": (
+        "only this peer has the newest state (round {round}): waiting until another member has it; "
+        "Ctrl-C again leaves at once, and then the others wait until you come back",
+        "只有本机拥有最新状态（第 {round} 轮）：正在等待另一名成员取得它；"
+        "再按一次 Ctrl-C 会立即退出，其他成员将只能等您回来",
+    ),
+    "last-copy-offered": (
+        "nobody else is here: giving the newest state (round {round}) to the coordinator; "
+        "Ctrl-C again leaves at once, and then it is on this disk only",
+        "没有其他成员在线：正在把最新状态（第 {round} 轮）交给协调者；再按一次 Ctrl-C 会立即退出，该状态将只保存在本机",
+    ),
+    "not-handed-on": (
+        "no other member has got the newest state (round {round}): the others wait until you come back, by the same command",
+        "其他成员都没有取得最新状态（第 {round} 轮）：他们将一直等待，直到您用同一命令回来",
+    ),
+    "alone-kept": (
+        "nobody else is here: the run waits until you come back, by the same command; "
+        "the coordinator has its newest state (round {round}), too",
+        "没有其他成员在线：训练将等待您用同一命令回来；协调者也保存了最新状态（第 {round} 轮）",
+    ),
+    "alone": (
+        "nobody else is here: the run waits until you come back, by the same command; "
+        "its newest state (round {round}) is on this disk only",
+        "没有其他成员在线：训练将等待您用同一命令回来；最新状态（第 {round} 轮）只保存在本机",
+    ),
     "done": ("done. Thank you for the wood!", "完成。感谢您添的柴！"),
     "left": ("left. Your identity and your receipts stay on this disk.", "已退出。您的身份密钥和凭据仍保存在本机。"),
     "terms": ("This run wants to use your computer:", "本次训练希望使用您的电脑："),

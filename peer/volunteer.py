@@ -22,6 +22,7 @@ from peer.admission import Admission, Newcomer, tell_clock
 from peer.clock import MAX_OFFSET_S
 from peer.coordinator_client import CoordinatorClient
 from peer.coordinator_link import Certificate, CoordinatorLink
+from peer.handing_on import Outcome, hand_on
 from peer.kept_states import KeptStates
 from peer.leaving import Leaving
 from peer.messages import Reason
@@ -108,6 +109,7 @@ class Volunteer:
         self._link: CoordinatorLink | None = None
         self._certificate: Certificate | None = None
         self._clock_was_wrong = False
+        self.outcome = Outcome.DONE  # of leaving
 
     def run(self) -> bool:
         """Join, train and leave.
@@ -261,7 +263,11 @@ class Volunteer:
             moments.load()
             train(swarm, work, rounds, self._stop, self, moments)
         self._tokens_per_s = 0.0
-        if not self._stop.is_set():
+        if self._stop.is_set():
+            self.outcome = hand_on(swarm, self._link, self._screen.problem)
+            if self.outcome is not Outcome.DONE:
+                self._screen.problem(self.outcome.value, round=str(swarm.head.round))
+        else:
             self._farewell(swarm, rounds)
 
     def working(self, report: WorkReport) -> None:

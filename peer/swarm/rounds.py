@@ -27,6 +27,7 @@ from peer.swarm.company import Company
 from peer.swarm.contribution import Contribution
 from peer.swarm.group import Group, Member, Reducer, Rules
 from peer.swarm.head import Head, Position
+from peer.swarm.last_copy import Copies, LastCopy
 from peer.swarm.members import CALL_S, MemberBook
 from peer.swarm.node import Node
 from peer.swarm.own_work import OwnWork
@@ -65,6 +66,7 @@ FREE_ATTEMPTS, ATTEMPTS_PER_S = 1000, 20  # how far attempts may count up in a r
 MISSED_MANY = 5  # rounds in a row: then the owner is told
 LOOK_WHILE_BUSY_S = 3.0  # a group that takes longer is given up for a newer head that others stand on
 LEAVE_S = 5.0  # to finish a group that is under way
+TELL_S = 1.0  # for the others to hear that this member begins to leave
 
 # where a member is in a round: `Rounds` says each as it comes, for displays and for tests that break things at one of them
 STAGES = ("work", "propose", "promise", "group", "send", "reduce", "averaged", "vote", "voted", "commit", "kept")
@@ -127,6 +129,7 @@ class Rounds:
         self._talk = Talk(node, card.run, self.book, certificate, on_failure)
         self.gossip = Gossip(self._talk, self._own_progress, lambda: self.position.round)
         self._catch_up = CatchUp(self._talk, card, self.position, self._can_go_on)
+        self._last_copy, self._copies = LastCopy(self._talk, card, self.position, self.company), Copies(0, False)
         self.group = RunningGroup(
             self._talk,
             card.spec,
@@ -185,9 +188,7 @@ class Rounds:
         Args:
             comes_back: at once, from what is on disk: its weight stays its own, and nobody is told.
         """
-        await self.group.finish(LEAVE_S)
-        self._leaving = True
-        self.own.close.set()
+        await self._stop_working()
         if not self._reduce_only and not comes_back:  # nobody waits for the word of who only reduces
             await self._hand_over()
         with contextlib.suppress(TimeoutError):
@@ -197,12 +198,31 @@ class Rounds:
         await self._talk.close()
         self._advanced.set()
 
+    async def begin_leaving(self) -> None:
+        """Make no round any more, and tell the others; what is here they may still fetch, until `leave`."""
+        await self._stop_working()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TELL_S):
+                await self.gossip.tell_everyone()
+
+    async def _stop_working(self) -> None:
+        await self.group.finish(LEAVE_S)
+        self._leaving = True
+        self.own.close.set()
+
+    async def copies(self) -> Copies:
+        """Who else has the newest state."""
+        self._copies = await self._last_copy.look()
+        return self._copies
+
     async def _hand_over(self) -> None:
         """Name who speaks for this member's weight from now on, so that the others need not wait for it."""
-        staying = [view for view in self.book.alive() if not view.leaving]
+        here, weights, holders = self.head.digest, self.head.weights, self._copies.holders
+        staying = [view for view in self.book.alive() if not view.leaving and not view.reduce_only]
+        if self.head.round:  # a stranger that only says that it stands here would have this weight for good
+            staying = [view for view in staying if view.peer_id in weights or view.peer_id in holders]
         if not staying:
             return
-        here, weights = self.head.digest, self.head.weights
         successor = max(
             staying, key=lambda view: (view.base == here, weights.get(view.peer_id, 0), view.peer_id)
         ).peer_id

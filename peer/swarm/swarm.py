@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 from peer.round_rules import BallotBox
 from peer.swarm.averages import Average
 from peer.swarm.head import Head
+from peer.swarm.last_copy import Copies
 from peer.swarm.members import MemberView
 from peer.swarm.node import Node
 from peer.swarm.pace import Limits
@@ -145,6 +146,14 @@ class Swarm:
     def members(self) -> list[MemberView]:
         """The other live members."""
         return self._run(_value(self._rounds.book.alive), 5.0)
+
+    def begin_leaving(self) -> None:
+        """Make no round any more; what is here the others may still fetch. Raises: NetworkError: it took too long."""
+        self._run(self._rounds.begin_leaving(), CLOSE_TIMEOUT_S)
+
+    def copies(self) -> Copies:
+        """Who else has the newest state; asks them. Raises: NetworkError: it took too long."""
+        return self._run(self._rounds.copies(), CLOSE_TIMEOUT_S)
 
     def set_founder(self, ledger_round: int, founder: str) -> None:
         """What the coordinator says before round 1: who must take part in it, and how far the run is already.
