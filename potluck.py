@@ -2,7 +2,8 @@
 
 Each verb imports its package when it is called, so `--help` is quick and a verifier needs neither torch nor hivemind.
 Exit codes: 0 yes or done, 1 the answer is no, 2 wrong usage or input, 130 interrupted; of `verify` also 3 incomplete, 4
-outdated. Results go to standard output, everything else to standard error.
+outdated; of `join` also 4 left, and the run waits for this peer to come back, 5 a part of the program has failed. Results
+go to standard output, everything else to standard error.
 """
 
 from __future__ import annotations
@@ -101,6 +102,7 @@ def join(
     _log(verbose)
     _need("peer", "torch", "hivemind")
     from peer import messages
+    from peer.handing_on import Outcome
     from peer.leaving import Leaving
     from peer.screens import JsonScreen, TerminalScreen
     from peer.swarm.swarm import SwarmConfig
@@ -126,7 +128,7 @@ def join(
         if json_output
         else TerminalScreen(language, me, yes=yes, reduce_only=reduce_only)
     )
-    with Leaving(lambda: screen.step("leaving")) as leaving:
+    with Leaving(lambda: screen.step("leaving"), lambda failure: volunteer.failed(failure)) as leaving:
         volunteer = Volunteer(parsed, config, screen, leaving)
         try:
             agreed = volunteer.run()
@@ -138,6 +140,8 @@ def join(
         screen.step("declined" if not agreed else "left" if leaving.stop.is_set() else "done")
     if not agreed:
         raise typer.Exit(1)
+    if volunteer.outcome in (Outcome.NOT_HANDED_ON, Outcome.ALONE):
+        raise typer.Exit(4)
 
 
 @app.command()
@@ -161,9 +165,8 @@ def leave(
             typer.echo(f"{name}: left")
         else:
             stayed += 1
-            typer.echo(
-                f"{name}: has not left yet; " + ("kill -9 does it no harm" if now else "--now makes it leave at once")
-            )
+            waits = "it may wait until another member has the run's newest state; --now makes it leave at once"
+            typer.echo(f"{name}: has not left yet; {'kill -9 does it no harm' if now else waits}")
     if stayed:
         raise typer.Exit(1)
 

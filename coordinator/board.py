@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy import func, select
@@ -25,10 +26,19 @@ class Board:
 
     Args:
         folder: the run's.
+        parts_failed: what the status says of the coordinator's own parts.
     """
 
-    def __init__(self, ledger: Ledger, card: RunCard, roster: Roster, folder: Path) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        card: RunCard,
+        roster: Roster,
+        folder: Path,
+        parts_failed: Callable[[], tuple[str, ...]] = tuple,
+    ) -> None:
         self._ledger, self._card, self._roster, self._folder = ledger, card, roster, folder
+        self._parts_failed = parts_failed
         self.deciding = threading.Event()  # set by the publisher until a checkpoint and all that goes with it lie there
         self._lock = threading.Lock()
         # counted once and for all: the ledger only grows
@@ -103,6 +113,7 @@ class Board:
             ),
             ledger=LedgerStatus(size=head.size, root=head.root.hex()),
             finished=self.finished(),
+            parts_failed=self._parts_failed(),
         )
 
     def _peers(self, now: float) -> tuple[PeerStatus, ...]:

@@ -38,15 +38,18 @@ from coordinator.service import CoordinatorService, Desk
 from coordinator.shelf import Shelf, ShelfFile
 from coordinator.streams import Streams
 from coordinator.uploads import StateInbox, Wanted
+from protocol.backoff import Backoff
 from protocol.disk import write_file
 from protocol.errors import PotluckError
 from protocol.invite import Invite
 from protocol.keys import public_pem
+from protocol.parts import Failure, Part
 from protocol.run_spec import RunConfig
 from protocol.status import RunStatus
 
 logger = logging.getLogger(__name__)
 
+FAILURE_SHOWN_S = 600.0  # that the status tells of a part that failed and was started again
 TICK_S = 1.0  # how often status.json is looked after and waiting reports are looked at
 MOST_VECTORS = 3  # the parameters, and what an outer optimizer remembers
 RENDEZVOUS_WAIT_S = 20.0  # at start; it goes on without
@@ -70,6 +73,8 @@ class Host:
         self._closing = threading.Event()
         self._board: Board | None = None
         self._publisher: Publisher | None = None
+        self._ticker: Part | None = None
+        self._failures: dict[str, tuple[float, Failure]] = {}  # part -> its newest failure, and when that was
         self._invite: Invite | None = None
         self.reducer_invite: Invite | None = None  # for `potluck join --reduce-only`; None: no host.reducer_code
 
@@ -88,6 +93,15 @@ class Host:
         """How the run stands now."""
         assert self._board is not None, "start() first"
         return self._board.status()
+
+    def _failed(self, failure: Failure) -> None:
+        self._failures[failure.part] = time.monotonic(), failure
+
+    def _parts_failed(self) -> tuple[str, ...]:
+        """What the status, which strangers read, says of parts that failed: the kind of error; the log has all of it."""
+        since = time.monotonic() - FAILURE_SHOWN_S
+        recent = [failure for when, failure in list(self._failures.values()) if when >= since or failure.is_final]
+        return tuple(f"{failure.part}: {failure.reason.partition(':')[0]}" for failure in recent)
 
     def start(self) -> None:
         """Open everything; returns when volunteers can join.
@@ -114,12 +128,14 @@ class Host:
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until the run has finished or the time is over; says whether it has finished.
 
-        Raises: whatever ended the publisher, which is a mistake of ours.
+        Raises:
+            PartFailed: a thread has ended for good by a mistake of ours.
         """
-        assert self._board is not None and self._publisher is not None, "start() first"
+        assert self._board is not None and self._publisher is not None and self._ticker is not None, "start() first"
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             self._publisher.check()
+            self._ticker.check()
             if self._board.finished():
                 return True
             left = TICK_S if end is None else min(TICK_S, end - time.monotonic())
@@ -136,7 +152,7 @@ class Host:
     def _serve(self, run: Run, folder: RunFolder, rendezvous: Rendezvous | None, stack: contextlib.ExitStack) -> None:
         """Put the parts together and open them."""
         roster, wanted = Roster(), Wanted()
-        board = self._board = Board(run.ledger, run.card, roster, folder.path)
+        board = self._board = Board(run.ledger, run.card, roster, folder.path, self._parts_failed)
         inbox = StateInbox(folder.incoming, run.genesis_state)
         metrics = Metrics(folder.path / "metrics.jsonl")
         publisher = self._publisher = Publisher(
@@ -149,6 +165,7 @@ class Host:
             wanted=wanted,
             deciding=board.deciding,
             on_evaluation=metrics.evaluation,
+            on_failure=self._failed,
         )
 
         def committed(item: CommittedRound) -> None:
@@ -175,7 +192,9 @@ class Host:
         if self._config.host.reducer_code is not None:
             self.reducer_invite = self._invite.model_copy(update={"code": self._config.host.reducer_code})
             write_file(folder.path / "reducer-invite.txt", f"{self.reducer_invite}\n".encode())
-        ticker = threading.Thread(target=self._tick, args=(reports, board, folder), name="ticker", daemon=True)
+        ticker = self._ticker = Part(
+            "ticker", lambda: self._tick(reports, board, folder), self._closing, self._failed, Backoff(TICK_S, 60.0)
+        )
         ticker.start()
         stack.callback(ticker.join, 10.0)
         stack.callback(self._closing.set)
@@ -218,7 +237,7 @@ class Host:
             wanted=wanted,
             inbox=inbox,
             state_bytes=MOST_VECTORS * run.genesis_state.parameter_bytes,
-            streams=stack.enter_context(Streams()),
+            streams=stack.enter_context(Streams(on_failure=self._failed)),
             status=board.status_bytes,
             growth=run.ledger.growth,
             round=board.round,
@@ -226,6 +245,7 @@ class Host:
             finished=board.finished,
             swarm_addresses=rendezvous.addresses if rendezvous else list,
             delivered=publisher.wake,
+            last_state=publisher.offer_last,
         )
 
     def _open_rendezvous(self, folder: RunFolder, stack: contextlib.ExitStack) -> Rendezvous | None:
@@ -236,6 +256,7 @@ class Host:
             self._config.host.swarm_listen,
             host_of(self._config.host.public_address),
             folder.path / "rendezvous.log",
+            self._failed,
         )
         stack.enter_context(rendezvous)
         return rendezvous
@@ -270,7 +291,7 @@ def host(
     Returns:
         the last status.
 
-    Raises: as `Host.start`; KeyboardInterrupt: a signal came before the start was over.
+    Raises: as `Host.start` and `Host.wait`; KeyboardInterrupt: a signal came before the start was over.
     """
     stopping, started = threading.Event(), threading.Event()
     with _signals(stopping, started), Host(config_path, folder) as running:

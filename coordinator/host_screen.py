@@ -25,7 +25,7 @@ class HostScreen:
         self._as_json = as_json
         self._console = Console(stderr=True, highlight=False)
         self._live: Live | None = None
-        self._shown = (-1, -1, False)  # round, newest evaluation, whether finished
+        self._shown: tuple[object, ...] = ()  # round, newest evaluation, whether finished, parts that failed
 
     def started(self, running: Host) -> None:
         """Volunteers can join: show the invite."""
@@ -58,7 +58,7 @@ class HostScreen:
     def status(self, status: RunStatus) -> None:
         """How the run stands; called about every second."""
         newest = max((item.round for item in status.evaluations), default=-1)
-        now = (status.round, newest, status.finished)
+        now = (status.round, newest, status.finished, status.parts_failed)
         changed, self._shown = now != self._shown, now
         if self._as_json:
             if changed:
@@ -68,6 +68,8 @@ class HostScreen:
         elif changed:
             loss = f", held-out loss {status.evaluations[-1].held_out_loss:.4f}" if status.evaluations else ""
             self._console.print(f"round {status.round}: {status.tokens:,} tokens agreed{loss}")
+            for item in status.parts_failed:
+                self._console.print(f"a part of the coordinator has failed: {item}", markup=False)
 
     def ended(self, status: RunStatus) -> None:
         """The coordinator has stopped."""
@@ -119,4 +121,5 @@ def run_view(status: RunStatus) -> Group:
     for peer in sorted(status.peers, key=lambda item: item.peer_id):
         seen = "away" if peer.last_seen_s is None else f"{peer.last_seen_s:.0f} s ago"
         table.add_row(peer.peer_id[-8:], str(peer.round), f"{peer.tokens_per_s:,.0f}", f"{peer.credit_tokens:,}", seen)
-    return Group(head, bar, table)
+    failed = [Text(f"a part of the coordinator has failed: {item}", "bold red") for item in status.parts_failed]
+    return Group(head, *failed, bar, table)

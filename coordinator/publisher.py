@@ -10,7 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 
 from sqlalchemy import func, or_, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -22,17 +21,22 @@ from coordinator.plot import draw_losses
 from coordinator.run_folder import RunFolder
 from coordinator.store import CheckpointRow, EvaluationRow, RoundRow
 from coordinator.uploads import MANIFEST, StateInbox, Wanted
+from protocol.backoff import Backoff
 from protocol.checkpoint import Evaluation
 from protocol.errors import PotluckError, VerificationError
+from protocol.parts import Part, Told
 from protocol.run_spec import RunSpec
 from protocol.state import StateManifest
 
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 2.0
-RETRY_S = 30.0  # after a failure such as a full disk
+FIRST_RETRY_S, LONGEST_RETRY_S = 5.0, 60.0  # after a failure such as a full disk
 FALL_BACK_S = 60.0  # then the state of a later round will do
 MAX_CHOICES = 16
+LAST_EVERY_S = (
+    600.0  # the newest state is published out of turn, for a member that alone has it and leaves, this often at most
+)
 
 
 def next_due(decided: int, tip: int, every: int, rounds: int) -> int | None:
@@ -61,6 +65,7 @@ class Publisher:
     Args:
         deciding: set while a checkpoint is being evaluated and written; stays set after a failure, until it is made good.
         on_evaluation: called after each decision with (round, evaluation).
+        on_failure: told when this thread fails by a mistake of ours.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class Publisher:
         wanted: Wanted,
         deciding: threading.Event,
         on_evaluation: Callable[[int, Evaluation], None],
+        on_failure: Told = lambda failure: None,
     ) -> None:
         self._spec, self._folder, self._ledger = spec, folder, ledger
         self._checkpoints, self._evaluator = checkpoints, evaluator
@@ -83,35 +89,48 @@ class Publisher:
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._due_since: tuple[int, float] = (0, 0.0)
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publisher")
-        self._running: Future[None] | None = None
+        self._last: tuple[str, float] = ("", float("-inf"))  # see `offer_last`; and since when
+        self._backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
+        restarts = Backoff(1.0, LONGEST_RETRY_S)  # what a failure left half done is made good first
+        self._part = Part("publisher", self._run, self._closing, on_failure, restarts)
 
     def wake(self) -> None:
         """Look soon: something has happened."""
         self._wake.set()
 
+    def offer_last(self, state: str) -> None:
+        """A member that leaves says that nobody else has this state: if it is the newest, it is published out of turn."""
+        now, (known, since) = time.monotonic(), self._last
+        with self._ledger.reading() as session:
+            tip = session.scalar(select(func.max(RoundRow.round))) or 0
+            is_newest = session.scalar(select(RoundRow.state).where(RoundRow.round == tip)) == state
+        if is_newest and state != known and now - since >= LAST_EVERY_S:
+            self._last = state, now
+            self.wake()
+
     def check(self) -> None:
-        """Raise what ended the thread, if it has ended."""
-        if self._running is not None and self._running.done():
-            self._running.result()
+        """Raises: PartFailed: the thread has ended for good, though nobody asked it to."""
+        self._part.check()
 
     def __enter__(self) -> Publisher:
-        self._running = self._pool.submit(self._run)
+        self._part.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closing.set()
         self._wake.set()
-        self._pool.shutdown(wait=True)  # an evaluation or a signature that has begun is finished
+        self._part.join(threading.TIMEOUT_MAX)  # an evaluation or a signature that has begun is finished
 
     def _run(self) -> None:
         while not self._closing.is_set():
             self._wake.clear()
             try:
                 self._look()
+                self._backoff.worked()
             except (PotluckError, OSError, SQLAlchemyError) as error:
-                logger.error("publishing failed, trying again in %.0f s: %s", RETRY_S, error)
-                self._closing.wait(RETRY_S)
+                pause_s = self._backoff.failed()
+                logger.error("publishing failed, trying again in %.0f s: %s", pause_s, error)
+                self._closing.wait(pause_s)
             self._wake.wait(LOOK_EVERY_S)
 
     def _look(self) -> None:
@@ -136,8 +155,9 @@ class Publisher:
             decided = session.scalar(select(func.max(CheckpointRow.round))) or 0
             tip = session.scalar(select(func.max(RoundRow.round))) or 0
             due = next_due(decided, tip, self._spec.publish.every_rounds, self._spec.run.rounds)
+            newest = session.scalar(select(RoundRow.state).where(RoundRow.round == tip))
             if due is None:
-                return []
+                return [(tip, newest)] if newest is not None and newest == self._last[0] and tip > decided else []
             every = self._spec.publish.every_rounds  # peers keep the states of such rounds
             later = session.execute(
                 select(RoundRow.round, RoundRow.state)

@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import IO, Any
 
 from protocol import canonical
+from protocol.backoff import Backoff
 from protocol.errors import FormatError
+from protocol.parts import Job, Part, Told
 from protocol.rpc import MAX_ADDRESSES, check_swarm_address
 
 logger = logging.getLogger(__name__)
 
 READY_S = 60.0  # it imports hivemind and starts libp2p
 STOP_S = 10.0
-FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 1.0, 60.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # before it is started again
 _MAX_LINE_BYTES = 64 * 1024
 
 
@@ -34,20 +36,29 @@ class Rendezvous:
     Args:
         command: what to run.
         log: file for what the child says on standard error.
+        on_failure: told when the thread fails by a mistake of ours; it is started again.
     """
 
-    def __init__(self, command: list[str], log: Path) -> None:
-        self._command, self._log = command, log
+    def __init__(self, command: list[str], log: Path, on_failure: Told = lambda failure: None) -> None:
+        self._command, self._log, self._on_failure = command, log, on_failure
         self._addresses: list[str] = []
         self._closing = threading.Event()
         self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="rendezvous", daemon=True)
+        restarts = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
+        self._part = Part("rendezvous", self._watch, self._closing, on_failure, restarts, vital=False)
 
     @classmethod
-    def for_run(cls, identity: Path, listen: str, announce: str | None, log: Path) -> Rendezvous:
+    def for_run(
+        cls,
+        identity: Path,
+        listen: str,
+        announce: str | None,
+        log: Path,
+        on_failure: Told = lambda failure: None,
+    ) -> Rendezvous:
         """The rendezvous of a run, listening on `listen` (`host:port`) and reached at `announce`."""
         command = [sys.executable, "-m", "peer.swarm.rendezvous", "--identity", str(identity), "--listen", listen]
-        return cls(command + (["--announce", announce] if announce else []), log)
+        return cls(command + (["--announce", announce] if announce else []), log, on_failure)
 
     def addresses(self) -> list[str]:
         """Where it is reached now; empty while it is away."""
@@ -59,15 +70,15 @@ class Rendezvous:
         return bool(self._addresses)
 
     def __enter__(self) -> Rendezvous:
-        self._thread.start()
+        self._part.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closing.set()
-        self._thread.join(timeout=3 * STOP_S)
+        self._part.join(3 * STOP_S)
 
     def _watch(self) -> None:
-        backoff_s = FIRST_BACKOFF_S
+        backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while not self._closing.is_set():
             started = time.monotonic()
             self._run_once()
@@ -75,15 +86,15 @@ class Rendezvous:
             self._ready.set()
             if self._closing.is_set():
                 return
-            if time.monotonic() - started > LONGEST_BACKOFF_S:
-                backoff_s = FIRST_BACKOFF_S
+            if time.monotonic() - started > LONGEST_PAUSE_S:
+                backoff.worked()
+            pause_s = backoff.failed()
             logger.warning(
                 "the rendezvous is away (see %s); peers find each other through the coordinator; starting it again in %.0f s",
                 self._log.name,
-                backoff_s,
+                pause_s,
             )
-            self._closing.wait(backoff_s)
-            backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
+            self._closing.wait(pause_s)
 
     def _run_once(self) -> None:
         """Start the child and stay until it ends or the host closes."""
@@ -96,7 +107,7 @@ class Rendezvous:
             logger.warning("the rendezvous cannot be started: %s", error)
             return
         try:
-            self._addresses = _first_line_addresses(child, READY_S, self._closing)
+            self._addresses = self._first_line_addresses(child)
             if self._addresses:
                 logger.info("rendezvous at %s", self._addresses[0])
                 self._ready.set()
@@ -105,35 +116,35 @@ class Rendezvous:
         finally:
             _stop(child)
 
-
-def _first_line_addresses(child: subprocess.Popen[bytes], timeout_s: float, closing: threading.Event) -> list[str]:
-    """The addresses in the child's first line; empty if none comes in time."""
-    assert child.stdout is not None
-    lines: queue.Queue[bytes] = queue.Queue()
-    threading.Thread(target=_read_lines, args=(child.stdout, lines), daemon=True).start()
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end and not closing.is_set():
-        try:
-            line = lines.get(timeout=0.2)
-        except queue.Empty:
-            continue
-        try:
-            value: Any = canonical.loads(line, max_bytes=_MAX_LINE_BYTES)
-            addresses = [str(address) for address in value["addresses"][:MAX_ADDRESSES]]
-            for address in addresses:
-                check_swarm_address(address)
-        except (FormatError, KeyError, TypeError) as error:
-            logger.warning("the rendezvous said something odd: %s", error)
-            return []
-        return addresses
-    return []
+    def _first_line_addresses(self, child: subprocess.Popen[bytes]) -> list[str]:
+        """The addresses in the child's first line; empty if none comes in time."""
+        stdout, lines = child.stdout, queue.Queue[bytes]()
+        assert stdout is not None
+        Job("rendezvous-output", lambda: _read_lines(stdout, lines), self._on_failure)
+        end = time.monotonic() + READY_S
+        while time.monotonic() < end and not self._closing.is_set():
+            try:
+                line = lines.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            try:
+                value: Any = canonical.loads(line, max_bytes=_MAX_LINE_BYTES)
+                addresses = [str(address) for address in value["addresses"][:MAX_ADDRESSES]]
+                for address in addresses:
+                    check_swarm_address(address)
+            except (FormatError, KeyError, TypeError) as error:
+                logger.warning("the rendezvous said something odd: %s", error)
+                return []
+            return addresses
+        return []
 
 
 def _read_lines(stream: IO[bytes], lines: queue.Queue[bytes]) -> None:
     """Hand on the first line, and swallow the rest so that the child never blocks."""
-    lines.put(stream.readline(_MAX_LINE_BYTES))
-    while stream.read(4096):
-        pass
+    with stream:
+        lines.put(stream.readline(_MAX_LINE_BYTES))
+        while stream.read(4096):
+            pass
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
@@ -146,5 +157,3 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             if end is not None:
                 end()
-    if child.stdout is not None:
-        child.stdout.close()

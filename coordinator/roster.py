@@ -107,6 +107,10 @@ class Roster:
             here = (item for item in self._present.values() if now - item.seen <= FOUNDER_LIVE_S)
             return next((item.peer_id for item in here if not item.reduce_only), "")
 
+    def is_only_holder(self, peer_id: str, state: str, now: float) -> bool:
+        """Whether no other live member can upload this state."""
+        return not any(state in item.states for item in self.live(now) if item.peer_id != peer_id)
+
     def addresses(self, *, besides: str, now: float) -> list[str]:
         """Where some other live members are reached; another choice each time when there are many."""
         others = [item for item in self.live(now) if item.peer_id != besides]

@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from protocol.backoff import Backoff
 from protocol.errors import NetworkError
+from protocol.parts import Part, Told
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,13 @@ class _Stream:
 class Streams:
     """The long calls that are open now; use as a context manager, so that the watching thread ends."""
 
-    def __init__(self, *, idle_s: float = IDLE_S, watch_every_s: float = _WATCH_EVERY_S) -> None:
+    def __init__(
+        self,
+        *,
+        idle_s: float = IDLE_S,
+        watch_every_s: float = _WATCH_EVERY_S,
+        on_failure: Told = lambda failure: None,
+    ) -> None:
         self._idle_s = idle_s
         self._watch_every_s = watch_every_s
         self._lock = threading.Lock()
@@ -47,7 +55,8 @@ class Streams:
         self._by_peer: Counter[str] = Counter()
         self._next = 0
         self._closing = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, name="stream-watch", daemon=True)
+        restarts = Backoff(1.0, 60.0)
+        self._watcher = Part("stream-watch", self._watch, self._closing, on_failure, restarts, vital=False)
 
     @contextmanager
     def open(self, peer_id: str, cancel: Callable[[], object], limit_s: float) -> Iterator[Callable[[], None]]:
@@ -86,7 +95,7 @@ class Streams:
 
     def __exit__(self, *_: object) -> None:
         self._closing.set()
-        self._watcher.join(timeout=10)
+        self._watcher.join(10.0)
 
     def _watch(self) -> None:
         while not self._closing.wait(self._watch_every_s):

@@ -7,7 +7,6 @@ enough, if all of it is whole; a newcomer, or one whose files are damaged, waits
 from __future__ import annotations
 
 import logging
-import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from peer.downloads import is_complete
 from peer.run_folder import RunFolder
 from peer.training import nf4
 from protocol import certificate as certificates
+from protocol.backoff import Backoff
 from protocol.errors import CoordinatorAway, FormatError, InputError, NetworkError, RefusedError
 from protocol.files import hash_folder, tree_digest
 from protocol.invite import Invite
@@ -84,7 +84,7 @@ class Newcomer:
             KeyboardInterrupt: `stop` was set meanwhile.
         """
         self._screen.step("asking-coordinator")
-        failures = 0
+        backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while True:
             try:
                 return self._ask()
@@ -94,9 +94,7 @@ class Newcomer:
                     self._screen.step("coordinator-away")
                     return admission
                 self._tell(error)
-            failures += 1
-            pause_s = min(FIRST_PAUSE_S * 2 ** min(failures - 1, 8), LONGEST_PAUSE_S) * random.uniform(0.7, 1.0)
-            if self._stop.wait(pause_s):
+            if self._stop.wait(backoff.failed()):
                 raise KeyboardInterrupt
 
     def _tell(self, error: NetworkError) -> None:

@@ -219,12 +219,14 @@ class CoordinatorClient:
         tokens_per_s: float = 0.0,
         states: Iterable[str] = (),
         reduce_only: bool = False,
+        leaving: bool = False,
     ) -> Announcement:
         """Say "I am here"; learn who else is, and whether the coordinator wants a state.
 
         Args:
             round: the last one committed.
-            states: digests of states that can still be uploaded.
+            states: digests of states that can still be uploaded, the newest first.
+            leaving: this peer leaves, and knows of nobody else who has the first of these.
 
         Raises:
             CoordinatorAway: it cannot be reached.
@@ -237,6 +239,7 @@ class CoordinatorClient:
             tokens_per_s=tokens_per_s,
             states=states,
             reduce_only=reduce_only,
+            leaving=leaving,
         )
         sent = time.time()
         reply = self._call("Announce", request)

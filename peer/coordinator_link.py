@@ -2,13 +2,12 @@
 
 Every few seconds it says that this peer is here, learns where others are, sends what waits in the outbox, uploads a state
 that is asked for, fetches receipts, and renews the certificate in good time. While the coordinator is away it tries again
-with growing, jittered pauses; the peer trains on.
+after growing, jittered pauses, which nothing shortens; the peer trains on.
 """
 
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -19,14 +18,16 @@ from peer.coordinator_client import CoordinatorClient
 from peer.outbox import Outbox
 from peer.receipts import Receipts
 from peer.training.state import SharedState
+from protocol.backoff import Backoff
 from protocol.claim import Agreement
 from protocol.errors import CoordinatorAway, InputError, PotluckError, RefusedError
 from protocol.keys import PeerIdentity
+from protocol.parts import Part, Told
 
 logger = logging.getLogger(__name__)
 
 INTERVAL_S = 2.0
-LONGEST_PAUSE_S = 60.0
+LONGEST_PAUSE_S = 60.0  # after a visit that failed
 CLOSE_S = 3.0
 RENEW_SHARE = 0.25  # of a certificate's life may pass before it is renewed; the rest is for a coordinator's absence
 ASK_AGAIN_S = 60.0  # for a reducer's certificate, after an ordinary one came
@@ -76,6 +77,7 @@ class CoordinatorLink:
         on_clock: called after each visit with how far this computer's clock is ahead of the coordinator's, in seconds.
         position: gives (last committed round, tokens/s, own addresses).
         states: what could be uploaded.
+        on_failure: told when this thread fails by a mistake of ours; it is started again.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class CoordinatorLink:
         position: Callable[[], tuple[int, float, list[str]]],
         states: Uploads,
         reduce_only: bool = False,
+        on_failure: Told = lambda failure: None,
     ) -> None:
         self._client, self._identity, self._certificate = client, identity, certificate
         self._outbox, self._receipts = outbox, receipts
@@ -104,36 +107,49 @@ class CoordinatorLink:
         self._position, self._states = position, states
         self._wake, self._closing = threading.Event(), threading.Event()
         self.away_since: float | None = None
+        self._offers_last = False
+        self._given: set[int] = set()  # rounds whose states the coordinator has
         self.finished = False  # the coordinator says that the run is over
         self.settled = threading.Event()  # the outbox is empty and nothing is asked of this peer
-        self._thread = threading.Thread(target=self._run, name="coordinator-link", daemon=True)
+        self._backoff = Backoff(INTERVAL_S, LONGEST_PAUSE_S)
+        restarts = Backoff(INTERVAL_S, LONGEST_PAUSE_S)
+        self._part = Part("coordinator-link", self._run, self._closing, on_failure, restarts, vital=False)
 
     def __enter__(self) -> CoordinatorLink:
-        self._thread.start()
+        self._part.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closing.set()
         self._wake.set()
         self._client.close()  # a call under way ends now: whoever leaves does not wait for the coordinator
-        self._thread.join(timeout=CLOSE_S)
+        self._part.join(CLOSE_S)
 
     def wake(self) -> None:
-        """There is something to send."""
+        """There is something to send: soon, if the coordinator is there."""
         self.settled.clear()
         self._wake.set()
 
+    def offer_last(self) -> None:
+        """Say at the next visits that this peer leaves, and that nobody else has its newest state; harmless twice."""
+        if not self._offers_last:
+            self._offers_last = True
+            self.wake()
+
+    def has_given(self, round: int) -> bool:
+        """Whether the coordinator is known to have the state of this round."""
+        return round in self._given
+
     def _run(self) -> None:
-        failures = 0
         while not self._closing.is_set():
+            self._wake.clear()
+            went_well = False
             try:
                 self._visit()
-                failures, self.away_since = 0, None
+                went_well, self.away_since = True, None
             except ClockWrong as error:
-                failures += 1
                 self._on_clock(error.offset_s)
             except CoordinatorAway as error:
-                failures += 1
                 if self._closing.is_set():
                     return
                 if self.away_since is None:
@@ -143,17 +159,15 @@ class CoordinatorLink:
                         error.message,
                     )
             except RefusedError as error:
-                failures += 1
                 logger.warning("the coordinator refuses this peer: %s", error.message)
                 self._certificate.renew_soon()
             except PotluckError as error:
-                failures += 1
                 logger.warning("with the coordinator: %s", error.message)
-            pause = (
-                INTERVAL_S if not failures else min(INTERVAL_S * 2**failures, LONGEST_PAUSE_S) * random.uniform(0.5, 1)
-            )
-            self._wake.wait(pause)
-            self._wake.clear()
+            if went_well:
+                self._backoff.worked()
+                self._wake.wait(INTERVAL_S)
+            else:
+                self._closing.wait(self._backoff.failed())
 
     def _renew(self) -> None:
         enrollment = self._client.enroll(self._identity)
@@ -180,8 +194,9 @@ class CoordinatorLink:
             swarm_addresses=addresses,
             round=round,
             tokens_per_s=tokens_per_s,
-            states=list(kept),
+            states=sorted(kept, key=lambda digest: kept[digest], reverse=True),
             reduce_only=self._reduce_only,
+            leaving=self._offers_last,
         )
         self._on_clock(self._client.clock.offset_s)
         self._on_addresses(list(answer.swarm_addresses))
@@ -192,17 +207,20 @@ class CoordinatorLink:
                 self._on_anchor(newest)
         self._receipts.fetch(self._client, token)
         wanted = answer.want_state in kept
-        if wanted:
-            self._upload(token, answer.want_state)
+        if wanted and self._upload(token, answer.want_state):
+            self._given.add(kept[answer.want_state])
+        elif self._offers_last:
+            self._given |= {item.round for item in self._client.status().checkpoints if item.published}
         self.finished = answer.finished
         if len(self._outbox) == 0 and not wanted:
             self.settled.set()
 
-    def _upload(self, token: str, digest: str) -> None:
+    def _upload(self, token: str, digest: str) -> bool:
+        """Give the coordinator a state; whether it took it."""
         try:
             state = self._states.load(digest)
         except InputError as error:
             logger.warning("cannot upload a state: %s", error.message)
-            return
+            return False
         chunks = (state.chunk(index) for index in range(state.chunk_count))
-        self._client.upload_state(token, state.manifest(), chunks)
+        return self._client.upload_state(token, state.manifest(), chunks)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
-import random
 import time
 import urllib.parse
 import urllib.request
@@ -25,11 +24,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from protocol.backoff import Backoff
 from protocol.disk import disk_error
 from protocol.errors import InputError, NetworkError, VerificationError
 from protocol.rpc import PART_BYTES
 
 FETCH_ATTEMPTS = 8  # in a row without a single new byte
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0  # between two
 
 Progress = Callable[[str, int, int], None]  # (file name, bytes so far, bytes in all)
 
@@ -62,10 +63,10 @@ def fetch(
     """
     if is_complete(destination, sha256, size_bytes):
         return destination
-    failures = wrong = 0
+    backoff, wrong = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S), 0
     with Download(destination, sha256, size_bytes) as download:
         while True:
-            before = download.received
+            before, broken = download.received, NetworkError(f"{name}: ended before its {size_bytes} bytes had come")
             try:
                 if download.received < size_bytes:
                     for piece in read(download.received):
@@ -75,18 +76,18 @@ def fetch(
                 if download.received == size_bytes:
                     download.finish()
                     return destination
-                failures = 0 if download.received > before else failures + 1
-                if failures == FETCH_ATTEMPTS:
-                    raise NetworkError(f"{name}: stopped at {download.received} of {size_bytes} bytes")
             except VerificationError:
                 wrong += 1
                 if wrong == 2:
                     raise
-            except NetworkError:
-                failures = 1 if download.received > before else failures + 1
-                if failures >= FETCH_ATTEMPTS:
-                    raise
-                time.sleep(min(0.25 * 2**failures, 10.0) * random.uniform(0.5, 1.5))
+            except NetworkError as error:
+                broken = error
+            if download.received > before:
+                backoff.worked()
+            pause_s = backoff.failed()
+            if backoff.failures >= FETCH_ATTEMPTS:
+                raise broken
+            time.sleep(pause_s)
 
 
 class Download:

@@ -18,6 +18,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from protocol.backoff import Backoff
+from protocol.parts import Part, Told
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR = "\x1b[?25h"  # a live table hides it
 
@@ -27,10 +30,12 @@ class Leaving:
 
     Args:
         say: called at the first one, in another thread.
+        on_failure: told when that thread fails by a mistake of ours; it is started again.
     """
 
-    def __init__(self, say: Callable[[], None]) -> None:
+    def __init__(self, say: Callable[[], None], on_failure: Told = lambda failure: None) -> None:
         self.stop = threading.Event()
+        self._asked, self._closing, self._on_failure = False, threading.Event(), on_failure
         self.graceful = False  # there are others who should be told
         self._say = say
         self._before: dict[int, Any] = {}
@@ -41,16 +46,17 @@ class Leaving:
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in _SIGNALS:
             self._before[number] = signal.signal(number, self._interrupt)
-        self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
-        self._thread.start()
+        self._part = Part("signals", self._watch, self._closing, self._on_failure, Backoff(0.1, 5.0), vital=False)
+        self._part.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(-1)
+        self._closing.set()
         os.close(self._write)
-        self._thread.join(timeout=5)
+        self._part.join(5.0)
         os.close(self._read)
 
     def _interrupt(self, number: int, frame: Any) -> None:
@@ -59,14 +65,13 @@ class Leaving:
             raise KeyboardInterrupt
 
     def _watch(self) -> None:
-        asked = False
         while data := os.read(self._read, 64):
             for number in data:
                 if number not in _SIGNALS:
                     continue
-                if asked:
+                if self._asked:
                     leave_at_once(number)
-                asked = True
+                self._asked = True
                 self.stop.set()
                 self._say()
 

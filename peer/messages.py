@@ -33,9 +33,51 @@ _MESSAGES = {
         "the network part (p2pd) has stopped; starting it again, training goes on from the last round",
         "网络组件（p2pd）已停止；正在重新启动，从上一轮继续训练",
     ),
+    "swarm-restarts": (
+        "the part of this program that makes rounds has stopped by an error; starting it again from the last round",
+        "负责训练轮次的部分因错误停止；正在从上一轮重新启动",
+    ),
+    "part-failed": (
+        "a part of this program has failed, {part}: {reason}. Please report this to the project",
+        "本程序的一部分出错了（{part}）：{reason}。请向本项目报告",
+    ),
+    "part-clock": ("what makes the rounds", "推进训练轮次的部分"),
+    "part-gossip": ("what tells the others how far this peer is", "向其他成员通报进度的部分"),
+    "part-search": ("the search for other members", "查找其他成员的部分"),
+    "part-swarm": ("the network thread", "网络线程"),
+    "part-p2pd-watch": ("what watches p2pd", "监视 p2pd 的部分"),
+    "part-task": ("an exchange with other members", "与其他成员的一次交换"),
+    "part-coordinator-link": ("the link to the coordinator", "与协调者的连接"),
+    "part-signals": ("what hears Ctrl-C", "接收 Ctrl-C 的部分"),
+    "part-save-optimizer": ("the saving of the optimizer", "保存优化器的部分"),
     "leaving": (
         "leaving; the others are told … (Ctrl-C again leaves at once)",
         "正在退出并通知其他成员……（再按一次 Ctrl-C 立即退出）",
+    ),
+    "last-copy": (
+        "only this peer has the newest state (round {round}): waiting until another member has it; "
+        "Ctrl-C again leaves at once, and then the others wait until you come back",
+        "只有本机拥有最新状态（第 {round} 轮）：正在等待另一名成员取得它；"
+        "再按一次 Ctrl-C 会立即退出，其他成员将只能等您回来",
+    ),
+    "last-copy-offered": (
+        "nobody else is here: giving the newest state (round {round}) to the coordinator; "
+        "Ctrl-C again leaves at once, and then it is on this disk only",
+        "没有其他成员在线：正在把最新状态（第 {round} 轮）交给协调者；再按一次 Ctrl-C 会立即退出，该状态将只保存在本机",
+    ),
+    "not-handed-on": (
+        "no other member has got the newest state (round {round}): the others wait until you come back, by the same command",
+        "其他成员都没有取得最新状态（第 {round} 轮）：他们将一直等待，直到您用同一命令回来",
+    ),
+    "alone-kept": (
+        "nobody else is here: the run waits until you come back, by the same command; "
+        "the coordinator has its newest state (round {round}), too",
+        "没有其他成员在线：训练将等待您用同一命令回来；协调者也保存了最新状态（第 {round} 轮）",
+    ),
+    "alone": (
+        "nobody else is here: the run waits until you come back, by the same command; "
+        "its newest state (round {round}) is on this disk only",
+        "没有其他成员在线：训练将等待您用同一命令回来；最新状态（第 {round} 轮）只保存在本机",
     ),
     "done": ("done. Thank you for the wood!", "完成。感谢您添的柴！"),
     "left": ("left. Your identity and your receipts stay on this disk.", "已退出。您的身份密钥和凭据仍保存在本机。"),

@@ -6,22 +6,26 @@ save takes longer than the averaging, the next one comes only when a hundred tim
 
 from __future__ import annotations
 
-import threading
 import time
 from pathlib import Path
 
 from peer.training.work import LocalWork
+from protocol.parts import Job, Told
 
 LEAST_PAUSE_S = 10.0  # between two saves
 SHARE = 0.01  # of the time that saving may take
 
 
 class Moments:
-    """Saves the memory of one peer's inner optimizer into `path`; from the trainer's thread."""
+    """Saves the memory of one peer's inner optimizer into `path`; from the trainer's thread.
 
-    def __init__(self, work: LocalWork, path: Path) -> None:
-        self._work, self._path = work, path
-        self._thread: threading.Thread | None = None
+    Args:
+        on_failure: told when a save fails by a mistake of ours; the training goes on.
+    """
+
+    def __init__(self, work: LocalWork, path: Path, on_failure: Told = lambda failure: None) -> None:
+        self._work, self._path, self._on_failure = work, path, on_failure
+        self._saving: Job | None = None
         self._due = time.monotonic()
 
     def load(self) -> bool:
@@ -31,14 +35,13 @@ class Moments:
     def begin_save(self) -> None:
         """Save in a thread of its own, if it is time; nothing may step before `wait` has returned."""
         if time.monotonic() >= self._due:
-            self._thread = threading.Thread(target=self._save, name="save-optimizer", daemon=True)
-            self._thread.start()
+            self._saving = Job("save-optimizer", self._save, self._on_failure)
 
     def wait(self) -> None:
         """Wait until a save that was begun is done."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._saving is not None:
+            self._saving.join()
+            self._saving = None
 
     def _save(self) -> None:
         started = time.monotonic()

@@ -169,7 +169,8 @@ class TerminalScreen:
 
     def problem(self, key: str, **values: str) -> None:
         if (key, values.get("reason")) != self._problem:
-            self._console.print(self._text(key, **values), markup=False)
+            own = {name: told(value, self._language) for name, value in values.items()}
+            self._console.print(self._text(key, **own), markup=False)
         self._problem = key, values.get("reason")
 
     def stage(self, round: int, name: str) -> None:

@@ -72,6 +72,7 @@ def train(
 
     Raises:
         RoundAborted: the local work diverged several rounds in a row.
+        DaemonEnded, PartFailed: no round can be made here any more.
     """
     trainer = _Trainer(swarm, work, rounds, stop, watcher, moments, patience_s)
     diverged = 0
@@ -92,10 +93,10 @@ def reduce(swarm: Swarm, rounds: int, stop: threading.Event) -> None:
     """Reduce for the others, with no work of one's own, until `rounds` rounds are committed or `stop` is set.
 
     Raises:
-        DaemonEnded: there is no network any more.
+        DaemonEnded, PartFailed: no round can be made here any more.
     """
     while not (rounds and swarm.head.round >= rounds):
-        swarm.check_daemon()
+        swarm.check()
         if stop.wait(_WAIT_S):
             return
 
@@ -208,6 +209,7 @@ class _Trainer:
             assert self._waiting_since is not None, "set where the reason was found"
             if time.monotonic() - self._waiting_since < max(self._patience_s, PATIENCE_ROUNDS * self._round_s):
                 return
+            self._swarm.check()
             self._watcher.paused(reason)
             before = time.monotonic()
             time.sleep(_LOOK_S)

@@ -22,6 +22,7 @@ from peer.admission import Admission, Newcomer, tell_clock
 from peer.clock import MAX_OFFSET_S
 from peer.coordinator_client import CoordinatorClient
 from peer.coordinator_link import Certificate, CoordinatorLink
+from peer.handing_on import Outcome, hand_on
 from peer.kept_states import KeptStates
 from peer.leaving import Leaving
 from peer.messages import Reason
@@ -39,9 +40,11 @@ from peer.training.data import load_dataset
 from peer.training.genesis import load_state
 from peer.training.model import load_trainable
 from peer.training.work import LocalWork
-from protocol.errors import InputError, VerificationError
+from protocol.backoff import Backoff
+from protocol.errors import InputError, PartFailed, VerificationError
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity
+from protocol.parts import MOST_FAILURES, Failure
 from protocol.run_card import RunCard
 from protocol.trust import trust
 from protocol.verify import verify_checkpoint
@@ -50,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 FAREWELL_S = 60.0  # to hand in the last claims and states after the last round
 OTHERS_S = 10.0  # for the others to reach the last round
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0  # before the network part is started again
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ class Volunteer:
         self._link: CoordinatorLink | None = None
         self._certificate: Certificate | None = None
         self._clock_was_wrong = False
+        self.outcome = Outcome.DONE  # of leaving
 
     def run(self) -> bool:
         """Join, train and leave.
@@ -137,9 +142,12 @@ class Volunteer:
             self._verify_genesis(admission)
             work = None if self._reduce_only else self._prepare(admission, folder.place("micro-batch.json"))
             self._screen.step("reducing" if self._reduce_only else "finding-members")
-            while not self._train(folder, admission, work):
-                self._screen.problem("network-restarts")
+            self._train(folder, admission, work)
         return True
+
+    def failed(self, failure: Failure) -> None:
+        """A part of this program has failed by a mistake of ours: the owner is told."""
+        self._screen.problem("part-failed", part=Reason(f"part-{failure.part}"), reason=failure.reason)
 
     # ---- before training ---------------------------------------------------------------------------------------------
 
@@ -165,15 +173,41 @@ class Volunteer:
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
-    def _train(self, folder: RunFolder, admission: Admission, work: LocalWork | None) -> bool:
-        """Train, or reduce for the others, until the end; returns False when the network's daemon has died and all but the work must start again."""
-        with ExitStack() as stack:
-            try:
+    def _train(self, folder: RunFolder, admission: Admission, work: LocalWork | None) -> None:
+        """Train, or reduce for the others, until the end.
+
+        When the network's daemon has died, or a part of the swarm has failed, all but the work starts again, from what is on
+        disk, after a pause that grows until a round was made.
+
+        Raises:
+            PartFailed: that has happened `MOST_FAILURES` times without a round in between.
+        """
+        backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
+        while True:
+            before = self._kept_round
+            ended = self._train_once(folder, admission, work)
+            if ended is None:
+                return
+            if self._kept_round > before:
+                backoff.worked()
+            pause_s = backoff.failed()
+            if isinstance(ended, PartFailed) and backoff.failures >= MOST_FAILURES:
+                raise ended
+            self._screen.problem("network-restarts" if isinstance(ended, DaemonEnded) else "swarm-restarts")
+            if self._stop.wait(pause_s):
+                return
+
+    def _train_once(
+        self, folder: RunFolder, admission: Admission, work: LocalWork | None
+    ) -> DaemonEnded | PartFailed | None:
+        """Train until the end; returns why not, when all but the work must start again."""
+        try:
+            with ExitStack() as stack:
                 self._train_in(stack, folder, admission, work)
-            except DaemonEnded as error:
-                logger.warning("%s", error.message)
-                return False
-        return True
+        except (DaemonEnded, PartFailed) as error:
+            logger.warning("%s", error.message)
+            return error
+        return None
 
     def _train_in(self, stack: ExitStack, folder: RunFolder, admission: Admission, work: LocalWork | None) -> None:
         card, rounds = admission.card, admission.card.spec.run.rounds
@@ -195,6 +229,7 @@ class Volunteer:
                 _Keeper(states, folder.round_log(), outbox, self._kept),
                 self._config.swarm,
                 self._screen.stage,
+                self.failed,
             )
         )
         swarm.add_addresses(admission.addresses)
@@ -219,16 +254,21 @@ class Volunteer:
                 position=lambda: (swarm.head.round, self._tokens_per_s, swarm.addresses),
                 states=states,
                 reduce_only=self._reduce_only,
+                on_failure=self.failed,
             )
         )
         if work is None:
             reduce(swarm, rounds, self._stop)
         else:
-            moments = Moments(work, folder.place("optimizer.safetensors"))
+            moments = Moments(work, folder.place("optimizer.safetensors"), self.failed)
             moments.load()
             train(swarm, work, rounds, self._stop, self, moments)
         self._tokens_per_s = 0.0
-        if not self._stop.is_set():
+        if self._stop.is_set():
+            self.outcome = hand_on(swarm, self._link, self._screen.problem)
+            if self.outcome is not Outcome.DONE:
+                self._screen.problem(self.outcome.value, round=str(swarm.head.round))
+        else:
             self._farewell(swarm, rounds)
 
     def working(self, report: WorkReport) -> None:

@@ -83,7 +83,7 @@ class FilePart(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class AnnounceRequest(_message.Message):
-    __slots__ = ("certificate", "swarm_addresses", "round", "tokens_per_s", "states", "reduce_only", "version")
+    __slots__ = ("certificate", "swarm_addresses", "round", "tokens_per_s", "states", "reduce_only", "version", "leaving")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     SWARM_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -91,6 +91,7 @@ class AnnounceRequest(_message.Message):
     STATES_FIELD_NUMBER: _ClassVar[int]
     REDUCE_ONLY_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
     certificate: str
     swarm_addresses: _containers.RepeatedScalarFieldContainer[str]
     round: int
@@ -98,7 +99,8 @@ class AnnounceRequest(_message.Message):
     states: _containers.RepeatedScalarFieldContainer[str]
     reduce_only: bool
     version: int
-    def __init__(self, certificate: _Optional[str] = ..., swarm_addresses: _Optional[_Iterable[str]] = ..., round: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., states: _Optional[_Iterable[str]] = ..., reduce_only: _Optional[bool] = ..., version: _Optional[int] = ...) -> None: ...
+    leaving: bool
+    def __init__(self, certificate: _Optional[str] = ..., swarm_addresses: _Optional[_Iterable[str]] = ..., round: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., states: _Optional[_Iterable[str]] = ..., reduce_only: _Optional[bool] = ..., version: _Optional[int] = ..., leaving: _Optional[bool] = ...) -> None: ...
 
 class AnnounceReply(_message.Message):
     __slots__ = ("swarm_addresses", "want_state", "round", "finished", "founder", "beginners", "time")

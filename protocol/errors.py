@@ -9,7 +9,8 @@ PotluckError                exit code 2
 │   └── VerificationError   a checkpoint or receipt does not check out
 ├── NetworkError            a deadline passed or a connection broke; trying again may help
 │   └── CoordinatorAway     the coordinator cannot be reached; training goes on without it
-└── RoundAborted            this attempt at a round came to nothing; the work is kept
+├── RoundAborted            this attempt at a round came to nothing; the work is kept
+└── PartFailed              exit code 5: a thread or a task of ours has ended though nobody asked it to (protocol/parts.py)
 """
 
 from __future__ import annotations
@@ -67,3 +68,9 @@ class CoordinatorAway(NetworkError):
 
 class RoundAborted(PotluckError):
     """This attempt at a round came to nothing; nothing changed and the work is kept."""
+
+
+class PartFailed(PotluckError):
+    """A part of this process has ended though nobody asked it to; a mistake of ours."""
+
+    exit_code = 5

@@ -78,6 +78,7 @@ class RunStatus(_Part):
     evaluations: tuple[Evaluation, ...] = ()
     checkpoints: tuple[CheckpointStatus, ...] = ()
     ledger: LedgerStatus
+    parts_failed: tuple[str, ...] = ()  # threads of the coordinator that failed lately, and the kind of error
     finished: bool = False  # all rounds are in the ledger and the last checkpoint is decided
 
     def to_bytes(self) -> bytes:

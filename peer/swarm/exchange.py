@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from collections.abc import Callable, Iterable
 
 from peer.swarm import frames
@@ -43,6 +44,20 @@ async def serve_state(state: SharedState | None, request: swarm_pb2.StateRequest
     for chunk in range(request.first_chunk, min(request.first_chunk + request.chunks, state.chunk_count)):
         message = swarm_pb2.StateChunk(chunk=chunk, data=state.chunk(chunk))
         await frames.send(writer, message, timeout_s=_SEND_TIMEOUT_S)
+
+
+async def holds(node: Node, stream_name: str, certificate: Callable[[], str], peer: str, state: SharedState) -> bool:
+    """Whether a member has a state that is here, too: it gives a chunk of it, drawn at random."""
+    chunk = random.randrange(state.chunk_count)
+    request = swarm_pb2.StateRequest(certificate=certificate(), state=state.digest, first_chunk=chunk, chunks=1)
+    with contextlib.suppress(NetworkError, FormatError):
+        async with node.stream(peer, stream_name) as (reader, writer):
+            await frames.send(writer, request, timeout_s=5)
+            given = await frames.receive(
+                reader, swarm_pb2.StateChunk, timeout_s=CHUNK_TIMEOUT_S, max_bytes=_MAX_CHUNK_MESSAGE
+            )
+            return bool(not given.error and given.chunk == chunk and given.data == state.chunk(chunk))
+    return False
 
 
 class StateFetch:

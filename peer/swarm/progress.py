@@ -32,7 +32,7 @@ class Gossip:
 
     async def start(self) -> None:
         await self._talk.serve("progress", swarm_pb2.Progress, self._answer)
-        self._talk.spawn(self._forever())
+        self._talk.keep("gossip", self._forever)
 
     async def tell_everyone(self) -> None:
         """Tell all at once, also those to whom an older word is on its way."""

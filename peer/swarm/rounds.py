@@ -27,6 +27,7 @@ from peer.swarm.company import Company
 from peer.swarm.contribution import Contribution
 from peer.swarm.group import Group, Member, Reducer, Rules
 from peer.swarm.head import Head, Position
+from peer.swarm.last_copy import Copies, LastCopy
 from peer.swarm.members import CALL_S, MemberBook
 from peer.swarm.node import Node
 from peer.swarm.own_work import OwnWork
@@ -39,6 +40,7 @@ from peer.swarm.talk import Talk
 from peer.swarm.voting import Voting
 from peer.training.work import Update
 from protocol import swarm_pb2
+from protocol.backoff import Backoff
 from protocol.claim import MAX_ATTEMPT, MAX_GROUP, Farewell
 from protocol.envelope import Envelope
 from protocol.errors import (
@@ -50,6 +52,7 @@ from protocol.errors import (
     VerificationError,
 )
 from protocol.keys import PeerIdentity
+from protocol.parts import Told
 from protocol.run_card import RunCard
 
 logger = logging.getLogger(__name__)
@@ -63,6 +66,7 @@ FREE_ATTEMPTS, ATTEMPTS_PER_S = 1000, 20  # how far attempts may count up in a r
 MISSED_MANY = 5  # rounds in a row: then the owner is told
 LOOK_WHILE_BUSY_S = 3.0  # a group that takes longer is given up for a newer head that others stand on
 LEAVE_S = 5.0  # to finish a group that is under way
+TELL_S = 1.0  # for the others to hear that this member begins to leave
 
 # where a member is in a round: `Rounds` says each as it comes, for displays and for tests that break things at one of them
 STAGES = ("work", "propose", "promise", "group", "send", "reduce", "averaged", "vote", "voted", "commit", "kept")
@@ -93,6 +97,7 @@ class Rounds:
         can_reduce: whether others can open streams to this member.
         reduce_only: it has no trainer, and its certificate says that it may reduce for all.
         on_stage: called on the loop with (round, one of `STAGES`); must return at once.
+        on_failure: told of tasks that fail by a mistake of ours; without the vital ones no round is made here any more.
     """
 
     def __init__(
@@ -109,6 +114,7 @@ class Rounds:
         reduce_only: bool = False,
         limits: Limits | None = None,
         on_stage: Callable[[int, str], None] = lambda round, stage: None,
+        on_failure: Told = lambda failure: None,
     ) -> None:
         self._on_stage = on_stage
         self._identity, self._card, self._box = identity, card, box
@@ -120,9 +126,10 @@ class Rounds:
         self.own = OwnWork(card, identity, self.position)
         self.addresses: list[str] = []
         self.company = Company(self.me, card.spec, self.book, self._standing, self.position)
-        self._talk = Talk(node, card.run, self.book, certificate)
+        self._talk = Talk(node, card.run, self.book, certificate, on_failure)
         self.gossip = Gossip(self._talk, self._own_progress, lambda: self.position.round)
         self.catch_up = CatchUp(self._talk, card, self.position, lambda: self.company.named)
+        self._last_copy, self._copies = LastCopy(self._talk, card, self.position, self.company), Copies(0, False)
         self.group = RunningGroup(
             self._talk,
             card.spec,
@@ -146,12 +153,17 @@ class Rounds:
         self._engaged_until = 0.0  # bound to a leader until then
         self._attempts = 0
         self._catching: tuple[str, asyncio.Task[Head | None]] | None = None  # from which head
+        self._search_at, self._search_backoff = 0.0, Backoff(1.0, 30.0)
         self._retry_at = 0.0
         self._expecting = ""  # the leader that has this member's claim, until it sends the group
 
     @property
     def head(self) -> Head:
         return self.position.head
+
+    @property
+    def talk(self) -> Talk:
+        return self._talk
 
     def stage(self, name: str) -> None:
         """Say where in the round this member is: one of `STAGES`."""
@@ -168,27 +180,49 @@ class Rounds:
         await self.group.serve()
         await self.catch_up.start()
         await self.gossip.start()
-        self._talk.spawn(self._clock())
+        self._talk.keep("clock", self._clock, is_over=lambda: self._leaving)
 
-    async def leave(self) -> None:
-        """Finish the group that is under way, tell the others, and stop."""
-        await self.group.finish(LEAVE_S)
-        self._leaving = True
-        self.own.close.set()
-        if not self._reduce_only:  # nobody waits for its word
+    async def leave(self, *, comes_back: bool = False) -> None:
+        """Finish the group that is under way, tell the others, and stop.
+
+        Args:
+            comes_back: at once, from what is on disk: its weight stays its own, and nobody is told.
+        """
+        await self._stop_working()
+        if not self._reduce_only and not comes_back:  # nobody waits for the word of who only reduces
             await self._hand_over()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CALL_S):
-                await self.gossip.tell_everyone()
+                if not comes_back:
+                    await self.gossip.tell_everyone()
         await self._talk.close()
         self._advanced.set()
 
+    async def begin_leaving(self) -> None:
+        """Make no round any more, and tell the others; what is here they may still fetch, until `leave`."""
+        await self._stop_working()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TELL_S):
+                await self.gossip.tell_everyone()
+
+    async def _stop_working(self) -> None:
+        await self.group.finish(LEAVE_S)
+        self._leaving = True
+        self.own.close.set()
+
+    async def copies(self) -> Copies:
+        """Who else has the newest state."""
+        self._copies = await self._last_copy.look()
+        return self._copies
+
     async def _hand_over(self) -> None:
         """Name who speaks for this member's weight from now on, so that the others need not wait for it."""
-        staying = [view for view in self.book.alive() if not view.leaving]
+        here, weights, holders = self.head.digest, self.head.weights, self._copies.holders
+        staying = [view for view in self.book.alive() if not view.leaving and not view.reduce_only]
+        if self.head.round:  # a stranger that only says that it stands here would have this weight for good
+            staying = [view for view in staying if view.peer_id in weights or view.peer_id in holders]
         if not staying:
             return
-        here, weights = self.head.digest, self.head.weights
         successor = max(
             staying, key=lambda view: (view.base == here, weights.get(view.peer_id, 0), view.peer_id)
         ).peer_id
@@ -260,13 +294,18 @@ class Rounds:
     def _caught_up(self, now: float) -> Head | None:
         """A better head that has been fetched. The search runs beside: whoever is slow to give it holds up nothing else."""
         if self._catching is None:
+            if now < self._search_at:
+                return None
             self._catching = (self.head.digest, self._talk.spawn(self.catch_up.better_head(now)))
         searched_from, task = self._catching
         if not task.done():
             return None
         self._catching = None
-        failed = task.cancelled() or task.exception() is not None
-        return None if failed or searched_from != self.head.digest else task.result()
+        if task.cancelled() or task.exception() is not None:  # which was told where it ended
+            self._search_at = now + self._search_backoff.failed()
+            return None
+        self._search_backoff.worked()
+        return task.result() if searched_from == self.head.digest else None
 
     def _busy(self, now: float) -> bool:
         """Whether this member is in a group, or bound to a leader that is still there."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -99,6 +100,7 @@ class RunningGroup:
         self._position.make_room()
         self._newest, self.since = group, time.monotonic()
         self._task = self._talk.spawn(self._run(group))
+        self._task.add_done_callback(functools.partial(self._broke, group))
         self._begun.set()
         self._stage("group")
 
@@ -215,9 +217,14 @@ class RunningGroup:
 
     # ---- when an attempt comes to nothing ----------------------------------------------------------------------------
 
-    def _failed(self, group: Group, reason: str, told: str) -> None:
+    def _broke(self, group: Group, task: asyncio.Task[None]) -> None:
+        """It ended by a mistake of this program's, which was told: the others are to go on without this member."""
+        if not task.cancelled() and task.exception() is not None:
+            self._failed(group, "an error in this program", "an error in its program", self._talk.me)
+
+    def _failed(self, group: Group, reason: str, told: str, culprit: str = "") -> None:
         self._ended(reason)
-        culprit = self.reduction.culprit if self.reduction else ""
+        culprit = culprit or (self.reduction.culprit if self.reduction else "")
         self._blame(culprit, told)
         message = swarm_pb2.Abort(
             certificate=self._talk.certificate(),

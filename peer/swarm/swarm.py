@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 from peer.round_rules import BallotBox
 from peer.swarm.averages import Average
 from peer.swarm.head import Head
+from peer.swarm.last_copy import Copies
 from peer.swarm.members import MemberView
 from peer.swarm.node import Node
 from peer.swarm.pace import Limits
@@ -34,21 +35,22 @@ from peer.swarm.records import RecordValidator, members_key, open_record, sign_r
 from peer.swarm.rounds import RoundReport, Rounds
 from peer.training.codec import EncodedUpdate
 from peer.training.work import Update
+from protocol.backoff import Backoff
 from protocol.beginners import open_beginners
 from protocol.claim import Agreement
 from protocol.errors import FormatError, NetworkError, RefusedError, SignatureError
 from protocol.keys import PeerIdentity
+from protocol.parts import Failure, Part, Told
 from protocol.run_card import RunCard
 
 logger = logging.getLogger(__name__)
 
-SEARCH_INTERVAL_S = 3.0
+SEARCH_INTERVAL_S, SEARCH_MOST_S = 3.0, 60.0  # the latter after many failures that nobody foresaw
 RECORD_INTERVAL_S = 15.0
 RECONNECT_S = 15.0  # before an address is tried again whose peer was reached and is not heard
 MAX_CONTACTS = 4096  # addresses remembered, whoever announces more
 START_TIMEOUT_S = 60.0
 CLOSE_TIMEOUT_S = 30.0
-SEARCH_CLOSE_S = 2.0
 T = TypeVar("T")
 
 
@@ -73,6 +75,8 @@ class Swarm:
     Args:
         on_commit: called in a thread with each new head, what is to be said of its round, and the average that led to it,
             if that is known; the next round begins when it returns.
+        on_failure: told of each part that fails by a mistake of ours. When a vital one has ended, every call of the
+            trainer's raises PartFailed: the swarm can do nothing any more, and another may be made from what is on disk.
     """
 
     def __init__(
@@ -86,19 +90,20 @@ class Swarm:
         on_commit: Callable[[Head, RoundReport, Average | None], None],
         config: SwarmConfig,
         on_stage: Callable[[int, str], None] = lambda round, stage: None,
+        on_failure: Told = lambda failure: None,
     ) -> None:
-        self._on_stage = on_stage
+        self._on_stage, self._on_failure = on_stage, on_failure
         self._identity, self._identity_path, self._card = identity, identity_path, card
         self._certificate, self._box = certificate, box
         self._first_head: Head | None = head  # until there is an engine: it is as large as the model
         self._on_commit, self._config = on_commit, config
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="swarm", daemon=True)
+        self._closing = threading.Event()
+        self._thread = Part("swarm", self._loop.run_forever, self._closing, self._failed)
         self._node: Node | None = None
         self._engine: Rounds | None = None
-        self._search: asyncio.Task[None] | None = None
-        self._watch: asyncio.Task[None] | None = None
         self._daemon_ended = threading.Event()
+        self._failure: Failure | None = None  # of a vital part
         self._addresses: dict[str, float] = {}  # address -> when it was last reached, time.monotonic(); < 0: never
 
     def __enter__(self) -> Swarm:
@@ -113,7 +118,10 @@ class Swarm:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._run(self._close(), CLOSE_TIMEOUT_S)
+            if self._thread.is_alive:
+                self._run(self._close(), CLOSE_TIMEOUT_S)
+            else:  # what it has opened is closed all the same
+                self._loop.run_until_complete(asyncio.wait_for(self._close(), CLOSE_TIMEOUT_S))
         finally:
             self._stop_loop()
 
@@ -141,6 +149,14 @@ class Swarm:
         """The other live members."""
         return self._run(_value(self._rounds.book.alive), 5.0)
 
+    def begin_leaving(self) -> None:
+        """Make no round any more; what is here the others may still fetch. Raises: NetworkError: it took too long."""
+        self._run(self._rounds.begin_leaving(), CLOSE_TIMEOUT_S)
+
+    def copies(self) -> Copies:
+        """Who else has the newest state; asks them. Raises: NetworkError: it took too long."""
+        return self._run(self._rounds.copies(), CLOSE_TIMEOUT_S)
+
     def set_run(self, ledger_round: int, named: bytes) -> None:
         """What the coordinator says before round 1: how far the run is already, and whom it has named to begin.
 
@@ -167,9 +183,11 @@ class Swarm:
         self._rounds.catch_up.anchor = agreement
 
     def begin_work(self) -> Head:
-        """The head to train from. Raises: DaemonEnded."""
-        self.check_daemon()
-        return self._run(_value(self._rounds.begin_work), 5.0)
+        """The head to train from. Raises: DaemonEnded, PartFailed."""
+        self.check()
+        head = self._run(_value(self._rounds.begin_work), 5.0)
+        self.check()  # once more: what ended meanwhile has closed the work that was begun just now
+        return head
 
     def part_of(self, head: Head) -> EncodedUpdate | None:
         """What of this member's own work a head was made with; None: nothing, or it is not known any more."""
@@ -187,8 +205,8 @@ class Swarm:
             progress.tokens = tokens
 
     def hand_over(self, update: Update, base: str) -> Future[Head]:
-        """Hand over an update, which is used up; `next_head` tells what comes of it. Raises: DaemonEnded."""
-        self.check_daemon()
+        """Hand over an update, which is used up; `next_head` tells what comes of it. Raises: DaemonEnded, PartFailed."""
+        self.check()
         return asyncio.run_coroutine_threadsafe(self._rounds.finish_work(update, base), self._loop)
 
     def next_head(self, handed: Future[Head], timeout_s: float) -> Head | None:
@@ -197,23 +215,26 @@ class Swarm:
         Raises:
             RoundAborted: this peer is leaving.
             DaemonEnded: there is no network any more.
+            PartFailed: no round can be made here any more.
         """
         try:
             return handed.result(timeout=timeout_s)
         except TimeoutError:
             if handed.done():
                 raise
-            self.check_daemon()
+            self.check()
             return None
 
-    def check_daemon(self) -> None:
-        """Raises: DaemonEnded: there is no network any more."""
+    def check(self) -> None:
+        """Raises: DaemonEnded: there is no network any more. PartFailed: no round can be made here any more."""
+        if self._failure is not None:
+            raise self._failure.error()
         if self._daemon_ended.is_set():
             raise DaemonEnded("libp2p's daemon, p2pd, has ended", "it is started again")
 
     def add_addresses(self, addresses: Iterable[str]) -> None:
         """Where other members, or the rendezvous, may be found."""
-        asyncio.run_coroutine_threadsafe(self._connect(set(addresses)), self._loop)
+        self._loop.call_soon_threadsafe(lambda wanted: self._rounds.talk.spawn(self._connect(wanted)), set(addresses))
 
     # ---- on the loop -------------------------------------------------------------------------------------------------
 
@@ -240,26 +261,36 @@ class Swarm:
             reduce_only=config.reduce_only,
             limits=config.limits,
             on_stage=self._on_stage,
+            on_failure=self._failed,
         )
         self._first_head = None
         self._engine.addresses = await self._node.addresses()
         await self._engine.start()
-        self._search = self._loop.create_task(self._search_forever())
-        self._watch = self._loop.create_task(self._watch_daemon(self._node))
+        talk, restarts = self._engine.talk, Backoff(SEARCH_INTERVAL_S, SEARCH_MOST_S)
+        talk.keep("search", self._search_forever, restarts, vital=False)
+        node = self._node
+        talk.keep("p2pd-watch", lambda: self._watch_daemon(node), is_over=self._daemon_ended.is_set)
+
+    def _failed(self, failure: Failure) -> None:
+        """On the loop, or in its thread as it ends."""
+        if failure.is_final:
+            self._failure = failure
+            self._wake_trainer()
+        self._on_failure(failure)
+
+    def _wake_trainer(self) -> None:
+        """It hands over soon, and is told then."""
+        if self._engine is not None:
+            self._engine.own.close.set()
 
     async def _watch_daemon(self, node: Node) -> None:
         await node.daemon_ended()
         self._daemon_ended.set()
-        self._rounds.own.close.set()  # the trainer comes, and is told
+        self._wake_trainer()
 
     async def _close(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
         if self._engine is not None:
-            await self._engine.leave()
-        if self._search is not None:
-            self._search.cancel()
-            await asyncio.wait({self._search}, timeout=SEARCH_CLOSE_S)
+            await self._engine.leave(comes_back=self._failure is not None or self._daemon_ended.is_set())
         if self._node is not None:
             await self._node.close()
 
@@ -337,9 +368,9 @@ class Swarm:
             raise NetworkError(f"the swarm's thread did not answer within {timeout_s:.0f} s") from error
 
     def _stop_loop(self) -> None:
+        self._closing.set()
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=5)
-        if not self._thread.is_alive():
+        if self._thread.join(5.0):
             self._loop.close()
 
 

@@ -7,6 +7,7 @@ first message carries a certificate that must be its own. Whoever has none gets 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -17,7 +18,9 @@ from google.protobuf.message import Message
 from peer.swarm import frames
 from peer.swarm.members import CALL_MOST_S, CALL_S, MemberBook
 from peer.swarm.node import Node
+from protocol.backoff import Backoff
 from protocol.errors import NetworkError
+from protocol.parts import Told, failed, keep
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +32,25 @@ Answer = Callable[[Any, asyncio.StreamReader, asyncio.StreamWriter, str], Awaita
 
 
 class Talk:
-    """Calls to, and streams from, the members of one run."""
+    """Calls to, and streams from, the members of one run.
 
-    def __init__(self, node: Node, run: str, book: MemberBook, certificate: Callable[[], str]) -> None:
-        self.node, self.book, self.certificate = node, book, certificate
+    Args:
+        on_failure: told of each task that fails by a mistake of ours.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        run: str,
+        book: MemberBook,
+        certificate: Callable[[], str],
+        on_failure: Told = lambda failure: None,
+    ) -> None:
+        self.node, self.book, self.certificate, self._on_failure = node, book, certificate, on_failure
         self.me = node.peer_id
         self._run = run
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing = False
 
     def stream_name(self, name: str) -> str:
         return f"potluck/{self._run}/{name}"
@@ -83,20 +98,38 @@ class Talk:
         await frames.send(writer, message, timeout_s=CALL_MOST_S)
 
     def spawn(self, coroutine: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
-        """Run something beside; it ends with `close` at the latest, and a failure is logged."""
+        """Run something beside; it ends with `close` at the latest, and a failure is logged and told."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
 
+    def keep(
+        self,
+        name: str,
+        work: Callable[[], Awaitable[None]],
+        backoff: Backoff | None = None,
+        *,
+        vital: bool = True,
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> asyncio.Task[None]:
+        """Run one of the swarm's parts beside until `close`, as `protocol.parts.keep`."""
+        task = self.spawn(keep(name, work, self._on_failure, backoff, vital=vital, is_over=is_over))
+        task.add_done_callback(functools.partial(self._kept_until, name, vital))
+        return task
+
+    def _kept_until(self, name: str, vital: bool, task: asyncio.Task[None]) -> None:
+        if task.cancelled() and not self._closing:
+            failed(name, asyncio.CancelledError("nobody asked for that"), self._on_failure, vital=vital)
+
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            logger.error("a task of the swarm failed; please report this", exc_info=task.exception())
+            failed("task", task.exception(), self._on_failure, vital=False)
 
     async def close(self) -> None:
         """End what was spawned; waits `CLOSE_S` at most, for a task may miss its cancellation (asyncio.wait_for loses some)."""
-        tasks = list(self._tasks)
+        self._closing, tasks = True, list(self._tasks)
         for task in tasks:
             task.cancel()
         if tasks:

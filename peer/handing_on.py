@@ -1,0 +1,97 @@
+"""Handing on: a peer that leaves looks first whether the run's newest state would be gone with it.
+
+It makes no round any more, and stays to serve until another member has fetched that state, or for as long as fetching it
+may take; when nobody else is there, it gives it to the coordinator. `volunteer` calls `hand_on` after the first Ctrl-C; a
+second one ends the process wherever this is, and the screen has said what that costs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import logging
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from peer.swarm.last_copy import Copies
+from protocol.errors import NetworkError
+
+logger = logging.getLogger(__name__)
+
+ALONE_S = 5.0  # without hearing of anybody: the coordinator has been asked meanwhile who else there is
+LOOK_S = 0.3
+
+
+class Outcome(enum.Enum):
+    """What a leaver leaves behind; the values are keys of `peer.messages`."""
+
+    DONE = ""  # the others, or those that come back, have all that they need
+    NOT_HANDED_ON = "not-handed-on"  # others stay, and none of them has the newest state
+    KEPT = "alone-kept"  # nobody else is here, and the coordinator has it, too
+    ALONE = "alone"  # nobody else is here, and it is on this disk only
+
+
+class Swarm(Protocol):
+    """What it needs of the swarm."""
+
+    def begin_leaving(self) -> None: ...
+
+    def copies(self) -> Copies: ...
+
+
+class Link(Protocol):
+    """What it needs of the link to the coordinator."""
+
+    away_since: float | None  # None: the coordinator is there
+
+    def offer_last(self) -> None:
+        """Say at the next visits that this peer leaves, and that nobody else has its newest state; harmless twice."""
+
+    def has_given(self, round: int) -> bool:
+        """Whether the coordinator has the state of this round."""
+
+
+def hand_on(
+    swarm: Swarm,
+    link: Link,
+    tell: Callable[..., None],
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Outcome:
+    """Stay until another has what only this peer has, or until that has taken too long; returns what became of it.
+
+    Args:
+        tell: shows the owner a message: its key in `peer.messages`, and its values.
+    """
+    with contextlib.suppress(NetworkError):  # its thread does not answer, as `_look` will say
+        swarm.begin_leaving()
+    started = heard = clock()
+    while True:
+        copies, now = _look(swarm), clock()
+        if not copies.is_newest or copies.holders:
+            return Outcome.DONE
+        if copies.others:
+            heard = now
+            tell("last-copy", round=str(copies.round))
+            if now - started >= copies.seconds:
+                return Outcome.NOT_HANDED_ON
+        elif now - heard >= ALONE_S:
+            if not copies.run_waits:
+                return Outcome.DONE
+            if link.has_given(copies.round):
+                return Outcome.KEPT
+            if link.away_since is not None or now - heard >= ALONE_S + copies.seconds:
+                return Outcome.ALONE
+            tell("last-copy-offered", round=str(copies.round))
+            link.offer_last()
+        sleep(LOOK_S)
+
+
+def _look(swarm: Swarm) -> Copies:
+    try:
+        return swarm.copies()
+    except NetworkError as error:  # its thread does not answer: nothing can be handed on
+        logger.warning("%s", error.message)
+        return Copies(0, False)

@@ -1,0 +1,127 @@
+"""The last copy: whether the run's newest state would be gone with this member, and which of the others have it.
+
+`peer.handing_on` asks while this member leaves. What another says of itself is cheap, so only these count as having it: who
+was in the agreement on it and stands there, and who gives a piece of it, drawn at random, that is right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from peer.swarm.company import Company
+from peer.swarm.exchange import holds
+from peer.swarm.head import Position
+from peer.swarm.members import MemberView
+from peer.swarm.talk import Talk
+from protocol import claim, swarm_pb2
+from protocol.claim import Agreement
+from protocol.errors import FormatError, NetworkError, RefusedError
+from protocol.run_card import RunCard
+
+CHECKED_AT_ONCE = 8
+CHECK_S = 10.0  # for all of those
+LEAST_S, GUESSED_BYTES_S, TIMES = 20.0, 1e6, 3.0  # see `giving_s`
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Who has the newest state that this member has.
+
+    Args:
+        round: its round.
+        is_newest: whether the run may still need it: it is not the genesis, nor the last round's, nor older than another's.
+        holders: others that stay and have it.
+        others: how many stay, whatever they have.
+        run_waits: whether no round can be made any more when this member is gone and nobody speaks for it.
+        seconds: that giving it away may take on this member's line.
+    """
+
+    round: int
+    is_newest: bool
+    holders: frozenset[str] = frozenset()
+    others: int = 0
+    run_waits: bool = False
+    seconds: float = 0.0
+
+
+def giving_s(size_bytes: int, line_bytes_s: float) -> float:
+    """How long to wait until another has fetched a state: three times what it needs on this line.
+
+    Args:
+        line_bytes_s: this member's uplink; 0: not measured.
+
+    >>> giving_s(50_000_000, 2_500_000), giving_s(1000, 0)
+    (80.0, 20.003)
+    """
+    return LEAST_S + TIMES * size_bytes / (line_bytes_s or GUESSED_BYTES_S)
+
+
+class LastCopy:
+    """Looks for other copies of this member's head."""
+
+    def __init__(self, talk: Talk, card: RunCard, position: Position, company: Company) -> None:
+        self._talk, self._card, self._position, self._company = talk, card, position, company
+        self._shown: set[tuple[str, str]] = set()  # (peer id, state) of those that have given a piece of it
+
+    async def look(self) -> Copies:
+        """What is so now; asks others, for `CHECK_S` at most."""
+        head, rounds, me = self._position.head, self._card.spec.run.rounds, self._talk.me
+        staying = [view for view in self._talk.book.alive() if not view.leaving]
+        over = head.round == 0 or (rounds and head.round >= rounds)
+        if over or self._company.ledger_round > head.round or await self._is_behind(staying):
+            return Copies(head.round, False)
+        acceptors, line = self._company.acceptors(), self._company.up_bytes_s()
+        return Copies(
+            round=head.round,
+            is_newest=True,
+            holders=await self._holders(staying),
+            others=len(staying),
+            run_waits=not claim.has_majority(set(acceptors) - {me}, acceptors),
+            seconds=giving_s(4 * head.state.parameters.numel() * (1 + len(head.state.outer)), line),
+        )
+
+    async def _holders(self, staying: list[MemberView]) -> frozenset[str]:
+        head = self._position.head
+        there = {view.peer_id for view in staying if view.base == head.digest}
+        known = {peer for peer in there if peer in head.weights or (peer, head.digest) in self._shown}
+        return frozenset(known or await self._those_that_show(there))
+
+    async def _those_that_show(self, peers: set[str]) -> set[str]:
+        state, talk = self._position.head.state, self._talk
+
+        async def check(peer: str) -> None:
+            if await holds(talk.node, talk.stream_name("state"), talk.certificate, peer, state):
+                self._shown.add((peer, state.digest))
+
+        await _some(peers, check)
+        return {peer for peer in peers if (peer, state.digest) in self._shown}
+
+    async def _is_behind(self, staying: list[MemberView]) -> bool:
+        """Whether somebody shows an agreement on a later round."""
+        found: list[str] = []
+
+        async def check(peer: str) -> None:
+            request = swarm_pb2.HeadRequest(certificate=self._talk.certificate(), since=self._position.head.round)
+            with contextlib.suppress(NetworkError, FormatError, RefusedError):
+                reply = await self._talk.call(peer, "head", request, swarm_pb2.HeadReply, more_s=CHECK_S)
+                agreement = Agreement.from_bytes(
+                    reply.agreement, run=self._card.run, membership_key=self._card.member_key
+                )
+                enough = len(agreement.claims) >= self._card.spec.sync.min_peers
+                if agreement.round > self._position.head.round and enough:
+                    found.append(peer)
+
+        await _some({view.peer_id for view in staying if view.round > self._position.round}, check)
+        return bool(found)
+
+
+async def _some(peers: set[str], check: Callable[[str], Awaitable[None]]) -> None:
+    """Ask some of them at the same time, another choice each time."""
+    chosen = random.sample(sorted(peers), min(CHECKED_AT_ONCE, len(peers)))
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(CHECK_S):
+            await asyncio.gather(*(check(peer) for peer in chosen))

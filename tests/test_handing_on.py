@@ -1,0 +1,313 @@
+"""A leaver and the run's newest state: it is not gone with whoever alone has it, or the owner is told what that costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from coordinator_kit import Swarm as Members
+from coordinator_kit import start_host, write_run
+from hypothesis import given
+from hypothesis import strategies as st
+from processes import CARD_TOKENS_PER_S, Community
+from small_community import tiny_run
+from swarm_kit import Peer, World, agreed, run, until
+from warm_start import WarmStart
+
+from peer.coordinator_client import CoordinatorClient
+from peer.handing_on import ALONE_S, Outcome, hand_on
+from peer.messages import text
+from peer.swarm.last_copy import Copies, giving_s
+from peer.swarm.rounds import Rounds
+from peer.training.genesis import load_state
+from protocol import swarm_pb2
+from protocol.errors import NetworkError
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+NOBODY = Copies(round=7, is_newest=True, run_waits=True, seconds=60.0)
+WAITING = replace(NOBODY, others=2)
+HELD = replace(WAITING, holders=frozenset({"another"}))
+
+
+class World1:
+    """A swarm and a link by the clock: what each look finds, and what the coordinator does with an offer."""
+
+    def __init__(self, looks: Callable[[float], Copies], *, gives_after_s: float = 1e9, away: bool = False) -> None:
+        self.now, self._looks, self._gives_after_s = 0.0, looks, gives_after_s
+        self.away_since = 1.0 if away else None
+        self.told: list[str] = []
+        self.began = False
+        self._offered_at = 1e9
+
+    def begin_leaving(self) -> None:
+        self.began = True
+
+    def copies(self) -> Copies:
+        assert self.began
+        return self._looks(self.now)
+
+    def offer_last(self) -> None:
+        self._offered_at = min(self._offered_at, self.now)
+
+    def has_given(self, round: int) -> bool:
+        return round == 7 and self.now >= self._offered_at + self._gives_after_s
+
+    def tell(self, key: str, **values: str) -> None:
+        assert text(key, "en", **values) != text(key, "zh", **values)
+        if key not in self.told:
+            self.told.append(key)
+
+    def leave(self) -> Outcome:
+        return hand_on(self, self, self.tell, clock=lambda: self.now, sleep=self._sleep)
+
+    def _sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_who_is_not_the_only_one_leaves_at_once_and_without_a_word() -> None:
+    for copies in (HELD, replace(NOBODY, is_newest=False)):
+        case = World1(lambda now, copies=copies: copies)
+        assert (case.leave(), case.now, case.told) == (Outcome.DONE, 0.0, [])
+
+
+def test_the_only_one_waits_until_another_has_it_and_says_so_meanwhile() -> None:
+    case = World1(lambda now: WAITING if now < 20 else HELD)
+    assert case.leave() is Outcome.DONE and 20 <= case.now < 21 and case.told == ["last-copy"]
+    assert "Ctrl-C again leaves at once, and then the others wait" in text("last-copy", "en", round="7")
+
+
+def test_after_the_time_that_fetching_takes_it_leaves_and_says_that_the_others_wait() -> None:
+    case = World1(lambda now: WAITING)
+    assert case.leave() is Outcome.NOT_HANDED_ON and 60 <= case.now < 61
+
+
+def test_who_is_alone_gives_it_to_the_coordinator() -> None:
+    case = World1(lambda now: NOBODY, gives_after_s=10)
+    assert case.leave() is Outcome.KEPT and case.now < ALONE_S + 11 and case.told == ["last-copy-offered"]
+    slow = World1(lambda now: NOBODY)
+    assert slow.leave() is Outcome.ALONE and ALONE_S + 60 <= slow.now < ALONE_S + 61
+    away = World1(lambda now: NOBODY, away=True)
+    assert away.leave() is Outcome.ALONE and away.now < ALONE_S + 1 and away.told == []
+
+
+def test_who_is_alone_and_not_waited_for_leaves_without_a_word() -> None:
+    case = World1(lambda now: replace(NOBODY, run_waits=False))
+    assert case.leave() is Outcome.DONE and case.told == []
+
+
+def test_somebody_who_comes_while_the_state_is_offered_gets_it() -> None:
+    case = World1(lambda now: NOBODY if now < 20 else WAITING if now < 40 else HELD)
+    assert case.leave() is Outcome.DONE and 40 <= case.now < 41
+
+
+def test_a_swarm_that_does_not_answer_keeps_nobody_from_leaving() -> None:
+    def looks(now: float) -> Copies:
+        raise NetworkError("the swarm's thread did not answer")
+
+    assert World1(looks).leave() is Outcome.DONE
+
+
+@given(st.integers(0, 10**12), st.floats(0, 1e9))
+def test_the_time_to_give_a_state_away_is_in_proportion_to_its_size(size_bytes: int, line: float) -> None:
+    assert 20.0 <= giving_s(size_bytes, line) <= giving_s(size_bytes + 10**6, line)
+    if line > 1:
+        assert giving_s(size_bytes, line) >= 3 * size_bytes / line
+
+
+# ---- who counts as having it --------------------------------------------------------------------------------------------
+
+
+async def only_one_ahead(world: World, one: Peer, other: Peer) -> None:
+    """`one` has made rounds that `other`, which is there, cannot take over."""
+    other.rounds.catch_up.better_head = nothing  # type: ignore[method-assign]
+    await until(lambda: one.round >= 1 and one.rounds.book.is_alive(other.me), what="a round that one has alone")
+
+
+async def nothing(now: float) -> None:
+    return None
+
+
+def test_the_only_one_is_found_out_and_another_that_fetched_its_state_counts(tmp_path: Path) -> None:
+    world = World(tmp_path, values=1000, round_tokens=None, round_seconds=0.5)
+
+    async def main() -> None:
+        async with world.peer(0) as one, world.peer(1, one, train=False) as other:
+            fetch = other.rounds.catch_up.better_head
+            await only_one_ahead(world, one, other)
+            await one.rounds.begin_leaving()
+            copies = await one.rounds.copies()
+            assert (copies.round, copies.is_newest, copies.holders, copies.others) == (one.round, True, frozenset(), 1)
+            assert copies.run_waits and copies.seconds > 20
+            other.rounds.catch_up.better_head = fetch  # type: ignore[method-assign]
+            await until(lambda: other.round == one.round, what="the other to fetch from one that is leaving")
+            await until(lambda: one.rounds.book.get(other.me).base == one.rounds.head.digest)  # type: ignore[union-attr]
+            assert (await one.rounds.copies()).holders == {other.me}
+            at = one.round
+            await one.stop()
+            other.train()
+            await agreed([other], at + 2)
+
+    run(main())
+
+
+def test_who_only_says_that_it_has_the_state_neither_counts_nor_gets_the_weight(tmp_path: Path) -> None:
+    world = World(tmp_path, values=1000, round_tokens=None, round_seconds=0.5)
+
+    class Liar(Rounds):
+        def _own_progress(self, to: str) -> swarm_pb2.Progress:
+            said = super()._own_progress(to)
+            view = self.book.get(to)
+            if view is not None:
+                said.round, said.base = view.round, view.base
+            return said
+
+    async def main() -> None:
+        async with world.peer(0) as one, world.peer(1, one, train=False, engine=Liar) as liar:
+            await only_one_ahead(world, one, liar)
+            await one.rounds.begin_leaving()
+            await until(lambda: one.rounds.book.get(liar.me).base == one.rounds.head.digest)  # type: ignore[union-attr]
+            copies = await one.rounds.copies()
+            assert copies.others == 1 and not copies.holders
+            await one.stop()
+            assert not one.box.farewells, "its weight stays its own, for when it comes back"
+
+    run(main())
+
+
+def test_who_says_without_proof_that_it_is_further_on_is_not_believed(tmp_path: Path) -> None:
+    world = World(tmp_path, values=1000, round_tokens=None, round_seconds=0.5)
+
+    class Boaster(Rounds):
+        def _own_progress(self, to: str) -> swarm_pb2.Progress:
+            said = super()._own_progress(to)
+            said.round, said.base = 999, "f" * 64
+            return said
+
+    async def main() -> None:
+        async with world.peer(0) as one, world.peer(1, one, train=False, engine=Boaster) as boaster:
+            await only_one_ahead(world, one, boaster)
+            assert (await one.rounds.copies()).is_newest
+
+    run(main())
+
+
+def test_who_has_been_left_behind_is_not_needed(tmp_path: Path) -> None:
+    world = World(tmp_path, values=1000, round_tokens=None, round_seconds=0.5)
+
+    async def main() -> None:
+        async with world.peer(0) as one, world.peer(1, one, train=False) as behind:
+            await until(lambda: behind.round >= 1)
+            behind.rounds.catch_up.better_head = nothing  # type: ignore[method-assign]
+            await until(lambda: one.round > behind.round)
+            view = behind.rounds.book.get
+            await until(lambda: view(one.me).round > behind.rounds.position.round)  # type: ignore[union-attr]
+            assert not (await behind.rounds.copies()).is_newest
+
+    run(main())
+
+
+def test_of_members_that_made_the_round_together_none_is_the_only_one(tmp_path: Path) -> None:
+    world = World(tmp_path, values=1000, round_tokens=None, round_seconds=0.7)
+
+    async def main() -> None:
+        async with world.peers(3, work_s=0.1) as peers:
+            one, *others = peers
+            await until(lambda: len(one.rounds.head.weights) == 3, what="a round of all")
+            await one.rounds.begin_leaving()
+
+            async def is_held() -> bool:
+                copies = await one.rounds.copies()
+                return bool(copies.holders) or not copies.is_newest
+
+            while not await is_held():
+                pass
+            await one.stop()
+            assert one.box.farewells
+            await agreed(others, max(peer.round for peer in others) + 2)
+
+    run(main())
+
+
+# ---- the coordinator ----------------------------------------------------------------------------------------------------
+
+
+def test_the_coordinator_publishes_the_newest_state_out_of_turn_for_who_alone_has_it_and_leaves(tmp_path: Path) -> None:
+    host = start_host(write_run(tmp_path / "source", every=100, rounds=0), tmp_path / "run")
+    try:
+        with CoordinatorClient(host.invite) as client:
+            genesis = load_state(host.folder / "checkpoints" / "step-000000" / "model")
+            swarm = Members.joined(client, client.get_run(), genesis)
+            one, other, _ = swarm.members
+            states = []
+            for seed in (1, 2):
+                assert client.report(one.certificate, swarm.round(seed=seed, scale=0.001).to_bytes()).accepted
+                states.insert(0, swarm.state)
+            newest = states[0]
+
+            def announce(digests: list[str], leaving: bool) -> str:
+                return client.announce(one.certificate, states=digests, leaving=leaving).want_state
+
+            client.announce(other.certificate, states=[newest.digest])
+            for digests, leaving in (
+                ([newest.digest], False),  # it does not leave
+                ([states[1].digest, newest.digest], True),  # that is not the newest
+                ([newest.digest], True),  # another has it
+            ):
+                announce(digests, leaving)
+                time.sleep(0.3)
+                assert not announce([newest.digest], False)
+            client.announce(other.certificate, states=[])
+            deadline = time.monotonic() + 60
+            while not announce([newest.digest], True):
+                assert time.monotonic() < deadline, "the newest state is not wanted"
+            pieces = (newest.chunk(index) for index in range(newest.chunk_count))
+            assert client.upload_state(one.certificate, newest.manifest(), pieces)
+            while [item.round for item in host.status().checkpoints if item.published] != [0, 2]:
+                assert time.monotonic() < deadline, host.status().checkpoints
+                time.sleep(0.05)
+            assert client.report(one.certificate, swarm.round(seed=3, scale=0.001).to_bytes()).accepted
+            announce([swarm.state.digest], True)
+            time.sleep(0.3)
+            assert not announce([swarm.state.digest], True), "not for each round"
+    finally:
+        host.stop()
+
+
+# ---- real processes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def community(tmp_path: Path, glass_dir: Path, plays: Path) -> Iterator[Community]:
+    config: Any = tiny_run(tmp_path, glass_dir, plays, "wood", round_seconds=1.0, min_peers=1)
+    with (
+        WarmStart() as starter,
+        Community(tmp_path, config, starter=starter, fixed_ports=True, tokens_per_s=CARD_TOKENS_PER_S) as opened,
+    ):
+        yield opened
+
+
+@pytest.mark.swarm
+def test_when_the_only_up_to_date_member_leaves_a_newcomer_goes_on_and_the_last_one_says_what_it_costs(
+    community: Community,
+) -> None:
+    host = community.host()
+    first = community.peer("first")
+    first.wait_round(3)
+    second = community.peer("second")
+    second.wait_for("step", step="finding-members")
+    assert first.stop(timeout_s=90) == 0
+    at = first.round
+    second.wait_round(at + 2)
+    assert host.stop() == 0
+    assert second.stop(timeout_s=90) == 4, "nobody has its state, and the coordinator is away"
+    assert second.find("waiting", key="alone")
+    host = community.host()
+    again = community.peer("second")
+    again.wait_round(second.round + 2)
+    assert again.stop(timeout_s=90) == 0
+    assert again.find("waiting", key="alone-kept"), "the coordinator has it"
