@@ -280,7 +280,11 @@ def _shares(run: Community, peers: set[str]) -> dict[int, float]:
 
 def _warnings(part: Part) -> list[str]:
     """What a process has logged: without --verbose that is what someone should act on."""
-    found = re.findall(r"^\d{4}-\d\d-\d\d \S+ (?:WARNING|ERROR|CRITICAL) (?:peer|coordinator|protocol)[\w.]*: (.*)", part.said, re.MULTILINE)
+    found = re.findall(
+        r"^\d{4}-\d\d-\d\d \S+ (?:WARNING|ERROR|CRITICAL) (?:peer|coordinator|protocol)[\w.]*: (.*)",
+        part.said,
+        re.MULTILINE,
+    )
     return [*found, *(line for line in part.said.splitlines() if line.startswith(("Traceback", "error:")))]
 
 

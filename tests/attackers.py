@@ -1,7 +1,7 @@
 """Hostile members: the real client with one thing changed, for the tests and for `scripts/bench attackers`.
 
     negated-x10     its update points the other way, and is ten times as long
-    noise-x10       its update is noise, ten times as long as its work
+    noise-x10       its update is noise, ten times as long as its work, and the same each round, so that it adds up
     tokens-x100     it claims a hundred times the tokens that it has trained on
     batches-x100    the same, in a hundred times the batches, so that they would fit
     nan             its update decodes to values that are not numbers
@@ -95,8 +95,10 @@ def _negated(update: Update) -> Update:
 
 
 def _noise(update: Update) -> Update:
+    import torch
+
     length = update.vector.norm()
-    noise = update.vector.normal_()
+    noise = update.vector.normal_(generator=torch.Generator().manual_seed(0))
     noise.mul_(LONGER * length / noise.norm())
     return update
 
