@@ -39,12 +39,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--stall-s", type=float, default=Terms.stall_s, help="without a round, before a row ends")
     parser.add_argument("--limit-s", type=float, default=Terms.limit_s, help="of a row")
     parser.add_argument("--json", type=Path, help="write the rows there, too, after each row")
+    parser.add_argument("--out", type=Path, help="an empty folder: keep there what the processes leave")
     options = parser.parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):  # a job in the background starts with Ctrl-C ignored
         signal.signal(number, signal.default_int_handler)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name, WarmStart() as starter:
-        folder = Path(name)
+        folder = (options.out or Path(name)).resolve()
         inputs = real_inputs(folder / "inputs")
         for wire in options.codecs:
             terms = Terms(wire, options.rounds, options.round_tokens, options.stall_s, options.limit_s)

@@ -18,7 +18,6 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import attackers
 import pacing
@@ -45,9 +44,9 @@ class Scenario:
     Args:
         attack: a key of `attackers.ATTACKS`; empty: there is no attacker.
         count: of attackers, each with an identity of its own.
-        after_round: they come when this round is made; 0: from the start.
+        after_round: they come when this round is made, all at the same moment; 0: from the start.
         killed_after: the attacker is killed when this round is made; 0: it is not.
-        die_counted: the attackers are killed as soon as one of them is in an agreed round.
+        die_counted: the attackers are killed as soon as all of them have been in an agreed round, or one of them two rounds ago.
     """
 
     name: str
@@ -142,7 +141,7 @@ class _Play:
 
     def __init__(self, scenario: Scenario, run: Community, terms: Terms) -> None:
         self.scenario, self.run, self.terms = scenario, run, terms
-        self.gate = run.folder / "begin"
+        self.gate, self.late_gate = run.folder / "begin", run.folder / "begin-late"
         self.honest: list[Part] = []
         self.attackers: list[Part] = []
         self.over = False  # the attackers have been killed
@@ -197,12 +196,19 @@ class _Play:
         scenario = self.scenario
         if scenario.count and not self.attackers and newest >= scenario.after_round:
             self._let_in()
-        counted = [part.find("committed", took_part=True) for part in self.attackers]
-        dies = scenario.die_counted and any(event is not None and event["round"] <= newest for event in counted)
+            time.sleep(MEET_S)
+            self.late_gate.touch()
+        dies = scenario.die_counted and self._are_counted(newest)
         if not self.over and (dies or 0 < scenario.killed_after <= newest):
             self.over = True
             for part in self.attackers:
                 part.kill()
+
+    def _are_counted(self, newest: int) -> bool:
+        """Whether all attackers have been in a round that an honest member has committed, or one was two rounds ago."""
+        events = [part.find("committed", took_part=True) for part in self.attackers]
+        rounds = [event["round"] for event in events if event is not None and event["round"] <= newest]
+        return bool(rounds) and (len(rounds) == len(events) or newest >= min(rounds) + 2)
 
     def _end(self, host: Part, ended: str) -> None:
         """Have the host evaluate what it has, and stop all."""
@@ -217,19 +223,17 @@ class _Play:
 
     def _measure(self, host: Part, began: float, ended: str) -> Row:
         mine, theirs = self._peer_ids(self.attackers), self._peer_ids(self.honest)
-        rounds = {number: event for part in self.honest for number, event in part.committed().items()}
         status = [event["status"] for event in host.events if "status" in event][-1]
         losses = [(item["round"], item["held_out_loss"]) for item in status["evaluations"]]
         credit = credited_to(self.run)
-        last = max(rounds, default=0)
+        commits = [(number, event["time"]) for part in self.honest for number, event in part.committed().items()]
+        last = max((number for number, _ in commits), default=0)
         return Row(
             self.scenario.name,
             self.terms.wire,
             ended,
             rounds=last,
-            seconds=min(p.committed()[last]["time"] for p in self.honest if last in p.committed()) - began
-            if last
-            else 0.0,
+            seconds=min((at for number, at in commits if number == last), default=began) - began,
             loss=losses[-1][1],
             loss_round=losses[-1][0],
             losses=losses,
@@ -238,30 +242,22 @@ class _Play:
             credit_honest=sum(credit.get(peer, 0) for peer in theirs) / len(theirs),
             one_state=not divergences(self.honest),
             said=self._said(mine, theirs),
-            host_said=self._host_said(host, status, mine, theirs),
+            host_said=_counted(_warnings(host), mine, theirs),
         )
 
     def _peer_ids(self, parts: list[Part]) -> set[str]:
         return {PeerIdentity.load_or_create(self.run.home(part.name) / "identity").peer_id for part in parts}
 
     def _said(self, mine: set[str], theirs: set[str]) -> dict[str, int]:
-        """By the honest members: why they wait, whom a round was made without, warnings."""
-        said: Counter[str] = Counter()
+        """By the honest members: warnings, why they wait, whom a round was made without."""
+        said: list[str] = []
         for part in self.honest:
             for event in list(part.events):
                 if event["event"] in ("waiting", "paused") and event["reason"]:
-                    said[_plain(f"{event['event']}: {event['reason']}", mine, theirs)] += 1
-                for peer, why in event.get("left_out", []):
-                    said[_plain(f"left out {peer}: {why}", mine, theirs)] += 1
-            said.update(_plain(line, mine, theirs) for line in _warnings(part))
-        return dict(said.most_common())
-
-    @staticmethod
-    def _host_said(host: Part, status: dict[str, Any], mine: set[str], theirs: set[str]) -> dict[str, int]:
-        """By the host: warnings, and checkpoints that it did not publish."""
-        said = Counter(_plain(line, mine, theirs) for line in _warnings(host))
-        said.update("a checkpoint held back" for item in status["checkpoints"] if not item["published"])
-        return dict(said.most_common())
+                    said.append(f"{event['event']}: {event['reason']}")
+                said += [f"left out {peer}: {why}" for peer, why in event.get("left_out", [])]
+            said += _warnings(part)
+        return _counted(said, mine, theirs)
 
 
 def _shares(run: Community, peers: set[str]) -> dict[int, float]:
@@ -280,21 +276,23 @@ def _shares(run: Community, peers: set[str]) -> dict[int, float]:
 
 def _warnings(part: Part) -> list[str]:
     """What a process has logged: without --verbose that is what someone should act on."""
-    found = re.findall(
-        r"^\d{4}-\d\d-\d\d \S+ (?:WARNING|ERROR|CRITICAL) (?:peer|coordinator|protocol)[\w.]*: (.*)",
-        part.said,
-        re.MULTILINE,
-    )
-    return [*found, *(line for line in part.said.splitlines() if line.startswith(("Traceback", "error:")))]
+    line = r"^\d{4}-\d\d-\d\d \S+ (?:WARN|ERROR|CRITICAL)\w* (?:peer|coordinator|protocol)[\w.]*: (.*)"
+    broken = [text for text in part.said.splitlines() if text.startswith(("Traceback", "error:"))]
+    return re.findall(line, part.said, re.MULTILINE) + broken
 
 
-def _plain(text: str, mine: set[str], theirs: set[str]) -> str:
-    """Without names and numbers that differ each time, so that the same is counted as the same."""
-    for name, peers in (("the attacker", mine), ("a member", theirs)):
-        for peer in peers:
-            text = text.replace(peer, name).replace(f"…{peer[-8:]}", name).replace(peer[-8:], name)
-    text = re.sub(r"\b[0-9a-f]{8,64}…?", "#", text)
-    return re.sub(r"\d+(\.\d+)?", "n", text)
+def _counted(said: list[str], mine: set[str], theirs: set[str]) -> dict[str, int]:
+    """What was said -> how often, the most frequent first; what differs in names and numbers alone is the same."""
+    first: dict[str, str] = {}
+    count: Counter[str] = Counter()
+    for text in said:
+        for name, peers in (("the attacker", mine), ("a member", theirs)):
+            for peer in peers:
+                text = text.replace(peer, name).replace(f"…{peer[-8:]}", name).replace(peer[-8:], name)
+        kind = re.sub(r"\d+(\.\d+)?", "0", re.sub(r"\b[0-9a-f]{8,64}\b", "", text))
+        count[kind] += 1
+        first.setdefault(kind, text)
+    return {first[kind]: times for kind, times in count.most_common()}
 
 
 def _most(said: dict[str, int]) -> str:
