@@ -16,6 +16,7 @@ import signal
 import sqlite3
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from protocol.keys import PeerIdentity
 HONEST = 6
 START_S = 180.0
 MEET_S = 8.0  # to hear each other before anyone works
+TRIES = 3  # a machine that is too busy does not start libp2p in time
 ENOUGH_S = 30.0  # for the host to evaluate what it has, and to leave
 LOOK_S = 0.2
 MOST_SAID = 3  # different things, of each side, that the table shows
@@ -44,7 +46,7 @@ class Scenario:
     Args:
         attack: a key of `attackers.ATTACKS`; empty: there is no attacker.
         count: of attackers, each with an identity of its own.
-        after_round: they come when this round is made, all at the same moment; 0: from the start.
+        after_round: they come when this round is made, and begin all at the same moment; 0: from the start.
         killed_after: the attacker is killed when this round is made; 0: it is not.
         die_counted: the attackers are killed as soon as all of them have been in an agreed round, or one of them two rounds ago.
     """
@@ -141,34 +143,47 @@ class _Play:
 
     def __init__(self, scenario: Scenario, run: Community, terms: Terms) -> None:
         self.scenario, self.run, self.terms = scenario, run, terms
-        self.gate, self.late_gate = run.folder / "begin", run.folder / "begin-late"
+        self.begin, self.come, self.begin_late = (run.folder / name for name in ("begin", "come", "begin-late"))
         self.honest: list[Part] = []
         self.attackers: list[Part] = []
         self.over = False  # the attackers have been killed
 
     def whole(self) -> Row:
-        host = self.run.host("--until-finished")
-        self.honest = [self._start(f"honest-{number}") for number in range(1, HONEST + 1)]
-        self._wait_ready(self.honest)
-        if not self.scenario.after_round:  # the first that came begins the run, and is honest
-            self._let_in()
-        time.sleep(MEET_S)
-        self.gate.touch()
+        host, scenario = self.run.host("--until-finished"), self.scenario
+        self.honest = [self._start_honest(f"honest-{number}") for number in range(1, HONEST + 1)]
+        self._wait_ready(self.honest)  # the first that came begin the run, and are honest
+        self.attackers = [self._start_attacker(f"attacker-{number}") for number in range(1, scenario.count + 1)]
+        self._wait_ready(self.attackers)
+        self._settle(self.honest, self._start_honest)
+        if not scenario.after_round:
+            self._settle(self.attackers, self._start_attacker)
+        self.begin.touch()
         began = time.time()
         ended = self._watch(began)
         self._end(host, ended)
         return self._measure(host, began, ended)
 
-    def _start(self, name: str, attack: str = "") -> Part:
-        self.run.more_environment[name] = pacing.beginning(self.gate) | (
-            attackers.environment(attack) if attack else {}
-        )
+    def _start_honest(self, name: str) -> Part:
+        self.run.more_environment[name] = pacing.beginning(self.begin)
         return self.run.peer(name)
 
-    def _let_in(self) -> None:
-        scenario = self.scenario
-        self.attackers = [self._start(f"attacker-{n}", scenario.attack) for n in range(1, scenario.count + 1)]
-        self._wait_ready(self.attackers)
+    def _start_attacker(self, name: str) -> Part:
+        hostile, late = attackers.environment(self.scenario.attack), self.scenario.after_round > 0
+        held = pacing.beginning(self.begin_late) | pacing.coming(self.come) if late else pacing.beginning(self.begin)
+        self.run.more_environment[name] = hostile | held
+        return self.run.peer(name)
+
+    def _settle(self, parts: list[Part], start: Callable[[str], Part]) -> None:
+        """Give them time to hear of each other; start those again whose network did not come up."""
+        for _ in range(TRIES if parts else 0):
+            time.sleep(MEET_S)
+            ended = [index for index, part in enumerate(parts) if part.ended]
+            if not ended:
+                return
+            for index in ended:
+                parts[index] = start(parts[index].name)
+            self._wait_ready([parts[index] for index in ended])
+        assert not parts, f"did not stay after {TRIES} starts: {[part.said[-500:] for part in parts if part.ended]}"
 
     @staticmethod
     def _wait_ready(parts: list[Part]) -> None:
@@ -194,10 +209,10 @@ class _Play:
 
     def _act(self, newest: int) -> None:
         scenario = self.scenario
-        if scenario.count and not self.attackers and newest >= scenario.after_round:
-            self._let_in()
-            time.sleep(MEET_S)
-            self.late_gate.touch()
+        if 0 < scenario.after_round <= newest and not self.come.exists():
+            self.come.touch()
+            self._settle(self.attackers, self._start_attacker)
+            self.begin_late.touch()
         dies = scenario.die_counted and self._are_counted(newest)
         if not self.over and (dies or 0 < scenario.killed_after <= newest):
             self.over = True

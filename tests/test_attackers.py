@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -198,23 +198,32 @@ def test_each_row_of_the_table_has_an_attack_that_exists_and_each_attack_a_row()
 
 # ---- with real processes ---------------------------------------------------------------------------------------------
 
+TERMS = Terms(round_tokens=24_000)  # half of the bench's
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Scenario], Row]]:
+    """Plays a row."""
+    inputs = real_inputs(tmp_path_factory.mktemp("inputs"))
+    with WarmStart() as starter:
+        yield lambda scenario: play(scenario, tmp_path_factory.mktemp("row"), inputs, starter, TERMS)
+
+
+@pytest.fixture(scope="module")
+def clean(table: Callable[[Scenario], Row]) -> Row:
+    return table(SCENARIOS[0])
+
 
 @pytest.mark.slow
 @pytest.mark.swarm
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("scenario", SCENARIOS[1:], ids=lambda scenario: scenario.name)
-def test_run_goes_on_and_loses_little_by_an_attacker(tmp_path: Path, scenario: Scenario) -> None:
-    """Half of the bench's work: what an attack costs shows in the fifth round as it does in the tenth."""
-    inputs, terms = real_inputs(tmp_path / "inputs"), Terms(rounds=5, round_tokens=24_000)
-    rows: list[Row] = []
-    with WarmStart() as starter:
-        for item in (SCENARIOS[0], scenario):
-            folder = tmp_path / f"row-{len(rows)}"
-            folder.mkdir()
-            rows.append(play(item, folder, inputs, starter, terms))
-    clean, row = rows
+def test_run_goes_on_and_loses_little_by_an_attacker(
+    clean: Row, table: Callable[[Scenario], Row], scenario: Scenario
+) -> None:
+    row = table(scenario)
     print("\n" + Row.header() + "\n" + row.to_markdown(clean))
     assert row.one_state
-    assert (row.rounds, row.ended) == (terms.rounds, "all rounds")
+    assert (row.rounds, row.ended) == (TERMS.rounds, "all rounds")
     assert row.loss <= 1.1 * clean.loss
     assert all(share < 1 / 2 for share in row.shares.values())
