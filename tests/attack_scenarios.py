@@ -49,6 +49,7 @@ class Scenario:
         after_round: they come when this round is made, and begin all at the same moment; 0: from the start.
         killed_after: the attacker is killed when this round is made; 0: it is not.
         die_counted: the attackers are killed as soon as all of them have been in an agreed round, or one of them two rounds ago.
+        speeds: of the honest members, tokens/s; empty: as fast as they can, which is alike.
     """
 
     name: str
@@ -57,8 +58,10 @@ class Scenario:
     after_round: int = 0
     killed_after: int = 0
     die_counted: bool = False
+    speeds: tuple[float, ...] = ()
 
 
+ONE_STRONG = (1200.0, *(HONEST - 1) * (500.0,))  # a newcomer's weight may hang on the strongest member's
 SCENARIOS = (
     Scenario("clean", count=0),
     Scenario("negated x10", "negated-x10"),
@@ -68,7 +71,9 @@ SCENARIOS = (
     Scenario("batches x100 and killed after round 3", "batches-x100", killed_after=3),
     Scenario("NaN", "nan"),
     Scenario("five idle", "idle", count=5),
-    Scenario("five that claim a million each and die", "claim-and-die", count=5, after_round=2, die_counted=True),
+    Scenario(
+        "five that claim a million each and die", "claim-and-die", 5, after_round=2, die_counted=True, speeds=ONE_STRONG
+    ),
 )
 
 
@@ -164,7 +169,9 @@ class _Play:
         return self._measure(host, began, ended)
 
     def _start_honest(self, name: str) -> Part:
-        self.run.more_environment[name] = pacing.beginning(self.begin)
+        number, speeds = int(name.removeprefix("honest-")), self.scenario.speeds
+        paced = pacing.environment(speeds[number - 1]) if speeds else {}
+        self.run.more_environment[name] = pacing.beginning(self.begin) | paced
         return self.run.peer(name)
 
     def _start_attacker(self, name: str) -> Part:
