@@ -210,10 +210,15 @@ class Office:
     folder: Path
     rounds: int = 0
     members: int = 3
+    rules: int = 1
+    min_peers: int = 1
 
     def __post_init__(self) -> None:
-        base = make_spec("campfire")
-        self.spec = base.model_copy(update={"run": base.run.model_copy(update={"rounds": self.rounds})})
+        base = make_spec("campfire", rules=self.rules)
+        run, sync = {"rounds": self.rounds}, {"min_peers": self.min_peers}
+        self.spec = base.model_copy(
+            update={"run": base.run.model_copy(update=run), "sync": base.sync.model_copy(update=sync)}
+        )
         self.ledger_key, self.membership_key = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
         self.root = RootKey(ec.generate_private_key(ec.SECP256R1()))
         genesis = SharedState(0, (("w", (8,)),), torch.arange(8.0))

@@ -43,6 +43,15 @@ def credited_tokens(run: Community) -> dict[int, int]:
     return dict(tokens)
 
 
+def credited_to(run: Community) -> dict[str, int]:
+    """Peer id -> tokens that the ledger credits it with, of all rounds."""
+    tokens: Counter[str] = Counter()
+    for entry in ledger_entries(run):
+        if entry["type"] == "credit":
+            tokens[entry["peer_id"]] += entry["tokens"]
+    return dict(tokens)
+
+
 def wrongly_credited(run: Community, peers: Iterable[Part]) -> dict[int, tuple[int, int]]:
     """Rounds for which the ledger holds other tokens than the peers agreed on: round -> (in the ledger, agreed)."""
     agreed = {number: event["tokens"] for peer in peers for number, event in peer.committed().items()}

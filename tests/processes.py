@@ -86,6 +86,10 @@ class Part:
         return self._process.pid
 
     @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    @property
     def said(self) -> str:
         """What it wrote to standard error."""
         return self._log.read_text()

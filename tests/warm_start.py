@@ -164,7 +164,8 @@ def _tell_ended(requests: socket.socket) -> None:
 
 
 def become(request: dict[str, Any], requests: socket.socket) -> None:
-    """In the child: stand as a fresh process would, and be `potluck`; broken or paced if its environment says so."""
+    """In the child: stand as a fresh process would, and be `potluck`; hostile, broken or paced if its environment says so."""
+    import attackers
     import faults
     import pacing
 
@@ -184,6 +185,7 @@ def become(request: dict[str, Any], requests: socket.socket) -> None:
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
     sys.argv = ["potluck", *request["arguments"]]
+    attackers.install(request["environment"])
     faults.install(request["environment"])
     pacing.install(request["environment"])
     potluck.main()
