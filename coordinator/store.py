@@ -93,7 +93,7 @@ class PendingByRow(Base):
 
     __tablename__ = "pending_by"
     reporter: Mapped[str] = mapped_column(primary_key=True)
-    digest: Mapped[str] = mapped_column(ForeignKey("pending.digest"), primary_key=True, index=True)
+    digest: Mapped[str] = mapped_column(primary_key=True, index=True)
     round: Mapped[int]
     size: Mapped[int]  # bytes
 
