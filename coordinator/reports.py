@@ -78,7 +78,9 @@ class Reports:
         named: Callable[[], bytes | None] = lambda: None,
     ) -> None:
         self._ledger, self._card, self._on_commit, self._named = ledger, card, on_commit, named
-        self._deciding = threading.Lock()  # what is judged against the newest round is entered before there is a newer one
+        self._deciding = (
+            threading.Lock()
+        )  # what is judged against the newest round is entered before there is a newer one
         self._newest = Last(0, card.genesis)
 
     def tip(self) -> Last:

@@ -73,7 +73,6 @@ class BeginnersRow(Base):
     __tablename__ = "beginners"
     run: Mapped[str] = mapped_column(primary_key=True)
     word: Mapped[bytes]  # signed, protocol/beginners.py
-    time: Mapped[float]  # Unix seconds
 
 
 class PendingRow(Base):

@@ -64,6 +64,9 @@ class Announcement(NamedTuple):
     round: int  # the newest in the ledger
     finished: bool
     founder: str  # while round is 0: peer id of the member without whom nobody makes round 1; empty: not known yet
+    beginners: bytes = (
+        b""  # while the ledger or this member has no round: the signed word, `protocol.beginners`; or empty
+    )
 
 
 class ReportAnswer(NamedTuple):

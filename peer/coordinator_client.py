@@ -41,7 +41,7 @@ from protocol.errors import CoordinatorAway, FormatError, SignatureError, Verifi
 from protocol.files import tree_digest
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity, fingerprint, load_public_pem
-from protocol.rpc import MAX_CHALLENGE_BYTES, PART_BYTES, enroll_message, transfer_timeout_s
+from protocol.rpc import MAX_CHALLENGE_BYTES, PART_BYTES, SWARM_VERSION, enroll_message, transfer_timeout_s
 from protocol.run_card import RunCard
 from protocol.state import StateManifest
 from protocol.status import RunStatus
@@ -235,12 +235,13 @@ class CoordinatorClient:
             tokens_per_s=tokens_per_s,
             states=states,
             reduce_only=reduce_only,
+            version=SWARM_VERSION,
         )
         sent = time.time()
         reply = self._call("Announce", request)
         self.clock.heard(sent=sent, received=time.time(), theirs=reply.time)
-        addresses, founder = parse_addresses(reply.swarm_addresses), reply.founder[:64]
-        return Announcement(addresses, reply.want_state, reply.round, reply.finished, founder)
+        addresses = parse_addresses(reply.swarm_addresses)
+        return Announcement(addresses, reply.want_state, reply.round, reply.finished, "", reply.beginners)
 
     def report(self, certificate: str, agreement: bytes) -> ReportAnswer:
         """Report a committed round (`Agreement.to_bytes`); harmless twice.
