@@ -1,4 +1,8 @@
-"""Who becomes a member: challenges, admission codes, certificates. `service` calls `Admission`; the rules do no I/O.
+"""Who becomes a member: challenges, admission codes, limits, certificates. `service` calls `Admission`; the rules do no I/O.
+
+Keys cost nothing, so a run is by invite unless its host says `open = true`: the invite holds a code, which nothing tells
+that the coordinator shows to strangers. New identities come in at most so fast from one network, and there are at most
+so many; whoever has worked is never shut out.
 
 A challenge keeps no state until it is used: it carries its own deadline and an HMAC that binds it to one peer id.
 
@@ -26,9 +30,11 @@ import time
 from collections import OrderedDict
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy import exists, func, select
+from sqlalchemy.orm import Session
 
 from coordinator.ledger import Ledger
-from coordinator.store import MemberRow
+from coordinator.store import CreditRow, MemberRow
 from protocol import certificate
 from protocol.errors import FormatError, NetworkError, RefusedError
 from protocol.keys import peer_public_key, verify_peer_signature
@@ -38,7 +44,10 @@ logger = logging.getLogger(__name__)
 
 CHALLENGE_LIFETIME_S = 60
 MAX_USED = 100_000  # challenges that were answered and have not expired
-MAX_GUESSERS = 10_000  # addresses that sent a wrong code
+MAX_GUESSERS = 10_000  # networks that sent a wrong code
+MAX_NETWORKS = 10_000  # whose newcomers are counted
+BURST_MINUTES = 2  # so much of a network's rate may come at once
+RENEWED_S = 60.0  # a renewal that follows another so soon is not written down
 LONGEST_WAIT_S = 64.0  # after wrong codes
 _CHALLENGE = struct.Struct(">16sQ32s")
 
@@ -94,20 +103,22 @@ class Challenges:
 
 
 class CodeGuard:
-    """Compares admission codes, and makes an address that sends wrong ones wait, twice as long each time."""
+    """Compares admission codes, and makes a network that sends wrong ones wait, twice as long each time."""
 
     def __init__(self, code: str | None) -> None:
         self._code = code
         self._guessers: OrderedDict[str, tuple[int, float]] = OrderedDict()  # address -> (wrong codes, wait until)
 
     def check(self, code: str, address: str, now: float) -> None:
-        """Check a code that came from `address`.
+        """Check a code that came from `address`. None at all is no guess, and makes nobody wait.
 
         Raises:
             RefusedError: a wrong code, or one that came before the wait was over.
         """
         if self._code is None:
             return
+        if not code:
+            raise _uninvited()
         wrong, until = self._guessers.get(address, (0, 0.0))
         if now < until:
             raise RefusedError(
@@ -120,7 +131,44 @@ class CodeGuard:
         self._guessers.move_to_end(address)
         if len(self._guessers) > MAX_GUESSERS:
             self._guessers.popitem(last=False)
-        raise RefusedError("the admission code is wrong or missing", "ask the host for an invite with the code")
+        raise _uninvited()
+
+
+def _uninvited() -> RefusedError:
+    hint = "ask the host for an invite with the code"
+    return RefusedError("this run is by invite: the admission code is wrong or missing", hint)
+
+
+class NewcomerLimit:
+    """So many new identities a minute from one network, and twice as many at once after a pause.
+
+    >>> limit = NewcomerLimit(per_minute=1)
+    >>> limit.take("203.0.113.7", 0.0), limit.take("203.0.113.7", 0.0)
+    (None, None)
+    >>> limit.take("203.0.113.7", 30.0)
+    Traceback (most recent call last):
+    ...
+    protocol.errors.NetworkError: too many new members from your network at once: wait 30 s
+    >>> limit.take("203.0.113.8", 30.0), limit.take("203.0.113.7", 60.0)
+    (None, None)
+    """
+
+    def __init__(self, per_minute: int) -> None:
+        self._every_s, self._burst_s = 60.0 / per_minute, 60.0 * BURST_MINUTES
+        self._paid_until: OrderedDict[str, float] = OrderedDict()  # network -> when all that it took is made up for
+
+    def take(self, network: str, now: float) -> None:
+        """Count one in. Raises: NetworkError: too many came."""
+        paid = max(self._paid_until.get(network, 0.0), now) + self._every_s
+        if paid > now + self._burst_s:
+            wait_s = paid - now - self._burst_s
+            raise NetworkError(
+                f"too many new members from your network at once: wait {wait_s:.0f} s", "it is tried again by itself"
+            )
+        self._paid_until[network] = paid
+        self._paid_until.move_to_end(network)
+        if len(self._paid_until) > MAX_NETWORKS:
+            self._paid_until.popitem(last=False)
 
 
 class Admission:
@@ -133,6 +181,8 @@ class Admission:
         code: the admission code; None admits everyone who has the invite.
         lifetime_s: of certificates.
         reducer_code: admits, too, and makes its holder a trusted reducer; None: there are none.
+        max_members: so many certificates that have not ended.
+        per_minute: so many new members from one network.
     """
 
     def __init__(
@@ -143,8 +193,12 @@ class Admission:
         code: str | None,
         lifetime_s: int,
         reducer_code: str | None = None,
+        *,
+        max_members: int = 10_000,
+        per_minute: int = 20,
     ) -> None:
         self._ledger, self._key, self._run, self._lifetime_s = ledger, key, run, lifetime_s
+        self._max_members, self._newcomers = max_members, NewcomerLimit(per_minute)
         self._challenges = Challenges()
         self._guard = CodeGuard(code)
         self._code = code or ""
@@ -162,11 +216,12 @@ class Admission:
         """Admit a peer, or renew its membership; returns its certificate. A member that renews needs no code.
 
         Args:
-            address: where the call came from; wrong codes are counted by it.
+            address: the network that the call came from; wrong codes and newcomers are counted by it.
 
         Raises:
             FormatError: not a peer id or not a challenge.
-            RefusedError: the challenge, the signature or the code does not hold.
+            RefusedError: the challenge, the signature or the code does not hold, or the run is full.
+            NetworkError: too many newcomers from there; it may try again.
         """
         now = time.time() if now is None else now
         self._challenges.check(challenge, peer_id, now)
@@ -177,17 +232,39 @@ class Admission:
             reducer = self._is_reducer(code, address, now)
             if not known and not reducer:
                 self._guard.check(code, address, now)
+            if not known:
+                self._newcomers.take(address, now)
             self._challenges.use(challenge, now)
-        with self._ledger.writing() as write:
-            row = write.session.get(MemberRow, peer_id)
-            if row is None:
-                write.session.add(MemberRow(peer_id=peer_id, enrolled=now, renewed=now))
-                logger.info("admitted %s", peer_id)
-            else:
-                row.renewed = now
+        self._enter(peer_id, now)
         return certificate.issue(
             self._key, run=self._run, peer_id=peer_id, lifetime_s=self._lifetime_s, now=now, reducer=reducer
         )
+
+    def _enter(self, peer_id: str, now: float) -> None:
+        """Write down that a peer is a member. Raises: RefusedError: the run is full."""
+        with self._ledger.reading() as session:
+            row = session.get(MemberRow, peer_id)
+            if row is not None and abs(now - row.renewed) < RENEWED_S:
+                return
+        with self._ledger.writing() as write:
+            session = write.session
+            row = session.get(MemberRow, peer_id)
+            if row is None or row.renewed + self._lifetime_s < now:
+                self._check_room(session, peer_id, now)
+            if row is None:
+                session.add(MemberRow(peer_id=peer_id, enrolled=now, renewed=now))
+                logger.info("admitted %s", peer_id)
+            else:
+                row.renewed = now
+
+    def _check_room(self, session: Session, peer_id: str, now: float) -> None:
+        """Raises: RefusedError: as many as there may be hold certificates, and this one has no credit."""
+        held = session.scalar(select(func.count()).where(MemberRow.renewed + self._lifetime_s >= now)) or 0
+        if held >= self._max_members and not session.scalar(select(exists().where(CreditRow.peer_id == peer_id))):
+            raise RefusedError(
+                f"this run is full: it has {held} members, and its host allows {self._max_members}",
+                "try again when some have left, or ask the host to raise host.max_members",
+            )
 
     def _is_reducer(self, code: str, address: str, now: float) -> bool:
         """Whether the code is the trusted reducers'; whoever guesses at it waits, too, and is an ordinary peer meanwhile."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
 from sqlalchemy import func, select
@@ -56,6 +56,10 @@ class Board:
         """The committed round that has this state."""
         with self._ledger.reading() as session:
             return session.scalars(select(RoundRow.round).where(RoundRow.state == state)).first()
+
+    def worked(self) -> Container[str]:
+        """The peer ids that have credit."""
+        return self._credits()
 
     def finished(self) -> bool:
         """Whether all rounds are in the ledger and the last checkpoint is decided, its folder and plot in place."""

@@ -24,6 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from coordinator import tls
 from coordinator.addresses import host_of, public_address
 from coordinator.admission import Admission
+from coordinator.beginning import Beginning
 from coordinator.board import Board
 from coordinator.launch import Run, open_run
 from coordinator.metrics import Metrics
@@ -36,7 +37,6 @@ from coordinator.run_folder import RunFolder
 from coordinator.server import Server
 from coordinator.service import CoordinatorService, Desk
 from coordinator.shelf import Shelf, ShelfFile
-from coordinator.streams import Streams
 from coordinator.uploads import StateInbox, Wanted
 from protocol.backoff import Backoff
 from protocol.disk import write_file
@@ -151,8 +151,12 @@ class Host:
 
     def _serve(self, run: Run, folder: RunFolder, rendezvous: Rendezvous | None, stack: contextlib.ExitStack) -> None:
         """Put the parts together and open them."""
-        roster, wanted = Roster(), Wanted()
+        roster, wanted = Roster(lambda: board.worked()), Wanted()
         board = self._board = Board(run.ledger, run.card, roster, folder.path, self._parts_failed)
+        beginning = Beginning(
+            run.ledger, folder.membership_key(), run.card.run, run.card.spec.sync.min_peers, time.monotonic()
+        )
+        code = self._code(folder)
         inbox = StateInbox(folder.incoming, run.genesis_state)
         metrics = Metrics(folder.path / "metrics.jsonl")
         publisher = self._publisher = Publisher(
@@ -172,10 +176,10 @@ class Host:
             metrics.round(item)
             publisher.wake()
 
-        reports = Reports(run.ledger, run.card, committed)
+        reports = Reports(run.ledger, run.card, committed, lambda: beginning.named)
         if rendezvous is not None:
             rendezvous.wait_ready(RENDEZVOUS_WAIT_S)
-        desk = self._desk(run, board, roster, wanted, inbox, reports, rendezvous, publisher, stack)
+        desk = self._desk(run, board, roster, wanted, inbox, reports, beginning, code, rendezvous, publisher)
         publisher.draw()
         stack.enter_context(publisher)
         identity = tls.load_or_create(folder.path)
@@ -186,15 +190,17 @@ class Host:
             run=run.card.run,
             tls=identity.digest,
             root=run.root.keyid,
-            code=self._config.host.code,
+            code=code,
         )
-        write_file(folder.path / "invite.txt", f"{self._invite}\n".encode())
+        write_file(folder.path / "invite.txt", f"{self._invite}\n".encode(), private=True)
         if self._config.host.reducer_code is not None:
             self.reducer_invite = self._invite.model_copy(update={"code": self._config.host.reducer_code})
-            write_file(folder.path / "reducer-invite.txt", f"{self.reducer_invite}\n".encode())
-        ticker = self._ticker = Part(
-            "ticker", lambda: self._tick(reports, board, folder), self._closing, self._failed, Backoff(TICK_S, 60.0)
-        )
+            write_file(folder.path / "reducer-invite.txt", f"{self.reducer_invite}\n".encode(), private=True)
+
+        def tick() -> None:
+            self._tick(reports, board, beginning, roster, folder)
+
+        ticker = self._ticker = Part("ticker", tick, self._closing, self._failed, Backoff(TICK_S, 60.0))
         ticker.start()
         stack.callback(ticker.join, 10.0)
         stack.callback(self._closing.set)
@@ -207,9 +213,10 @@ class Host:
         wanted: Wanted,
         inbox: StateInbox,
         reports: Reports,
+        beginning: Beginning,
+        code: str | None,
         rendezvous: Rendezvous | None,
         publisher: Publisher,
-        stack: contextlib.ExitStack,
     ) -> Desk:
         shelf = Shelf()
         root_public_pem = public_pem(run.root.public_key)
@@ -226,9 +233,11 @@ class Host:
                 run.ledger,
                 RunFolder(self._folder_path).membership_key(),
                 run.card.run,
-                self._config.host.code,
+                code,
                 int(self._config.host.certificate_hours * 3600),
                 self._config.host.reducer_code,
+                max_members=self._config.host.max_members,
+                per_minute=self._config.host.joins_per_minute,
             ),
             shelf=shelf,
             roster=roster,
@@ -237,7 +246,8 @@ class Host:
             wanted=wanted,
             inbox=inbox,
             state_bytes=MOST_VECTORS * run.genesis_state.parameter_bytes,
-            streams=stack.enter_context(Streams(on_failure=self._failed)),
+            beginning=beginning,
+            worked=board.worked,
             status=board.status_bytes,
             growth=run.ledger.growth,
             round=board.round,
@@ -247,6 +257,11 @@ class Host:
             delivered=publisher.wake,
             last_state=publisher.offer_last,
         )
+
+    def _code(self, folder: RunFolder) -> str | None:
+        """What a new member must know; None: the run is open."""
+        own = self._config.host
+        return own.code or (None if own.open else folder.admission_code())
 
     def _open_rendezvous(self, folder: RunFolder, stack: contextlib.ExitStack) -> Rendezvous | None:
         if not self._with_rendezvous:
@@ -261,11 +276,12 @@ class Host:
         stack.enter_context(rendezvous)
         return rendezvous
 
-    def _tick(self, reports: Reports, board: Board, folder: RunFolder) -> None:
-        """Look at waiting reports, and keep status.json up to date."""
+    def _tick(self, reports: Reports, board: Board, beginning: Beginning, roster: Roster, folder: RunFolder) -> None:
+        """Look at waiting reports and at who is to begin, and keep status.json up to date."""
         while True:
             try:
                 reports.settle()
+                beginning.look(board.round(), roster.seen(), time.monotonic())
                 write_file(folder.path / "status.json", board.status().to_bytes())
             except (PotluckError, SQLAlchemyError) as error:
                 logger.warning("status.json is out of date: %s", error)

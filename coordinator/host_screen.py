@@ -36,10 +36,14 @@ class HostScreen:
                 invite=str(running.invite),
                 folder=str(running.folder),
                 run=running.invite.run,
+                open=running.invite.code is None,
                 **reducers,
             )
             return
-        self._console.print("Pass this line on; whoever has it can join:\n")
+        if running.invite.code is None:
+            self._console.print("This run is open: whoever reaches this host can join. To pass on:\n")
+        else:
+            self._console.print("This run is by invite: pass this line on, whoever has it can join.\n")
         sys.stdout.write(f"{running.invite}\n")
         sys.stdout.flush()
         self._console.print(

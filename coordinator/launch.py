@@ -165,6 +165,7 @@ def _reopened(run: Run, folder: RunFolder) -> Run:
 
 def _resume(config_path: Path, config: RunConfig, folder: RunFolder, data: Path) -> Run:
     spec = RunSpec.from_bytes(folder.run_json.read_bytes())
+    config = RunConfig.load(config_path, spec)
     _check_same(config, spec, folder, data, config_path)
     root = folder.root_key()
     card_bytes = folder.run_card.read_bytes()

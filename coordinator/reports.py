@@ -1,25 +1,32 @@
 """Committed rounds, as peers report them: checked, put in order, credited once. `service` and `host` call it.
 
 The rules are `branch.judge` and `audit.decide`; here they meet the store. Every peer of a group reports the same round,
-so most reports say nothing new. What cannot be decided yet is kept in the store and looked at again when the gap closes.
+so most reports say nothing new, and are answered without a look at their signatures. The others are checked once, when
+they come. What cannot be decided yet waits in the store, under the state that it starts from, and is looked at again
+when that state is committed; what can then follow no more is dropped.
+
+Signatures are checked before the ledger's lock is taken. Who has too much waiting keeps the rest and sends it later.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, exists, func, select
 from sqlalchemy.orm import Session
 
 from coordinator import audit
 from coordinator.branch import Verdict, judge
 from coordinator.ledger import Ledger, Writing
-from coordinator.store import CreditRow, ForkRow, PendingRow, RoundRow
+from coordinator.store import CreditRow, ForkRow, PendingByRow, PendingRow, RoundRow
 from protocol import canonical
-from protocol.claim import Agreement, group_digest
+from protocol.claim import MAX_AGREEMENT_BYTES, Agreement, Vote, group_digest
+from protocol.envelope import Envelope
 from protocol.errors import FormatError, NetworkError, RefusedError
 from protocol.ledger_entry import CreditEntry
 from protocol.run_card import RunCard
@@ -28,9 +35,10 @@ from protocol.succession import Last
 logger = logging.getLogger(__name__)
 
 MAX_AHEAD = 100_000  # rounds beyond the newest committed one
-MAX_PENDING = 20_000  # agreements, of all peers
-MAX_PENDING_PER_PEER = 5_000
-MAX_PENDING_BYTES = 1 << 30
+MAX_WAITING = 20_000  # reports of agreements, by all peers
+MAX_WAITING_BYTES = 512 << 20
+MAX_WAITING_PER_PEER = 100
+MAX_WAITING_BYTES_PER_PEER = 16 << 20
 MAX_FORKS_PER_PEER = 100  # that are recorded and logged
 
 
@@ -70,6 +78,10 @@ class Reports:
         named: Callable[[], bytes | None] = lambda: None,
     ) -> None:
         self._ledger, self._card, self._on_commit, self._named = ledger, card, on_commit, named
+        self._deciding = (
+            threading.Lock()
+        )  # what is judged against the newest round is entered before there is a newer one
+        self._newest = Last(0, card.genesis)
 
     def tip(self) -> Last:
         """The newest committed round."""
@@ -96,26 +108,25 @@ class Reports:
         """
         now = time.time() if now is None else now
         try:
-            agreement = Agreement.from_bytes(data, run=self._card.run, membership_key=self._card.member_key)
+            value = canonical.loads(data, max_bytes=MAX_AGREEMENT_BYTES)
+            said = _said(value)
+            answer = self._unchecked(said, reporter, len(data)) if said else None
+            if answer is not None:
+                return answer
+            agreement = Agreement.from_json(value, run=self._card.run, membership_key=self._card.member_key)
         except (FormatError, RefusedError) as error:
             return Answer(False, error.message)
-        if self._card.spec.run.rounds and agreement.round > self._card.spec.run.rounds:
-            return Answer(False, f"round {agreement.round}: the run ends after round {self._card.spec.run.rounds}")
-        with self._ledger.writing() as write:
-            answer, committed = self._take(write, agreement, reporter, now, received=now)
+        with self._deciding:
+            answer, committed = self._decide(agreement, reporter, now)
             if committed:
-                committed += self._take_pending(write, now)
+                committed += self._follow(now)
         self._tell(committed)
         return answer
 
     def settle(self, now: float | None = None) -> None:
-        """Look again at what waits; the host calls this every few seconds."""
-        now = time.time() if now is None else now
-        with self._ledger.reading() as session:
-            if not session.scalar(select(func.count()).select_from(PendingRow)):
-                return
-        with self._ledger.writing() as write:
-            committed = self._take_pending(write, now)
+        """Commit what can follow now: what a host that was killed left undone. The host calls this every second."""
+        with self._deciding:
+            committed = self._follow(time.time() if now is None else now)
         self._tell(committed)
 
     def _tell(self, committed: list[CommittedRound]) -> None:
@@ -125,44 +136,78 @@ class Reports:
             )
             self._on_commit(item)
 
-    def _take(
-        self, write: Writing, agreement: Agreement, reporter: str, now: float, received: float
-    ) -> tuple[Answer, list[CommittedRound]]:
-        """Decide on one agreement inside a transaction."""
-        session = write.session
-        known = session.get(RoundRow, agreement.round)
+    def _unchecked(self, said: Vote, reporter: str, size: int) -> Answer | None:
+        """The answer to what need not be checked, by what it says of itself: it is known, or there is no room for it."""
+        last = self._card.spec.run.rounds
+        if last and said.round > last:
+            return Answer(False, f"round {said.round}: the run ends after round {last}")
+        with self._ledger.reading() as session:
+            tip = self._tip(session)
+            if said.round > tip.round + 1:
+                self._check_room(session, said.round - tip.round, reporter, size)
+            elif said.round <= tip.round:
+                committed = session.get(RoundRow, said.round)
+                if committed is not None and committed.state == said.state:
+                    return Answer(True)
+                if self._forks(session, reporter) >= MAX_FORKS_PER_PEER:
+                    return Answer(False, f"round {said.round}: the ledger holds another state")
+        return None
+
+    def _decide(self, agreement: Agreement, reporter: str, now: float) -> tuple[Answer, list[CommittedRound]]:
+        """Decide on one checked agreement."""
+        with self._ledger.reading() as session:
+            tip, known = self._tip(session), session.get(RoundRow, agreement.round)
         try:
             state = known.state if known else None
-            verdict = judge(agreement, self._tip(session), self._card.spec, committed_state=state, named=self._named())
+            verdict = judge(agreement, tip, self._card.spec, committed_state=state, named=self._named())
         except RefusedError as error:
             return Answer(False, error.message), []
-        if verdict is Verdict.COMMIT:
-            return Answer(True), [self._commit(write, agreement, reporter, now)]
-        if verdict is Verdict.FORK:
-            return self._fork(session, agreement, reporter, now), []
-        if verdict is Verdict.WAIT:
-            self._keep(session, agreement, reporter, received)
-        return Answer(True), []
+        if verdict is Verdict.KNOWN:
+            return Answer(True), []
+        with self._ledger.writing() as write:
+            if verdict is Verdict.FORK:
+                return self._fork(write.session, agreement, reporter, now), []
+            if verdict is Verdict.WAIT:
+                self._keep(write.session, agreement, tip, reporter, now)
+                return Answer(True), []
+            committed = self._commit(write, agreement, reporter, now)
+        self._newest = Last.of(agreement)
+        return Answer(True), [committed]
 
-    def _take_pending(self, write: Writing, now: float) -> list[CommittedRound]:
-        """Commit what has waited for its turn, round after round, and drop what the branch has left behind."""
+    def _follow(self, now: float) -> list[CommittedRound]:
+        """Commit what has waited for its turn, round after round, and drop what can follow no more."""
         committed: list[CommittedRound] = []
-        session = write.session
         while True:
-            upcoming = self._tip(session).round + 1
-            waiting = session.scalars(
-                select(PendingRow).where(PendingRow.round <= upcoming).order_by(PendingRow.round, PendingRow.time)
-            ).all()
-            before = len(committed)
-            for row in waiting:
-                agreement = Agreement.from_bytes(
-                    row.agreement, run=self._card.run, membership_key=self._card.member_key
-                )
-                session.delete(row)  # if it must wait on, `_take` keeps it again
-                session.flush()
-                committed += self._take(write, agreement, row.reporter, now, received=row.time)[1]
-            if len(committed) == before:
-                return committed
+            with self._ledger.reading() as session:
+                tip = self._tip(session)
+                due = PendingRow.round <= tip.round + 1
+                waiting = session.scalars(
+                    select(PendingRow)
+                    .where(PendingRow.round == tip.round + 1, PendingRow.base == tip.state)
+                    .order_by(PendingRow.time)
+                ).all()
+                if not waiting and not session.scalar(select(exists().where(due))):
+                    return committed
+            follows = next(filter(None, (self._following(row, tip) for row in waiting)), None)
+            with self._ledger.writing() as write:
+                gone = select(PendingRow.digest).where(due)
+                write.session.execute(delete(PendingByRow).where(PendingByRow.digest.in_(gone)))
+                write.session.execute(delete(PendingRow).where(due))
+                if follows is None:
+                    return committed
+                agreement, reporter = follows
+                committed.append(self._commit(write, agreement, reporter, now))
+            self._newest = Last.of(agreement)
+
+    def _following(self, row: PendingRow, tip: Last) -> tuple[Agreement, str] | None:
+        """A waiting agreement and who reported it, if it is the next round."""
+        agreement = Agreement.stored(row.agreement)
+        try:
+            judge(agreement, tip, self._card.spec, committed_state=None, named=self._named())
+        except RefusedError as error:
+            logger.info("what %s reported does not follow: %s", row.reporter, error.message)
+            return None
+        return agreement, row.reporter
 
     def _commit(self, write: Writing, agreement: Agreement, reporter: str, now: float) -> CommittedRound:
         data = agreement.to_bytes()
@@ -202,36 +247,41 @@ class Reports:
             )
         return CommittedRound(agreement.round, agreement.state, tokens, len(agreement.claims))
 
-    def _keep(self, session: Session, agreement: Agreement, reporter: str, received: float) -> None:
-        data = agreement.to_bytes()
-        digest = canonical.sha256_hex(data)
-        if session.get(PendingRow, digest) is not None:
-            return
-        count, size = session.execute(
-            select(func.count(), func.coalesce(func.sum(func.length(PendingRow.agreement)), 0))
+    def _check_room(self, session: Session, ahead: int, reporter: str, size: int) -> None:
+        """Raises: NetworkError: this peer has enough waiting."""
+        mine, held = session.execute(
+            select(func.count(), func.coalesce(func.sum(PendingByRow.size), 0)).where(PendingByRow.reporter == reporter)
         ).one()
-        mine = session.scalar(select(func.count()).where(PendingRow.reporter == reporter)) or 0
-        ahead = agreement.round - self._tip(session).round
-        if (
-            count >= MAX_PENDING
-            or mine >= MAX_PENDING_PER_PEER
-            or size + len(data) > MAX_PENDING_BYTES
-            or ahead > MAX_AHEAD
-        ):
+        if mine >= MAX_WAITING_PER_PEER or held + size > MAX_WAITING_BYTES_PER_PEER or ahead > MAX_AHEAD:
             raise NetworkError(
-                f"round {agreement.round}: {ahead} rounds ahead of the ledger, and {count} reports wait already",
+                f"{ahead} rounds ahead of the ledger, and {mine} reports of yours wait already",
                 "report the rounds before it first",
             )
-        session.add(
-            PendingRow(
-                digest=digest,
-                round=agreement.round,
-                base=agreement.base,
-                agreement=data,
-                reporter=reporter,
-                time=received,
+
+    def _keep(self, session: Session, agreement: Agreement, tip: Last, reporter: str, now: float) -> None:
+        """Let an agreement wait, in this peer's name."""
+        data = agreement.to_bytes()
+        digest = canonical.sha256_hex(data)
+        if session.get(PendingByRow, (reporter, digest)) is not None:
+            return
+        self._check_room(session, agreement.round - tip.round, reporter, len(data))
+        if session.get(PendingRow, digest) is None:
+            session.add(
+                PendingRow(
+                    digest=digest,
+                    round=agreement.round,
+                    base=agreement.base,
+                    agreement=data,
+                    reporter=reporter,
+                    time=now,
+                )
             )
-        )
+            session.flush()
+        session.add(PendingByRow(reporter=reporter, digest=digest, round=agreement.round, size=len(data)))
+        session.flush()
+        _make_room(session)
+        if session.get(PendingByRow, (reporter, digest), populate_existing=True) is None:
+            raise NetworkError("too many reports wait already", "report the rounds before it first")
 
     def _fork(self, session: Session, agreement: Agreement, reporter: str, now: float) -> Answer:
         digest = canonical.sha256_hex(agreement.to_bytes())
@@ -241,8 +291,7 @@ class Reports:
             if committed
             else f"round {agreement.round}: it starts from state {agreement.base[:16]}…, which is not in the ledger"
         )
-        mine = session.scalar(select(func.count()).where(ForkRow.reporter == reporter)) or 0
-        if session.get(ForkRow, digest) is None and mine < MAX_FORKS_PER_PEER:
+        if session.get(ForkRow, digest) is None and self._forks(session, reporter) < MAX_FORKS_PER_PEER:
             logger.warning("fork: %s, signed by %d peers", reason, len(agreement.vote_envelopes))
             session.add(
                 ForkRow(
@@ -256,9 +305,43 @@ class Reports:
             )
         return Answer(False, reason)
 
+    def _forks(self, session: Session, reporter: str) -> int:
+        return session.scalar(select(func.count()).where(ForkRow.reporter == reporter)) or 0
+
     def _tip(self, session: Session) -> Last:
-        row = session.scalars(select(RoundRow).order_by(RoundRow.round.desc()).limit(1)).first()
-        if row is None:
-            return Last(0, self._card.genesis)
-        value = canonical.loads(row.agreement, max_bytes=len(row.agreement))  # checked when it came
-        return Last(row.round, row.state, dict(value["weights"]), dict(value.get("newcomers", {})), row.base)
+        newest = session.scalar(select(func.max(RoundRow.round))) or 0
+        last = self._newest
+        if newest != last.round:
+            row = session.scalars(select(RoundRow).where(RoundRow.round == newest)).one()
+            self._newest = last = Last.of(Agreement.stored(row.agreement))
+        return last
+
+
+def _said(value: Any) -> Vote | None:
+    """What an agreement's first vote says; nothing of it is checked. None: it does not look like one."""
+    try:
+        return Vote.model_validate_json(Envelope.from_bytes(canonical.dumps(value["votes"][0])).payload)
+    except (FormatError, KeyError, IndexError, TypeError, ValueError):  # pydantic's are ValueErrors
+        return None
+
+
+def _make_room(session: Session) -> None:
+    """Drop what exceeds the limits of all: the furthest ahead of whoever has most waiting, those without credit first."""
+    while True:
+        count, size = session.execute(select(func.count(), func.coalesce(func.sum(PendingByRow.size), 0))).one()
+        if count <= MAX_WAITING and size <= MAX_WAITING_BYTES:
+            return
+        worked = exists().where(CreditRow.peer_id == PendingByRow.reporter)
+        heaviest = session.scalars(
+            select(PendingByRow.reporter)
+            .group_by(PendingByRow.reporter)
+            .order_by(worked, func.sum(PendingByRow.size).desc(), func.max(PendingByRow.round).desc())
+            .limit(1)
+        ).one()
+        row = session.scalars(
+            select(PendingByRow).where(PendingByRow.reporter == heaviest).order_by(PendingByRow.round.desc()).limit(1)
+        ).one()
+        session.delete(row)
+        session.flush()
+        if not session.scalar(select(exists().where(PendingByRow.digest == row.digest))):
+            session.execute(delete(PendingRow).where(PendingRow.digest == row.digest))

@@ -18,15 +18,16 @@ import math
 import random
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 
 from protocol.errors import FormatError
 from protocol.rpc import MAX_ADDRESSES, MAX_STATES, check_swarm_address
 
 LIVE_S = 60.0  # after its last announcement
-FOUNDER_LIVE_S = 15.0  # likewise; announcements come every few seconds
+WORKING_S = 15.0  # likewise, for whoever is to begin; announcements come every few seconds
 MAX_OTHERS = 32  # addresses in one answer
+FOR_NEWCOMERS = 8  # of them, while there are others
 MAX_ROSTER = 10_000
 MAX_TOKENS_PER_S = 1e9
 _STATE = re.compile(r"[0-9a-f]{64}")
@@ -46,9 +47,14 @@ class Presence:
 
 
 class Roster:
-    """The members that announced themselves."""
+    """The members that announced themselves, in the order in which they came.
 
-    def __init__(self) -> None:
+    Args:
+        worked: gives the peer ids that have credit. Whoever has none cannot crowd them out.
+    """
+
+    def __init__(self, worked: Callable[[], Container[str]] = tuple) -> None:
+        self._worked = worked
         self._lock = threading.Lock()
         self._present: dict[str, Presence] = {}
 
@@ -80,7 +86,8 @@ class Roster:
             raise FormatError(f"tokens per second: expected 0 to {MAX_TOKENS_PER_S:.0e}, got {tokens_per_s}")
         with self._lock:
             if peer_id not in self._present and len(self._present) >= MAX_ROSTER:
-                oldest = min(self._present.values(), key=lambda presence: presence.seen)
+                worked = self._worked()
+                oldest = min(self._present.values(), key=lambda item: (item.peer_id in worked, item.seen))
                 del self._present[oldest.peer_id]
             self._present[peer_id] = Presence(
                 peer_id, addresses, round, tokens_per_s, frozenset(states), now, reduce_only
@@ -97,15 +104,11 @@ class Roster:
         with self._lock:
             return dict(self._present)
 
-    def founder(self, now: float) -> str:
-        """The member that came first of those that are here and train; empty when nobody does.
-
-        Before round 1 there is no agreement whose members could decide: if whoever starts first began alone, several
-        would, each with a run of its own. So the coordinator names one, and no first round is made without that one.
-        """
+    def working(self, now: float) -> list[str]:
+        """The members that are here and train and have said that they get somewhere, in the order in which they came."""
         with self._lock:
-            here = (item for item in self._present.values() if now - item.seen <= FOUNDER_LIVE_S)
-            return next((item.peer_id for item in here if not item.reduce_only), "")
+            here = [item for item in self._present.values() if now - item.seen <= WORKING_S]
+        return [item.peer_id for item in here if item.tokens_per_s > 0 and not item.reduce_only]
 
     def is_only_holder(self, peer_id: str, state: str, now: float) -> bool:
         """Whether no other live member can upload this state."""
@@ -113,6 +116,9 @@ class Roster:
 
     def addresses(self, *, besides: str, now: float) -> list[str]:
         """Where some other live members are reached; another choice each time when there are many."""
-        others = [item for item in self.live(now) if item.peer_id != besides]
+        others, worked = [item for item in self.live(now) if item.peer_id != besides], self._worked()
         random.shuffle(others)
-        return [address for item in others for address in item.addresses][:MAX_OTHERS]
+        new = [address for item in others if item.peer_id not in worked for address in item.addresses]
+        known = [address for item in others if item.peer_id in worked for address in item.addresses]
+        first = known[: MAX_OTHERS - FOR_NEWCOMERS]
+        return (first + new + known[len(first) :])[:MAX_OTHERS]

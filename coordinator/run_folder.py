@@ -5,6 +5,7 @@ coordinator.pub     its public half, PEM: what stock tools verify checkpoints wi
 ledger.key          Ed25519, 0600: signs ledger heads
 membership.key      Ed25519, 0600: signs membership certificates
 tls.key, tls.crt    P-256, self-signed for the name "potluck": the invite pins it
+admission.code      0600: what a new member must know, part of the invite; not there when run.toml has its own
 rendezvous.key      libp2p identity of the rendezvous
 run.json            the pinned run spec
 run-card.json       the run card, signed
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +33,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from protocol.disk import sync, write_file
 from protocol.errors import InputError
 from protocol.keys import RootKey, public_pem
+from protocol.rpc import MAX_CODE_CHARS
 
 
 class RunFolder:
@@ -116,6 +119,18 @@ class RunFolder:
     def membership_key(self) -> Ed25519PrivateKey:
         """Raises: InputError: the file is there and holds no Ed25519 key."""
         return _ed25519(self.path / "membership.key")
+
+    def admission_code(self) -> str:
+        """The code that the invite holds, made when it is not there. Raises: InputError: the file holds none."""
+        path = self.path / "admission.code"
+        if not path.exists():
+            write_file(path, f"{secrets.token_urlsafe(16)}\n".encode(), private=True)
+        code = path.read_text(errors="replace").strip()
+        if not 1 <= len(code) <= MAX_CODE_CHARS:
+            raise InputError(
+                f"{path}: expected a code of 1 to {MAX_CODE_CHARS} characters", "delete it: a new one is made"
+            )
+        return code
 
 
 def _ed25519(path: Path) -> Ed25519PrivateKey:

@@ -1,34 +1,44 @@
-"""Runs the gRPC service over TLS: the port, the limits, the health service. `host` opens and closes it."""
+"""Runs the service over TLS: the port, the loop in a thread of its own, the limits of connections. `host` opens and closes it.
+
+What a call may take is decided in `door`. A connection has seconds for its handshake and a bounded number of calls; one
+without a call is closed after minutes. There is no limit of connections by address: gRPC offers none.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
-from concurrent.futures import ThreadPoolExecutor
+import resource
+import threading
+from concurrent.futures import Future
 from types import TracebackType
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from coordinator.door import Door, Limits
 from coordinator.service import CoordinatorService
 from coordinator.tls import TlsIdentity
-from protocol import coordinator_pb2_grpc
 from protocol.errors import InputError
 from protocol.rpc import MAX_MESSAGE_BYTES
 
 logger = logging.getLogger(__name__)
 
-THREADS = 48  # at most half of them serve transfers, see streams.MAX_STREAMS
-CALLS_AT_ONCE = 96  # more are refused at once rather than left waiting
 STOP_GRACE_S = 3.0
-SERVICE = "potluck.v1.Coordinator"
+MAX_CONNECTIONS = 16_384
+OTHER_FILES = 512  # that the host has open
+CALLS_PER_CONNECTION = 16  # at once; a peer has three at most
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.max_concurrent_streams", CALLS_PER_CONNECTION),
+    ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 300_000),
     ("grpc.max_connection_age_ms", 3_600_000),
     ("grpc.max_connection_age_grace_ms", 600_000),
     ("grpc.so_reuseport", 0),  # two hosts on one port is a mistake, not load balancing
@@ -36,40 +46,78 @@ _OPTIONS = [
 
 
 class Server:
-    """A running service.
+    """A service that runs while its block does.
 
     Args:
         listen: `host:port`; port 0 takes a free one.
-
-    Raises:
-        InputError: the address cannot be listened on.
     """
 
-    def __init__(self, service: CoordinatorService, tls: TlsIdentity, listen: str) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="coordinator")
-        self._server = grpc.server(self._pool, options=_OPTIONS, maximum_concurrent_rpcs=CALLS_AT_ONCE)
-        coordinator_pb2_grpc.add_CoordinatorServicer_to_server(service, self._server)
-        self._health = health.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        credentials = grpc.ssl_server_credentials([(tls.key_pem, tls.certificate_pem)])
-        try:
-            self.port = self._server.add_secure_port(listen, credentials)
-        except RuntimeError as error:
-            self._pool.shutdown(wait=False)
-            raise InputError(
-                f"cannot listen on {listen}: {error}", "is another host running? choose another host.listen"
-            ) from error
+    def __init__(
+        self, service: CoordinatorService, tls: TlsIdentity, listen: str, limits: Limits | None = None
+    ) -> None:
+        self._service, self._tls, self._listen, self._limits = service, tls, listen, limits or Limits()
+        self._opened: Future[int] = Future()
+        self._loop = asyncio.new_event_loop()
+        self._closing = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="server", daemon=True)
+
+    @property
+    def port(self) -> int:
+        """Where it listens, once its block was entered."""
+        return self._opened.result()
 
     def __enter__(self) -> Server:
-        self._server.start()
-        for name in ("", SERVICE):
-            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        """Raises: InputError: the address cannot be listened on."""
+        self._thread.start()
+        try:
+            self._opened.result()
+        except InputError:
+            self._thread.join()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._health.enter_graceful_shutdown()
-        if not self._server.stop(STOP_GRACE_S).wait(timeout=STOP_GRACE_S + 10):
+        with contextlib.suppress(RuntimeError):  # its loop has ended already
+            self._loop.call_soon_threadsafe(self._closing.set)
+        self._thread.join(timeout=STOP_GRACE_S + 10)
+        if self._thread.is_alive():
             logger.warning("some calls did not end in time")
-        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        door = Door(self._service, self._limits)
+        try:
+            server = grpc.aio.server(options=[*_OPTIONS, ("grpc.max_allowed_incoming_connections", _connections())])
+            server.add_generic_rpc_handlers(door.handlers())
+            credentials = grpc.ssl_server_credentials([(self._tls.key_pem, self._tls.certificate_pem)])
+            try:
+                port = server.add_secure_port(self._listen, credentials)
+            except RuntimeError as error:
+                hint = "is another host running? choose another host.listen"
+                self._opened.set_exception(InputError(f"cannot listen on {self._listen}: {error}", hint))
+                await server.stop(None)
+                return
+            await server.start()
+            self._opened.set_result(port)
+            await self._closing.wait()
+            await server.stop(STOP_GRACE_S)
+        finally:
+            door.close()
+
+
+def _connections() -> int:
+    """How many connections are let in: each is an open file, and the host needs some for itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MAX_CONNECTIONS + OTHER_FILES
+    wanted = most if hard == resource.RLIM_INFINITY else min(hard, most)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # a system may allow less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    files = most if soft == resource.RLIM_INFINITY else min(soft, most)
+    return max(files - OTHER_FILES, files // 2)

@@ -1,37 +1,34 @@
-"""The gRPC service of protocol/coordinator.proto: thin handlers that parse, ask the rules, and answer. `server` runs it.
-
-Errors of ours become status codes here and nowhere else; the hint travels as trailing metadata.
-"""
+"""The handlers of protocol/coordinator.proto: they parse a request, ask the rules, and answer. `door` calls them, in threads."""
 
 from __future__ import annotations
 
-import functools
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
-from urllib.parse import unquote
-
-import grpc
-from sqlalchemy.exc import OperationalError
+from typing import Any
 
 from coordinator.admission import Admission
+from coordinator.beginning import Beginning
+from coordinator.places import Places
 from coordinator.receipts import ReceiptDesk
 from coordinator.reports import Reports
 from coordinator.roster import Roster
 from coordinator.shelf import Shelf, ShelfFile
-from coordinator.streams import Streams
 from coordinator.uploads import StateInbox, Wanted
-from protocol import certificate, coordinator_pb2, coordinator_pb2_grpc
+from protocol import certificate, coordinator_pb2
 from protocol.claim import MAX_AGREEMENT_BYTES
-from protocol.errors import FormatError, InputError, NetworkError, PotluckError, RefusedError
-from protocol.rpc import HINT_KEY, PART_BYTES, transfer_timeout_s
+from protocol.errors import FormatError, RefusedError
+from protocol.rpc import PART_BYTES, SWARM_VERSION, transfer_timeout_s
 from protocol.run_card import RunCard
 
-FETCH_LIMIT_S = 300.0  # of one call; the client resumes
-REPORTS_AT_ONCE = 4  # checking one costs up to a second of CPU
-REPORT_WAIT_S = 20.0
+MEMBERS = 4096  # calls of members under way, in all
+EACH = 4  # of one member
+TRANSFERS_EACH = 2  # of one member, likewise
+TOO_OLD = (
+    "this run's members speak a newer protocol than your Potluck: update it (git pull, or pip install -U potluck) "
+    "and start the same command again"
+)
 
 
 class UnauthenticatedError(RefusedError):
@@ -55,7 +52,8 @@ class Desk:
     wanted: Wanted
     inbox: StateInbox
     state_bytes: int  # of the largest state that the run can have
-    streams: Streams
+    beginning: Beginning
+    worked: Callable[[], Container[str]]  # peer ids that have credit
     status: Callable[[], bytes]  # canonical JSON
     growth: Callable[[int], tuple[str, list[bytes]]]  # ledger size -> the newest head, and that it extends that ledger
     round: Callable[[], int]  # the newest in the ledger
@@ -66,47 +64,20 @@ class Desk:
     last_state: Callable[[str], None]  # this one would be gone with a member that leaves
 
 
-_CODES: list[tuple[type[PotluckError], grpc.StatusCode]] = [
-    (UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED),
-    (FormatError, grpc.StatusCode.INVALID_ARGUMENT),
-    (RefusedError, grpc.StatusCode.PERMISSION_DENIED),
-    (InputError, grpc.StatusCode.NOT_FOUND),
-    (NetworkError, grpc.StatusCode.RESOURCE_EXHAUSTED),
-]
-
-
-def _abort(context: grpc.ServicerContext, error: PotluckError) -> NoReturn:
-    code = next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
-    if error.hint:
-        context.set_trailing_metadata(((HINT_KEY, error.hint.encode()),))
-    context.abort(code, error.message)
-    raise AssertionError("abort raises")
-
-
-def _unary(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """A handler whose errors of ours become status codes."""
-
-    @functools.wraps(handler)
-    def answer(self: CoordinatorService, request: Any, context: grpc.ServicerContext) -> Any:
-        try:
-            return handler(self, request, context)
-        except OperationalError as error:
-            _abort(context, NetworkError(f"the ledger cannot be written now: {error.orig}", "try again later"))
-        except PotluckError as error:
-            _abort(context, error)
-
-    return answer
-
-
-class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
-    """Handlers; each is called in a thread of the server's pool."""
+class CoordinatorService:
+    """One handler for each method: of a request and the network that it came from."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._report_slots = threading.BoundedSemaphore(REPORTS_AT_ONCE)
+        self._calls = Places(total=MEMBERS, each=EACH)
+        self.transfers = Places(total=MEMBERS, each=TRANSFERS_EACH)
 
-    @_unary
-    def GetRun(self, request: Any, context: grpc.ServicerContext) -> Any:
+    @property
+    def upload_s(self) -> float:
+        """How long the upload of a state may take."""
+        return transfer_timeout_s(self._desk.state_bytes)
+
+    def GetRun(self, request: Any, network: str) -> Any:
         return coordinator_pb2.GetRunReply(
             run_card=self._desk.card_bytes,
             root_public_key=self._desk.root_public_pem,
@@ -114,106 +85,92 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             model_files=[_model_file(file) for file in self._desk.model_files],
         )
 
-    @_unary
-    def GetChallenge(self, request: Any, context: grpc.ServicerContext) -> Any:
+    def GetChallenge(self, request: Any, network: str) -> Any:
         return coordinator_pb2.GetChallengeReply(challenge=self._desk.admission.challenge(request.peer_id))
 
-    @_unary
-    def Enroll(self, request: Any, context: grpc.ServicerContext) -> Any:
+    def Enroll(self, request: Any, network: str) -> Any:
         issued = self._desk.admission.enroll(
-            request.peer_id, request.challenge, request.signature, request.code, _address(context)
+            request.peer_id, request.challenge, request.signature, request.code, network
         )
         others = self._desk.roster.addresses(besides=request.peer_id, now=time.monotonic())
         addresses = [*self._desk.swarm_addresses(), *others]
         return coordinator_pb2.EnrollReply(certificate=issued, swarm_addresses=addresses, time=time.time())
 
-    def FetchFile(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-        try:
-            peer_id = self._member(request.certificate)
-            pieces = self._desk.shelf.read(request.sha256, request.offset)
-            with self._desk.streams.open(peer_id, context.cancel, FETCH_LIMIT_S) as touch:  # type: ignore[attr-defined]
-                for piece in pieces:
-                    touch()
-                    yield coordinator_pb2.FilePart(data=piece)
-        except PotluckError as error:
-            _abort(context, error)
+    def FetchFile(self, request: Any, network: str) -> tuple[str, Iterator[bytes]]:
+        """Whose call it is, and the file piece by piece."""
+        return self._member(request.certificate), self._desk.shelf.read(request.sha256, request.offset)
 
-    @_unary
-    def Announce(self, request: Any, context: grpc.ServicerContext) -> Any:
-        peer_id, now = self._member(request.certificate), time.monotonic()
-        self._desk.roster.announce(
-            peer_id,
-            request.swarm_addresses,
-            round=request.round,
-            tokens_per_s=request.tokens_per_s,
-            states=request.states,
-            now=now,
-            reduce_only=request.reduce_only,
-        )
-        round_number, newest = self._desk.round(), next(iter(request.states), "")
-        if request.leaving and newest and self._desk.roster.is_only_holder(peer_id, newest, now):
-            self._desk.last_state(newest)
-        return coordinator_pb2.AnnounceReply(
-            swarm_addresses=[*self._desk.swarm_addresses(), *self._desk.roster.addresses(besides=peer_id, now=now)],
-            want_state=self._desk.wanted.ask(peer_id, request.states, now),
-            round=round_number,
-            finished=self._desk.finished(),
-            founder="" if round_number else self._desk.roster.founder(now),
-            time=time.time(),
-        )
+    def Announce(self, request: Any, network: str) -> Any:
+        desk, now = self._desk, time.monotonic()
+        with self._call(request.certificate) as peer_id:
+            if request.version < SWARM_VERSION:
+                raise RefusedError(TOO_OLD)
+            desk.roster.announce(
+                peer_id,
+                request.swarm_addresses,
+                round=request.round,
+                tokens_per_s=request.tokens_per_s,
+                states=request.states,
+                now=now,
+                reduce_only=request.reduce_only,
+            )
+            round_number, newest = desk.round(), next(iter(request.states), "")
+            if request.leaving and newest and desk.roster.is_only_holder(peer_id, newest, now):
+                desk.last_state(newest)
+            word = desk.beginning.word(desk.roster.working(now), round_number)
+            return coordinator_pb2.AnnounceReply(
+                swarm_addresses=[*desk.swarm_addresses(), *desk.roster.addresses(besides=peer_id, now=now)],
+                want_state=desk.wanted.ask(peer_id, request.states, now, worked=peer_id in desk.worked()),
+                round=round_number,
+                finished=desk.finished(),
+                beginners=word if 0 in (round_number, request.round) else b"",
+                time=time.time(),
+            )
 
-    @_unary
-    def Report(self, request: Any, context: grpc.ServicerContext) -> Any:
-        peer_id = self._member(request.certificate)
-        if len(request.agreement) > MAX_AGREEMENT_BYTES:
-            raise FormatError(f"an agreement has at most {MAX_AGREEMENT_BYTES} bytes, got {len(request.agreement)}")
-        if not self._report_slots.acquire(timeout=REPORT_WAIT_S):
-            raise NetworkError("the coordinator is busy with other reports", "keep the report and try again")
-        try:
+    def Report(self, request: Any, network: str) -> Any:
+        with self._call(request.certificate) as peer_id:
+            if len(request.agreement) > MAX_AGREEMENT_BYTES:
+                raise FormatError(f"an agreement has at most {MAX_AGREEMENT_BYTES} bytes, got {len(request.agreement)}")
             answer = self._desk.reports.submit(request.agreement, peer_id)
-        finally:
-            self._report_slots.release()
         return coordinator_pb2.ReportReply(accepted=answer.accepted, reason=answer.reason)
 
-    @_unary
-    def UploadState(self, request_iterator: Iterator[Any], context: grpc.ServicerContext) -> Any:
-        """Counted and watched before its first message: a stranger may open a stream and say nothing."""
-        cancel, size = context.cancel, self._desk.state_bytes  # type: ignore[attr-defined]
-        with self._desk.streams.open(_address(context), cancel, transfer_timeout_s(size)) as touch:
-            first = next(request_iterator, None)
-            if first is None:
-                raise FormatError("expected a certificate, a state digest and a manifest, got nothing")
-            peer_id = self._member(first.certificate)
-            round_number = self._desk.round_of(first.state)
-            if round_number is None or not self._desk.wanted.begin(peer_id, first.state):
-                return coordinator_pb2.UploadStateReply(accepted=False)
-            delivered = False
-            try:
-                manifest = self._desk.inbox.check_manifest(first.manifest, first.state, round_number)
-                self._desk.inbox.receive(manifest, _pieces(first, request_iterator, touch))
-                delivered = True
-            finally:
-                self._desk.wanted.end(peer_id, first.state, delivered)
+    def UploadState(self, first: Any, network: str, rest: Iterator[Any]) -> Any:
+        """Take a state that was asked for; `rest` are the messages after the first."""
+        peer_id = self._member(first.certificate)
+        round_number = self._desk.round_of(first.state)
+        if round_number is None or not self._desk.wanted.begin(peer_id, first.state):
+            return coordinator_pb2.UploadStateReply(accepted=False)
+        delivered = False
+        try:
+            manifest = self._desk.inbox.check_manifest(first.manifest, first.state, round_number)
+            self._desk.inbox.receive(manifest, _pieces(first, rest))
+            delivered = True
+        finally:
+            self._desk.wanted.end(peer_id, first.state, delivered)
         self._desk.delivered()
         return coordinator_pb2.UploadStateReply(accepted=True)
 
-    @_unary
-    def GetReceipts(self, request: Any, context: grpc.ServicerContext) -> Any:
-        peer_id = self._member(request.certificate)
-        return coordinator_pb2.GetReceiptsReply(receipts=self._desk.receipts.for_peer(peer_id, request.after_round))
+    def GetReceipts(self, request: Any, network: str) -> Any:
+        with self._call(request.certificate) as peer_id:
+            return coordinator_pb2.GetReceiptsReply(receipts=self._desk.receipts.for_peer(peer_id, request.after_round))
 
-    @_unary
-    def GetAgreement(self, request: Any, context: grpc.ServicerContext) -> Any:
-        self._member(request.certificate)
-        return coordinator_pb2.GetAgreementReply(agreement=self._desk.reports.agreement(request.round))
+    def GetAgreement(self, request: Any, network: str) -> Any:
+        with self._call(request.certificate):
+            return coordinator_pb2.GetAgreementReply(agreement=self._desk.reports.agreement(request.round))
 
-    @_unary
-    def GetStatus(self, request: Any, context: grpc.ServicerContext) -> Any:
+    def GetStatus(self, request: Any, network: str) -> Any:
         status = self._desk.status()
         if request.ledger_size == 0:
             return coordinator_pb2.GetStatusReply(status=status)
         head, proof = self._desk.growth(request.ledger_size)
         return coordinator_pb2.GetStatusReply(status=status, ledger_head=head, consistency=proof)
+
+    @contextmanager
+    def _call(self, token: str) -> Iterator[str]:
+        """One call of a member, who has a few at a time."""
+        peer_id = self._member(token)
+        with self._calls.taken(peer_id):
+            yield peer_id
 
     def _member(self, token: str) -> str:
         """The peer id of a certificate that holds."""
@@ -223,12 +180,11 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             raise UnauthenticatedError(error.message, error.hint or "enroll again") from error
 
 
-def _pieces(first: Any, rest: Iterator[Any], touch: Callable[[], None]) -> Iterator[bytes]:
+def _pieces(first: Any, rest: Iterator[Any]) -> Iterator[bytes]:
     """The bytes of a state, part by part."""
     if first.data:
         yield first.data
     for part in rest:
-        touch()
         if not 0 < len(part.data) <= PART_BYTES:
             raise FormatError(f"a part of a state has 1 to {PART_BYTES} bytes, got {len(part.data)}")
         yield part.data
@@ -236,11 +192,3 @@ def _pieces(first: Any, rest: Iterator[Any], touch: Callable[[], None]) -> Itera
 
 def _model_file(file: ShelfFile) -> Any:
     return coordinator_pb2.ModelFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
-
-
-def _address(context: grpc.ServicerContext) -> str:
-    """The caller's network address without its port.
-
-    gRPC writes it as ipv4:203.0.113.7:40000 or ipv6:%5B2001:db8::1%5D:40000.
-    """
-    return unquote(context.peer()).rpartition(":")[0]

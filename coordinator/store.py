@@ -67,6 +67,14 @@ class CreditRow(Base):
     flops: Mapped[int]
 
 
+class BeginnersRow(Base):
+    """The word on whose round 1 is the run's: one row, never changed."""
+
+    __tablename__ = "beginners"
+    run: Mapped[str] = mapped_column(primary_key=True)
+    word: Mapped[bytes]  # signed, protocol/beginners.py
+
+
 class PendingRow(Base):
     """A checked agreement that cannot be decided yet."""
 
@@ -77,6 +85,16 @@ class PendingRow(Base):
     agreement: Mapped[bytes]
     reporter: Mapped[str] = mapped_column(index=True)
     time: Mapped[float]
+
+
+class PendingByRow(Base):
+    """Who reported what waits: it is kept as long as one of them may have it kept."""
+
+    __tablename__ = "pending_by"
+    reporter: Mapped[str] = mapped_column(primary_key=True)
+    digest: Mapped[str] = mapped_column(primary_key=True, index=True)
+    round: Mapped[int]
+    size: Mapped[int]  # bytes
 
 
 class ForkRow(Base):
@@ -144,6 +162,7 @@ def open_store(path: Path) -> Engine:
             if damage != "ok":
                 raise InputError(f"{path}: the database is damaged: {damage}", _RESTORE)
             Base.metadata.create_all(connection)
+            connection.exec_driver_sql(_NAME_REPORTERS)
             connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
     except DatabaseError as error:
         engine.dispose()
@@ -154,6 +173,12 @@ def open_store(path: Path) -> Engine:
     return engine
 
 
+# stores that were made before reporters had a table of their own
+_NAME_REPORTERS = """
+INSERT INTO pending_by (reporter, digest, round, size)
+SELECT reporter, digest, round, LENGTH(agreement) FROM pending
+WHERE digest NOT IN (SELECT digest FROM pending_by)
+"""
 _RESTORE = "restore the run folder from a backup"
 
 

@@ -23,6 +23,7 @@ from protocol.state import STATE_CHUNK_BYTES, StateManifest
 logger = logging.getLogger(__name__)
 
 ASK_AGAIN_S = 30.0  # when the member that was asked has not begun to send
+ASK_NEWCOMERS_S = 30.0  # so long only members that have credit are asked
 MANIFEST, PARAMETERS, OUTER = "manifest.json", "parameters.bin", "outer.bin"
 
 
@@ -40,6 +41,7 @@ class Wanted:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._choices: tuple[str, ...] = ()
+        self._since: float | None = None  # the first offer of one of them, monotonic seconds
         self._question: _Question | None = None
         self._tried: set[tuple[str, str]] = set()  # (state, peer id) that did not deliver
 
@@ -47,15 +49,23 @@ class Wanted:
         """Any one of these states will do, the first best. Empty: none."""
         with self._lock:
             if tuple(choices) != self._choices:
-                self._choices = tuple(choices)
+                self._choices, self._since = tuple(choices), None
                 self._tried = {item for item in self._tried if item[0] in choices}
                 if self._question is not None and self._question.state not in choices:
                     self._question = None
 
-    def ask(self, peer_id: str, offers: Iterable[str], now: float) -> str:
-        """The state that this member should upload now; empty: none."""
+    def ask(self, peer_id: str, offers: Iterable[str], now: float, *, worked: bool = True) -> str:
+        """The state that this member should upload now; empty: none.
+
+        Args:
+            worked: it has credit. Others are asked a while later: an identity costs nothing, and may send nothing.
+        """
         offered = set(offers)
         with self._lock:
+            if self._since is None and offered.intersection(self._choices):
+                self._since = now
+            if not worked and (self._since is None or now - self._since < ASK_NEWCOMERS_S):
+                return ""
             question = self._question
             if question is not None:
                 if question.sending:

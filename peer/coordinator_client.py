@@ -43,7 +43,7 @@ from protocol.files import tree_digest
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity, fingerprint, load_public_pem
 from protocol.newest import RunNow
-from protocol.rpc import MAX_CHALLENGE_BYTES, PART_BYTES, enroll_message, transfer_timeout_s
+from protocol.rpc import MAX_CHALLENGE_BYTES, PART_BYTES, SWARM_VERSION, enroll_message, transfer_timeout_s
 from protocol.run_card import RunCard
 from protocol.state import StateManifest
 from protocol.status import RunStatus
@@ -240,6 +240,7 @@ class CoordinatorClient:
             states=states,
             reduce_only=reduce_only,
             leaving=leaving,
+            version=SWARM_VERSION,
         )
         sent = time.time()
         reply = self._call("Announce", request)

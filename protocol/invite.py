@@ -1,6 +1,9 @@
 """The invite: one copy-and-paste string that says where a run is and whom to believe.
 
-potluck1.<base64url of canonical JSON>.<first 8 hex digits of its SHA-256>
+potluck1.<base64url of a payload>.<first 8 hex digits of its SHA-256>
+
+The payload is `TO_OLDER_ONES`, then canonical JSON. A Potluck of before the change speaks another protocol; it stops at
+the first part, which has a key twice, and prints that key. Invites that were made before are the JSON alone.
 
 {"addresses":["203.0.113.7:4700"],"root":"<fingerprint>","run":"<run digest>","tls":"<SHA-256 of the certificate>","code":"…"}
 
@@ -25,7 +28,9 @@ from protocol import canonical
 from protocol.errors import FormatError
 
 MAX_INVITE_CHARS = 4096
-_PREFIX = "potluck1."
+PREFIX = "potluck1."
+_UPDATE = "this run needs a newer Potluck: git pull, or pip install -U potluck"
+TO_OLDER_ONES = f'{{"{_UPDATE}":0,"{_UPDATE}":0}}'.encode()
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -43,10 +48,8 @@ class Invite(BaseModel):
     code: str | None = Field(default=None, max_length=128)  # admission code
 
     def __str__(self) -> str:
-        payload = canonical.dumps(self.model_dump(mode="json", exclude_none=True))
-        return (
-            _PREFIX + base64.urlsafe_b64encode(payload).decode().rstrip("=") + "." + canonical.sha256_hex(payload)[:8]
-        )
+        payload = TO_OLDER_ONES + canonical.dumps(self.model_dump(mode="json", exclude_none=True))
+        return PREFIX + base64.urlsafe_b64encode(payload).decode().rstrip("=") + "." + canonical.sha256_hex(payload)[:8]
 
     @classmethod
     def parse(cls, text: str) -> Invite:
@@ -56,11 +59,11 @@ class Invite(BaseModel):
             FormatError: not an invite, or one that was cut short.
         """
         text = "".join(text.split())
-        if len(text) > MAX_INVITE_CHARS or not text.startswith(_PREFIX):
+        if len(text) > MAX_INVITE_CHARS or not text.startswith(PREFIX):
             raise FormatError(
                 "not an invite", "an invite begins with 'potluck1.'; copy the whole line the host sent you"
             )
-        body, _, check = text[len(_PREFIX) :].partition(".")
+        body, _, check = text[len(PREFIX) :].partition(".")
         hint = "copy the whole line the host sent you"
         try:
             payload = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
@@ -69,6 +72,7 @@ class Invite(BaseModel):
         if canonical.sha256_hex(payload)[:8] != check:
             raise FormatError("the invite is damaged: its check digits do not match", hint)
         try:
-            return cls.model_validate(canonical.loads(payload, max_bytes=MAX_INVITE_CHARS))
+            value = canonical.loads(payload.removeprefix(TO_OLDER_ONES), max_bytes=MAX_INVITE_CHARS)
+            return cls.model_validate(value)
         except ValidationError as error:
             raise FormatError(f"the invite is damaged: {error.errors()[0]['msg']}", hint) from error

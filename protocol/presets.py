@@ -9,7 +9,10 @@ What `lora` and `full` came to on home lines stands in docs/benchmarks.md (`scri
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+Filling = dict[str, dict[str, Any]]  # section -> values
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "lora": {
@@ -29,17 +32,22 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 ENDS = ("round_tokens", "round_seconds")  # of a round: whoever gives one of them wants no other
 
 
-NEW = {"sync": {"clip": 3.0, "rules": 2}}  # of runs that begin now; specs that were pinned before have neither
+NEW: Filling = {"sync": {"clip": 3.0, "rules": 2}}  # of runs that begin now; specs that were pinned before have neither
 
 
-def filled(config: Any) -> Any:
+def kept(spec: Mapping[str, Any]) -> Filling:
+    """What `NEW` is in the spec of a run that began earlier."""
+    return {section: {name: spec[section][name] for name in values} for section, values in NEW.items()}
+
+
+def filled(config: Any, new: Filling = NEW) -> Any:
     """A run.toml's content with its preset's values, and those of new runs, where it has none of its own."""
     if not isinstance(config, dict):
         return config
     preset = PRESETS.get(config.get("preset", ""), {}) if isinstance(config.get("preset", ""), str) else {}
     result = dict(config)
-    for section in {**preset, **NEW}:
-        values = preset.get(section, {}) | NEW.get(section, {})
+    for section in {**preset, **new}:
+        values = preset.get(section, {}) | new.get(section, {})
         own = config.get(section, {})
         if not isinstance(own, dict):
             continue  # refused with its name, later

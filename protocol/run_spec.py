@@ -14,7 +14,8 @@ how the host listens. `RunConfig.pin` turns it into the `RunSpec`, in which ever
     [inner]                     the optimizer on each peer: lr, betas, weight_decay, clip_norm, micro_batch, batch
     [outer]                     the optimizer of the shared state: lr, momentum, nesterov, betas, weight_decay, clip_norm
     [publish]                   every_rounds, max_worse
-    [host]                      not pinned: listen, swarm_listen, public_address, code, reducer_code, certificate_hours
+    [host]                      not pinned: listen, swarm_listen, public_address, open, code, reducer_code, max_members,
+                                joins_per_minute, certificate_hours
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
+    ValidationInfo,
     model_serializer,
     model_validator,
 )
@@ -193,10 +195,15 @@ class Host(_Section):
     listen: str = "0.0.0.0:4700"  # gRPC
     swarm_listen: str = "0.0.0.0:4701"  # libp2p TCP, where peers meet
     public_address: str | None = None  # name or address that volunteers reach; default: the listening address
-    code: str | None = Field(default=None, max_length=128)  # admission code, part of the invite
+    open: bool = False  # whoever reaches this host may join; else only who has the invite, which holds a code
+    code: str | None = Field(
+        default=None, min_length=1, max_length=128
+    )  # that code, if not one that is made up; wins over open
     reducer_code: str | None = Field(
         default=None, min_length=8, max_length=128
     )  # of the invite for `join --reduce-only`
+    max_members: int = Field(default=10_000, ge=1, le=10**6)  # at a time; whoever has credit is always let in
+    joins_per_minute: int = Field(default=20, ge=1, le=10_000)  # new members from one IPv4 address or IPv6 /64
     certificate_hours: float = Field(default=24.0, gt=0, le=24 * 30)
 
 
@@ -272,8 +279,8 @@ class RunConfig(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill(cls, value: Any) -> Any:
-        return presets.filled(value)
+    def _fill(cls, value: Any, info: ValidationInfo) -> Any:
+        return presets.filled(value, info.context or presets.NEW)
 
     @model_validator(mode="after")
     def _no_late_nesterov(self) -> RunConfig:
@@ -285,8 +292,11 @@ class RunConfig(_Section):
         return self
 
     @classmethod
-    def load(cls, path: Path) -> RunConfig:
+    def load(cls, path: Path, pinned: RunSpec | None = None) -> RunConfig:
         """Read and check a run.toml.
+
+        Args:
+            pinned: the spec of a run that goes on: what is new since it began, and not in run.toml, is as it was there.
 
         Raises:
             RunSpecError: unreadable, not TOML, an unknown key (the nearest known one is named), or a wrong value.
@@ -301,7 +311,7 @@ class RunConfig(_Section):
             value = tomllib.loads(data.decode())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RunSpecError(f"{path}: not TOML: {error}") from error
-        return _validate(cls, value, str(path))
+        return _validate(cls, value, str(path), presets.kept(pinned.model_dump()) if pinned else None)
 
     def pin(
         self,
@@ -333,9 +343,9 @@ class RunConfig(_Section):
         )
 
 
-def _validate(model: type[Any], value: Any, where: str) -> Any:
+def _validate(model: type[Any], value: Any, where: str, context: Any = None) -> Any:
     try:
-        return model.model_validate(value)
+        return model.model_validate(value, context=context)
     except ValidationError as error:
         first = error.errors()[0]
         path = [str(step) for step in first["loc"]]

@@ -22,12 +22,15 @@ from peer.coordinator_client import CoordinatorClient, RunDescription
 from peer.training.quiet import no_progress_bars
 from peer.training.state import SharedState
 from protocol import certificate, note
-from protocol.claim import Agreement, Claim, UpdateDigest, Vote, group_digest, weights
+from protocol.beginners import Beginners
+from protocol.claim import Agreement, Claim, UpdateDigest, Vote, group_digest
 from protocol.envelope import Envelope
 from protocol.errors import InputError
 from protocol.keys import PeerIdentity, RootKey
 from protocol.ledger_entry import CreditEntry, RunEntry, parse_entry
 from protocol.run_card import RunCard
+from protocol.run_spec import RunSpec
+from protocol.succession import Last, counted
 
 WORDS = ["the", "fire", "burns", "high", "when", "everyone", "brings", "wood", "and", "night", "is", "long"]
 
@@ -127,19 +130,25 @@ class Member:
 class Swarm:
     """Members that agree on one round after another; states are real tensors."""
 
-    run: str
+    spec: RunSpec
     members: list[Member]
     state: SharedState
-    previous: dict[str, int] = field(default_factory=dict)
+    beginners: bytes = b""  # the coordinator's word; it goes into round 1
+    last: Last = field(init=False)
     states: dict[int, SharedState] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.run = self.spec.digest
+        self.last = Last(self.state.round, self.state.digest)
 
     @classmethod
     def joined(cls, client: CoordinatorClient, run: RunDescription, state: SharedState, count: int = 3) -> Swarm:
-        """Enroll `count` new identities."""
-        members = [Member(PeerIdentity.generate()) for _ in range(count)]
-        for member in members:
+        """Enroll `count` new identities, which say that they work; the coordinator names who begins."""
+        swarm = cls(run.card.spec, [Member(PeerIdentity.generate()) for _ in range(count)], state)
+        for member in swarm.members:
             member.certificate = client.enroll(member.identity).certificate
-        return cls(run.card.run, members, state)
+            swarm.beginners = client.announce(member.certificate, tokens_per_s=1.0).beginners
+        return swarm
 
     def next_state(self, seed: int, scale: float = 0.01) -> SharedState:
         torch.manual_seed(seed)
@@ -150,7 +159,7 @@ class Swarm:
         """Work and agree on the next round."""
         state = self.next_state(seed, scale)
         agreement = self.agree(state.digest, self.members, tokens=tokens)
-        self.previous, self.state = dict(agreement.weights), state
+        self.last, self.state = Last.of(agreement), state
         self.states[state.round] = state
         return agreement
 
@@ -177,18 +186,21 @@ class Swarm:
                 tokens=tokens + index,
                 flops=1000,
                 first_batch=0,
-                batches=4,
+                batches=tokens + index,
                 update=UpdateDigest(root="0" * 64, values=8, chunk_values=8, codec="fp32"),
             )
             claims[member.peer_id] = claim
             signed.append(claim.sign(member.identity))
         vote = Vote(run=self.run, round=number, attempt=0, group=group_digest(signed), base=base, state=state)
+        weights, newcomers = counted(claims, self.last, self.spec)
         return Agreement(
             run=self.run,
             round=number,
             base=base,
             state=state,
-            weights=weights(claims, self.previous),
+            weights=weights,
+            newcomers=newcomers,
+            beginners=self.beginners if number == 1 else b"",
             claims=claims,
             claim_envelopes=tuple(signed),
             vote_envelopes=tuple(vote.sign(member.identity) for member in (voters or members)),
@@ -210,7 +222,7 @@ class Office:
     folder: Path
     rounds: int = 0
     members: int = 3
-    rules: int = 1
+    rules: int = 2
     min_peers: int = 1
 
     def __post_init__(self) -> None:
@@ -231,13 +243,20 @@ class Office:
             membership_key=self.membership_key.public_key().public_bytes_raw().hex(),
         )
         self.committed: list[CommittedRound] = []
-        self.swarm = Swarm(self.card.run, [self.member() for _ in range(self.members)], genesis)
+        self.swarm = Swarm(self.spec, [self.member() for _ in range(self.members)], genesis)
+        self.named = self.word(self.swarm.members)
+        self.swarm.beginners = self.named if self.rules > 1 else b""
         self.open()
+
+    def word(self, members: Iterable[Member], key: Ed25519PrivateKey | None = None) -> bytes:
+        """The coordinator's word that these begin."""
+        peers = tuple(member.peer_id for member in members)
+        return Beginners(run=self.card.run, peers=peers).sign(key or self.membership_key)
 
     def open(self) -> None:
         """Open the store, as a start does."""
         self.ledger = open_ledger(self.folder, self.ledger_key, self.card, self.root)
-        self.reports = Reports(self.ledger, self.card, self.committed.append)
+        self.reports = Reports(self.ledger, self.card, self.committed.append, lambda: self.named)
 
     def reopen(self) -> None:
         """Close and open it again, as a restart does."""
@@ -252,8 +271,8 @@ class Office:
         token = certificate.issue(self.membership_key, run=self.card.run, peer_id=identity.peer_id, lifetime_s=3600)
         return Member(identity, token)
 
-    def submit(self, agreement: Agreement, now: float | None = None) -> Answer:
-        return self.reports.submit(agreement.to_bytes(), self.swarm.members[0].peer_id, now)
+    def submit(self, agreement: Agreement, by: Member | None = None) -> Answer:
+        return self.reports.submit(agreement.to_bytes(), (by or self.swarm.members[0]).peer_id)
 
     def credits(self) -> list[tuple[int, str]]:
         """(round, peer id) of every credit leaf in the ledger, in the ledger's order."""

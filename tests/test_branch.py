@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +11,14 @@ from coordinator_kit import Office
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.branch import LEAST_WAIT_S, Tip, Verdict, judge
+from coordinator.branch import Verdict, judge
 from coordinator.roster import LIVE_S, MAX_OTHERS, Roster
+from protocol.claim import Agreement
 from protocol.errors import FormatError, VerificationError
 from protocol.keys import PeerIdentity
 from protocol.rpc import check_swarm_address
 from protocol.status import RunStatus
+from protocol.succession import Last
 
 
 @pytest.fixture
@@ -26,26 +29,29 @@ def office(tmp_path: Path) -> Iterator[Office]:
 
 
 def test_verdicts(office: Office) -> None:
-    swarm = office.swarm
-    genesis = Tip(0, office.card.genesis, {})
+    swarm, spec, named = office.swarm, office.spec, office.named
+
+    def verdict(agreement: Agreement, last: Last, committed: str | None = None) -> Verdict:
+        return judge(agreement, last, spec, committed_state=committed, named=named)
+
+    genesis = Last(0, office.card.genesis)
     first = swarm.agree("ab" * 32, swarm.members)
-    assert judge(first, genesis, None, 0.0) is Verdict.COMMIT
-    tip = Tip(1, first.state, first.weights)
-    assert judge(first, tip, first.state, 0.0) is Verdict.KNOWN
-    assert judge(first, tip, "cd" * 32, 0.0) is Verdict.FORK
-    swarm.previous = dict(first.weights)
+    assert verdict(first, genesis) is Verdict.COMMIT
+    last = swarm.last = Last.of(first)
+    assert verdict(first, last, first.state) is Verdict.KNOWN
+    assert verdict(first, last, "cd" * 32) is Verdict.FORK
     second = swarm.agree("cd" * 32, swarm.members, round=2, base=first.state)
-    assert judge(second, tip, None, 0.0) is Verdict.COMMIT
-    assert judge(second, genesis, None, 0.0) is Verdict.WAIT
+    assert verdict(second, last) is Verdict.COMMIT
+    assert verdict(second, genesis) is Verdict.WAIT
     stray = swarm.agree("cd" * 32, swarm.members, round=2, base="ef" * 32)
-    assert judge(stray, tip, None, 0.0) is Verdict.FORK
+    assert verdict(stray, last) is Verdict.FORK
     few = swarm.agree("cd" * 32, swarm.members[:1], round=2, base=first.state)
-    assert judge(few, tip, None, LEAST_WAIT_S - 1) is Verdict.WAIT
-    assert judge(few, tip, None, LEAST_WAIT_S) is Verdict.COMMIT
-    swarm.previous = {}
+    with pytest.raises(VerificationError, match="of the weight that decides"):
+        verdict(few, last)
+    swarm.last = genesis
     wrong = swarm.agree("cd" * 32, swarm.members, tokens=10**6, round=2, base=first.state)
-    with pytest.raises(VerificationError):
-        judge(wrong, tip, None, 0.0)
+    with pytest.raises(VerificationError, match="weights"):
+        verdict(dataclasses.replace(wrong, weights=dict.fromkeys(wrong.weights, 1)), last)
 
 
 @settings(max_examples=10, deadline=None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,16 +18,16 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from coordinator.host import Host
-from coordinator.service import CoordinatorService
-from coordinator.streams import MAX_STREAMS_PER_PEER
+from coordinator.service import TRANSFERS_EACH, CoordinatorService
 from peer.coordinator_client import CoordinatorClient, RunDescription
 from peer.pinned_channel import open_channel
 from peer.training.genesis import load_state
 from protocol import certificate, coordinator_pb2, coordinator_pb2_grpc
+from protocol.beginners import open_beginners
 from protocol.errors import CoordinatorAway, FormatError, InputError, RefusedError, SignatureError
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity
-from protocol.rpc import MAX_ADDRESSES, MAX_MESSAGE_BYTES, PART_BYTES, enroll_message
+from protocol.rpc import MAX_ADDRESSES, MAX_MESSAGE_BYTES, PART_BYTES, SWARM_VERSION, enroll_message
 
 
 @dataclass
@@ -336,26 +335,29 @@ def test_slow_reader_does_not_keep_others_out(site: Site) -> None:
         except grpc.RpcError:
             codes.add(call.code())
     assert codes <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED} and grpc.StatusCode.OK in codes
+    assert len(open_calls) > TRANSFERS_EACH
 
 
-def test_strangers_that_open_streams_and_say_nothing_keep_nobody_out(site: Site) -> None:
-    silent = threading.Event()
+def test_member_of_an_older_potluck_is_told_in_one_line_what_to_do(site: Site) -> None:
+    """It is let in, for how should it know; it is told where it would begin to take part."""
+    for version in (0, SWARM_VERSION - 1):
+        old = coordinator_pb2.AnnounceRequest(certificate=site.member.certificate, version=version)
+        with pytest.raises(grpc.RpcError) as caught:
+            site.stub().Announce(old, timeout=10)
+        assert status_of(caught) == grpc.StatusCode.PERMISSION_DENIED
+        assert isinstance(caught.value, grpc.Call)
+        told = caught.value.details() or ""
+        assert "newer protocol" in told and "git pull" in told and "\n" not in told
 
-    def nothing() -> Iterator[coordinator_pb2.StatePart]:
-        silent.wait(60)
-        yield from ()
 
-    calls = [site.stub().UploadState.future(nothing(), timeout=60) for _ in range(80)]
-    try:
-        deadline = time.monotonic() + 30
-        while sum(call.done() for call in calls) < len(calls) - MAX_STREAMS_PER_PEER:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        assert site.client.status().name == "campfire"
-    finally:
-        silent.set()
-        for call in calls:
-            call.cancel()
+def test_newcomer_is_told_who_began_and_who_was_there_is_not_told_again(site: Site) -> None:
+    word = site.client.announce(site.member.certificate, round=0).beginners
+    named = open_beginners(word, site.run.card.member_key, run=site.run.card.run)
+    assert named.peers == (site.swarm.members[0].peer_id,), "one was enough for min_peers, and came first"
+    while site.swarm.state.round < 1:
+        assert site.client.report(site.member.certificate, site.swarm.round(seed=7).to_bytes()).accepted
+    assert site.client.announce(site.swarm.members[1].certificate, round=0).beginners == word
+    assert site.client.announce(site.member.certificate, round=1).beginners == b""
 
 
 def test_host_that_is_gone_is_away(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from peer.training.aggregate import Mean
 from peer.training.codec import CHUNK_VALUES, average_chunk, chunk_sizes, codec
 from peer.training.state import SharedState
 from protocol.errors import InputError
+from protocol.succession import Last
 
 VALUES = 300_000
 
@@ -29,7 +30,7 @@ class Run:
     def __init__(self, folder: Path, fragments: int = 6, wire: str = "int2") -> None:
         self.world = World(folder, values=VALUES, wire=wire, fragments=fragments)
         member = Member(self.world.identity(0), self.world.certificate(0))
-        self.swarm = Swarm(self.world.card.run, [member], self.world.genesis)
+        self.swarm = Swarm(self.world.card.spec, [member], self.world.genesis)
         self.folder = RunFolder(folder / "home", self.world.card.run)
         self.states = self.opened()
         self.head = self.states.resume()
@@ -49,7 +50,7 @@ class Run:
         chunks = tuple(average_chunk(coder, Mean(), [part], [1], size) for part, size in zip(sent, sizes, strict=True))
         average = Average(name, len(values), chunks)
         state = average.applied_to(spec, base.state)
-        self.swarm.state, self.swarm.previous = base.state, base.weights
+        self.swarm.state, self.swarm.last = base.state, Last(base.round, base.digest, base.weights)
         return Head(state, self.swarm.agree(state.digest, self.swarm.members), state.round), average
 
     def keep(self, count: int) -> None:

@@ -25,6 +25,7 @@ from protocol import checkpoint
 from protocol.errors import InputError
 from protocol.keys import fingerprint, load_public_pem
 from protocol.status import CheckpointStatus
+from protocol.succession import Last
 from protocol.verify import verify_checkpoint
 
 
@@ -141,7 +142,7 @@ def test_checkpoint_that_is_clearly_worse_is_held_back(tmp_path: Path, caplog: p
         better = SharedState(2, before.names_shapes, before.parameters + 1e-4)
         agreement = site.swarm.agree(better.digest, site.swarm.members)
         site.client.report(site.swarm.members[0].certificate, agreement.to_bytes())
-        site.swarm.previous, site.swarm.state = dict(agreement.weights), better
+        site.swarm.last, site.swarm.state = Last.of(agreement), better
         site.swarm.states[2] = better
         assert site.deliver(2).published
         folder = site.folder

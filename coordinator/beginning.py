@@ -1,0 +1,83 @@
+"""Who begins: the members whose round 1 is the run's, named once and for all. `service` asks, `host` looks after them.
+
+As soon as `sync.min_peers` members say that they work, those that came first are named: three, or `min_peers` where that
+is more, or all who work where that is fewer. A majority of them makes round 1, so one that goes does not stop the run.
+The word is signed, kept in the store before anybody is told, and never another one; see `protocol.beginners`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy import select
+
+from coordinator.ledger import Ledger
+from coordinator.roster import Presence
+from coordinator.store import BeginnersRow
+from protocol.beginners import Beginners, trusted_beginners
+
+logger = logging.getLogger(__name__)
+
+FEW = 3  # of whom one may go
+AWAY_S = 120.0  # without a word, in which a restart has long been over
+
+
+class Beginning:
+    """The word of one run.
+
+    Args:
+        key: signs membership certificates, and this.
+        run: run digest.
+        least: sync.min_peers.
+        now: seconds, monotonic.
+    """
+
+    def __init__(self, ledger: Ledger, key: Ed25519PrivateKey, run: str, least: int, now: float) -> None:
+        self._ledger, self._key, self._run, self._least = ledger, key, run, least
+        self._lock = threading.Lock()
+        self._looked, self._warned = now, False
+        with ledger.reading() as session:
+            self._word = session.scalars(select(BeginnersRow.word)).first() or b""
+
+    @property
+    def named(self) -> bytes | None:
+        """The word, if it was given."""
+        return self._word or None
+
+    def word(self, working: Sequence[str], round: int) -> bytes:
+        """The word, which is given now if it was not and enough work; else empty.
+
+        Args:
+            working: peer ids of the members that are here and train, in the order in which they came.
+            round: the newest in the ledger: after the first, nobody is named any more.
+        """
+        with self._lock:
+            if not self._word and round == 0 and len(working) >= self._least:
+                peers = tuple(working[: max(self._least, FEW)])
+                word = Beginners(run=self._run, peers=peers).sign(self._key)
+                with self._ledger.writing() as write:
+                    write.session.add(BeginnersRow(run=self._run, word=word))
+                self._word = word
+                logger.info("named to begin: %s", ", ".join(peers))
+        return self._word
+
+    def look(self, round: int, seen: Mapping[str, Presence], now: float) -> None:
+        """Warn when so many of the named have gone that nobody can make round 1."""
+        if round > 0 or not self._word or now - self._looked < AWAY_S:
+            return
+        peers = trusted_beginners(self._word).peers
+        here = [peer for peer in peers if peer in seen and now - seen[peer].seen < AWAY_S]
+        stuck = 2 * len(here) <= len(peers)
+        if stuck and not self._warned:
+            logger.warning(
+                "round 1 cannot be made: of the %d members that were named to begin, %d can be heard, and more than half "
+                "must be there (missing: %s). If they are gone for good, start the run anew, under another run.name or "
+                "with another --folder: nothing was agreed yet",
+                len(peers),
+                len(here),
+                ", ".join(peer for peer in peers if peer not in here),
+            )
+        self._warned = stuck
