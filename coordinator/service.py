@@ -6,6 +6,7 @@ Errors of ours become status codes here and nowhere else; the hint travels as tr
 from __future__ import annotations
 
 import functools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from protocol.claim import MAX_AGREEMENT_BYTES
 from protocol.errors import FormatError, InputError, NetworkError, PotluckError, RefusedError
 from protocol.rpc import HINT_KEY, PART_BYTES, transfer_timeout_s
 from protocol.run_card import RunCard
+from protocol.status import Alarm
 
 FETCH_LIMIT_S = 300.0  # of one call; the client resumes
 REPORTS_AT_ONCE = 4  # checking one costs up to a second of CPU
@@ -60,6 +62,7 @@ class Desk:
     round: Callable[[], int]  # the newest in the ledger
     round_of: Callable[[str], int | None]  # state digest -> its committed round
     finished: Callable[[], bool]
+    alarm: Callable[[], Alarm | None]
     swarm_addresses: Callable[[], list[str]]  # of the rendezvous
     delivered: Callable[[], None]  # a wanted state has come
 
@@ -156,6 +159,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             finished=self._desk.finished(),
             founder="" if round_number else self._desk.roster.founder(now),
             time=time.time(),
+            alarm=_alarm(self._desk.alarm()),
         )
 
     @_unary
@@ -224,6 +228,19 @@ def _pieces(first: Any, rest: Iterator[Any], touch: Callable[[], None]) -> Itera
         if not 0 < len(part.data) <= PART_BYTES:
             raise FormatError(f"a part of a state has 1 to {PART_BYTES} bytes, got {len(part.data)}")
         yield part.data
+
+
+def _alarm(alarm: Alarm | None) -> Any:
+    if alarm is None:
+        return None
+    now, before = (math.nan if loss is None else loss for loss in (alarm.held_out_loss, alarm.published_loss))
+    return coordinator_pb2.Alarm(
+        round=alarm.round,
+        held_out_loss=now,
+        published_round=alarm.published_round,
+        published_loss=before,
+        held_back=alarm.held_back,
+    )
 
 
 def _model_file(file: ShelfFile) -> Any:

@@ -31,6 +31,7 @@ from peer.coordinator_answers import (
     RunDescription,
     RunFiles,
     parse_addresses,
+    parse_alarm,
     parse_files,
 )
 from peer.downloads import Progress, fetch, read_url
@@ -240,7 +241,7 @@ class CoordinatorClient:
         reply = self._call("Announce", request)
         self.clock.heard(sent=sent, received=time.time(), theirs=reply.time)
         addresses, founder = parse_addresses(reply.swarm_addresses), reply.founder[:64]
-        return Announcement(addresses, reply.want_state, reply.round, reply.finished, founder)
+        return Announcement(addresses, reply.want_state, reply.round, reply.finished, founder, parse_alarm(reply))
 
     def report(self, certificate: str, agreement: bytes) -> ReportAnswer:
         """Report a committed round (`Agreement.to_bytes`); harmless twice.

@@ -21,6 +21,7 @@ from peer.receipts import Receipts
 from peer.training.state import SharedState
 from protocol.errors import CoordinatorAway, InputError, PotluckError, RefusedError
 from protocol.keys import PeerIdentity
+from protocol.status import Alarm
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class CoordinatorLink:
         on_addresses: called with addresses of other members.
         on_founder: called with the newest round in the ledger, and who must take part in round 1.
         on_clock: called after each visit with how far this computer's clock is ahead of the coordinator's, in seconds.
+        on_alarm: called after each visit with what the coordinator is alarmed about.
         position: gives (last committed round, tokens/s, own addresses).
         states: what could be uploaded.
     """
@@ -87,6 +89,7 @@ class CoordinatorLink:
         on_addresses: Callable[[list[str]], None],
         on_founder: Callable[[int, str], None],
         on_clock: Callable[[float], None],
+        on_alarm: Callable[[Alarm | None], None],
         position: Callable[[], tuple[int, float, list[str]]],
         states: Uploads,
         reduce_only: bool = False,
@@ -94,7 +97,7 @@ class CoordinatorLink:
         self._client, self._identity, self._certificate = client, identity, certificate
         self._outbox, self._receipts = outbox, receipts
         self._on_certificate, self._on_addresses, self._on_founder = on_certificate, on_addresses, on_founder
-        self._on_clock, self._reduce_only = on_clock, reduce_only
+        self._on_clock, self._on_alarm, self._reduce_only = on_clock, on_alarm, reduce_only
         self._position, self._states = position, states
         self._wake, self._closing = threading.Event(), threading.Event()
         self.away_since: float | None = None
@@ -180,6 +183,7 @@ class CoordinatorLink:
         self._on_clock(self._client.clock.offset_s)
         self._on_addresses(list(answer.swarm_addresses))
         self._on_founder(answer.round, answer.founder)
+        self._on_alarm(answer.alarm)
         self._receipts.fetch(self._client, token)
         wanted = answer.want_state in kept
         if wanted:
