@@ -149,4 +149,4 @@ def alarm_of(checkpoints: Sequence[Decided]) -> Alarm | None:
 
 def loss_text(loss: float | None) -> str:
     """A held-out loss as people are told it."""
-    return "none" if loss is None else f"{loss:.4f}"
+    return "NaN" if loss is None else f"{loss:.4f}"

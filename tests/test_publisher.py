@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import subprocess
 import sys
@@ -264,7 +265,7 @@ def test_a_run_that_stays_worse_than_its_last_checkpoint_is_said_so_until_it_is_
         assert first is not None and worse is not None and worse > first + 0.05
         assert site.client.announce(member.certificate).alarm == status.alarm
         loud = [record for record in caplog.records if "the run is getting worse" in record.getMessage()]
-        assert [record.levelname for record in loud] == ["WARNING"] and "step-000000/model" in caplog.text
+        assert [record.levelno for record in loud] == [logging.WARNING] and "step-000000/model" in caplog.text
         said = CliRunner().invoke(potluck.app, ["status", str(site.host.invite)])
         assert f"ALARM: {status.alarm}" in said.stdout
         screen = HostScreen(as_json=False)
