@@ -289,6 +289,8 @@ def status(
     typer.echo(
         f"{current.name}: round {current.round} of {current.rounds or 'open end'}, {current.tokens:,} tokens agreed"
     )
+    if current.alarm is not None:
+        typer.echo(f"ALARM: {current.alarm}")
     for peer in sorted(current.peers, key=lambda item: -item.credit_tokens):
         seen = "away" if peer.last_seen_s is None else f"seen {peer.last_seen_s:.0f} s ago"
         typer.echo(f"  {peer.peer_id[-8:]}  {peer.credit_tokens:>12,} tokens in {peer.rounds} rounds, {seen}")

@@ -14,7 +14,7 @@ from coordinator.ledger import Ledger
 from coordinator.roster import Roster
 from coordinator.store import CheckpointRow, CreditRow, EvaluationRow, RoundRow
 from protocol.run_card import RunCard
-from protocol.status import CheckpointStatus, Evaluation, LedgerStatus, PeerStatus, RunStatus
+from protocol.status import Alarm, CheckpointStatus, Evaluation, LedgerStatus, PeerStatus, RunStatus, alarm_of
 
 FRESH_S = 1.0  # an answer to strangers is at most this old, and is not made more often
 MAX_PEERS = 1000  # in a status
@@ -46,6 +46,7 @@ class Board:
         self._tokens: tuple[int, int] = (0, 0)  # up to this round
         self._counting = threading.Lock()
         self._made: tuple[float, bytes] = (float("-inf"), b"")
+        self.alarm: Alarm | None = None  # as of the newest status
 
     def round(self) -> int:
         """The newest committed round."""
@@ -88,6 +89,7 @@ class Board:
                 select(EvaluationRow).order_by(EvaluationRow.round.desc()).limit(MAX_EVALUATIONS)
             ).all()
             checkpoints = session.scalars(select(CheckpointRow).order_by(CheckpointRow.round)).all()
+        self.alarm = alarm_of(checkpoints)
         tip_checkpoint = (
             checkpoints[-1].round if checkpoints else 0
         )  # may stand in the ledger a moment before its folder
@@ -118,6 +120,7 @@ class Board:
             ledger=LedgerStatus(size=head.size, root=head.root.hex()),
             finished=self.finished(),
             parts_failed=self._parts_failed(),
+            alarm=self.alarm,
         )
 
     def _peers(self, now: float) -> tuple[PeerStatus, ...]:

@@ -253,6 +253,7 @@ class Host:
             round=board.round,
             round_of=board.round_of,
             finished=board.finished,
+            alarm=lambda: board.alarm,
             swarm_addresses=rendezvous.addresses if rendezvous else list,
             delivered=publisher.wake,
             last_state=publisher.offer_last,

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from protocol.status import RunStatus
+from protocol.status import Alarm, RunStatus
 
 if TYPE_CHECKING:
     from coordinator.host import Host
@@ -26,6 +26,7 @@ class HostScreen:
         self._console = Console(stderr=True, highlight=False)
         self._live: Live | None = None
         self._shown: tuple[object, ...] = ()  # round, newest evaluation, whether finished, parts that failed
+        self._alarm: Alarm | None = None  # that was shown last
 
     def started(self, running: Host) -> None:
         """Volunteers can join: show the invite."""
@@ -69,7 +70,10 @@ class HostScreen:
                 self._write("status", status=json.loads(status.to_bytes()))
         elif self._console.is_terminal:
             self._draw(status)
-        elif changed:
+        elif changed or status.alarm != self._alarm:
+            if status.alarm != self._alarm and status.alarm is not None:
+                self._console.print(_alarm_line(status.alarm), soft_wrap=True)
+            self._alarm = status.alarm
             loss = f", held-out loss {status.evaluations[-1].held_out_loss:.4f}" if status.evaluations else ""
             self._console.print(f"round {status.round}: {status.tokens:,} tokens agreed{loss}")
             for item in status.parts_failed:
@@ -77,6 +81,8 @@ class HostScreen:
 
     def ended(self, status: RunStatus) -> None:
         """The coordinator has stopped."""
+        if status.alarm is not None and not self._as_json:
+            self._console.print(_alarm_line(status.alarm), soft_wrap=True)
         if self._as_json:
             self._write("ended", finished=status.finished, status=json.loads(status.to_bytes()))
         elif status.finished:
@@ -125,5 +131,11 @@ def run_view(status: RunStatus) -> Group:
     for peer in sorted(status.peers, key=lambda item: item.peer_id):
         seen = "away" if peer.last_seen_s is None else f"{peer.last_seen_s:.0f} s ago"
         table.add_row(peer.peer_id[-8:], str(peer.round), f"{peer.tokens_per_s:,.0f}", f"{peer.credit_tokens:,}", seen)
-    failed = [Text(f"a part of the coordinator has failed: {item}", "bold red") for item in status.parts_failed]
-    return Group(head, *failed, bar, table)
+    told = [Text(f"a part of the coordinator has failed: {item}", "bold red") for item in status.parts_failed]
+    if status.alarm:
+        told.append(_alarm_line(status.alarm))
+    return Group(head, *told, bar, table)
+
+
+def _alarm_line(alarm: Alarm) -> Text:
+    return Text(f"ALARM: {alarm}", "bold red")

@@ -22,11 +22,12 @@ from coordinator.run_folder import RunFolder
 from coordinator.store import CheckpointRow, EvaluationRow, RoundRow
 from coordinator.uploads import MANIFEST, StateInbox, Wanted
 from protocol.backoff import Backoff
-from protocol.checkpoint import Evaluation
+from protocol.checkpoint import MODEL, Evaluation, step_name
 from protocol.errors import PotluckError, VerificationError
 from protocol.parts import Part, Told
 from protocol.run_spec import RunSpec
 from protocol.state import StateManifest
+from protocol.status import alarm_of
 
 logger = logging.getLogger(__name__)
 
@@ -199,6 +200,15 @@ class Publisher:
         logger.warning("the checkpoint of round %d is held back: %s", round_number, reason)
         self._checkpoints.hold_back(round_number, state, evaluation, reason)
         self._inbox.clear()
+        with self._ledger.reading() as session:
+            alarm = alarm_of(session.scalars(select(CheckpointRow).order_by(CheckpointRow.round)).all())
+        if alarm is not None:
+            logger.warning(
+                "%s. Members may be sending harmful updates, or the learning rate is too high; a new run can begin from the last "
+                "published checkpoint, %s",
+                alarm,
+                self._folder.checkpoints / step_name(alarm.published_round) / MODEL,
+            )
 
     def draw(self) -> None:
         """Draw loss.png anew."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from protocol.claim import MAX_AGREEMENT_BYTES
 from protocol.errors import FormatError, RefusedError
 from protocol.rpc import PART_BYTES, SWARM_VERSION, transfer_timeout_s
 from protocol.run_card import RunCard
+from protocol.status import Alarm
 
 MEMBERS = 4096  # calls of members under way, in all
 EACH = 4  # of one member
@@ -59,6 +61,7 @@ class Desk:
     round: Callable[[], int]  # the newest in the ledger
     round_of: Callable[[str], int | None]  # state digest -> its committed round
     finished: Callable[[], bool]
+    alarm: Callable[[], Alarm | None]
     swarm_addresses: Callable[[], list[str]]  # of the rendezvous
     delivered: Callable[[], None]  # a wanted state has come
     last_state: Callable[[str], None]  # this one would be gone with a member that leaves
@@ -125,6 +128,7 @@ class CoordinatorService:
                 finished=desk.finished(),
                 beginners=word if 0 in (round_number, request.round) else b"",
                 time=time.time(),
+                alarm=_alarm(desk.alarm()),
             )
 
     def Report(self, request: Any, network: str) -> Any:
@@ -188,6 +192,19 @@ def _pieces(first: Any, rest: Iterator[Any]) -> Iterator[bytes]:
         if not 0 < len(part.data) <= PART_BYTES:
             raise FormatError(f"a part of a state has 1 to {PART_BYTES} bytes, got {len(part.data)}")
         yield part.data
+
+
+def _alarm(alarm: Alarm | None) -> Any:
+    if alarm is None:
+        return None
+    now, before = (math.nan if loss is None else loss for loss in (alarm.held_out_loss, alarm.published_loss))
+    return coordinator_pb2.Alarm(
+        round=alarm.round,
+        held_out_loss=now,
+        published_round=alarm.published_round,
+        published_loss=before,
+        held_back=alarm.held_back,
+    )
 
 
 def _model_file(file: ShelfFile) -> Any:

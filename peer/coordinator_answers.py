@@ -8,6 +8,7 @@ protocol.errors.VerificationError: '../x': not a plain relative path
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from protocol.errors import FormatError
 from protocol.files import MAX_FILES, check_relative
 from protocol.rpc import check_swarm_address
 from protocol.run_card import RunCard
+from protocol.status import Alarm
 
 MAX_KNOWN_ADDRESSES = 1024  # in one answer
 
@@ -64,6 +66,7 @@ class Announcement(NamedTuple):
     round: int  # the newest in the ledger
     finished: bool
     beginners: bytes  # the coordinator's signed word on who begins, `protocol.beginners`; empty: not known yet
+    alarm: Alarm | None = None  # the run stays clearly worse than its last published checkpoint
 
 
 class ReportAnswer(NamedTuple):
@@ -100,3 +103,18 @@ def parse_addresses(addresses: Iterable[str]) -> tuple[str, ...]:
             continue
         good.append(address)
     return tuple(good[:MAX_KNOWN_ADDRESSES])
+
+
+def parse_alarm(reply: coordinator_pb2.AnnounceReply) -> Alarm | None:
+    """What the coordinator is alarmed about."""
+    if not reply.HasField("alarm"):
+        return None
+    said = reply.alarm
+    now, before = (loss if math.isfinite(loss) else None for loss in (said.held_out_loss, said.published_loss))
+    return Alarm(
+        round=said.round,
+        held_out_loss=now,
+        published_round=said.published_round,
+        published_loss=before,
+        held_back=said.held_back,
+    )

@@ -31,6 +31,7 @@ from peer.coordinator_answers import (
     RunDescription,
     RunFiles,
     parse_addresses,
+    parse_alarm,
     parse_files,
 )
 from peer.downloads import Progress, fetch, read_url
@@ -246,7 +247,9 @@ class CoordinatorClient:
         reply = self._call("Announce", request)
         self.clock.heard(sent=sent, received=time.time(), theirs=reply.time)
         addresses = parse_addresses(reply.swarm_addresses)
-        return Announcement(addresses, reply.want_state, reply.round, reply.finished, reply.beginners)
+        return Announcement(
+            addresses, reply.want_state, reply.round, reply.finished, reply.beginners, parse_alarm(reply)
+        )
 
     def agreement(self, certificate: str, round: int = 0) -> Agreement | None:
         """A round as the ledger has it, its signatures checked; None when it has none.

@@ -23,6 +23,7 @@ from protocol.claim import Agreement
 from protocol.errors import CoordinatorAway, InputError, PotluckError, RefusedError
 from protocol.keys import PeerIdentity
 from protocol.parts import Part, Told
+from protocol.status import Alarm
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class CoordinatorLink:
         wants_anchor: whether an agreement out of the ledger is needed, to catch up from.
         on_anchor: called with it.
         on_clock: called after each visit with how far this computer's clock is ahead of the coordinator's, in seconds.
+        on_alarm: called after each visit with what the coordinator is alarmed about.
         position: gives (last committed round, tokens/s, own addresses).
         states: what could be uploaded.
         on_failure: told when this thread fails by a mistake of ours; it is started again.
@@ -94,6 +96,7 @@ class CoordinatorLink:
         wants_anchor: Callable[[], bool],
         on_anchor: Callable[[Agreement], None],
         on_clock: Callable[[float], None],
+        on_alarm: Callable[[Alarm | None], None],
         position: Callable[[], tuple[int, float, list[str]]],
         states: Uploads,
         reduce_only: bool = False,
@@ -103,7 +106,7 @@ class CoordinatorLink:
         self._outbox, self._receipts = outbox, receipts
         self._on_certificate, self._on_addresses, self._on_run = on_certificate, on_addresses, on_run
         self._wants_anchor, self._on_anchor = wants_anchor, on_anchor
-        self._on_clock, self._reduce_only = on_clock, reduce_only
+        self._on_clock, self._on_alarm, self._reduce_only = on_clock, on_alarm, reduce_only
         self._position, self._states = position, states
         self._wake, self._closing = threading.Event(), threading.Event()
         self.away_since: float | None = None
@@ -205,6 +208,7 @@ class CoordinatorLink:
             newest = self._client.agreement(token)
             if newest is not None:
                 self._on_anchor(newest)
+        self._on_alarm(answer.alarm)
         self._receipts.fetch(self._client, token)
         wanted = answer.want_state in kept
         if wanted and self._upload(token, answer.want_state):

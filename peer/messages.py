@@ -149,6 +149,16 @@ _MESSAGES = {
         "本机时钟比协调者的慢 {offset}；请校准（{how}），会自动重试",
     ),
     "clock-right": ("this computer's clock is right again", "本机时钟已恢复正常"),
+    "run-worse": (
+        "the coordinator finds that the run is getting worse: held-out loss {now} at round {round}, and {before} at round "
+        "{published}, the last published checkpoint; ask the host before you give more time to it",
+        "协调者发现训练结果在变差：第 {round} 轮的留出损失为 {now}，而最近发布的检查点（第 {published} 轮）为 {before}；"
+        "继续贡献之前，请先询问主办方",
+    ),
+    "run-better": (
+        "the coordinator has published a checkpoint again; the run is no longer getting worse",
+        "协调者已重新发布检查点；训练结果不再变差",
+    ),
 }
 
 

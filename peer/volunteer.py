@@ -46,6 +46,7 @@ from protocol.invite import Invite
 from protocol.keys import PeerIdentity
 from protocol.parts import MOST_FAILURES, Failure
 from protocol.run_card import RunCard
+from protocol.status import Alarm, loss_text
 from protocol.trust import trust
 from protocol.verify import verify_checkpoint
 
@@ -110,6 +111,7 @@ class Volunteer:
         self._certificate: Certificate | None = None
         self._clock_was_wrong = False
         self.outcome = Outcome.DONE  # of leaving
+        self._alarm: Alarm | None = None  # the coordinator's, that was told last
 
     def run(self) -> bool:
         """Join, train and leave.
@@ -251,6 +253,7 @@ class Volunteer:
                 wants_anchor=lambda: swarm.wants_anchor,
                 on_anchor=swarm.set_anchor,
                 on_clock=self._clock,
+                on_alarm=self._alarmed,
                 position=lambda: (swarm.head.round, self._tokens_per_s, swarm.addresses),
                 states=states,
                 reduce_only=self._reduce_only,
@@ -306,6 +309,16 @@ class Volunteer:
         elif self._clock_was_wrong:
             self._screen.problem("clock-right")
         self._clock_was_wrong = abs(offset_s) > MAX_OFFSET_S
+
+    def _alarmed(self, alarm: Alarm | None) -> None:
+        """What the coordinator says of the run's evaluations, after each visit to it."""
+        if alarm is not None and alarm != self._alarm:
+            now, before = loss_text(alarm.held_out_loss), loss_text(alarm.published_loss)
+            values = {"round": str(alarm.round), "published": str(alarm.published_round), "now": now, "before": before}
+            self._screen.problem("run-worse", **values)
+        elif alarm is None and self._alarm is not None:
+            self._screen.problem("run-better")
+        self._alarm = alarm
 
     def _farewell(self, swarm: Swarm, rounds: int) -> None:
         """After the last round: let the others catch up, and hand in what is still here."""

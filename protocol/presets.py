@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 ENDS = ("round_tokens", "round_seconds")  # of a round: whoever gives one of them wants no other
 
 
-NEW: Filling = {"sync": {"clip": 3.0, "rules": 2}}  # of runs that begin now; specs that were pinned before have neither
+NEW: Filling = {"sync": {"clip": 2.0, "rules": 2}}  # of runs that begin now; specs that were pinned before have neither
 
 
 def kept(spec: Mapping[str, Any]) -> Filling:

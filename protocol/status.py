@@ -10,7 +10,8 @@ the demo read it.
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,6 +20,7 @@ from protocol.errors import FormatError
 from protocol.invite import Hex64
 
 MAX_STATUS_BYTES = 8 << 20
+ALARM_FROM = 2  # checkpoints held back in a row
 
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -60,6 +62,23 @@ class CheckpointStatus(_Part):
     reason: str = ""  # why it was held back
 
 
+class Alarm(_Part):
+    """The run stays clearly worse than its last published checkpoint: checkpoints were held back, one after the other."""
+
+    round: Count  # of the newest one
+    held_out_loss: Number | None = None  # there; None: values that are not finite
+    published_round: Count = 0  # the last one that was good enough
+    published_loss: Number | None = None
+    held_back: Count = 0  # how many since
+
+    def __str__(self) -> str:
+        return (
+            f"the run is getting worse: held-out loss {loss_text(self.held_out_loss)} at round {self.round}, and "
+            f"{loss_text(self.published_loss)} at round {self.published_round}, the last published; "
+            f"{self.held_back} checkpoints were held back since"
+        )
+
+
 class LedgerStatus(_Part):
     size: Count
     root: Hex64
@@ -80,6 +99,7 @@ class RunStatus(_Part):
     ledger: LedgerStatus
     parts_failed: tuple[str, ...] = ()  # threads of the coordinator that failed lately, and the kind of error
     finished: bool = False  # all rounds are in the ledger and the last checkpoint is decided
+    alarm: Alarm | None = None
 
     def to_bytes(self) -> bytes:
         return canonical.dumps(self.model_dump(mode="json"))
@@ -96,3 +116,38 @@ class RunStatus(_Part):
         except ValidationError as error:
             first = error.errors()[0]
             raise FormatError(f"not a run status: {first['loc']}: {first['msg']}") from error
+
+
+class Decided(Protocol):
+    """A checkpoint that was published or held back, as far as `alarm_of` looks at it."""
+
+    @property
+    def round(self) -> int: ...
+    @property
+    def published(self) -> bool: ...
+    @property
+    def held_out_loss(self) -> float | None: ...
+
+
+def alarm_of(checkpoints: Sequence[Decided]) -> Alarm | None:
+    """Whether to be alarmed: the newest `ALARM_FROM` checkpoints were held back. One may be a bad moment.
+
+    Args:
+        checkpoints: all, by round.
+    """
+    good = max((index for index, item in enumerate(checkpoints) if item.published), default=-1)
+    held_back = checkpoints[good + 1 :]
+    if good < 0 or len(held_back) < ALARM_FROM:
+        return None
+    return Alarm(
+        round=held_back[-1].round,
+        held_out_loss=held_back[-1].held_out_loss,
+        published_round=checkpoints[good].round,
+        published_loss=checkpoints[good].held_out_loss,
+        held_back=len(held_back),
+    )
+
+
+def loss_text(loss: float | None) -> str:
+    """A held-out loss as people are told it."""
+    return "NaN" if loss is None else f"{loss:.4f}"

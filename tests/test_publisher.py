@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import subprocess
 import sys
@@ -14,17 +15,20 @@ from pathlib import Path
 import pytest
 import torch
 from coordinator_kit import Swarm, start_host, write_run
+from typer.testing import CliRunner
 
+import potluck
 from coordinator import publisher
 from coordinator.checkpoints import Checkpoints
 from coordinator.host import Host
+from coordinator.host_screen import HostScreen, run_view
 from peer.coordinator_client import CoordinatorClient
 from peer.training.genesis import load_state
 from peer.training.state import SharedState
 from protocol import checkpoint
 from protocol.errors import InputError
 from protocol.keys import fingerprint, load_public_pem
-from protocol.status import CheckpointStatus
+from protocol.status import CheckpointStatus, RunStatus
 from protocol.succession import Last
 from protocol.verify import verify_checkpoint
 
@@ -292,3 +296,37 @@ def test_changed_genesis_is_not_served(tmp_path: Path) -> None:
     (folder / "checkpoints" / "step-000000" / "model" / "LICENSE").write_text("mine, all mine\n")
     with pytest.raises(InputError, match="LICENSE: changed since it was signed"):
         start_host(config, folder)
+
+
+def test_a_run_that_stays_worse_than_its_last_checkpoint_is_said_so_until_it_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_run(tmp_path / "source", rounds=4, every=1, max_worse=0.05)
+    with site_of(config, tmp_path / "run") as site:
+        before, member = site.swarm.state, site.swarm.members[0]
+        site.commit(1, scale=3.0)
+        assert not site.deliver(1).published and site.host.status().alarm is None, "one may be a bad moment"
+        assert site.client.announce(member.certificate).alarm is None
+        site.commit(2)
+        assert not site.deliver(2).published
+        status = site.host.status()
+        assert status.alarm is not None and RunStatus.from_bytes(status.to_bytes()).alarm == status.alarm
+        assert (status.alarm.round, status.alarm.published_round, status.alarm.held_back) == (2, 0, 2)
+        first, worse = status.alarm.published_loss, status.alarm.held_out_loss
+        assert first is not None and worse is not None and worse > first + 0.05
+        assert site.client.announce(member.certificate).alarm == status.alarm
+        loud = [record for record in caplog.records if "the run is getting worse" in record.getMessage()]
+        assert [record.levelno for record in loud] == [logging.WARNING] and "step-000000/model" in caplog.text
+        said = CliRunner().invoke(potluck.app, ["status", str(site.host.invite)])
+        assert f"ALARM: {status.alarm}" in said.stdout
+        screen = HostScreen(as_json=False)
+        screen._console.width = 200
+        screen.status(status)
+        screen.status(status)
+        assert capsys.readouterr().err.count(f"ALARM: {status.alarm}") == 1
+        assert str(status.alarm) in "".join(str(part) for part in run_view(status).renderables)
+        better = SharedState(3, before.names_shapes, before.parameters + 1e-4)
+        site.client.report(member.certificate, site.swarm.agree(better.digest, site.swarm.members).to_bytes())
+        site.swarm.states[3] = better
+        assert site.deliver(3).published
+        assert site.host.status().alarm is None and site.client.announce(member.certificate).alarm is None

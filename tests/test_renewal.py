@@ -107,6 +107,7 @@ def test_a_reducer_keeps_its_role_while_somebody_at_its_address_guesses_at_the_c
                 wants_anchor=lambda: False,
                 on_anchor=lambda agreement: None,
                 on_clock=lambda offset_s: None,
+                on_alarm=lambda alarm: None,
                 position=lambda: (0, 0.0, []),
                 states=KeptStates(folder, card, lambda: pytest.fail("nothing is kept")),
                 reduce_only=True,

@@ -43,15 +43,15 @@ class Int2(Codec):
         filled = torch.full((blocks.shape[0], 1), float(BLOCK))
         filled[-1] = count - (blocks.shape[0] - 1) * BLOCK
         scaled = torch.mul(blocks, 1.0 / BLOCK)  # a sum of the largest values would not be finite
-        total = scaled.sum(dim=1, keepdim=True)
+        total = _row_sums(scaled)
         small = large = cut = torch.div(total, filled / BLOCK)
         for _ in range(_PASSES):
             is_large = torch.gt(blocks, cut).to(torch.float32)
-            many, above = is_large.sum(dim=1, keepdim=True), (is_large * scaled).sum(dim=1, keepdim=True)
+            many, above = is_large.sum(dim=1, keepdim=True), _row_sums(is_large * scaled)
             large = torch.where(many > 0, above / (many.clamp(min=1) / BLOCK), large)
             few = filled - many
             small = torch.where(few > 0, (total - above).clamp_(min=0) / (few.clamp(min=1) / BLOCK), small)
-            cut = torch.lerp(small, large, 0.5)
+            cut = small * 0.5 + large * 0.5
         large = torch.maximum(small, large)
         bits = torch.cat([(values < 0), (blocks > cut).view(-1)[:count]]).numpy()
         sizes = torch.cat([small, large], dim=1).clamp_(max=_MOST).view(-1)
@@ -71,3 +71,11 @@ class Int2(Codec):
         is_large = in_blocks(flags[count : 2 * count], BLOCK)
         values = torch.where(is_large, sizes[:, 1:], sizes[:, :1]).view(-1)[:count].clone()
         return torch.where(flags[:count], -values, values), True
+
+
+def _row_sums(rows: torch.Tensor) -> torch.Tensor:
+    """[r, 256] -> [r, 1]; one half and the other, and so on, for torch's own sum takes another order on another machine."""
+    while rows.shape[1] > 1:
+        first, second = rows.chunk(2, dim=1)
+        rows = first + second
+    return rows
