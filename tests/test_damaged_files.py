@@ -47,14 +47,13 @@ KINDS: list[Callable[[Path], None]] = [empty, halve, flip, replace_by_folder]
 
 
 @pytest.fixture(scope="module")
-def community(tmp_path_factory: pytest.TempPathFactory, glass_dir: Path, plays: Path) -> Iterator[Community]:
+def community(
+    tmp_path_factory: pytest.TempPathFactory, glass_dir: Path, plays: Path, starter: WarmStart
+) -> Iterator[Community]:
     """A run that bob keeps going, and that alice has been in."""
     folder = tmp_path_factory.mktemp("damaged")
     config = tiny_run(folder, glass_dir, plays, "damaged", round_seconds=0.8)
-    with (
-        WarmStart() as starter,
-        Community(folder, config, starter=starter, fixed_ports=True, tokens_per_s=CARD_TOKENS_PER_S) as opened,
-    ):
+    with Community(folder, config, starter=starter, fixed_ports=True, tokens_per_s=CARD_TOKENS_PER_S) as opened:
         opened.host()
         bob = opened.peer("bob")
         bob.wait_round(1)

@@ -40,12 +40,6 @@ def llama(glass_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("llama") / "tiny", glass_dir)
 
 
-@pytest.fixture(scope="session")
-def starter() -> Iterator[WarmStart]:
-    with WarmStart() as started:
-        yield started
-
-
 @pytest.fixture
 def community(tmp_path: Path, llama: Path, plays: Path, starter: WarmStart) -> Iterator[Opener]:
     """Opens communities of a tiny model; kills whatever is left of them."""

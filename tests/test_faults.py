@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,12 +32,6 @@ ON_LINES = tuple(scenario for scenario in SCENARIOS if scenario.quick and scenar
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     return tiny_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
-def starter() -> Iterator[WarmStart]:
-    with WarmStart() as started:
-        yield started
 
 
 def play(community: FaultCommunity, scenarios: tuple[Scenario, ...]) -> None:

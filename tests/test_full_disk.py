@@ -33,9 +33,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def community(small_disk: Path, tmp_path: Path, glass_dir: Path, plays: Path) -> Iterator[Community]:
+def community(
+    small_disk: Path, tmp_path: Path, glass_dir: Path, plays: Path, starter: WarmStart
+) -> Iterator[Community]:
     config = tiny_run(tmp_path, glass_dir, plays, "full", round_seconds=1.0, min_peers=2)
-    with WarmStart() as starter, Community(tmp_path, config, starter=starter, tokens_per_s=CARD_TOKENS_PER_S) as opened:
+    with Community(tmp_path, config, starter=starter, tokens_per_s=CARD_TOKENS_PER_S) as opened:
         yield opened
 
 

@@ -27,13 +27,10 @@ QUICK_S = 5.0  # a second at most on a quiet machine, and nothing like the time 
 
 
 @pytest.fixture
-def community(tmp_path: Path, glass_dir: Path, plays: Path) -> Iterator[Community]:
+def community(tmp_path: Path, glass_dir: Path, plays: Path, starter: WarmStart) -> Iterator[Community]:
     """A run of two that goes on for ever."""
     config = tiny_run(tmp_path, glass_dir, plays, "wood", round_seconds=2.0, min_peers=2)
-    with (
-        WarmStart() as starter,
-        Community(tmp_path, config, starter=starter, fixed_ports=True, tokens_per_s=CARD_TOKENS_PER_S) as opened,
-    ):
+    with Community(tmp_path, config, starter=starter, fixed_ports=True, tokens_per_s=CARD_TOKENS_PER_S) as opened:
         yield opened
 
 
@@ -134,11 +131,11 @@ def test_a_newcomer_waits_for_the_coordinator_and_goes_on_when_it_is_there(commu
 
 
 @swarm
-def test_a_coordinator_that_was_never_there_is_waited_for(tmp_path: Path) -> None:
+def test_a_coordinator_that_was_never_there_is_waited_for(tmp_path: Path, starter: WarmStart) -> None:
     address = f"127.0.0.1:{free_ports(1)[0]}"
     invite = Invite(addresses=(address,), run="a" * 64, tls="b" * 64, root="c" * 64)
     environment = os.environ | {"POTLUCK_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    peer = Part("join", ["join", str(invite), "--yes", "--json"], tmp_path / "join.log", environment, None)
+    peer = Part("join", ["join", str(invite), "--yes", "--json"], tmp_path / "join.log", environment, starter)
     try:
         assert address in peer.wait_for("waiting")["reason"]
         assert peer.stop() == 130
