@@ -94,7 +94,7 @@ class Faults:
         _write(self.folder / f"{self._count:04d}.order", dataclasses.asdict(fault))
         return self._count
 
-    def wait(self, number: int, timeout_s: float = 60.0) -> Happened:
+    def wait(self, number: int, timeout_s: float = 240.0) -> Happened:
         """Wait until it has happened; fails when it does not in time."""
         path, deadline = self.folder / f"{number:04d}.happened", time.monotonic() + timeout_s
         while not path.exists():

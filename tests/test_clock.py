@@ -113,7 +113,6 @@ def with_clock(community: Community, shifted: WarmStart, name: str, offset_s: fl
 
 
 @pytest.mark.swarm
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("offset_s", "side"),
     [
@@ -141,7 +140,6 @@ def test_a_clock_far_off_is_told_and_the_peer_goes_on_when_it_is_set(
 
 
 @pytest.mark.swarm
-@pytest.mark.timeout(300)
 def test_a_clock_a_little_off_is_told_and_does_no_harm(community: Community, shifted: WarmStart) -> None:
     peer, clock = with_clock(community, shifted, "near", 20.0)
     peer.wait_for("waiting", key="clock-ahead")

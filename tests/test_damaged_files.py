@@ -15,7 +15,7 @@ from peer.receipts import Receipts
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.swarm
 
 OWNERS_WORD = ("identity", "ballots.json")  # what a peer does not replace by itself
 SEVERAL = 4  # receipts and states that are damaged in one go; the last ones

@@ -14,7 +14,7 @@ from processes import CARD_TOKENS_PER_S, Community, eventually
 from small_community import tiny_run
 from warm_start import WarmStart
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.swarm
 DISK_BYTES = 24 << 20
 
 

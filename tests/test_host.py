@@ -231,7 +231,7 @@ def test_every_claim_is_in_the_ledger_once_though_the_host_is_killed_again_and_a
                 outbox.drain(client, token)
                 assert len(client.receipts(token)) == made
                 host.process.send_signal(signal.SIGTERM)
-                assert host.process.wait(timeout=30) == 0
+                assert host.process.wait(timeout=60) == 0
                 continue
             kill = threading.Timer(0.004 * kill_after, host.process.kill)
             kill.start()
@@ -239,7 +239,7 @@ def test_every_claim_is_in_the_ledger_once_though_the_host_is_killed_again_and_a
                 while True:
                     outbox.drain(client, token)
                     client.announce(token)
-            kill.join(timeout=10)
+            kill.join(timeout=60)
     assert len(outbox) == 0 and not (tmp_path / "outbox" / "refused").exists()
     expected = {(number, member.peer_id): 1 for number in range(1, made + 1) for member in swarm.members}
     assert credits_in(folder) == Counter(expected)
@@ -255,7 +255,7 @@ def test_first_start_that_was_killed_begins_again(tmp_path: Path) -> None:
                 assert time.monotonic() < deadline
                 time.sleep(0.001)
             host.process.kill()
-            host.process.wait(timeout=10)
+            host.process.wait(timeout=60)
     host = start_host(config, folder)
     try:
         with CoordinatorClient(host.invite) as client:
@@ -274,8 +274,8 @@ def test_killed_host_leaves_no_process_behind(tmp_path: Path) -> None:
         children = psutil.Process(host.process.pid).children(recursive=True)
         assert children
         host.process.kill()
-        host.process.wait(timeout=10)
-        gone, left = psutil.wait_procs(children, timeout=30)
+        host.process.wait(timeout=60)
+        gone, left = psutil.wait_procs(children, timeout=60)
         assert len(gone) == len(children) and left == []
 
 
@@ -292,7 +292,7 @@ def test_rendezvous_ends_when_the_host_lets_go_of_it(tmp_path: Path) -> None:
     ended = tmp_path / "ended"
     command = [sys.executable, "-c", CHILD, str(ended)]
     with Rendezvous(command, tmp_path / "log") as rendezvous:
-        assert rendezvous.wait_ready(30)
+        assert rendezvous.wait_ready(60)
         assert rendezvous.addresses()[0].startswith("/ip4/127.0.0.1/tcp/1/p2p/")
     assert ended.exists() and rendezvous.addresses() == []
 
@@ -311,6 +311,6 @@ def test_rendezvous_that_dies_is_started_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("program", ["import sys; sys.exit(1)", 'print(\'{"addresses": ["nonsense"]}\', flush=True)'])
 def test_host_goes_on_without_a_rendezvous(tmp_path: Path, program: str, caplog: pytest.LogCaptureFixture) -> None:
     with Rendezvous([sys.executable, "-c", program], tmp_path / "log") as rendezvous:
-        assert not rendezvous.wait_ready(30)
+        assert not rendezvous.wait_ready(60)
         assert rendezvous.addresses() == []
     assert "through the coordinator" in caplog.text

@@ -12,7 +12,7 @@ from warm_start import WarmStart
 
 from protocol.invite import Invite
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.swarm
 
 
 def test_a_friend_of_the_host_reduces_and_trains_nothing(

@@ -25,7 +25,7 @@ from protocol.errors import RefusedError
 from protocol.keys import PeerIdentity
 from protocol.run_spec import Host as RunHost
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.swarm
 
 
 def test_certificates_are_renewed_while_the_peers_train(

@@ -14,7 +14,7 @@ from wan_community import WanCommunity
 from wan_lab import Counters, Host, WanLab, available
 from warm_start import WarmStart
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.swarm
 
 HOME = Host(delay_ms=20, jitter_ms=2, up_mbit=20, down_mbit=100)
 NAMES = ("alice", "bob", "carol")
