@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 FOLDER, NAME = "POTLUCK_FAULTS", "POTLUCK_FAULTS_NAME"
 KINDS = ("kill", "kill p2pd", "freeze", "cut", "corrupt", "delay")
 WHAT = ("part", "result", "vote", "state")
-HOLD_S = 3.0  # that a peer stands still until the test has done what only it can do
+HOLD_S = 30.0  # that a peer stands still until the test has done what only it can do
 SMALLEST_STATE_BYTES = 4096  # what is shorter is a list of hashes
 
 

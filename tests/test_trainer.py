@@ -32,11 +32,10 @@ from protocol.run_card import RunCard
 
 pytestmark = [
     pytest.mark.swarm,
-    pytest.mark.timeout(200),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # hivemind's way to find p2pd
 ]
 PATIENCE_S = 1.0
-WAIT_S = 60.0
+WAIT_S = 240.0
 
 
 class Peer:
