@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from warm_start import WarmStart
 
 # No test asserts a time: a busy machine is no failure.
 settings.register_profile("potluck", deadline=None)
 settings.load_profile("potluck")
 
 SHAKESPEARE = Path(__file__).parent.parent / "examples" / "shakespeare"
+
+
+@pytest.fixture(scope="session")
+def starter() -> Iterator[WarmStart]:
+    """Starts `potluck` processes that share what they import; one for all communities of a test session."""
+    with WarmStart() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

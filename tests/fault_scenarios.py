@@ -35,8 +35,8 @@ TOKENS_PER_S = 600.0  # of each peer: five fit on a core
 ROUND_S = 1.5  # whoever is late on a busy machine misses one round, not two
 LAB_ROUND_S = 3.0  # over home lines a peer that is behind needs more than a second to catch up
 FROZEN_S = 14.0  # longer than any deadline of a round of this size
-BACK_S = 60.0
-COMMIT_S = 60.0
+BACK_S = 120.0
+COMMIT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Scenario:
             fault has come about "kill the coordinator", "cut" (the victim's cable), "cut all".
         lab: whether it needs cables that can be cut.
         quick: whether the test suite plays it; the others are of the same kind, or take longer.
+        slow: whether its slow tests do.
     """
 
     stage: str
@@ -57,14 +58,15 @@ class Scenario:
     does: str = ""
     lab: bool = False
     quick: bool = False
+    slow: bool = False
 
 
-def _kill(*stages: str, quick: bool = True) -> list[Scenario]:
-    return [Scenario(stage, "kill", (Fault("kill", stage),), quick=quick) for stage in stages]
+def _kill(*stages: str, **played: bool) -> list[Scenario]:
+    return [Scenario(stage, "kill", (Fault("kill", stage),), **played) for stage in stages]
 
 
-def _corrupt(what: str, stage: str, does: str = "") -> Scenario:
-    return Scenario(stage, f"corrupt {what}", (Fault("corrupt", stage, what=what),), does, quick=True)
+def _corrupt(what: str, stage: str, does: str = "", **played: bool) -> Scenario:
+    return Scenario(stage, f"corrupt {what}", (Fault("corrupt", stage, what=what),), does, **played)
 
 
 def _freeze(stage: str) -> Scenario:
@@ -72,19 +74,20 @@ def _freeze(stage: str) -> Scenario:
 
 
 SCENARIOS = (
-    *_kill("work", "reduce", "voted"),
-    *_kill("promise", "group", "send", "averaged", "commit", quick=False),
+    *_kill("reduce", "voted", quick=True),
+    *_kill("work", slow=True),
+    *_kill("promise", "group", "send", "averaged", "commit"),
     Scenario("propose", "kill the leader", (Fault("kill", "propose"),), quick=True),
     Scenario("reduce", "kill two at once", (Fault("kill", "reduce", "alice"), Fault("kill", "reduce", "bob"))),
     Scenario("send", "kill p2pd alone", (Fault("kill p2pd", "send"),)),
     _freeze("reduce"),
     _freeze("voted"),
-    _corrupt("part", "send"),
-    _corrupt("result", "reduce"),
-    _corrupt("vote", "vote"),
-    _corrupt("state", "serve", does="join"),
+    _corrupt("part", "send", slow=True),
+    _corrupt("result", "reduce", quick=True),
+    _corrupt("vote", "vote", slow=True),
+    _corrupt("state", "serve", does="join", quick=True),
     Scenario("serve", "kill the source", (Fault("kill", "serve"),), "join", quick=True),
-    Scenario("vote", "delay", (Fault("delay", "vote", seconds=2.0),), quick=True),
+    Scenario("vote", "delay", (Fault("delay", "vote", seconds=2.0),), slow=True),
     Scenario("reduce", "kill the coordinator", (Fault("cut", "reduce"),), "kill the coordinator", quick=True),
     Scenario("reduce", "cut", (Fault("cut", "reduce"),), "cut", lab=True, quick=True),
     Scenario("reduce", "cut all", (Fault("cut", "reduce"),), "cut all", lab=True),
@@ -136,12 +139,20 @@ class FaultCommunity:
 
     Args:
         lab: that the community lives in; its hosts are "host" and one for each of `LAB_NAMES`.
+        names: of the peers; with two killed at once, five.
     """
 
-    def __init__(self, folder: Path, inputs: Inputs, starter: WarmStart | None, lab: WanLab | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        inputs: Inputs,
+        starter: WarmStart | None,
+        lab: WanLab | None = None,
+        names: tuple[str, ...] = NAMES,
+    ) -> None:
         sync = {"round_seconds": LAB_ROUND_S if lab else ROUND_S, "min_peers": 2}
         config = run_config(inputs, sync=sync)
-        self.lab, self.names = lab, LAB_NAMES if lab else NAMES
+        self.lab, self.names = lab, LAB_NAMES if lab else names
         self.faults = Faults(folder / "faults")
         if lab is None:
             self.run: Community = Community(
@@ -336,4 +347,4 @@ def _committed_after(part: Part, since: float, round: int) -> dict[str, Any]:
     return part.wait_for("committed", lambda e: e["time"] > since and e["round"] >= round, timeout_s=COMMIT_S)
 
 
-__all__ = ["LAB_NAMES", "SCENARIOS", "FaultCommunity", "Happened", "Row", "Scenario"]
+__all__ = ["LAB_NAMES", "NAMES", "SCENARIOS", "FaultCommunity", "Happened", "Row", "Scenario"]

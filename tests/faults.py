@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 FOLDER, NAME = "POTLUCK_FAULTS", "POTLUCK_FAULTS_NAME"
 KINDS = ("kill", "kill p2pd", "freeze", "cut", "corrupt", "delay")
 WHAT = ("part", "result", "vote", "state")
-HOLD_S = 3.0  # that a peer stands still until the test has done what only it can do
+HOLD_S = 30.0  # that a peer stands still until the test has done what only it can do
 SMALLEST_STATE_BYTES = 4096  # what is shorter is a list of hashes
 
 
@@ -94,7 +94,7 @@ class Faults:
         _write(self.folder / f"{self._count:04d}.order", dataclasses.asdict(fault))
         return self._count
 
-    def wait(self, number: int, timeout_s: float = 60.0) -> Happened:
+    def wait(self, number: int, timeout_s: float = 240.0) -> Happened:
         """Wait until it has happened; fails when it does not in time."""
         path, deadline = self.folder / f"{number:04d}.happened", time.monotonic() + timeout_s
         while not path.exists():

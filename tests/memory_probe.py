@@ -1,55 +1,73 @@
-"""One peer's memory over two rounds of a run by itself, for tests/test_memory.py: prints one JSON object.
+"""A peer's memory over two rounds of a run by itself, for tests/test_memory.py.
 
-    python tests/memory_probe.py RUN_SPEC GENESIS_MODEL_DIR DATA
+    with Probes() as probes:
+        found = probes.take(folder)          # with run-spec.json, genesis/ and data in it
 
 It does what a peer does, in that order, and drops what a peer may drop: load, train, encode, average, step, save, and
-begin again. hivemind is imported and its daemon is not started: tests/test_memory.py adds what that takes.
+begin again. hivemind's daemon is not started: tests/test_memory.py adds what that takes.
+
+The other half, below, is run as `python tests/memory_probe.py`: for each folder that is named on its standard input, it
+forks a process that has imported what all peers do, and prints what that one found as a line of JSON.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
-import psutil
+
+class Probes:
+    """The tests' side."""
+
+    def __enter__(self) -> Probes:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(timeout=60)
+
+    def take(self, folder: Path) -> dict[str, dict[str, int]]:
+        """Two rounds of the run in this folder: stage -> the most in it ("peak") and what is left after it, bytes."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(folder, file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        assert line, f"the probe ended with {self._process.wait(60)}"
+        found: dict[str, dict[str, int]] = json.loads(line)
+        return found
+
+
+# ---- the other half ------------------------------------------------------------------------------------------------------
 
 
 class Peak:
-    """The most resident memory that the process has had since the last look."""
+    """The most memory of its own that the process has had since the last look, by the kernel's high-water mark.
 
-    def __init__(self) -> None:
-        self._process, self._most, self._ended = psutil.Process(), 0, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        while not self._ended.is_set():
-            self._look()
-            time.sleep(0.002)
-
-    def _look(self) -> int:
-        info = self._process.memory_full_info()
-        self._most = max(self._most, info.uss)
-        return info.uss
+    A thread that looks every few milliseconds misses a peak when the machine is busy; the kernel misses none. Pages of
+    mapped files are not counted: of libraries, other processes have the same ones.
+    """
 
     def take(self) -> tuple[int, int]:
-        """(most since the last call, now), bytes of this process alone."""
-        now = self._look()
-        most, self._most = self._most, now
-        return most, now
+        """(most since the last call, now), bytes."""
+        fields = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+        kb = {name: int(values[0]) for name, *values in fields if name in ("VmHWM:", "RssFile:", "RssAnon:")}
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): the mark begins anew at what is resident now
+        return (kb["VmHWM:"] - kb["RssFile:"]) << 10, kb["RssAnon:"] << 10
 
 
-def main(spec_path: Path, model_dir: Path, data: Path) -> None:
-    peak = Peak()
-    found: dict[str, tuple[int, int]] = {}
-
+def probe(folder: Path) -> dict[str, tuple[int, int]]:
+    """Two rounds of the run in this folder: stage -> `Peak.take` after it."""
     import torch
 
-    import peer.swarm.swarm  # noqa: F401  # hivemind and all
     from peer.swarm.averages import Average
     from peer.swarm.contribution import lossy
     from peer.swarm.head import Head, Position
@@ -63,13 +81,13 @@ def main(spec_path: Path, model_dir: Path, data: Path) -> None:
     from protocol.run_spec import RunSpec
 
     torch.set_num_threads(1)
-    found["imports"] = peak.take()
-    spec = RunSpec.from_bytes(spec_path.read_bytes())
+    peak, found, model_dir = Peak(), {}, folder / "genesis"
+    spec = RunSpec.from_bytes((folder / "run-spec.json").read_bytes())
     state = load_state(model_dir)
     found["genesis"] = peak.take()
     model = load_trainable(spec, model_dir)
     found["model"] = peak.take()
-    work = LocalWork(model, load_dataset(spec, model.tokenizer, data), spec, "probe")
+    work = LocalWork(model, load_dataset(spec, model.tokenizer, folder / "data"), spec, "probe")
     found["optimizer"] = peak.take()
     position, residual = Position(Head(state)), None
     encoded: EncodedUpdate | None = None
@@ -107,13 +125,33 @@ def main(spec_path: Path, model_dir: Path, data: Path) -> None:
         del base, candidate
         if spec.sync.overlap:
             work.step()
-        with tempfile.TemporaryDirectory() as folder:
-            position.head.state.save(Path(folder) / "state.safetensors")
-            work.save_optimizer(Path(folder) / "moments.safetensors")
+        found[f"ahead {number}"] = peak.take()
+        with tempfile.TemporaryDirectory() as kept:
+            position.head.state.save(Path(kept) / "state.safetensors")
+            work.save_optimizer(Path(kept) / "moments.safetensors")
         found[f"save {number}"] = peak.take()
-    print(json.dumps({name: {"peak": most, "after": now} for name, (most, now) in found.items()}))
+    return found
+
+
+def main() -> None:
+    import peer.swarm.swarm  # noqa: F401  # hivemind and all
+
+    imports = Peak().take()
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    threads = len(os.listdir("/proc/self/task"))
+    assert threads == 1, f"a process with {threads} threads cannot be forked safely"
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            found = {"imports": imports} | probe(Path(line.strip()))
+            print(json.dumps({name: {"peak": most, "after": now} for name, (most, now) in found.items()}), flush=True)
+            return
+        _, status = os.waitpid(pid, 0)
+        if status:
+            sys.exit(os.waitstatus_to_exitcode(status))
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    main(*(Path(argument) for argument in sys.argv[1:4]))
+    main()

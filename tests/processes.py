@@ -31,8 +31,8 @@ import pacing
 import tomlkit
 from warm_start import WarmProcess, WarmStart
 
-WAIT_S = 90.0  # for anything that is expected to happen; a quiet machine needs a tenth of it
-GONE_S = 15.0  # for the helpers of a process to go after it
+WAIT_S = 240.0  # for anything that is expected to happen; a quiet machine needs a twentieth of it
+GONE_S = 60.0  # for the helpers of a process to go after it
 MARK = "POTLUCK_TEST_MARK"
 CARD_TOKENS_PER_S = 2000.0  # of peers that weigh alike and leave each other the processor
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -87,7 +87,11 @@ class Part:
 
     @property
     def ended(self) -> bool:
-        return self._process.poll() is not None
+        return not self.running
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
 
     @property
     def said(self) -> str:
@@ -145,7 +149,7 @@ class Part:
     def kill(self) -> None:
         """SIGKILL, and wait until the kernel has taken it."""
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(GONE_S)
 
     def wait(self, timeout_s: float = WAIT_S) -> int:
         """Wait for its end; returns the exit code, negative for a signal."""
@@ -158,7 +162,7 @@ class Part:
         self._reader.join(10)
         return code
 
-    def stop(self, number: int = signal.SIGINT, timeout_s: float = 40.0) -> int:
+    def stop(self, number: int = signal.SIGINT, timeout_s: float = WAIT_S) -> int:
         """Ask it to leave; returns the exit code."""
         self.send(number)
         return self.wait(timeout_s)
@@ -209,7 +213,7 @@ class Community:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for part in self.parts:
-            part.wait(20)
+            part.wait(GONE_S)
         for path in self.sockets():
             path.unlink(missing_ok=True)
 

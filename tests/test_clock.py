@@ -33,7 +33,8 @@ static time_t offset(void) {
     struct timespec now;
     real(CLOCK_MONOTONIC, &now);
     if (now.tv_sec != read_at.tv_sec || now.tv_nsec - read_at.tv_nsec > 200000000) {
-        FILE *file = fopen(getenv("POTLUCK_TEST_CLOCK"), "r");
+        const char *path = getenv("POTLUCK_TEST_CLOCK");
+        FILE *file = path == NULL ? NULL : fopen(path, "r");
         if (file != NULL) {
             if (fscanf(file, "%lf", &found) != 1) found = 0;
             fclose(file);
@@ -81,29 +82,37 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def community(tmp_path_factory: pytest.TempPathFactory, glass_dir: Path, plays: Path) -> Iterator[Community]:
+def shifted(shim: Path) -> Iterator[WarmStart]:
+    """Starts processes whose clock is off."""
+    with WarmStart(environment={"LD_PRELOAD": str(shim)}) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def community(
+    tmp_path_factory: pytest.TempPathFactory, glass_dir: Path, plays: Path, starter: WarmStart
+) -> Iterator[Community]:
     folder = tmp_path_factory.mktemp("clock")
     config = tiny_run(folder, glass_dir, plays, "clock", round_seconds=1.0)
-    with WarmStart() as starter, Community(folder, config, starter=starter, tokens_per_s=CARD_TOKENS_PER_S) as opened:
+    with Community(folder, config, starter=starter, tokens_per_s=CARD_TOKENS_PER_S) as opened:
         opened.host()
         opened.peer("bob").wait_round(1)
         yield opened
 
 
-def with_clock(community: Community, shim: Path, name: str, offset_s: float) -> tuple[Part, Path]:
+def with_clock(community: Community, shifted: WarmStart, name: str, offset_s: float) -> tuple[Part, Path]:
     """A peer whose clock is off by what the returned file says."""
     clock = community.folder / f"{name}.clock"
     clock.write_text(str(offset_s))
-    environment = community.environment(name) | {"LD_PRELOAD": str(shim), "POTLUCK_TEST_CLOCK": str(clock)}
+    environment = community.environment(name) | {"POTLUCK_TEST_CLOCK": str(clock)}
     arguments = ["join", community.invite, "--yes", "--json", "--home", str(community.home(name)), "--device", "cpu"]
     arguments += ["--threads", "1", "--listen", "127.0.0.1:0"]
-    part = Part(name, arguments, community.folder / f"{name}.log", environment, None)
+    part = Part(name, arguments, community.folder / f"{name}.log", environment, shifted)
     community.parts.append(part)
     return part, clock
 
 
 @pytest.mark.swarm
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("offset_s", "side"),
     [
@@ -114,9 +123,9 @@ def with_clock(community: Community, shim: Path, name: str, offset_s: float) -> 
     ],
 )
 def test_a_clock_far_off_is_told_and_the_peer_goes_on_when_it_is_set(
-    community: Community, shim: Path, offset_s: float, side: str
+    community: Community, shifted: WarmStart, offset_s: float, side: str
 ) -> None:
-    peer, clock = with_clock(community, shim, f"far{offset_s:.0f}", offset_s)
+    peer, clock = with_clock(community, shifted, f"far{offset_s:.0f}", offset_s)
     told = peer.wait_for("waiting", key=f"clock-{side}")["reason"]
     assert (
         {312.0: "5 min 1", 1e5: "1 d 3 h", 1e7: "114 d"}[abs(offset_s)] in told
@@ -131,9 +140,8 @@ def test_a_clock_far_off_is_told_and_the_peer_goes_on_when_it_is_set(
 
 
 @pytest.mark.swarm
-@pytest.mark.timeout(300)
-def test_a_clock_a_little_off_is_told_and_does_no_harm(community: Community, shim: Path) -> None:
-    peer, clock = with_clock(community, shim, "near", 20.0)
+def test_a_clock_a_little_off_is_told_and_does_no_harm(community: Community, shifted: WarmStart) -> None:
+    peer, clock = with_clock(community, shifted, "near", 20.0)
     peer.wait_for("waiting", key="clock-ahead")
     peer.wait_for("committed", took_part=True)
     clock.write_text("-20")

@@ -17,6 +17,7 @@ import builders
 import pytest
 from processes import Community, eventually
 from training_fixtures import write_tiny_llama
+from warm_start import WarmStart
 
 from coordinator import tls
 from protocol.invite import Invite
@@ -27,15 +28,21 @@ VERBS = ([], ["host"], ["join"], ["leave"], ["verify"], ["status"], ["identity"]
 HEAVY = ("torch", "hivemind", "transformers", "numpy", "grpc", "sqlalchemy", "peft", "safetensors")
 
 
-def potluck(home: Path, *arguments: str | Path, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run `potluck` to its end, with `home` as this user's own folder."""
+def potluck(
+    home: Path, *arguments: str | Path, timeout_s: float = 120, starter: WarmStart | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `potluck` to its end, with `home` as this user's own folder; a starter spares it the imports."""
+    environment = os.environ | {"POTLUCK_HOME": str(home), "OMP_NUM_THREADS": "1", "LANG": "C.UTF-8"}
+    words = [str(item) for item in arguments]
+    if starter is not None:
+        return starter.run(words, environment=environment, folder=home, timeout_s=timeout_s)
     return subprocess.run(
-        [sys.executable, "-m", "potluck", *(str(item) for item in arguments)],
+        [sys.executable, "-m", "potluck", *words],
         capture_output=True,
         text=True,
         timeout=timeout_s,
         stdin=subprocess.DEVNULL,
-        env=os.environ | {"POTLUCK_HOME": str(home), "OMP_NUM_THREADS": "1", "LANG": "C.UTF-8"},
+        env=environment,
         cwd=home,
     )
 
@@ -251,7 +258,7 @@ def test_status_says_that_the_coordinator_is_away(tmp_path: Path) -> None:
 
 
 @pytest.mark.swarm
-def test_a_server_with_another_certificate_than_the_invites_hears_nothing(tmp_path: Path) -> None:
+def test_a_server_with_another_certificate_than_the_invites_hears_nothing(tmp_path: Path, starter: WarmStart) -> None:
     heard: list[bytes] = []
     identity = tls.load_or_create(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -259,9 +266,8 @@ def test_a_server_with_another_certificate_than_the_invites_hears_nothing(tmp_pa
         address = f"127.0.0.1:{server.getsockname()[1]}"
         other = "d" * 64
         assert other != identity.digest
-        done = potluck(
-            tmp_path, "join", str(an_invite(address, tls=other, code="secret")), "--yes", "--json", "--device", "cpu"
-        )
+        invite = str(an_invite(address, tls=other, code="secret"))
+        done = potluck(tmp_path, "join", invite, "--yes", "--json", "--device", "cpu", starter=starter)
         eventually(lambda: bool(heard))
     assert done.returncode == 1
     assert "is not the coordinator you were invited to" in done.stderr and "fresh invite" in done.stderr
@@ -288,7 +294,9 @@ def listen_in(server: socket.socket, folder: Path, heard: list[bytes]) -> None:
 
 
 @pytest.fixture(scope="module")
-def waiting(tmp_path_factory: pytest.TempPathFactory, glass_dir: Path, plays: Path) -> Iterator[Community]:
+def waiting(
+    tmp_path_factory: pytest.TempPathFactory, glass_dir: Path, plays: Path, starter: WarmStart
+) -> Iterator[Community]:
     """A host with an admission code, whose run waits for a second peer that never comes."""
     folder = tmp_path_factory.mktemp("waiting")
     config = {
@@ -298,26 +306,29 @@ def waiting(tmp_path_factory: pytest.TempPathFactory, glass_dir: Path, plays: Pa
         "sync": {"round_tokens": 1000, "min_peers": 2},
         "host": {"code": "please"},
     }
-    with Community(folder, config, fixed_ports=True) as community:
+    with Community(folder, config, starter=starter, fixed_ports=True) as community:
         community.host()
         yield community
 
 
 @pytest.mark.swarm
-def test_a_wrong_admission_code_is_refused(waiting: Community, tmp_path: Path) -> None:
-    for code in ("pleas", None):
+def test_a_wrong_admission_code_is_refused(waiting: Community, tmp_path: Path, starter: WarmStart) -> None:
+    options = ("--yes", "--json", "--device", "cpu", "--listen", "127.0.0.1:0")
+    for code, started_by in (("pleas", None), (None, starter)):  # one as a volunteer starts it, with its own imports
         invite = Invite.parse(waiting.invite).model_copy(update={"code": code})
-        done = potluck(tmp_path, "join", str(invite), "--yes", "--json", "--device", "cpu", "--listen", "127.0.0.1:0")
+        done = potluck(tmp_path, "join", str(invite), *options, starter=started_by)
         assert done.returncode == 1, done.stderr
         assert "error: " in done.stderr and "code" in done.stderr and "Traceback" not in done.stderr
     assert not list((tmp_path / "runs").glob("*/certificate"))
 
 
 @pytest.mark.swarm
-def test_a_second_host_on_the_same_folder_or_port_is_refused(waiting: Community, tmp_path: Path) -> None:
-    done = potluck(tmp_path, "host", waiting.config, "--folder", waiting.run, "--json")
+def test_a_second_host_on_the_same_folder_or_port_is_refused(
+    waiting: Community, tmp_path: Path, starter: WarmStart
+) -> None:
+    done = potluck(tmp_path, "host", waiting.config, "--folder", waiting.run, "--json", starter=starter)
     check_refused(done, 2, "another host runs in this folder", "stop it first")
-    done = potluck(tmp_path, "host", waiting.config, "--folder", tmp_path / "other", "--json")
+    done = potluck(tmp_path, "host", waiting.config, "--folder", tmp_path / "other", "--json", starter=starter)
     check_refused(done, 2, "cannot listen on 127.0.0.1:", "choose another host.listen")
 
 
@@ -344,8 +355,11 @@ def test_status_says_how_the_run_stands(waiting: Community, tmp_path: Path) -> N
 
 
 @pytest.mark.swarm
-def test_a_run_whose_terms_nobody_agrees_to_is_not_joined(waiting: Community, tmp_path: Path) -> None:
-    done = potluck(tmp_path, "join", waiting.invite, "--device", "cpu", "--listen", "127.0.0.1:0", "--lang", "en")
+def test_a_run_whose_terms_nobody_agrees_to_is_not_joined(
+    waiting: Community, tmp_path: Path, starter: WarmStart
+) -> None:
+    options = ("--device", "cpu", "--listen", "127.0.0.1:0", "--lang", "en")
+    done = potluck(tmp_path, "join", waiting.invite, *options, starter=starter)
     assert done.returncode == 1
     assert "--yes" in done.stderr and "licence" in done.stderr.lower()
     assert not list((tmp_path / "runs").glob("*/certificate")) and not (tmp_path / "trusted.json").exists()

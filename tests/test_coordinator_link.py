@@ -75,6 +75,7 @@ def make(tmp_path: Path) -> Callable[..., CoordinatorLink]:
             on_run=lambda round, named: None,
             wants_anchor=lambda: False,
             on_anchor=lambda agreement: None,
+            on_alarm=lambda alarm: None,
             on_clock=lambda offset_s: None,
             position=lambda: (0, 0.0, []),
             states=Nothing(),  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from peer.receipts import Receipts
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.swarm
 
 OWNERS_WORD = ("identity", "ballots.json")  # what a peer does not replace by itself
 SEVERAL = 4  # receipts and states that are damaged in one go; the last ones
@@ -47,14 +47,13 @@ KINDS: list[Callable[[Path], None]] = [empty, halve, flip, replace_by_folder]
 
 
 @pytest.fixture(scope="module")
-def community(tmp_path_factory: pytest.TempPathFactory, glass_dir: Path, plays: Path) -> Iterator[Community]:
+def community(
+    tmp_path_factory: pytest.TempPathFactory, glass_dir: Path, plays: Path, starter: WarmStart
+) -> Iterator[Community]:
     """A run that bob keeps going, and that alice has been in."""
     folder = tmp_path_factory.mktemp("damaged")
     config = tiny_run(folder, glass_dir, plays, "damaged", round_seconds=0.8)
-    with (
-        WarmStart() as starter,
-        Community(folder, config, starter=starter, fixed_ports=True, tokens_per_s=CARD_TOKENS_PER_S) as opened,
-    ):
+    with Community(folder, config, starter=starter, fixed_ports=True, tokens_per_s=CARD_TOKENS_PER_S) as opened:
         opened.host()
         bob = opened.peer("bob")
         bob.wait_round(1)

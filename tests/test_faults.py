@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_scenarios import LAB_NAMES, SCENARIOS, FaultCommunity, Row, Scenario
+from fault_scenarios import LAB_NAMES, NAMES, SCENARIOS, FaultCommunity, Row, Scenario
 from faults import Fault, Faults, Injector
 from outcomes import counted_twice, divergences, wrongly_credited
 from small_community import Inputs, tiny_inputs
@@ -21,24 +20,18 @@ from warm_start import WarmStart
 
 pytestmark = [
     pytest.mark.swarm,
-    pytest.mark.timeout(400),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # hivemind's way to find p2pd
 ]
 
 HOME = Host(delay_ms=20, jitter_ms=2, up_mbit=20, down_mbit=100)
 ON_ONE_MACHINE = tuple(scenario for scenario in SCENARIOS if scenario.quick and not scenario.lab)
+OF_THE_SAME_KIND = tuple(scenario for scenario in SCENARIOS if scenario.slow)
 ON_LINES = tuple(scenario for scenario in SCENARIOS if scenario.quick and scenario.lab)
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     return tiny_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
-def starter() -> Iterator[WarmStart]:
-    with WarmStart() as started:
-        yield started
 
 
 def play(community: FaultCommunity, scenarios: tuple[Scenario, ...]) -> None:
@@ -61,11 +54,18 @@ def play(community: FaultCommunity, scenarios: tuple[Scenario, ...]) -> None:
     assert not [part.said[part.said.index("Traceback") :] for part in community.every_part if "Traceback" in part.said]
 
 
-def test_whatever_is_killed_frozen_or_corrupted_all_commit_the_same_states(
-    tmp_path: Path, inputs: Inputs, starter: WarmStart
+@pytest.mark.parametrize(
+    "scenarios",
+    [
+        pytest.param(ON_ONE_MACHINE, id="one of each"),
+        pytest.param(OF_THE_SAME_KIND, id="of the same kind", marks=pytest.mark.slow),
+    ],
+)
+def test_whatever_is_killed_or_corrupted_all_commit_the_same_states(
+    tmp_path: Path, inputs: Inputs, starter: WarmStart, scenarios: tuple[Scenario, ...]
 ) -> None:
-    with FaultCommunity(tmp_path, inputs, starter) as community:
-        play(community, ON_ONE_MACHINE)
+    with FaultCommunity(tmp_path, inputs, starter, names=NAMES[:4]) as community:
+        play(community, scenarios)
 
 
 def test_whoever_is_cut_off_in_the_middle_of_a_round_comes_back(

@@ -14,7 +14,7 @@ from processes import CARD_TOKENS_PER_S, Community, eventually
 from small_community import tiny_run
 from warm_start import WarmStart
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.swarm
 DISK_BYTES = 24 << 20
 
 
@@ -33,9 +33,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def community(small_disk: Path, tmp_path: Path, glass_dir: Path, plays: Path) -> Iterator[Community]:
+def community(
+    small_disk: Path, tmp_path: Path, glass_dir: Path, plays: Path, starter: WarmStart
+) -> Iterator[Community]:
     config = tiny_run(tmp_path, glass_dir, plays, "full", round_seconds=1.0, min_peers=2)
-    with WarmStart() as starter, Community(tmp_path, config, starter=starter, tokens_per_s=CARD_TOKENS_PER_S) as opened:
+    with Community(tmp_path, config, starter=starter, tokens_per_s=CARD_TOKENS_PER_S) as opened:
         yield opened
 
 

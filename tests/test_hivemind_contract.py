@@ -93,7 +93,7 @@ def test_a_stream_carries_bytes_both_ways_and_names_the_caller(tmp_path: Path) -
             info, reader, writer = await client.call_binary_stream_handler(server.peer_id, "potluck/test")
             assert info.peer_id == server.peer_id
             writer.write(b"hello")
-            assert await asyncio.wait_for(reader.read(), 10) == b"hello"
+            assert await asyncio.wait_for(reader.read(), 60) == b"hello"
             writer.close()
             with pytest.raises(P2PDaemonError):
                 await _no_leak(client, server.peer_id, "potluck/nobody-serves-this")

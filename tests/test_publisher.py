@@ -101,7 +101,7 @@ def test_checkpoint_is_signed_linked_and_loads_by_itself(tmp_path: Path, lora: b
         for number in (1, 2):
             state = site.commit(number)
             assert site.deliver(number).published
-        assert site.host.wait(10) and site.client.announce(site.swarm.members[0].certificate).finished
+        assert site.host.wait(60) and site.client.announce(site.swarm.members[0].certificate).finished
         folder = site.folder
     assert all(verified(folder, number) for number in (0, 1, 2))
     model = folder / "checkpoints" / "step-000002" / "model"
@@ -167,7 +167,7 @@ def test_later_state_will_do_when_nobody_has_the_one_that_is_due(
             del site.swarm.states[lost]
         assert site.deliver(4).published and not site.host.status().finished
         site.swarm.states[5] = site.swarm.state
-        assert site.deliver(5).published and site.host.wait(10)
+        assert site.deliver(5).published and site.host.wait(60)
         assert [item.round for item in site.host.status().checkpoints] == [0, 4, 5]
         folder = site.folder
     assert verified(folder, 4) and verified(folder, 5)
@@ -214,7 +214,7 @@ def test_agreed_state_that_is_not_finite_is_held_back(tmp_path: Path) -> None:
         site.swarm.states[1] = state
         held = site.deliver(1)
         assert not held.published and "not finite" in held.reason
-        assert site.host.wait(10), "the run ends all the same"
+        assert site.host.wait(60), "the run ends all the same"
 
 
 def test_another_run_may_start_from_a_checkpoint_that_came_alone(tmp_path: Path) -> None:

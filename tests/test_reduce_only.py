@@ -12,13 +12,15 @@ from warm_start import WarmStart
 
 from protocol.invite import Invite
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.swarm
 
 
-def test_a_friend_of_the_host_reduces_and_trains_nothing(tmp_path: Path, glass_dir: Path, plays: Path) -> None:
+def test_a_friend_of_the_host_reduces_and_trains_nothing(
+    tmp_path: Path, glass_dir: Path, plays: Path, starter: WarmStart
+) -> None:
     config = tiny_run(tmp_path, glass_dir, plays, "homes", round_seconds=1.0, min_peers=2)
     config["host"] = {"code": "firewood", "reducer_code": "a friend of mine"}
-    with WarmStart() as starter, Community(tmp_path, config, starter=starter, tokens_per_s=CARD_TOKENS_PER_S) as run:
+    with Community(tmp_path, config, starter=starter, tokens_per_s=CARD_TOKENS_PER_S) as run:
         started = run.host().wait_for("started")
         invite, reducers = (Invite.parse(started[name]) for name in ("invite", "reducer_invite"))
         assert (invite.code, reducers.code) == ("firewood", "a friend of mine")

@@ -10,8 +10,9 @@ from pathlib import Path
 import jwt
 import pytest
 from coordinator_kit import start_host, write_run
-from processes import WAIT_S, Community
+from processes import CARD_TOKENS_PER_S, WAIT_S, Community
 from training_fixtures import write_tiny_llama
+from warm_start import WarmStart
 
 from peer.coordinator_client import CoordinatorClient
 from peer.coordinator_link import RENEW_SHARE, Certificate, CoordinatorLink
@@ -24,10 +25,12 @@ from protocol.errors import RefusedError
 from protocol.keys import PeerIdentity
 from protocol.run_spec import Host as RunHost
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.swarm
 
 
-def test_certificates_are_renewed_while_the_peers_train(tmp_path: Path, glass_dir: Path, plays: Path) -> None:
+def test_certificates_are_renewed_while_the_peers_train(
+    tmp_path: Path, glass_dir: Path, plays: Path, starter: WarmStart
+) -> None:
     model = write_tiny_llama(tmp_path / "tiny", glass_dir)
     config = {
         "run": {"name": "renewed"},
@@ -37,7 +40,7 @@ def test_certificates_are_renewed_while_the_peers_train(tmp_path: Path, glass_di
         "inner": {"micro_batch": 4, "batch": 4},
         "host": {"certificate_hours": 10 / 3600},  # ten seconds: renewed after two and a half
     }
-    with Community(tmp_path, config) as community:
+    with Community(tmp_path, config, starter=starter, tokens_per_s=CARD_TOKENS_PER_S) as community:
         community.host()
         peers = [community.peer(name) for name in ("ann", "bob")]
         for peer in peers:

@@ -223,7 +223,7 @@ def test_a_source_that_falls_silent_is_given_up_after_the_deadline(
             got = await fetch(fetcher, state).run([silent.peer_id, good.peer_id])
             assert got.digest == state.digest
 
-    run(main(), timeout_s=20)
+    run(main())
 
 
 def test_only_the_chunks_that_differ_from_what_is_here_are_fetched(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_peer_that_is_silent_is_a_network_error_after_the_deadline(tmp_path: P
         async with World(tmp_path).nodes(2) as (one, two):
 
             async def silent(peer: str, reader: Any, writer: Any) -> None:
-                await asyncio.sleep(30)
+                await asyncio.sleep(600)
 
             await one.serve("silent", silent)
             with pytest.raises(NetworkError, match="nothing came"):
@@ -88,7 +88,7 @@ def test_a_handler_that_refuses_closes_the_stream_and_serves_the_next(tmp_path: 
             await serve_echo(one)
             async with two.stream(one.peer_id, "echo") as (reader, writer):
                 writer.write(b"\xff\xff\xff\xff")
-                assert await asyncio.wait_for(reader.read(), 5) == b""
+                assert await asyncio.wait_for(reader.read(), 60) == b""
             assert await two.call(one.peer_id, "echo", swarm_pb2.Progress(), swarm_pb2.Progress, timeout_s=30)
 
     run(main())
@@ -251,7 +251,7 @@ def test_a_forged_or_foreign_record_is_not_stored_by_honest_nodes(tmp_path: Path
                 await hostile.store_record(key, hostile.peer_id, mine, expires + 3600)
                 # only this last one is as its signer wanted it
                 await hostile.store_record(key, hostile.peer_id, mine, expires)
-                deadline = time.monotonic() + 20
+                deadline = time.monotonic() + 60
                 while (found := await honest.find_records(key)) == {} and time.monotonic() < deadline:
                     pass
                 assert set(found) == {hostile.peer_id}
@@ -343,7 +343,7 @@ def test_no_process_and_no_socket_outlives_the_one_that_ran_the_node(tmp_path: P
     def left() -> list[str]:
         return [pid for pid in (p2pd, reaper) if alive(pid)] + [str(path) for path in paths if path.exists()]
 
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while left() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert left() == []

@@ -47,7 +47,7 @@ def impostor(identity: tls.TlsIdentity) -> Iterator[tuple[Impostor, str]]:
     )
     server.start()
     yield servicer, f"127.0.0.1:{port}"
-    server.stop(None).wait(timeout=10)
+    server.stop(None).wait(timeout=60)
 
 
 def invite(address: str, digest: str) -> Invite:
@@ -57,7 +57,7 @@ def invite(address: str, digest: str) -> Invite:
 def test_pinned_certificate_opens_a_channel(impostor: tuple[Impostor, str], identity: tls.TlsIdentity) -> None:
     servicer, address = impostor
     with open_channel(address, identity.digest, 5.0) as channel:
-        coordinator_pb2_grpc.CoordinatorStub(channel).GetRun(coordinator_pb2.GetRunRequest(), timeout=10)
+        coordinator_pb2_grpc.CoordinatorStub(channel).GetRun(coordinator_pb2.GetRunRequest(), timeout=60)
     assert servicer.asked
 
 
@@ -100,7 +100,7 @@ def test_server_without_tls_is_away() -> None:
         thread.start()
         with pytest.raises(CoordinatorAway):
             open_channel(f"127.0.0.1:{listener.getsockname()[1]}", "0" * 64, 5.0)
-        thread.join(timeout=10)
+        thread.join(timeout=60)
 
 
 def test_server_that_never_answers_is_away_after_the_deadline() -> None:

@@ -33,11 +33,10 @@ from protocol.run_card import RunCard
 
 pytestmark = [
     pytest.mark.swarm,
-    pytest.mark.timeout(200),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # hivemind's way to find p2pd
 ]
 PATIENCE_S = 1.0
-WAIT_S = 60.0
+WAIT_S = 240.0
 
 
 class Peer:
@@ -201,9 +200,9 @@ def test_what_was_handed_over_counts_although_its_owner_leaves(new_peer: Callabl
     made = len(leaver.reports)
     assert leaver.swarm.close_work.wait(WAIT_S)  # a round is being closed
     leaver.stop.set()
-    leaver.thread.join(30)
+    leaver.thread.join(WAIT_S)
     assert not leaver.thread.is_alive()
-    eventually(lambda: len(leaver.reports) > made, 10)
+    eventually(lambda: len(leaver.reports) > made, WAIT_S)
     assert leaver.reports[-1].took_part
     again = LocalWork(leaver.work.model, leaver.work.dataset, leaver.work.spec, leaver.peer_id)
     assert Moments(again, leaver.folder / "optimizer-0.safetensors").load(), (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,20 @@ from wan_community import WanCommunity
 from wan_lab import Counters, Host, WanLab, available
 from warm_start import WarmStart
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.swarm
 
 HOME = Host(delay_ms=20, jitter_ms=2, up_mbit=20, down_mbit=100)
 NAMES = ("alice", "bob", "carol")
 
 
-@pytest.fixture(scope="module")
-def starter() -> Iterator[WarmStart]:
+@pytest.fixture(scope="module", autouse=True)
+def lab() -> None:
     if reason := available():
         pytest.skip(f"no WAN lab here: {reason}")
-    with WarmStart() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
-def llama(starter: WarmStart, glass_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def llama(glass_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("llama") / "tiny", glass_dir)
 
 

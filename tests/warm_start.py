@@ -1,7 +1,8 @@
 """Starts `potluck` processes in a fraction of a second: imports once what they all import, and forks for each.
 
 Importing torch, hivemind and transformers takes longer than the rounds that the end-to-end tests are about. A process
-that comes from here is `potluck` as it stands on disk, in a process and a session of its own; only the imports are shared.
+that comes from here is `potluck` as it stands on disk, in a process and a session of its own; only the imports are shared. So is the
+rendezvous that a host starts: the host's child, too, and ready before the host is.
 
     with WarmStart() as starter:
         process = starter.start(["verify", "--help"], stdout=pipe, stderr=log, environment={}, folder=Path("/tmp"))
@@ -21,9 +22,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
+import types
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 READY_S = 120.0
 MAX_REQUEST_BYTES = 64 * 1024
@@ -56,15 +60,19 @@ class WarmProcess:
 
 
 class WarmStart:
-    """The tests' side: starts the other half, and asks it for processes."""
+    """The tests' side: starts the other half, and asks it for processes.
 
-    def __init__(self) -> None:
+    Args:
+        environment: what all of them have beyond their own from before they import anything, such as LD_PRELOAD.
+    """
+
+    def __init__(self, environment: dict[str, str] | None = None) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._server = subprocess.Popen(
                 [sys.executable, str(Path(__file__).resolve())],
                 stdin=theirs,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+                env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | (environment or {}),
                 cwd=REPOSITORY,
                 start_new_session=True,
             )
@@ -105,6 +113,22 @@ class WarmStart:
                 raise AssertionError(f"no process was started within {READY_S:.0f} s")
             assert self._newest is not None
             return self._processes[self._newest]
+
+    def run(
+        self, arguments: list[str], *, environment: dict[str, str], folder: Path, timeout_s: float
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `potluck` with these arguments to its end, as `subprocess.run` does."""
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+            process = self.start(
+                arguments, stdout=out.fileno(), stderr=errors.fileno(), environment=environment, folder=folder
+            )
+            try:
+                code = process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+            said = [os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode() for file in (out, errors)]
+        return subprocess.CompletedProcess(arguments, code, *said)
 
     def _read(self) -> None:
         while data := self._socket.recv(1024):
@@ -184,6 +208,8 @@ def become(request: dict[str, Any], requests: socket.socket) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
+    if request["arguments"][0] == "host":
+        fork_rendezvous()
     sys.argv = ["potluck", *request["arguments"]]
     attackers.install(request["environment"])
     faults.install(request["environment"])
@@ -191,11 +217,92 @@ def become(request: dict[str, Any], requests: socket.socket) -> None:
     potluck.main()
 
 
+class ForkedRendezvous:
+    """The host's rendezvous, forked while the host had one thread; as much of subprocess.Popen as the host uses.
+
+    It waits for the host's order and runs then; it ends without one when the host does.
+    """
+
+    def __init__(self) -> None:
+        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._orders.close()
+            _wait_for_order(theirs)
+        theirs.close()
+        self.returncode: int | None = None
+
+    def begin(self, command: list[str], log: int) -> ForkedRendezvous:
+        """Run this command of `peer.swarm.rendezvous`; a file descriptor becomes its standard error."""
+        stdin, ours = os.pipe()
+        theirs, stdout = os.pipe()
+        socket.send_fds(self._orders, [json.dumps(command).encode()], [stdin, stdout, log])
+        self._orders.close()
+        os.close(stdin)
+        os.close(stdout)
+        self.stdin, self.stdout = os.fdopen(ours, "wb"), os.fdopen(theirs, "rb")
+        return self
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("the rendezvous", timeout)
+            time.sleep(0.01)
+        return code
+
+    def terminate(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+
+def _wait_for_order(orders: socket.socket) -> NoReturn:
+    from peer.swarm import rendezvous
+
+    data, descriptors, _, _ = socket.recv_fds(orders, MAX_REQUEST_BYTES, 3)
+    orders.close()
+    if not data:
+        os._exit(0)
+    os.setsid()
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    sys.argv = json.loads(data)
+    sys.exit(rendezvous.main())
+
+
+def fork_rendezvous() -> None:
+    """Have the host find its first rendezvous forked already; if that dies, the next one is started as anywhere."""
+    import coordinator.rendezvous
+
+    forked, popen = [ForkedRendezvous()], subprocess.Popen
+
+    def start(command: list[str], *, stderr: Any, **options: Any) -> Any:
+        if forked and command[1:3] == ["-m", "peer.swarm.rendezvous"]:
+            return forked.pop().begin(command[2:], stderr.fileno())
+        return popen(command, stderr=stderr, **options)
+
+    changed = types.SimpleNamespace(**vars(subprocess) | {"Popen": start})
+    coordinator.rendezvous.subprocess = changed  # type: ignore[attr-defined]
+
+
 def main() -> None:
+    import matplotlib.backends.backend_agg  # noqa: F401
     import peft  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
 
+    import coordinator.host
+    import coordinator.host_screen  # noqa: F401
     import peer.screens
+    import peer.swarm.rendezvous
     import peer.volunteer  # noqa: F401
 
     requests = socket.socket(fileno=os.dup(0))
