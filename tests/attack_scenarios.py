@@ -33,7 +33,7 @@ HONEST = 6
 START_S = 180.0
 MEET_S = 8.0  # to hear each other before anyone works
 TRIES = 3  # a machine that is too busy does not start libp2p in time
-ENOUGH_S = 30.0  # for the host to evaluate what it has, and to leave
+ENOUGH_S = 120.0  # for the host to evaluate what it has, and to leave
 LOOK_S = 0.2
 MOST_SAID = 3  # different things, of each side, that the table shows
 MOST_CHARS = 110
@@ -232,14 +232,12 @@ class _Play:
         rounds = [event["round"] for event in events if event is not None and event["round"] <= newest]
         return bool(rounds) and (len(rounds) == len(events) or newest >= min(rounds) + 2)
 
-    def _end(self, host: Part, ended: str) -> None:
-        """Have the host evaluate what it has, and stop all."""
-        if ended == "all rounds":
-            for part in self.honest:
-                part.wait(timeout_s=ENOUGH_S + START_S)
-            host.wait(timeout_s=ENOUGH_S + START_S)
-        else:
-            host.stop(signal.SIGINT, timeout_s=ENOUGH_S)
+    @staticmethod
+    def _end(host: Part, ended: str) -> None:
+        """Have the host evaluate what it has, and say how the run stands."""
+        if ended != "all rounds":
+            host.send(signal.SIGINT)
+        host.wait_for("ended", timeout_s=ENOUGH_S)
 
     # ---- what it came to ---------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 READY_S = 120.0
+END_S = 60.0  # a quiet machine needs a hundredth of it
 MAX_REQUEST_BYTES = 64 * 1024
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -79,8 +80,8 @@ class WarmStart:
 
     def __exit__(self, *_: object) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
-        self._server.wait(10)
-        self._reader.join(10)
+        self._server.wait(END_S)
+        self._reader.join(END_S)
         self._socket.close()
 
     def start(
