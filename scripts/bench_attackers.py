@@ -44,6 +44,15 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):  # a job in the background starts with Ctrl-C ignored
         signal.signal(number, signal.default_int_handler)
+    try:
+        return play_all(options)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped\n")
+        return 130
+
+
+def play_all(options: argparse.Namespace) -> int:
+    """Row after row; the table at the end."""
     rows: list[Row] = []
     failed: list[str] = []
     with tempfile.TemporaryDirectory() as name, WarmStart() as starter:
