@@ -27,6 +27,7 @@ from attack_scenarios import HONEST, SCENARIOS, Row, Scenario, Terms, play
 from small_community import Inputs, real_inputs
 from warm_start import WarmStart
 
+MOST_CHARS = 2000  # of what is told of a row that could not be played
 CODECS = ("fp32", "fp16", "int8", "int4", "int2", "topk")
 
 
@@ -43,18 +44,32 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):  # a job in the background starts with Ctrl-C ignored
         signal.signal(number, signal.default_int_handler)
+    try:
+        return play_all(options)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped\n")
+        return 130
+
+
+def play_all(options: argparse.Namespace) -> int:
+    """Row after row; the table at the end."""
     rows: list[Row] = []
+    failed: list[str] = []
     with tempfile.TemporaryDirectory() as name, WarmStart() as starter:
         folder = (options.out or Path(name)).resolve()
         inputs = real_inputs(folder / "inputs")
         for wire in options.codecs:
             terms = Terms(wire, options.rounds, options.round_tokens, options.stall_s, options.limit_s)
             for scenario in options.only:
-                rows.append(one(scenario, folder / f"row-{len(rows)}", inputs, starter, terms))
+                try:
+                    rows.append(one(scenario, folder / f"{scenario.name}, {wire}", inputs, starter, terms))
+                except AssertionError as error:  # a process did not do what it should in time: on with the others
+                    failed.append(f"{scenario.name}, {wire}")
+                    sys.stderr.write(f"    failed: {str(error)[:MOST_CHARS]}\n")
                 if options.json:
                     options.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n")
-    tell(rows, options)
-    return 0 if all(row.one_state for row in rows) else 1
+        tell(rows, failed, options)
+    return 0 if not failed and all(row.one_state for row in rows) else 1
 
 
 def one(scenario: Scenario, folder: Path, inputs: Inputs, starter: WarmStart, terms: Terms) -> Row:
@@ -70,7 +85,7 @@ def one(scenario: Scenario, folder: Path, inputs: Inputs, starter: WarmStart, te
     return row
 
 
-def tell(rows: list[Row], options: argparse.Namespace) -> None:
+def tell(rows: list[Row], failed: list[str], options: argparse.Namespace) -> None:
     print(
         f"\n{HONEST} honest members, the demo's model on the plays, {options.rounds} rounds of {options.round_tokens:,} tokens, "
         f"{time.strftime('%Y-%m-%d')}\n"
@@ -80,6 +95,8 @@ def tell(rows: list[Row], options: argparse.Namespace) -> None:
     for row in rows:
         print(row.to_markdown(clean.get(row.wire)))
     print(f"\nrows in which a round had two states: {sum(not row.one_state for row in rows)}; goal: none")
+    if failed:
+        print(f"rows that could not be played: {'; '.join(failed)}")
 
 
 def _scenarios(text: str) -> tuple[Scenario, ...]:

@@ -33,7 +33,7 @@ HONEST = 6
 START_S = 180.0
 MEET_S = 8.0  # to hear each other before anyone works
 TRIES = 3  # a machine that is too busy does not start libp2p in time
-ENOUGH_S = 30.0  # for the host to evaluate what it has, and to leave
+ENOUGH_S = 120.0  # for the host to evaluate what it has, and to leave
 LOOK_S = 0.2
 MOST_SAID = 3  # different things, of each side, that the table shows
 MOST_CHARS = 110
@@ -165,8 +165,9 @@ class _Play:
         self.begin.touch()
         began = time.time()
         ended = self._watch(began)
+        said = self._said()
         self._end(host, ended)
-        return self._measure(host, began, ended)
+        return self._measure(host, began, ended, said)
 
     def _start_honest(self, name: str) -> Part:
         number, speeds = int(name.removeprefix("honest-")), self.scenario.speeds
@@ -232,19 +233,17 @@ class _Play:
         rounds = [event["round"] for event in events if event is not None and event["round"] <= newest]
         return bool(rounds) and (len(rounds) == len(events) or newest >= min(rounds) + 2)
 
-    def _end(self, host: Part, ended: str) -> None:
-        """Have the host evaluate what it has, and stop all."""
-        if ended == "all rounds":
-            for part in self.honest:
-                part.wait(timeout_s=ENOUGH_S + START_S)
-            host.wait(timeout_s=ENOUGH_S + START_S)
-        else:
-            host.stop(signal.SIGINT, timeout_s=ENOUGH_S)
+    @staticmethod
+    def _end(host: Part, ended: str) -> None:
+        """Have the host evaluate what it has, and say how the run stands."""
+        if ended != "all rounds":
+            host.send(signal.SIGINT)
+        host.wait_for("ended", timeout_s=ENOUGH_S)
 
     # ---- what it came to ---------------------------------------------------------------------------------------------
 
-    def _measure(self, host: Part, began: float, ended: str) -> Row:
-        mine, theirs = self._peer_ids(self.attackers), self._peer_ids(self.honest)
+    def _measure(self, host: Part, began: float, ended: str, said: dict[str, int]) -> Row:
+        mine, theirs = self._peer_ids()
         status = [event["status"] for event in host.events if "status" in event][-1]
         losses = [(item["round"], item["held_out_loss"]) for item in status["evaluations"]]
         credit = credited_to(self.run)
@@ -263,14 +262,17 @@ class _Play:
             credit=sum(credit.get(peer, 0) for peer in mine),
             credit_honest=sum(credit.get(peer, 0) for peer in theirs) / len(theirs),
             one_state=not divergences(self.honest),
-            said=self._said(mine, theirs),
+            said=said,
             host_said=_counted(_warnings(host), mine, theirs),
         )
 
-    def _peer_ids(self, parts: list[Part]) -> set[str]:
-        return {PeerIdentity.load_or_create(self.run.home(part.name) / "identity").peer_id for part in parts}
+    def _peer_ids(self) -> tuple[set[str], set[str]]:
+        """The attackers', and the honest members'."""
+        homes = [[self.run.home(part.name) for part in parts] for parts in (self.attackers, self.honest)]
+        mine, theirs = ({PeerIdentity.load_or_create(home / "identity").peer_id for home in some} for some in homes)
+        return mine, theirs
 
-    def _said(self, mine: set[str], theirs: set[str]) -> dict[str, int]:
+    def _said(self) -> dict[str, int]:
         """By the honest members: warnings, why they wait, whom a round was made without."""
         said: list[str] = []
         for part in self.honest:
@@ -279,7 +281,7 @@ class _Play:
                     said.append(f"{event['event']}: {event['reason']}")
                 said += [f"left out {peer}: {why}" for peer, why in event.get("left_out", [])]
             said += _warnings(part)
-        return _counted(said, mine, theirs)
+        return _counted(said, *self._peer_ids())
 
 
 def _shares(run: Community, peers: set[str]) -> dict[int, float]:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 READY_S = 120.0
+END_S = 20.0
 MAX_REQUEST_BYTES = 64 * 1024
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -87,8 +88,12 @@ class WarmStart:
 
     def __exit__(self, *_: object) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
-        self._server.wait(10)
-        self._reader.join(10)
+        try:
+            self._server.wait(END_S)
+        except subprocess.TimeoutExpired:  # it is importing still, on a machine that is busy
+            self._server.kill()
+            self._server.wait(END_S)
+        self._reader.join(END_S)
         self._socket.close()
 
     def start(
