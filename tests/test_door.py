@@ -25,7 +25,15 @@ from protocol.errors import NetworkError, RefusedError
 from protocol.rpc import PART_BYTES, TLS_NAME
 
 LIMITS = Limits(
-    calls=12, calls_each=8, transfers=3, transfers_each=2, request_s=0.5, answer_s=3, fetch_s=3, idle_s=0.5, threads_each=2
+    calls=12,
+    calls_each=8,
+    transfers=3,
+    transfers_each=2,
+    request_s=0.5,
+    answer_s=3,
+    fetch_s=3,
+    idle_s=0.5,
+    threads_each=2,
 )
 WAIT_S = 30.0
 
