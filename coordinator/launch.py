@@ -262,8 +262,8 @@ def _check_same(config: RunConfig, spec: RunSpec, folder: RunFolder, data: Path,
 
 def _differences(before: Any, now: Any, where: str) -> Iterator[str]:
     if isinstance(before, dict) and isinstance(now, dict):
-        for key in before:
-            yield from _differences(before[key], now.get(key), f"{where}.{key}" if where else key)
+        for key in before | now:  # a later field at its default is left out
+            yield from _differences(before.get(key), now.get(key), f"{where}.{key}" if where else key)
     elif before != now:
         yield f"{where}: was {json.dumps(before)}, is {json.dumps(now)}"
 

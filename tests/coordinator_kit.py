@@ -78,8 +78,9 @@ def write_run(
     code: str | None = "wood",
     reducer_code: str | None = None,
     max_worse: float = 0.1,
+    host: str = "",
 ) -> Path:
-    """A folder with model, text and run.toml; returns the latter."""
+    """A folder with model, text and run.toml; returns the latter. `host`: more lines of its last section."""
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder / "model")
     write_text(folder / "text.txt")
@@ -109,6 +110,7 @@ listen = "127.0.0.1:0"
 swarm_listen = "127.0.0.1:0"
 {f'code = "{code}"' if code else ""}
 {f'reducer_code = "{reducer_code}"' if reducer_code else ""}
+{host}
 """
     )
     return config

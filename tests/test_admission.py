@@ -36,10 +36,17 @@ def me() -> PeerIdentity:
     return PeerIdentity.generate()
 
 
-def enroll(admission: Admission, office: Office, who: PeerIdentity, code: str = "wood", now: float = NOW) -> str:
+def enroll(
+    admission: Admission,
+    office: Office,
+    who: PeerIdentity,
+    code: str = "wood",
+    now: float = NOW,
+    address: str = "203.0.113.7",
+) -> str:
     challenge = admission.challenge(who.peer_id, now)
     signature = who.sign(enroll_message(office.card.run, challenge))
-    return admission.enroll(who.peer_id, challenge, signature, code, "ipv4:203.0.113.7", now)
+    return admission.enroll(who.peer_id, challenge, signature, code, address, now)
 
 
 def test_holder_of_key_and_code_gets_a_certificate(admission: Admission, office: Office, me: PeerIdentity) -> None:
@@ -75,30 +82,30 @@ def test_wrong_codes_make_the_sender_wait_longer_and_longer(
 def test_guesser_does_not_slow_others_down() -> None:
     guard = CodeGuard("wood")
     with pytest.raises(RefusedError):
-        guard.check("stone", "ipv4:203.0.113.1", NOW)
-    guard.check("wood", "ipv4:203.0.113.2", NOW)
+        guard.check("stone", "203.0.113.1", NOW)
+    guard.check("wood", "203.0.113.2", NOW)
 
 
 def test_replayed_challenge_is_refused(admission: Admission, office: Office, me: PeerIdentity) -> None:
     challenge = admission.challenge(me.peer_id, NOW)
     signature = me.sign(enroll_message(office.card.run, challenge))
-    admission.enroll(me.peer_id, challenge, signature, "wood", "ipv4:203.0.113.7", NOW)
+    admission.enroll(me.peer_id, challenge, signature, "wood", "203.0.113.7", NOW)
     with pytest.raises(RefusedError, match="used before"):
-        admission.enroll(me.peer_id, challenge, signature, "wood", "ipv4:203.0.113.7", NOW)
+        admission.enroll(me.peer_id, challenge, signature, "wood", "203.0.113.7", NOW)
 
 
 def test_challenge_for_another_peer_is_refused(admission: Admission, office: Office, me: PeerIdentity) -> None:
     challenge = admission.challenge(PeerIdentity.generate().peer_id, NOW)
     signature = me.sign(enroll_message(office.card.run, challenge))
     with pytest.raises(RefusedError, match="not given to this peer"):
-        admission.enroll(me.peer_id, challenge, signature, "wood", "ipv4:203.0.113.7", NOW)
+        admission.enroll(me.peer_id, challenge, signature, "wood", "203.0.113.7", NOW)
 
 
 def test_old_challenge_is_refused(admission: Admission, office: Office, me: PeerIdentity) -> None:
     challenge = admission.challenge(me.peer_id, NOW)
     signature = me.sign(enroll_message(office.card.run, challenge))
     with pytest.raises(RefusedError, match="older than 60 s"):
-        admission.enroll(me.peer_id, challenge, signature, "wood", "ipv4:203.0.113.7", NOW + 61)
+        admission.enroll(me.peer_id, challenge, signature, "wood", "203.0.113.7", NOW + 61)
 
 
 def test_challenge_with_a_later_deadline_is_refused(me: PeerIdentity) -> None:
@@ -113,14 +120,14 @@ def test_signature_by_another_key_is_refused(admission: Admission, office: Offic
     challenge = admission.challenge(me.peer_id, NOW)
     signature = PeerIdentity.generate().sign(enroll_message(office.card.run, challenge))
     with pytest.raises(SignatureError):
-        admission.enroll(me.peer_id, challenge, signature, "wood", "ipv4:203.0.113.7", NOW)
+        admission.enroll(me.peer_id, challenge, signature, "wood", "203.0.113.7", NOW)
 
 
 def test_signature_for_another_run_is_refused(admission: Admission, office: Office, me: PeerIdentity) -> None:
     challenge = admission.challenge(me.peer_id, NOW)
     with pytest.raises(SignatureError):
         signature = me.sign(enroll_message("0" * 64, challenge))
-        admission.enroll(me.peer_id, challenge, signature, "wood", "ipv4:203.0.113.7", NOW)
+        admission.enroll(me.peer_id, challenge, signature, "wood", "203.0.113.7", NOW)
 
 
 def test_odd_peer_ids_and_challenges_are_refused(admission: Admission) -> None:
@@ -128,7 +135,7 @@ def test_odd_peer_ids_and_challenges_are_refused(admission: Admission) -> None:
         with pytest.raises(FormatError):
             admission.challenge(peer_id, NOW)
     with pytest.raises(FormatError):
-        admission.enroll(PeerIdentity.generate().peer_id, b"short", b"", "wood", "ipv4:203.0.113.7", NOW)
+        admission.enroll(PeerIdentity.generate().peer_id, b"short", b"", "wood", "203.0.113.7", NOW)
 
 
 def test_spent_challenges_are_forgotten_after_their_deadline(monkeypatch: pytest.MonkeyPatch, me: PeerIdentity) -> None:
@@ -144,6 +151,49 @@ def test_spent_challenges_are_forgotten_after_their_deadline(monkeypatch: pytest
 def test_without_a_code_everyone_with_the_invite_is_admitted(office: Office, me: PeerIdentity) -> None:
     admission = Admission(office.ledger, office.membership_key, office.card.run, None, lifetime_s=60)
     assert enroll(admission, office, me, code="")
+
+
+def test_no_code_at_all_makes_nobody_wait(admission: Admission, office: Office, me: PeerIdentity) -> None:
+    """A stranger without an invite must not shut out a member's household."""
+    for _ in range(3):
+        with pytest.raises(RefusedError, match="by invite"):
+            enroll(admission, office, PeerIdentity.generate(), code="")
+    assert enroll(admission, office, me)
+
+
+def test_newcomers_from_one_network_come_in_slowly_and_members_renew_at_will(office: Office, me: PeerIdentity) -> None:
+    admission = Admission(office.ledger, office.membership_key, office.card.run, "wood", lifetime_s=3600, per_minute=3)
+    enroll(admission, office, me)
+    for _ in range(5):
+        enroll(admission, office, PeerIdentity.generate())
+    with pytest.raises(NetworkError, match="too many new members from your network at once: wait 20 s"):
+        enroll(admission, office, PeerIdentity.generate())
+    for _ in range(10):
+        enroll(admission, office, me)
+    assert enroll(admission, office, PeerIdentity.generate(), now=NOW + 20)
+    with pytest.raises(NetworkError):
+        enroll(admission, office, PeerIdentity.generate(), now=NOW + 39)
+    assert enroll(admission, office, PeerIdentity.generate(), address="198.51.100.1")
+
+
+def test_full_run_says_so_and_shuts_out_nobody_who_has_worked(office: Office, me: PeerIdentity) -> None:
+    office.submit(office.swarm.round())
+    worker, day = office.swarm.members[0].identity, 3600.0
+    admission = Admission(office.ledger, office.membership_key, office.card.run, "wood", lifetime_s=3600, max_members=2)
+    others = [PeerIdentity.generate() for _ in range(2)]
+    for who in others:
+        enroll(admission, office, who)
+    with pytest.raises(RefusedError, match="this run is full: it has 2 members, and its host allows 2") as full:
+        enroll(admission, office, me)
+    assert "host.max_members" in full.value.hint
+    assert enroll(admission, office, others[0], now=NOW + day / 2), "whoever is in renews"
+    assert enroll(admission, office, worker)
+    with pytest.raises(RefusedError, match="full"):
+        enroll(admission, office, me, now=NOW + day)
+    assert enroll(admission, office, me, now=NOW + day + 1), "a certificate that has ended leaves its place"
+    with pytest.raises(RefusedError, match="full"):
+        enroll(admission, office, others[1], now=NOW + day + 1)
+    assert enroll(admission, office, worker, now=NOW + 3 * day)
 
 
 def test_only_the_reducers_code_makes_a_trusted_reducer_and_guessing_at_it_takes_long(

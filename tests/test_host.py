@@ -18,15 +18,17 @@ from coordinator_kit import Swarm, start_host, write_run, write_text
 from processes import WAIT_S, Part
 from warm_start import WarmStart
 
+from coordinator.host_screen import HostScreen
 from coordinator.rendezvous import Rendezvous
 from coordinator.store import open_store
 from peer.coordinator_client import CoordinatorClient
 from peer.outbox import Outbox
 from peer.training.genesis import load_state
-from protocol.errors import CoordinatorAway, InputError, PotluckError, RunSpecError
+from protocol.errors import CoordinatorAway, InputError, PotluckError, RefusedError, RunSpecError
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity
 from protocol.ledger_entry import CreditEntry, parse_entry
+from protocol.run_spec import RunSpec
 from protocol.status import RunStatus
 
 
@@ -103,6 +105,79 @@ def test_later_start_goes_on_with_the_same_run(tmp_path: Path) -> None:
     assert RunStatus.from_bytes((folder / "status.json").read_bytes()).run == first.run
     for name in ("root.pem", "ledger.key", "membership.key", "tls.key"):
         assert (folder / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_invite_holds_a_code_that_stays_unless_the_run_is_open(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, folder = write_run(tmp_path / "source", code=None), tmp_path / "run"
+    host = start_host(config, folder)
+    try:
+        HostScreen(as_json=False).started(host)
+        HostScreen(as_json=True).started(host)
+        told = capsys.readouterr()
+        assert "by invite" in told.err and json.loads(told.out.splitlines()[-1])["open"] is False
+        with CoordinatorClient(host.invite.model_copy(update={"code": None})) as stranger:
+            assert stranger.get_run(), "what a run is, anyone may know"
+            with pytest.raises(RefusedError, match="this run is by invite"):
+                stranger.enroll(PeerIdentity.generate())
+        with CoordinatorClient(host.invite) as invited:
+            assert invited.enroll(PeerIdentity.generate()).certificate
+    finally:
+        host.stop()
+    assert len(host.invite.code or "") >= 20
+    for name in ("admission.code", "invite.txt"):
+        assert (folder / name).stat().st_mode & 0o777 == 0o600
+    again = start_host(config, folder)
+    again.stop()
+    assert again.invite.code == host.invite.code
+    config.write_text(config.read_text() + "open = true\n")
+    opened = start_host(config, folder)
+    try:
+        HostScreen(as_json=False).started(opened)
+        HostScreen(as_json=True).started(opened)
+        told = capsys.readouterr()
+        assert "This run is open" in told.err and json.loads(told.out.splitlines()[-1])["open"] is True
+        with CoordinatorClient(opened.invite) as anyone:
+            assert opened.invite.code is None and anyone.enroll(PeerIdentity.generate()).certificate
+    finally:
+        opened.stop()
+    config.write_text(config.read_text() + 'code = "wood"\n')
+    own = start_host(config, folder)
+    own.stop()
+    assert own.invite.code == "wood", "a host's own code wins"
+
+
+def test_full_run_says_so(tmp_path: Path) -> None:
+    host = start_host(write_run(tmp_path / "source", host="max_members = 1\njoins_per_minute = 1"), tmp_path / "run")
+    try:
+        with CoordinatorClient(host.invite) as client:
+            client.enroll(me := PeerIdentity.generate())
+            with pytest.raises(RefusedError, match="this run is full") as refused:
+                client.enroll(PeerIdentity.generate())
+            assert refused.value.hint
+            with pytest.raises(CoordinatorAway, match="too many new members from your network"):
+                client.enroll(PeerIdentity.generate())
+            assert client.enroll(me).certificate
+    finally:
+        host.stop()
+
+
+def test_run_of_before_the_bounds_goes_on_as_it_began(tmp_path: Path) -> None:
+    """Its run.toml says nothing of `clip` and `rules`; saying something else of them is another run."""
+    config, folder = write_run(tmp_path / "source"), tmp_path / "run"
+    plain = config.read_text()
+    config.write_text(plain.replace("[sync]", "[sync]\nclip = 0\nrules = 1"))
+    began = start_host(config, folder)
+    began.stop()
+    config.write_text(plain)
+    again = start_host(config, folder)
+    again.stop()
+    assert again.invite == began.invite.model_copy(update={"addresses": again.invite.addresses})
+    assert RunSpec.from_bytes((folder / "run.json").read_bytes()).sync.rules == 1
+    config.write_text(plain.replace("[sync]", "[sync]\nclip = 3.0"))
+    with pytest.raises(RunSpecError, match=r"sync\.clip: was null, is 3\.0"):
+        start_host(config, folder)
 
 
 @pytest.mark.parametrize(

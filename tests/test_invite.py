@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from protocol import canonical
 from protocol.errors import FormatError
-from protocol.invite import Invite
+from protocol.invite import MAX_INVITE_CHARS, Invite
 
 INVITE = Invite(addresses=("203.0.113.7:4700", "[2001:db8::1]:4700"), run="a" * 64, tls="b" * 64, root="c" * 64)
 
@@ -31,6 +31,21 @@ def test_an_invite_reads_back(code: str | None) -> None:
 def test_line_breaks_and_spaces_of_a_chat_program_are_forgiven() -> None:
     text = str(INVITE)
     assert Invite.parse(f"  {text[:30]}\n {text[30:60]}\r\n{text[60:]}\n") == INVITE
+
+
+def test_an_invite_of_before_reads_like_one_of_now() -> None:
+    old = encode(INVITE.model_dump(mode="json", exclude_none=True))
+    assert old != str(INVITE) and Invite.parse(old) == INVITE
+
+
+def test_an_older_potluck_prints_what_to_do() -> None:
+    """Its `Invite.parse` takes the prefix off, checks the digits, and reads the rest as JSON; that says which key is twice."""
+    body, _, check = str(INVITE).removeprefix("potluck1.").partition(".")
+    payload = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
+    assert canonical.sha256_hex(payload)[:8] == check
+    with pytest.raises(FormatError) as told:
+        canonical.loads(payload, max_bytes=MAX_INVITE_CHARS)
+    assert "this run needs a newer Potluck: git pull, or pip install -U potluck" in told.value.message
 
 
 @given(st.data())

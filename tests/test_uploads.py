@@ -11,7 +11,7 @@ from typing import NoReturn
 import pytest
 import torch
 
-from coordinator.uploads import ASK_AGAIN_S, OUTER, PARAMETERS, StateInbox, Wanted
+from coordinator.uploads import ASK_AGAIN_S, ASK_NEWCOMERS_S, OUTER, PARAMETERS, StateInbox, Wanted
 from peer.training.state import SharedState
 from protocol.errors import FormatError, NetworkError, VerificationError
 
@@ -120,6 +120,17 @@ def test_only_member_is_asked_again_after_it_failed() -> None:
     assert wanted.ask("only", ["x"], 0.0) == "x" and wanted.begin("only", "x")
     wanted.end("only", "x", delivered=False)
     assert "x" in [wanted.ask("only", ["x"], float(now)) for now in range(1, 4)]
+
+
+def test_identities_without_credit_are_asked_when_nobody_else_delivers() -> None:
+    wanted = Wanted()
+    wanted.want(["x"])
+    assert wanted.ask("stranger", ["x"], 0.0, worked=False) == ""
+    assert wanted.ask("member", ["x"], 1.0) == "x"
+    wanted.begin("member", "x")
+    wanted.end("member", "x", delivered=False)
+    assert wanted.ask("stranger", ["x"], ASK_NEWCOMERS_S - 1, worked=False) == ""
+    assert wanted.ask("stranger", ["x"], ASK_NEWCOMERS_S, worked=False) == "x"
 
 
 def test_best_state_that_a_member_has_is_asked_for() -> None:
