@@ -43,6 +43,7 @@ class Presence:
     states: frozenset[str]  # digests of states it can upload
     seen: float  # seconds, monotonic
     reduce_only: bool = False
+    leaving: bool = False
 
 
 class Roster:
@@ -62,6 +63,7 @@ class Roster:
         states: Iterable[str],
         now: float,
         reduce_only: bool = False,
+        leaving: bool = False,
     ) -> None:
         """Note that a member is here.
 
@@ -83,7 +85,7 @@ class Roster:
                 oldest = min(self._present.values(), key=lambda presence: presence.seen)
                 del self._present[oldest.peer_id]
             self._present[peer_id] = Presence(
-                peer_id, addresses, round, tokens_per_s, frozenset(states), now, reduce_only
+                peer_id, addresses, round, tokens_per_s, frozenset(states), now, reduce_only, leaving
             )
 
     def live(self, now: float) -> list[Presence]:
@@ -108,8 +110,9 @@ class Roster:
             return next((item.peer_id for item in here if not item.reduce_only), "")
 
     def is_only_holder(self, peer_id: str, state: str, now: float) -> bool:
-        """Whether no other live member can upload this state."""
-        return not any(state in item.states for item in self.live(now) if item.peer_id != peer_id)
+        """Whether no other live member that stays can upload this state."""
+        others = (item for item in self.live(now) if item.peer_id != peer_id and not item.leaving)
+        return not any(state in item.states for item in others)
 
     def addresses(self, *, besides: str, now: float) -> list[str]:
         """Where some other live members are reached; another choice each time when there are many."""

@@ -148,6 +148,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             states=request.states,
             now=now,
             reduce_only=request.reduce_only,
+            leaving=request.leaving,
         )
         round_number, newest = self._desk.round(), next(iter(request.states), "")
         if request.leaving and newest and self._desk.roster.is_only_holder(peer_id, newest, now):

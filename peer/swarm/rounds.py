@@ -129,7 +129,10 @@ class Rounds:
         self._talk = Talk(node, card.run, self.book, certificate, on_failure)
         self.gossip = Gossip(self._talk, self._own_progress, lambda: self.position.round)
         self._catch_up = CatchUp(self._talk, card, self.position, self._can_go_on)
-        self._last_copy, self._copies = LastCopy(self._talk, card, self.position, self.company), Copies(0, False)
+        self._last_copy, self._copies = (
+            LastCopy(self._catch_up, self._talk, card, self.position, self.company),
+            Copies(0, False),
+        )
         self.group = RunningGroup(
             self._talk,
             card.spec,
