@@ -44,6 +44,7 @@ class Presence:
     states: frozenset[str]  # digests of states it can upload
     seen: float  # seconds, monotonic
     reduce_only: bool = False
+    leaving: bool = False
 
 
 class Roster:
@@ -68,6 +69,7 @@ class Roster:
         states: Iterable[str],
         now: float,
         reduce_only: bool = False,
+        leaving: bool = False,
     ) -> None:
         """Note that a member is here.
 
@@ -90,7 +92,7 @@ class Roster:
                 oldest = min(self._present.values(), key=lambda item: (item.peer_id in worked, item.seen))
                 del self._present[oldest.peer_id]
             self._present[peer_id] = Presence(
-                peer_id, addresses, round, tokens_per_s, frozenset(states), now, reduce_only
+                peer_id, addresses, round, tokens_per_s, frozenset(states), now, reduce_only, leaving
             )
 
     def live(self, now: float) -> list[Presence]:
@@ -111,8 +113,9 @@ class Roster:
         return [item.peer_id for item in here if item.tokens_per_s > 0 and not item.reduce_only]
 
     def is_only_holder(self, peer_id: str, state: str, now: float) -> bool:
-        """Whether no other live member can upload this state."""
-        return not any(state in item.states for item in self.live(now) if item.peer_id != peer_id)
+        """Whether no other live member that stays can upload this state."""
+        others = (item for item in self.live(now) if item.peer_id != peer_id and not item.leaving)
+        return not any(state in item.states for item in others)
 
     def addresses(self, *, besides: str, now: float) -> list[str]:
         """Where some other live members are reached; another choice each time when there are many."""

@@ -116,6 +116,7 @@ class CoordinatorService:
                 states=request.states,
                 now=now,
                 reduce_only=request.reduce_only,
+                leaving=request.leaving,
             )
             round_number, newest = desk.round(), next(iter(request.states), "")
             if request.leaving and newest and desk.roster.is_only_holder(peer_id, newest, now):

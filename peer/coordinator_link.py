@@ -110,7 +110,7 @@ class CoordinatorLink:
         self._position, self._states = position, states
         self._wake, self._closing = threading.Event(), threading.Event()
         self.away_since: float | None = None
-        self._offers_last = False
+        self._offers_last = self.is_giving = False  # the latter: a state is on its way to the coordinator
         self._given: set[int] = set()  # rounds whose states the coordinator has
         self.finished = False  # the coordinator says that the run is over
         self.settled = threading.Event()  # the outbox is empty and nothing is asked of this peer
@@ -227,4 +227,8 @@ class CoordinatorLink:
             logger.warning("cannot upload a state: %s", error.message)
             return False
         chunks = (state.chunk(index) for index in range(state.chunk_count))
-        return self._client.upload_state(token, state.manifest(), chunks)
+        self.is_giving = True
+        try:
+            return self._client.upload_state(token, state.manifest(), chunks)
+        finally:
+            self.is_giving = False

@@ -20,6 +20,7 @@ from protocol.errors import NetworkError
 logger = logging.getLogger(__name__)
 
 ALONE_S = 5.0  # without hearing of anybody: the coordinator has been asked meanwhile who else there is
+ASKED_S = 15.0  # for the coordinator to ask for a state that it is offered
 LOOK_S = 0.3
 
 
@@ -44,6 +45,7 @@ class Link(Protocol):
     """What it needs of the link to the coordinator."""
 
     away_since: float | None  # None: the coordinator is there
+    is_giving: bool  # a state is on its way to it
 
     def offer_last(self) -> None:
         """Say at the next visits that this peer leaves, and that nobody else has its newest state; harmless twice."""
@@ -68,6 +70,7 @@ def hand_on(
     with contextlib.suppress(NetworkError):  # its thread does not answer, as `_look` will say
         swarm.begin_leaving()
     started = heard = clock()
+    offered: float | None = None
     while True:
         copies, now = _look(swarm), clock()
         if not copies.is_newest or copies.holders:
@@ -75,14 +78,15 @@ def hand_on(
         if copies.others:
             heard = now
             tell("last-copy", round=str(copies.round))
-            if now - started >= copies.seconds:
+            if now - started >= copies.seconds or copies.is_stalled:
                 return Outcome.NOT_HANDED_ON
         elif now - heard >= ALONE_S:
             if not copies.run_waits:
                 return Outcome.DONE
             if link.has_given(copies.round):
                 return Outcome.KEPT
-            if link.away_since is not None or now - heard >= ALONE_S + copies.seconds:
+            offered = offered or now
+            if link.away_since is not None or (now - offered >= ASKED_S and not link.is_giving):
                 return Outcome.ALONE
             tell("last-copy-offered", round=str(copies.round))
             link.offer_last()

@@ -19,7 +19,7 @@ from swarm_kit import Peer, World, agreed, run, until
 from warm_start import WarmStart
 
 from peer.coordinator_client import CoordinatorClient
-from peer.handing_on import ALONE_S, Outcome, hand_on
+from peer.handing_on import ALONE_S, ASKED_S, Outcome, hand_on
 from peer.messages import text
 from peer.swarm.last_copy import Copies, giving_s
 from peer.swarm.rounds import Rounds
@@ -42,7 +42,11 @@ class World1:
         self.away_since = 1.0 if away else None
         self.told: list[str] = []
         self.began = False
-        self._offered_at = 1e9
+        self._offered_at, self.gives_s = 1e9, 0.0
+
+    @property
+    def is_giving(self) -> bool:
+        return self.now < self._offered_at + self.gives_s
 
     def begin_leaving(self) -> None:
         self.began = True
@@ -84,13 +88,18 @@ def test_the_only_one_waits_until_another_has_it_and_says_so_meanwhile() -> None
 def test_after_the_time_that_fetching_takes_it_leaves_and_says_that_the_others_wait() -> None:
     case = World1(lambda now: WAITING)
     assert case.leave() is Outcome.NOT_HANDED_ON and 60 <= case.now < 61
+    large = World1(lambda now: replace(WAITING, seconds=1e6, is_stalled=now >= 120))
+    assert large.leave() is Outcome.NOT_HANDED_ON and large.now < 121, "nobody fetches it"
 
 
 def test_who_is_alone_gives_it_to_the_coordinator() -> None:
     case = World1(lambda now: NOBODY, gives_after_s=10)
     assert case.leave() is Outcome.KEPT and case.now < ALONE_S + 11 and case.told == ["last-copy-offered"]
-    slow = World1(lambda now: NOBODY)
-    assert slow.leave() is Outcome.ALONE and ALONE_S + 60 <= slow.now < ALONE_S + 61
+    slow = World1(lambda now: NOBODY, gives_after_s=1000)
+    slow.gives_s = 2000
+    assert slow.leave() is Outcome.KEPT and slow.now > 1000, "as long as it is on its way"
+    unwanted = World1(lambda now: NOBODY)
+    assert unwanted.leave() is Outcome.ALONE and unwanted.now < ALONE_S + ASKED_S + 1
     away = World1(lambda now: NOBODY, away=True)
     assert away.leave() is Outcome.ALONE and away.now < ALONE_S + 1 and away.told == []
 
@@ -261,7 +270,7 @@ def test_the_coordinator_publishes_the_newest_state_out_of_turn_for_who_alone_ha
                 announce(digests, leaving)
                 time.sleep(0.3)
                 assert not announce([newest.digest], False)
-            client.announce(other.certificate, states=[])
+            client.announce(other.certificate, states=[newest.digest], leaving=True)  # it does, and leaves itself
             deadline = time.monotonic() + 60
             while not announce([newest.digest], True):
                 assert time.monotonic() < deadline, "the newest state is not wanted"

@@ -60,6 +60,7 @@ class CatchUp:
         self.wants_anchor = False  # others are ahead, and cannot show all the way from here
         self._behind_since: float | None = None
         self._retry_at = 0.0
+        self.asked_at = float("-inf")  # when another last fetched a piece of what is here, time.monotonic()
         self._failed: dict[str, float] = {}  # peer id -> until when not to ask it again
         self._unfinished: StateFetch | None = None  # the newest fetch that failed: its chunks are not fetched again
 
@@ -268,9 +269,11 @@ class CatchUp:
         await self._talk.reply(writer, reply)
 
     async def _answer_state(self, request: swarm_pb2.StateRequest, reader: Any, writer: Any, peer: str) -> None:
+        self.asked_at = time.monotonic()
         await serve_state(self._position.find(request.state), request, writer)
 
     async def _answer_average(self, request: swarm_pb2.AverageRequest, reader: Any, writer: Any, peer: str) -> None:
+        self.asked_at = time.monotonic()
         await serve_average(self._position.average(request.state), request, writer)
 
 

@@ -28,6 +28,7 @@ _MAX_CHUNK_MESSAGE = STATE_CHUNK_BYTES + 1024
 _LEAVES_PER_MESSAGE = 16384
 _MAX_SOURCES = 8
 _CHUNKS_PER_REQUEST = 16
+PIECE_BYTES = _CHUNKS_PER_REQUEST * STATE_CHUNK_BYTES  # what is asked for at once
 
 
 async def serve_state(state: SharedState | None, request: swarm_pb2.StateRequest, writer: asyncio.StreamWriter) -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from peer.swarm.catch_up import CatchUp
 from peer.swarm.company import Company
-from peer.swarm.exchange import holds
+from peer.swarm.exchange import PIECE_BYTES, holds
 from peer.swarm.head import Position
 from peer.swarm.members import MemberView
 from peer.swarm.talk import Talk
@@ -25,6 +27,7 @@ from protocol.run_card import RunCard
 CHECKED_AT_ONCE = 8
 CHECK_S = 10.0  # for all of those
 LEAST_S, GUESSED_BYTES_S, TIMES = 20.0, 1e6, 3.0  # see `giving_s`
+STALLED_S = 120.0  # without being asked for a piece, or three times as long as one takes on this line
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Copies:
         others: how many stay, whatever they have.
         run_waits: whether no round can be made any more when this member is gone and nobody speaks for it.
         seconds: that giving it away may take on this member's line.
+        is_stalled: nobody has asked for a piece of it for so long that nobody will.
     """
 
     round: int
@@ -46,6 +50,7 @@ class Copies:
     others: int = 0
     run_waits: bool = False
     seconds: float = 0.0
+    is_stalled: bool = False
 
 
 def giving_s(size_bytes: int, line_bytes_s: float) -> float:
@@ -63,18 +68,23 @@ def giving_s(size_bytes: int, line_bytes_s: float) -> float:
 class LastCopy:
     """Looks for other copies of this member's head."""
 
-    def __init__(self, talk: Talk, card: RunCard, position: Position, company: Company) -> None:
-        self._talk, self._card, self._position, self._company = talk, card, position, company
+    def __init__(self, catch_up: CatchUp, talk: Talk, card: RunCard, position: Position, company: Company) -> None:
+        self._catch_up, self._talk, self._card = catch_up, talk, card
+        self._position, self._company = position, company
+        self._since: float | None = None  # when it was first asked, time.monotonic()
         self._shown: set[tuple[str, str]] = set()  # (peer id, state) of those that have given a piece of it
 
     async def look(self) -> Copies:
         """What is so now; asks others, for `CHECK_S` at most."""
+        now = time.monotonic()
+        self._since = self._since or now
         head, rounds, me = self._position.head, self._card.spec.run.rounds, self._talk.me
         staying = [view for view in self._talk.book.alive() if not view.leaving]
         over = head.round == 0 or (rounds and head.round >= rounds)
         if over or self._company.ledger_round > head.round or await self._is_behind(staying):
             return Copies(head.round, False)
         acceptors, line = self._company.acceptors(), self._company.up_bytes_s()
+        patience_s = max(STALLED_S, giving_s(PIECE_BYTES, line))
         return Copies(
             round=head.round,
             is_newest=True,
@@ -82,6 +92,7 @@ class LastCopy:
             others=len(staying),
             run_waits=not claim.has_majority(set(acceptors) - {me}, acceptors),
             seconds=giving_s(4 * head.state.parameters.numel() * (1 + len(head.state.outer)), line),
+            is_stalled=now - max(self._since, self._catch_up.asked_at) >= patience_s,
         )
 
     async def _holders(self, staying: list[MemberView]) -> frozenset[str]:

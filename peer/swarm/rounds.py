@@ -129,7 +129,8 @@ class Rounds:
         self._talk = Talk(node, card.run, self.book, certificate, on_failure)
         self.gossip = Gossip(self._talk, self._own_progress, lambda: self.position.round)
         self.catch_up = CatchUp(self._talk, card, self.position, lambda: self.company.named)
-        self._last_copy, self._copies = LastCopy(self._talk, card, self.position, self.company), Copies(0, False)
+        self._last_copy = LastCopy(self.catch_up, self._talk, card, self.position, self.company)
+        self._copies = Copies(0, False)
         self.group = RunningGroup(
             self._talk,
             card.spec,
