@@ -25,6 +25,7 @@ from protocol import certificate
 from protocol.claim import Claim, open_claim
 from protocol.errors import FormatError, VerificationError
 from protocol.keys import PeerIdentity
+from protocol.succession import Last
 
 ME = PeerIdentity(fixed_ed25519("attacker"))
 WIRES = ("fp32", "fp16", "int8", "int4", "int2", "topk")
@@ -69,7 +70,7 @@ def claim_of(bench: Bench) -> tuple[Claim, Contribution]:
 def rules(bench: Bench) -> Rules:
     key = fixed_ed25519("membership")
     values = bench.spec.model.trainable
-    return Rules(bench.spec.digest, bench.spec, key.public_key(), values, 1, bench.genesis.digest, {})
+    return Rules(bench.spec.digest, bench.spec, key.public_key(), values, Last(0, bench.genesis.digest))
 
 
 def check(bench: Bench, made: Contribution) -> None:

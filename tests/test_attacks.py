@@ -19,7 +19,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from coordinator_kit import Office, Swarm, start_host, write_run
+from coordinator_kit import Member, Office, Swarm, start_host, write_run
 
 from coordinator.admission import Admission
 from coordinator.host import Host
@@ -51,7 +51,14 @@ def office(tmp_path: Path) -> Iterator[Office]:
 
 def strangers(office: Office, count: int) -> Swarm:
     """New members of the same run, who agree among themselves on states of their own."""
-    return dataclasses.replace(office.swarm, members=[office.member() for _ in range(count)], states={})
+    return beside(office, [office.member() for _ in range(count)])
+
+
+def beside(office: Office, members: list[Member]) -> Swarm:
+    """Members that stand where the run's own do."""
+    swarm = dataclasses.replace(office.swarm, members=members, states={})
+    swarm.last = office.swarm.last
+    return swarm
 
 
 def report(office: Office, swarm: Swarm, rounds: int, now: float = NOW) -> None:
@@ -76,7 +83,7 @@ def test_rounds_that_one_key_signs_alone_never_enter_the_ledger(office: Office) 
 def test_run_goes_on_after_one_key_has_reported_rounds_of_its_own(office: Office) -> None:
     report(office, strangers(office, 1), rounds=5)
     for number in range(1, 4):
-        answer = office.submit(office.swarm.round(seed=number), NOW + DAY_S + number)
+        answer = office.submit(office.swarm.round(seed=number))
         assert answer.accepted, answer.reason
     assert office.reports.tip().round == 3
     assert office.credits() == office.expected_credits([1, 2, 3])
@@ -88,7 +95,7 @@ def test_identities_of_one_stranger_do_not_begin_the_run_however_many(office: Of
     report(office, strangers(office, count), rounds=2)
     wait_a_day(office)
     assert office.reports.tip().round == 0 and office.credits() == []
-    answer = office.submit(office.swarm.round(seed=1), NOW + DAY_S)
+    answer = office.submit(office.swarm.round(seed=1))
     assert answer.accepted, answer.reason
 
 
@@ -99,7 +106,7 @@ def test_identities_of_one_stranger_do_not_begin_the_run_however_many(office: Of
 def begun(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Office]:
     """A run of three members that have agreed on its first round."""
     office = Office(tmp_path, rules=request.param)
-    answer = office.submit(office.swarm.round(seed=1), NOW)
+    answer = office.submit(office.swarm.round(seed=1))
     assert answer.accepted, answer.reason
     yield office
     office.close()
@@ -110,7 +117,7 @@ def minority(office: Office, who: str) -> Swarm:
     swarm = {
         "a newcomer": strangers(office, 1),
         "twenty newcomers": strangers(office, 20),
-        "one of three": dataclasses.replace(office.swarm, members=office.swarm.members[:1], states={}),
+        "one of three": beside(office, office.swarm.members[:1]),
     }[who]
     if who == "one of three":
         swarm.members += [office.member(), office.member()]
@@ -130,7 +137,7 @@ def test_minority_s_round_never_enters_the_ledger_however_long_it_waits(begun: O
 def test_members_round_is_taken_a_day_after_a_minority_s(begun: Office, who: str) -> None:
     report(begun, minority(begun, who), rounds=3, now=NOW + 1)
     wait_a_day(begun)
-    answer = begun.submit(begun.swarm.round(seed=2), NOW + DAY_S)
+    answer = begun.submit(begun.swarm.round(seed=2))
     assert answer.accepted, answer.reason
     assert begun.credits() == begun.expected_credits([1, 2])
 
