@@ -36,8 +36,11 @@ NEW: Filling = {"sync": {"clip": 2.0, "rules": 2}}  # of runs that begin now; sp
 
 
 def kept(spec: Mapping[str, Any]) -> Filling:
-    """What `NEW` is in the spec of a run that began earlier."""
-    return {section: {name: spec[section][name] for name in values} for section, values in NEW.items()}
+    """What `NEW` is in the spec of a run that began earlier, as JSON; what it does not say has its default."""
+    return {
+        section: {name: spec[section][name] for name in values if name in spec[section]}
+        for section, values in NEW.items()
+    }
 
 
 def filled(config: Any, new: Filling = NEW) -> Any:

@@ -280,7 +280,7 @@ class RunConfig(_Section):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, value: Any, info: ValidationInfo) -> Any:
-        return presets.filled(value, info.context or presets.NEW)
+        return presets.filled(value, presets.NEW if info.context is None else info.context)
 
     @model_validator(mode="after")
     def _no_late_nesterov(self) -> RunConfig:
@@ -311,7 +311,7 @@ class RunConfig(_Section):
             value = tomllib.loads(data.decode())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RunSpecError(f"{path}: not TOML: {error}") from error
-        return _validate(cls, value, str(path), presets.kept(pinned.model_dump()) if pinned else None)
+        return _validate(cls, value, str(path), presets.kept(pinned.model_dump(mode="json")) if pinned else None)
 
     def pin(
         self,

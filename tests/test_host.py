@@ -19,8 +19,10 @@ from coordinator_kit import Swarm, start_host, write_run, write_text
 from processes import WAIT_S, Part
 from warm_start import WarmStart
 
+from coordinator.host import Host
 from coordinator.host_screen import HostScreen
 from coordinator.rendezvous import Rendezvous
+from coordinator.run_folder import RunFolder as HostFolder
 from coordinator.store import open_store
 from peer.coordinator_client import CoordinatorClient
 from peer.outbox import Outbox
@@ -129,9 +131,7 @@ def test_invite_holds_a_code_that_stays_unless_the_run_is_open(
     assert len(host.invite.code or "") >= 20
     for name in ("admission.code", "invite.txt"):
         assert (folder / name).stat().st_mode & 0o777 == 0o600
-    again = start_host(config, folder)
-    again.stop()
-    assert again.invite.code == host.invite.code
+    assert HostFolder(folder).admission_code() == host.invite.code, "made once"
     config.write_text(config.read_text() + "open = true\n")
     opened = start_host(config, folder)
     try:
@@ -143,10 +143,12 @@ def test_invite_holds_a_code_that_stays_unless_the_run_is_open(
             assert opened.invite.code is None and anyone.enroll(PeerIdentity.generate()).certificate
     finally:
         opened.stop()
-    config.write_text(config.read_text() + 'code = "wood"\n')
-    own = start_host(config, folder)
-    own.stop()
-    assert own.invite.code == "wood", "a host's own code wins"
+
+
+@pytest.mark.parametrize(("lines", "code"), [("open = true", None), ('open = true\ncode = "wood"', "wood")])
+def test_hosts_own_code_wins(tmp_path: Path, lines: str, code: str | None) -> None:
+    host = Host(write_run(tmp_path / "source", code=None, host=lines), tmp_path / "run")
+    assert host._code(HostFolder(tmp_path / "run")) == code
 
 
 def test_full_run_says_so(tmp_path: Path) -> None:
