@@ -32,7 +32,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 ENDS = ("round_tokens", "round_seconds")  # of a round: whoever gives one of them wants no other
 
 
-NEW: Filling = {"sync": {"clip": 2.0, "rules": 2}}  # of runs that begin now; specs that were pinned before have neither
+NEW: Filling = {
+    # of runs that begin now; specs that were pinned before have neither. At 2, whoever has less than a third of the weight cannot
+    # turn an average round, and one of seven costs 5 % of the loss, at 3 it is 10 (`scripts/bench poison`)
+    "sync": {"clip": 2.0, "rules": 2}
+}
 
 
 def kept(spec: Mapping[str, Any]) -> Filling:

