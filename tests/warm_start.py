@@ -87,8 +87,8 @@ class WarmStart:
 
     def __exit__(self, *_: object) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
-        self._server.wait(10)
-        self._reader.join(10)
+        self._server.wait(READY_S)
+        self._reader.join(READY_S)
         self._socket.close()
 
     def start(
