@@ -14,9 +14,10 @@ import os
 import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from builders import fixed_ed25519, fixed_root_key, make_spec
@@ -45,6 +46,7 @@ from protocol.run_card import RunCard
 from protocol.run_spec import RunSpec
 from protocol.succession import Last
 
+T = TypeVar("T")
 PATIENCE_S = 240.0  # for what is expected to happen; a quiet machine needs a twentieth of it
 VALUES = 150_000  # three chunks
 DEADLINE_S = 600.0  # below pytest-timeout's
@@ -133,9 +135,9 @@ class World:
     async def nodes(self, count: int, first: int = 0) -> AsyncIterator[list[Node]]:
         """Started nodes that are all connected to each other."""
         async with contextlib.AsyncExitStack() as stack:
-            nodes: list[Node] = []
-            for index in range(first, first + count):
-                nodes.append(await stack.enter_async_context(self.node(index, *nodes)))
+            nodes = await together(stack, [self.node(index) for index in range(first, first + count)])
+            for index, node in enumerate(nodes):
+                await meet(node, *nodes[:index])
             yield nodes
 
     # ---- claims ---------------------------------------------------------------------------------------------------------
@@ -174,7 +176,7 @@ class World:
     async def peers(self, count: int, **options: Any) -> AsyncIterator[list[Peer]]:
         """Engines that know each other; each has a trainer unless `train=False`."""
         async with contextlib.AsyncExitStack() as stack:
-            peers = [await stack.enter_async_context(self.peer(index, **options)) for index in range(count)]
+            peers = await together(stack, [self.peer(index, **options) for index in range(count)])
             await acquaint(peers)
             yield peers
 
@@ -281,6 +283,15 @@ class Peer:
         if self._trainer is not None:
             self._trainer.cancel()
             await asyncio.gather(self._trainer, return_exceptions=True)
+
+
+async def together(stack: contextlib.AsyncExitStack, contexts: Iterable[AbstractAsyncContextManager[T]]) -> list[T]:
+    """Enter all of these at the same time: a node spends half of its start waiting for p2pd."""
+    entered = await asyncio.gather(*(stack.enter_async_context(item) for item in contexts), return_exceptions=True)
+    for item in entered:
+        if isinstance(item, BaseException):
+            raise item
+    return [item for item in entered if not isinstance(item, BaseException)]
 
 
 async def meet(node: Node, *others: Node) -> None:

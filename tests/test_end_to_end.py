@@ -33,7 +33,7 @@ pytestmark = pytest.mark.swarm
 
 Opener = Callable[..., Community]
 NAMES = ("alice", "bob", "carol")
-BY_THE_CLOCK = {"round_seconds": 1.2, "round_tokens": 10**9}  # longer than it takes to tell each other and to fetch
+BY_THE_CLOCK = {"round_seconds": 2.0, "round_tokens": 10**9}  # longer than it takes to tell each other and to fetch
 
 
 @pytest.fixture(scope="session")
@@ -287,14 +287,15 @@ def all_of_them(run: Community) -> list[Part]:
     peers = [peer if peer.running else run.peer(peer.name) for peer in peers]
     now = max(peer.round for peer in peers)
     for peer in peers:
-        peer.wait_for("committed", lambda event: event["round"] > now and event["took_part"] and event["members"] == 3)
+        peer.wait_for("committed", lambda event: event["round"] > now and event["took_part"] and event["members"] >= 3)
     return peers
 
 
-def test_a_killed_peer_costs_the_others_a_round_at_most_and_comes_back(by_the_clock: Community) -> None:
+@pytest.mark.parametrize("victims", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_killed_peer_costs_the_others_a_round_at_most_and_comes_back(by_the_clock: Community, victims: int) -> None:
     run, dice = by_the_clock, random.Random(os.environ.get("PYTEST_SEED"))
     peers = {peer.name: peer for peer in all_of_them(run)}
-    for victim in dice.sample(sorted(peers), 3):
+    for victim in dice.sample(sorted(peers), victims):
         others = [peer for name, peer in peers.items() if name != victim]
         now = max(peer.round for peer in others)
         others[0].wait_round(now + 1)  # a round begins
@@ -306,9 +307,8 @@ def test_a_killed_peer_costs_the_others_a_round_at_most_and_comes_back(by_the_cl
             other.wait_round(before + 2)
         run.check_nothing_left(victim)
         peers[victim] = run.peer(victim)
-        back = peers[victim].wait_for("committed", took_part=True)
+        back = peers[victim].wait_for("committed", took_part=True, members=3)
         print(f"{victim} killed after round {before}, took part again in round {back['round']}")
-        peers[victim].wait_for("committed", members=3)
 
 
 def test_a_late_joiner_fetches_the_state_and_takes_part_within_two_rounds(by_the_clock: Community) -> None:
@@ -317,14 +317,17 @@ def test_a_late_joiner_fetches_the_state_and_takes_part_within_two_rounds(by_the
     for peer in early:
         peer.wait_round(4)
     late = run.peer("late")
-    first = late.wait_for("committed")
-    assert first["round"] > 1, "it did not start from genesis"
-    partaken = late.wait_for("committed", took_part=True)
-    assert partaken["round"] <= first["round"] + 2
-    for peer in early:
-        peer.wait_round(partaken["round"])
-    run.note_sockets()
-    assert late.stop() == 0
+    try:
+        first = late.wait_for("committed")
+        assert first["round"] > 1, "it did not start from genesis"
+        partaken = late.wait_for("committed", took_part=True)
+        assert partaken["round"] <= first["round"] + 2
+        for peer in early:
+            peer.wait_round(partaken["round"])
+        run.note_sockets()
+        assert late.stop() == 0
+    finally:
+        late.kill()  # the others' tests know nothing of it
     run.check_nothing_left("late")
     check_same_states([*early, late])
     me = PeerIdentity.load_or_create(run.home("late") / "identity").peer_id

@@ -41,7 +41,7 @@ from protocol.errors import FormatError, InputError, NetworkError, PotluckError
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5.0
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 60.0
 DHT_TIMEOUT_S = 15.0
 CLOSE_STEP_S = 3.0
 LINGER_S = 10.0  # for the other side of a stream to take the last of what was sent
@@ -97,6 +97,7 @@ class Node:
                         announce_maddrs=[_to_multiaddr(announce, port)] if announce and port else None,
                         auto_nat=not loopback,
                         nat_port_map=not loopback,
+                        startup_timeout=START_TIMEOUT_S,
                     ),
                     START_TIMEOUT_S,
                 )
@@ -121,7 +122,7 @@ class Node:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._reaper.pid, signal.SIGKILL)
         self._reaper.stdin.close()  # type: ignore[union-attr]
-        self._reaper.wait(timeout=5)
+        self._reaper.wait(timeout=30)
         for path in _sockets(self._p2p):  # hivemind leaves one behind when p2pd has ended by itself
             Path(path).unlink(missing_ok=True)
 

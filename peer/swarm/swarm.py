@@ -49,7 +49,7 @@ SEARCH_INTERVAL_S, SEARCH_MOST_S = 3.0, 60.0  # the latter after many failures t
 RECORD_INTERVAL_S = 15.0
 RECONNECT_S = 15.0  # before an address is tried again whose peer was reached and is not heard
 MAX_CONTACTS = 4096  # addresses remembered, whoever announces more
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 90.0
 CLOSE_TIMEOUT_S = 30.0
 T = TypeVar("T")
 
