@@ -162,7 +162,7 @@ def test_idle_member_watches_until_the_end_and_never_works(become: Callable[[str
             looked.append(True)
             return type("Head", (), {"round": len(looked)})
 
-        def check_daemon(self) -> None: ...
+        def check(self) -> None: ...
 
     work = object()  # has no step to be called
     volunteer.train(Swarm(), work, 3, threading.Event(), object(), None)  # type: ignore[arg-type]
