@@ -73,6 +73,7 @@ class Host:
         self._closing = threading.Event()
         self._board: Board | None = None
         self._publisher: Publisher | None = None
+        self._server: Server | None = None
         self._ticker: Part | None = None
         self._failures: dict[str, tuple[float, Failure]] = {}  # part -> its newest failure, and when that was
         self._invite: Invite | None = None
@@ -136,6 +137,8 @@ class Host:
         while True:
             self._publisher.check()
             self._ticker.check()
+            if self._server is not None:
+                self._server.check()
             if self._board.finished():
                 return True
             left = TICK_S if end is None else min(TICK_S, end - time.monotonic())
@@ -183,7 +186,7 @@ class Host:
         publisher.draw()
         stack.enter_context(publisher)
         identity = tls.load_or_create(folder.path)
-        server = Server(CoordinatorService(desk), identity, self._config.host.listen)
+        server = self._server = Server(CoordinatorService(desk), identity, self._config.host.listen, told=self._failed)
         stack.enter_context(server)
         self._invite = Invite(
             addresses=(public_address(self._config.host, server.port),),

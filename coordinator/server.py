@@ -20,6 +20,7 @@ from coordinator.door import Door, Limits
 from coordinator.service import CoordinatorService
 from coordinator.tls import TlsIdentity
 from protocol.errors import InputError
+from protocol.parts import Part, Told
 from protocol.rpc import MAX_MESSAGE_BYTES
 
 logger = logging.getLogger(__name__)
@@ -50,16 +51,22 @@ class Server:
 
     Args:
         listen: `host:port`; port 0 takes a free one.
+        told: called when it ends though nobody asked it to.
     """
 
     def __init__(
-        self, service: CoordinatorService, tls: TlsIdentity, listen: str, limits: Limits | None = None
+        self,
+        service: CoordinatorService,
+        tls: TlsIdentity,
+        listen: str,
+        limits: Limits | None = None,
+        told: Told = lambda failure: None,
     ) -> None:
         self._service, self._tls, self._listen, self._limits = service, tls, listen, limits or Limits()
         self._opened: Future[int] = Future()
         self._loop = asyncio.new_event_loop()
-        self._closing = asyncio.Event()
-        self._thread = threading.Thread(target=self._run, name="server", daemon=True)
+        self._closing, self._asked = asyncio.Event(), threading.Event()
+        self._part = Part("server", self._run, self._asked, told)
 
     @property
     def port(self) -> int:
@@ -68,22 +75,26 @@ class Server:
 
     def __enter__(self) -> Server:
         """Raises: InputError: the address cannot be listened on."""
-        self._thread.start()
+        self._part.start()
         try:
             self._opened.result()
         except InputError:
-            self._thread.join()
+            self._part.join(STOP_GRACE_S)
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._asked.set()
         with contextlib.suppress(RuntimeError):  # its loop has ended already
             self._loop.call_soon_threadsafe(self._closing.set)
-        self._thread.join(timeout=STOP_GRACE_S + 10)
-        if self._thread.is_alive():
+        if not self._part.join(STOP_GRACE_S + 10):
             logger.warning("some calls did not end in time")
+
+    def check(self) -> None:
+        """Raises: PartFailed: nobody can reach the coordinator any more."""
+        self._part.check()
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
@@ -99,6 +110,7 @@ class Server:
                 port = server.add_secure_port(self._listen, credentials)
             except RuntimeError as error:
                 hint = "is another host running? choose another host.listen"
+                self._asked.set()
                 self._opened.set_exception(InputError(f"cannot listen on {self._listen}: {error}", hint))
                 await server.stop(None)
                 return

@@ -377,7 +377,7 @@ def test_a_run_whose_peers_are_all_gone_goes_on_where_it_was(community: Opener) 
     wait_for_receipts(run, ["alice", "bob"], left + 2)
     run.note_sockets()
     for peer in peers:
-        assert peer.stop() == 0
+        assert peer.stop() in (0, 4)
     host.wait_for("status", lambda event: event["status"]["round"] >= left + 2)
     assert host.stop() == 0
     run.check_nothing_left()

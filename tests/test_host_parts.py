@@ -16,6 +16,7 @@ from coordinator.host import Host
 from coordinator.host_screen import HostScreen
 from coordinator.publisher import Publisher
 from coordinator.reports import Reports
+from coordinator.server import Server
 from protocol.errors import PartFailed
 from protocol.parts import MOST_FAILURES
 
@@ -98,3 +99,18 @@ def test_the_command_ends_with_an_exit_code_of_its_own(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 5, done.stderr[-2000:]
     assert "error: a part of this program, ticker, has stopped: LookupError: planted" in done.stderr
+
+
+def test_a_host_whose_server_has_ended_says_so_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ends(self: Server) -> None:
+        self._opened.set_result(4700)
+        raise LookupError("planted")
+
+    monkeypatch.setattr(Server, "_serve", ends)
+    host = open_host(tmp_path)
+    try:
+        with pytest.raises(PartFailed, match="server, has stopped: LookupError: planted"):
+            host.wait(60)
+        assert host.status().parts_failed == ("server: LookupError",)
+    finally:
+        host.stop()

@@ -26,7 +26,7 @@ from peer.coordinator_client import CoordinatorClient
 from peer.training.genesis import load_state
 from peer.training.state import SharedState
 from protocol import checkpoint
-from protocol.errors import InputError
+from protocol.errors import InputError, PartFailed
 from protocol.keys import fingerprint, load_public_pem
 from protocol.status import Alarm, CheckpointStatus, RunStatus, alarm_of
 from protocol.succession import Last
@@ -230,7 +230,7 @@ def test_another_run_may_start_from_a_checkpoint_that_came_alone(tmp_path: Path)
         assert torch.equal(second.swarm.state.parameters, state.parameters)
 
 
-class Killed(BaseException):
+class Killed(SystemExit):
     """Stands for a SIGKILL at one exact point."""
 
 
@@ -265,7 +265,7 @@ def test_kill_while_publishing_is_made_good_by_the_next_start(
                 time.sleep(0.05)
             site.client.upload_state(member.certificate, state.manifest(), [state.chunk(0)])
             deadline = time.monotonic() + 60
-            with pytest.raises(Killed):
+            with pytest.raises(PartFailed, match="Killed"):
                 while time.monotonic() < deadline:
                     site.host.wait(timeout_s=0.1)
             swarm = site.swarm
