@@ -95,7 +95,7 @@ OVERLAPPED = ("int4", "int2", "topk")
 def test_three_peers_agree_on_every_round_and_what_is_published_verifies(
     community: Opener, llama: Path, kind: str, method: str, wire: str
 ) -> None:
-    rounds = 12
+    rounds = 10
     run = community(
         run={"rounds": rounds},
         publish={"every_rounds": rounds // 2},

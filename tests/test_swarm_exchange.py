@@ -57,7 +57,9 @@ class _Spoilt:
         await self._writer.drain()
 
 
-async def serve(node: Node, state: SharedState | None, spoil: Spoil | None = None) -> list[swarm_pb2.StateRequest]:
+async def serve(
+    node: Node, state: SharedState | None, spoil: Spoil | None = None, name: str = NAME
+) -> list[swarm_pb2.StateRequest]:
     asked: list[swarm_pb2.StateRequest] = []
 
     async def handle(peer: str, reader: Any, writer: Any) -> None:
@@ -65,7 +67,7 @@ async def serve(node: Node, state: SharedState | None, spoil: Spoil | None = Non
         asked.append(request)
         await serve_state(state, request, _Spoilt(request, writer, spoil) if spoil else writer)  # type: ignore[arg-type]
 
-    await node.serve(NAME, handle)
+    await node.serve(name, handle)
     return asked
 
 
@@ -75,8 +77,8 @@ async def sources(tmp_path: Path, count: int) -> AsyncIterator[tuple[Node, list[
         yield fetcher, others
 
 
-def fetch(node: Node, state: SharedState) -> StateFetch:
-    return StateFetch(node, NAME, lambda: "certificate", state.manifest())
+def fetch(node: Node, state: SharedState, name: str = NAME) -> StateFetch:
+    return StateFetch(node, name, lambda: "certificate", state.manifest())
 
 
 def wrong_data(request: swarm_pb2.StateRequest, chunk: swarm_pb2.StateChunk) -> swarm_pb2.StateChunk:
@@ -129,61 +131,61 @@ def has_it_no_more(request: swarm_pb2.StateRequest, chunk: swarm_pb2.StateChunk)
     return chunk if request.leaves else swarm_pb2.StateChunk(error="gone since")
 
 
-@pytest.mark.parametrize("outer", [0, 1, 2])
-def test_a_state_comes_as_it_is_from_several_members(tmp_path: Path, outer: int) -> None:
-    state = big_state(outer)
-
+def test_a_state_comes_as_it_is_from_several_members(tmp_path: Path) -> None:
     async def main() -> None:
         async with sources(tmp_path, 3) as (fetcher, others):
-            asked = [await serve(node, state) for node in others]
-            got = await fetch(fetcher, state).run([node.peer_id for node in others])
-            assert got.digest == state.digest and torch.equal(got.parameters, state.parameters)
-            assert len(got.outer) == outer and sum(len(requests) for requests in asked) >= 2
+            for outer in (0, 1, 2):
+                state, name = big_state(outer), f"outer-{outer}"
+                asked = [await serve(node, state, name=name) for node in others]
+                got = await fetch(fetcher, state, name).run([node.peer_id for node in others])
+                assert got.digest == state.digest and torch.equal(got.parameters, state.parameters)
+                assert len(got.outer) == outer and sum(len(requests) for requests in asked) >= 2
 
     run(main())
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        wrong_data,
-        wrong_leaves,
-        too_many_leaves,
-        odd_leaves,
-        short_chunks,
-        other_numbers,
-        nan_chunks,
-        vanishes,
-        has_it_no_more,
-    ],
+SPOILS = (
+    wrong_data,
+    wrong_leaves,
+    too_many_leaves,
+    odd_leaves,
+    short_chunks,
+    other_numbers,
+    nan_chunks,
+    vanishes,
+    has_it_no_more,
 )
-def test_what_one_source_spoils_is_fetched_from_another(
-    tmp_path: Path, spoil: Spoil, monkeypatch: pytest.MonkeyPatch
-) -> None:
+
+
+def test_what_one_source_spoils_is_fetched_from_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "_CHUNKS_PER_REQUEST", 2)
     state = big_state()
 
     async def main() -> None:
         async with sources(tmp_path, 2) as (fetcher, (bad, good)):
-            spoilt = await serve(bad, state, spoil)
-            await serve(good, state)
-            got = await fetch(fetcher, state).run([bad.peer_id, good.peer_id])
-            assert got.digest == state.digest
-            assert spoilt, "the bad source was never asked"
+            for spoil in SPOILS:
+                name = spoil.__name__
+                spoilt = await serve(bad, state, spoil, name)
+                await serve(good, state, name=name)
+                got = await fetch(fetcher, state, name).run([bad.peer_id, good.peer_id])
+                assert got.digest == state.digest, name
+                assert spoilt, f"{name}: the bad source was never asked"
 
     run(main())
 
 
-@pytest.mark.parametrize("spoil", [wrong_data, wrong_leaves, nan_chunks, vanishes])
-def test_from_bad_sources_alone_nothing_is_loaded(tmp_path: Path, spoil: Spoil) -> None:
+def test_from_bad_sources_alone_nothing_is_loaded(tmp_path: Path) -> None:
     state = big_state()
 
     async def main() -> None:
         async with sources(tmp_path, 2) as (fetcher, others):
-            for node in others:
-                await serve(node, state, spoil)
-            with pytest.raises(NetworkError):
-                await fetch(fetcher, state).run([node.peer_id for node in others])
+            for spoil in (wrong_data, wrong_leaves, nan_chunks, vanishes):
+                name = spoil.__name__
+                for node in others:
+                    await serve(node, state, spoil, name)
+                with pytest.raises(NetworkError):
+                    await fetch(fetcher, state, name).run([node.peer_id for node in others])
+                    pytest.fail(f"{name}: it was loaded")
 
     run(main())
 
@@ -263,21 +265,22 @@ def test_a_fetch_that_failed_goes_on_with_what_it_has(tmp_path: Path, monkeypatc
     run(main())
 
 
-@pytest.mark.parametrize(("first", "chunks"), [(0, 2**32 - 1), (2**32 - 1, 1), (5, 0), (10**6, 10**6)])
-def test_hostile_chunk_numbers_are_answered_with_what_there_is(tmp_path: Path, first: int, chunks: int) -> None:
+def test_hostile_chunk_numbers_are_answered_with_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peer.swarm.node.LINGER_S", 0.2)  # that an answerer waits for the other side to close
     state = big_state(0)
 
     async def main() -> None:
         async with sources(tmp_path, 1) as (fetcher, (source,)):
             await serve(source, state)
-            request = swarm_pb2.StateRequest(state=state.digest, first_chunk=first, chunks=chunks)
-            got = []
-            async with fetcher.stream(source.peer_id, NAME) as (reader, writer):
-                await frames.send(writer, request, timeout_s=30)
-                with pytest.raises(NetworkError, match="closed the stream"):
-                    while True:
-                        got.append((await frames.receive(reader, swarm_pb2.StateChunk, timeout_s=30)).chunk)
-            assert got == list(range(first, min(first + chunks, state.chunk_count)))
+            for first, chunks in ((0, 2**32 - 1), (2**32 - 1, 1), (5, 0), (10**6, 10**6)):
+                request = swarm_pb2.StateRequest(state=state.digest, first_chunk=first, chunks=chunks)
+                got = []
+                async with fetcher.stream(source.peer_id, NAME) as (reader, writer):
+                    await frames.send(writer, request, timeout_s=60)
+                    with pytest.raises(NetworkError, match="closed the stream"):
+                        while True:
+                            got.append((await frames.receive(reader, swarm_pb2.StateChunk, timeout_s=60)).chunk)
+                assert got == list(range(first, min(first + chunks, state.chunk_count))), (first, chunks)
 
     run(main())
 

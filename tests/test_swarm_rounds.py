@@ -679,10 +679,15 @@ async def standstill(peers: list[Peer]) -> int:
         peer.tokens = 1
 
     def still() -> bool:
-        for own in (peer.rounds.own for peer in peers):
-            if own.ready is not None:
+        works = [peer.rounds.own for peer in peers]
+        if any(own.ready is not None or own.close.is_set() for own in works):
+            for own in works:
                 own.progress.tokens = enough  # if the attempt comes to nothing, there must be another
-        idle = all(peer.rounds.own.progress.tokens == 1 and not peer.rounds.own.close.is_set() for peer in peers)
+            return False
+        for own in works:  # nor may one of them wait for ever with the work that it began before
+            own.progress.tokens = min(own.progress.tokens, 1)
+        told = [view.tokens for peer in peers for view in peer.rounds.company.others()]
+        idle = all(own.progress.tokens == 1 for own in works) and all(tokens <= 1 for tokens in told)
         return idle and len({peer.rounds.head.digest for peer in peers}) == 1
 
     await until(still, what="the rounds to stop")

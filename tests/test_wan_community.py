@@ -57,7 +57,7 @@ def tell(peers: list[Part], before: dict[str, Counters], after: dict[str, Counte
 def test_three_peers_on_home_lines_agree_on_every_round(
     tmp_path: Path, llama: Path, plays: Path, starter: WarmStart
 ) -> None:
-    rounds = 8
+    rounds = 5
     config = small_run(llama, plays, rounds=rounds)
     with (
         WanLab(dict.fromkeys(("host", *NAMES), HOME)) as lab,
