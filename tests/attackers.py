@@ -129,9 +129,7 @@ def _idle() -> list[Patch]:
     from peer import trainer, volunteer
 
     def wait(swarm: Any, work: Any, rounds: int, stop: Any, *args: Any, **options: Any) -> None:
-        trainer.reduce(
-            swarm, rounds, stop
-        )  # looks at the head until the end, and does nothing; what it says is "0 tokens"
+        trainer.reduce(swarm, rounds, stop)  # looks at the head until the end; its progress stays at 0 tokens
 
     return [(volunteer, "train", wait)]
 

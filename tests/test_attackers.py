@@ -20,6 +20,7 @@ from peer import volunteer
 from peer.swarm.contribution import Contribution
 from peer.swarm.group import Rules
 from peer.training.codec import verify_chunk
+from peer.training.state import SharedState
 from peer.training.work import LocalWork, Update
 from protocol import certificate
 from protocol.claim import Claim, open_claim
@@ -109,7 +110,7 @@ def test_attacker_that_changes_its_update_begins_each_round_at_the_agreed_state(
     work = bench.work(ME.peer_id)
     work.step()
     sent = contribution_of(bench, work.finish()).encoded
-    agreed = bench.genesis
+    agreed = SharedState(1, bench.genesis.names_shapes, bench.genesis.parameters - 0.01)
     work.rebase(agreed, sent)
     assert work.model.read().equal(agreed.parameters) and work.tokens == 0
 
