@@ -20,7 +20,8 @@ from builders import NOW, build_run, fixed_root_key, make_spec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol import canonical, certificate, claim, keys, merkle, note, tlog_proof
-from protocol.claim import Agreement, Claim, Farewell, Late, UpdateDigest, Vote
+from protocol.beginners import Beginners, open_beginners
+from protocol.claim import Agreement, Cast, Claim, Farewell, Late, Promise, UpdateDigest, Vote
 from protocol.envelope import Envelope
 from protocol.errors import RefusedError
 from protocol.invite import Invite
@@ -83,6 +84,10 @@ SECOND_CLAIMS = [
     for peer, late in ((PEERS[0], None), (LATE_PEER, LATE))
 ]
 SECOND_VOTE = Vote(run=RUN, round=2, attempt=1, group=claim.group_digest(SECOND_CLAIMS), base=STATE, state="5" * 64)
+PROMISE = Promise(
+    run=RUN, round=1, base="ab" * 32, attempt=2, leader=PEERS[1].peer_id,
+    cast=(Cast(attempt=1, group="cd" * 32, state="ef" * 32),),
+)  # fmt: skip
 FAREWELL = Farewell(run=RUN, round=2, successor=PEERS[0].peer_id, attempt=1)
 ENTRIES = [
     RunEntry(run=RUN, genesis=GENESIS, root_key=ROOT.keyid),
@@ -146,7 +151,7 @@ SAME_AGAIN: dict[str, Callable[[], bytes]] = {
     "peer-id": lambda: PEERS[0].peer_id.encode(),
     "coordinator.pub": lambda: keys.public_pem(ROOT.public_key),
     "fingerprint": lambda: ROOT.keyid.encode(),
-    "invite": lambda: str(
+    "invite-2": lambda: str(
         Invite(addresses=("203.0.113.7:4700",), run=RUN, tls="c" * 64, root=ROOT.keyid, code="wood")
     ).encode(),
     "run-spec.json": SPEC.to_bytes,
@@ -154,6 +159,8 @@ SAME_AGAIN: dict[str, Callable[[], bytes]] = {
     "vote.json": lambda: VOTE.sign(PEERS[0]).to_bytes(),
     "late-claim.json": SECOND_CLAIMS[1].to_bytes,
     "farewell.json": lambda: FAREWELL.sign(PEERS[1]).to_bytes(),
+    "beginners.json": lambda: Beginners(run=RUN, peers=tuple(peer.peer_id for peer in PEERS)).sign(MEMBERSHIP),
+    "promise.json": lambda: PROMISE.sign(PEERS[0]).to_bytes(),
     "state-manifest.json": lambda: StateManifest(
         round=1, tensors=(("a", (2, 3)), ("b", ())), parameters="1" * 64, outer="2" * 64, outer_vectors=2, outer_steps=7
     ).to_bytes(),
@@ -192,9 +199,10 @@ def test_the_root_public_key_still_has_its_fingerprint() -> None:
     assert keys.fingerprint(keys.load_public_pem(stored("coordinator.pub"))).encode() == stored("fingerprint")
 
 
-def test_the_invite_still_opens() -> None:
-    invite = Invite.parse(stored("invite").decode())
-    assert (invite.root, invite.code) == (stored("fingerprint").decode(), "wood")
+def test_invites_of_before_and_since_older_ones_are_told_to_update_still_open() -> None:
+    for name in ("invite", "invite-2"):
+        invite = Invite.parse(stored(name).decode())
+        assert (invite.root, invite.code) == (stored("fingerprint").decode(), "wood")
 
 
 def test_the_run_spec_still_has_its_digest() -> None:
@@ -207,6 +215,12 @@ def test_the_claim_and_the_vote_still_verify() -> None:
     assert (peer_id.encode(), opened.tokens) == (stored("peer-id"), 1024)
     peer_id, vote = claim.open_vote(stored("vote.json"))
     assert (peer_id.encode(), vote.state) == (stored("peer-id"), STATE)
+
+
+def test_a_naming_of_beginners_and_a_promise_still_verify() -> None:
+    word = open_beginners(stored("beginners.json"), MEMBERSHIP.public_key(), run=RUN)
+    assert word.weights == {peer.peer_id: 1 for peer in PEERS}
+    assert claim.open_promise(stored("promise.json")) == (PEERS[0].peer_id, PROMISE)
 
 
 def test_the_certificates_still_verify() -> None:
