@@ -46,7 +46,7 @@ def play(community: FaultCommunity, scenarios: tuple[Scenario, ...]) -> None:
             assert row.back_s is not None, "the newcomer never took part"
     community.wait_all_together(time.time())
     for part in community.peers.values():
-        assert part.stop() == 0
+        assert part.stop() in (0, 4)  # 4: the run waits for the last one that left
     assert community.host.stop(signal.SIGINT) == 0
     assert not divergences(community.every_part)
     assert not counted_twice(community.run)

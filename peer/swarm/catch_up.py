@@ -20,7 +20,6 @@ from typing import Any
 from peer.swarm.averages import Average, AverageFetch, is_small, serve_average
 from peer.swarm.exchange import StateFetch, serve_state
 from peer.swarm.head import MAX_HISTORY_TOKENS, Head, Position
-from peer.swarm.members import MemberView
 from peer.swarm.talk import Talk
 from peer.training.state import SharedState
 from protocol import swarm_pb2
@@ -37,10 +36,6 @@ BEHIND_S = 0.6  # before fetching the next round: most of the time the missing v
 RETRY_S = 1.0  # after nobody could hand over a head
 HEAD_SOON_S, HEAD_TIMEOUT_S = 2.0, 20.0  # to answer with a head: first all are asked briefly, for one may never answer
 FAILED_S = 30.0  # that a member which could not give its head is not asked again
-
-
-class _MovedOn(VerificationError):
-    """The head offered is not the one wanted: its source went on meanwhile, or lies. Only what others also say is believed."""
 
 
 class _Unshown(VerificationError):
@@ -89,11 +84,11 @@ class CatchUp:
             reply: swarm_pb2.HeadReply | None = None
             try:
                 reply = await self._ask_head(source, mine.round, more_s)
-                return await self._take_head(reply, view, source)
+                return await self._take_head(reply, source)
             except (NetworkError, FormatError, RefusedError) as error:
                 logger.info("round %d could not be fetched from %s: %s", view.round - 1, source[-8:], error.message)
                 self.wants_anchor |= isinstance(error, _Unshown)
-                if not isinstance(error, _MovedOn) and (reply or more_s == HEAD_TIMEOUT_S):
+                if reply or more_s == HEAD_TIMEOUT_S:
                     self._failed[source] = time.monotonic() + FAILED_S
         self._retry_at = time.monotonic() + RETRY_S
         return None
@@ -119,43 +114,37 @@ class CatchUp:
         request = swarm_pb2.HeadRequest(certificate=self._talk.certificate(), since=since)
         return await self._talk.call(source, "head", request, swarm_pb2.HeadReply, more_s=more_s)
 
-    async def _take_head(self, reply: swarm_pb2.HeadReply, wanted: MemberView, source: str) -> Head:
-        if (reply.round, reply.state) != (wanted.round - 1, wanted.base):
-            raise _MovedOn(f"it offers round {reply.round}, expected {wanted.round - 1}, where it said it stands")
-        manifest = self._check_manifest(reply.manifest, reply.state)
-        agreement = self._open(reply.agreement)
-        if (agreement.round, agreement.state, manifest.round) != (reply.round, reply.state, reply.round):
-            raise VerificationError("the agreement is for another state than the one offered")
+    async def _take_head(self, reply: swarm_pb2.HeadReply, source: str) -> Head:
+        """Fetch the head that a member offers, which may be a later one than it spoke of, if it follows from this one's."""
+        mine, agreement = self._position.head, self._open(reply.agreement)
+        if agreement.round <= mine.round:
+            raise VerificationError(f"it offers round {agreement.round}, expected a later one than {mine.round}")
         try:
-            since = await self._since(self._position.head.last, agreement, list(reply.chain))
+            since = await self._since(mine.last, agreement, list(reply.chain))
         except _Unshown:
-            if self.anchor is None or self.anchor.round <= self._position.head.round:
+            if self.anchor is None or self.anchor.round <= mine.round:
                 raise
-            await self._check_anchored(source, agreement)
-            since = []
-        sources = [view.peer_id for view in self._talk.book.alive() if view.base == reply.state]
+            reply = await self._ask_head(source, self.anchor.round, HEAD_SOON_S)
+            agreement, since = self._open(reply.agreement), []
+            await self._check_anchored(self.anchor, agreement, list(reply.chain))
+        manifest = self._check_manifest(reply.manifest, agreement.state)
+        if manifest.round != agreement.round:
+            raise VerificationError("the manifest is of another round than the agreement")
+        sources = [view.peer_id for view in self._talk.book.alive() if view.base == agreement.state]
         sources = self._others([source, *sources])
-        state = self._position.find(reply.state) or await self._from_averages(since, sources)
+        state = self._position.find(agreement.state) or await self._from_averages(since, sources)
         state = state or await self._fetch(manifest, sources)
         return Head(state, agreement, self._history(agreement, reply.history_tokens))
 
     def _open(self, data: bytes) -> Agreement:
         return Agreement.from_bytes(data, run=self._card.run, membership_key=self._card.member_key)
 
-    async def _check_anchored(self, source: str, newest: Agreement) -> None:
+    async def _check_anchored(self, anchor: Agreement, newest: Agreement, chain: list[bytes]) -> None:
         """Check that a head follows from the round that the coordinator's ledger has. Raises: FormatError, RefusedError."""
-        anchor = self.anchor
-        assert anchor is not None
-        if newest.round <= anchor.round:
-            if (newest.round, newest.state) != (anchor.round, anchor.state):
-                raise VerificationError(
-                    f"round {newest.round} is not what the coordinator's ledger has for it, or older"
-                )
-            return
-        reply = await self._ask_head(source, anchor.round, HEAD_SOON_S)
-        if reply.state != newest.state:
-            raise _MovedOn("it has moved on meanwhile")
-        await self._since(Last.of(anchor), newest, list(reply.chain))
+        if newest.round > anchor.round:
+            await self._since(Last.of(anchor), newest, chain)
+        elif (newest.round, newest.state) != (anchor.round, anchor.state):
+            raise VerificationError(f"round {newest.round} is not what the coordinator's ledger has for it, or older")
 
     def _history(self, agreement: Agreement, stated: int) -> int:
         """Agreed tokens up to an agreement: counted where it follows on this member's head, else as its source states."""
