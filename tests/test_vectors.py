@@ -148,6 +148,9 @@ SAME_AGAIN: dict[str, Callable[[], bytes]] = {
     "invite": lambda: str(
         Invite(addresses=("203.0.113.7:4700",), run=RUN, tls="c" * 64, root=ROOT.keyid, code="wood")
     ).encode(),
+    "invite-2": lambda: str(
+        Invite(addresses=("203.0.113.7:4700",), run=RUN, tls="c" * 64, root=ROOT.keyid, code="wood", version=2)
+    ).encode(),
     "run-spec.json": SPEC.to_bytes,
     "claim.json": CLAIMS[0].to_bytes,
     "vote.json": lambda: VOTE.sign(PEERS[0]).to_bytes(),
@@ -192,8 +195,9 @@ def test_the_root_public_key_still_has_its_fingerprint() -> None:
 
 
 def test_the_invite_still_opens() -> None:
-    invite = Invite.parse(stored("invite").decode())
-    assert (invite.root, invite.code) == (stored("fingerprint").decode(), "wood")
+    for version, name in ((1, "invite"), (2, "invite-2")):
+        invite = Invite.parse(stored(name).decode())
+        assert (invite.version, invite.root, invite.code) == (version, stored("fingerprint").decode(), "wood")
 
 
 def test_the_run_spec_still_has_its_digest() -> None:
