@@ -44,6 +44,7 @@ from protocol.errors import PotluckError
 from protocol.invite import Invite
 from protocol.keys import public_pem
 from protocol.parts import Failure, Part
+from protocol.rpc import SWARM_VERSION
 from protocol.run_spec import RunConfig
 from protocol.status import RunStatus
 
@@ -194,6 +195,7 @@ class Host:
             tls=identity.digest,
             root=run.root.keyid,
             code=code,
+            version=SWARM_VERSION,
         )
         write_file(folder.path / "invite.txt", f"{self._invite}\n".encode(), private=True)
         if self._config.host.reducer_code is not None:

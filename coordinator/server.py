@@ -97,8 +97,11 @@ class Server:
         self._part.check()
 
     def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._serve())
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(self._serve())
+        finally:
+            self._opened.cancel()  # whoever waits for it is not left waiting
 
     async def _serve(self) -> None:
         door = Door(self._service, self._limits)

@@ -2,8 +2,8 @@
 
 potluck1.<base64url of a payload>.<first 8 hex digits of its SHA-256>
 
-The payload is `TO_OLDER_ONES`, then canonical JSON. A Potluck of before the change speaks another protocol; it stops at
-the first part, which has a key twice, and prints that key. Invites that were made before are the JSON alone.
+The payload is canonical JSON; in version 2, which is for members that speak version 2 (`protocol.rpc.SWARM_VERSION`), after
+`TO_OLDER_ONES`. A Potluck of before stops at that part, which has a key twice, and prints the key.
 
 {"addresses":["203.0.113.7:4700"],"root":"<fingerprint>","run":"<run digest>","tls":"<SHA-256 of the certificate>","code":"…"}
 
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -46,9 +46,12 @@ class Invite(BaseModel):
     tls: Hex64  # SHA-256 of the coordinator's DER certificate
     root: Hex64  # fingerprint of the run's root key
     code: str | None = Field(default=None, max_length=128)  # admission code
+    version: Literal[1, 2] = Field(default=1, exclude=True)  # told by how the payload begins
 
     def __str__(self) -> str:
-        payload = TO_OLDER_ONES + canonical.dumps(self.model_dump(mode="json", exclude_none=True))
+        payload = canonical.dumps(self.model_dump(mode="json", exclude_none=True))
+        if self.version == 2:
+            payload = TO_OLDER_ONES + payload
         return PREFIX + base64.urlsafe_b64encode(payload).decode().rstrip("=") + "." + canonical.sha256_hex(payload)[:8]
 
     @classmethod
@@ -72,7 +75,8 @@ class Invite(BaseModel):
         if canonical.sha256_hex(payload)[:8] != check:
             raise FormatError("the invite is damaged: its check digits do not match", hint)
         try:
-            value = canonical.loads(payload.removeprefix(TO_OLDER_ONES), max_bytes=MAX_INVITE_CHARS)
-            return cls.model_validate(value)
+            said = canonical.loads(payload.removeprefix(TO_OLDER_ONES), max_bytes=MAX_INVITE_CHARS)
+            version = 2 if payload.startswith(TO_OLDER_ONES) else 1
+            return cls.model_validate(said).model_copy(update={"version": version})
         except ValidationError as error:
             raise FormatError(f"the invite is damaged: {error.errors()[0]['msg']}", hint) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import socket
 import threading
 import time
@@ -30,8 +31,8 @@ LIMITS = Limits(
     transfers=3,
     transfers_each=2,
     request_s=0.5,
-    answer_s=3,
-    fetch_s=3,
+    answer_s=90,  # longer than a test waits
+    fetch_s=90,
     idle_s=0.5,
     threads_each=2,
 )
@@ -41,7 +42,7 @@ WAIT_S = 30.0
 class Sleepers:
     """A service whose work is waiting."""
 
-    upload_s = 3.0
+    upload_s = 90.0
 
     def __init__(self) -> None:
         self.go_on, self.working, self.most = threading.Event(), 0, 0
@@ -88,9 +89,14 @@ def sleepers() -> Sleepers:
 
 
 @pytest.fixture
-def server(tmp_path: Path, sleepers: Sleepers) -> Iterator[Server]:
+def limits() -> Limits:
+    return LIMITS
+
+
+@pytest.fixture
+def server(tmp_path: Path, sleepers: Sleepers, limits: Limits) -> Iterator[Server]:
     identity = tls.load_or_create(tmp_path)
-    with Server(cast(CoordinatorService, sleepers), identity, "127.0.0.1:0", LIMITS) as running:
+    with Server(cast(CoordinatorService, sleepers), identity, "127.0.0.1:0", limits) as running:
         running.pem = identity.certificate_pem  # type: ignore[attr-defined]
         yield running
         sleepers.go_on.set()
@@ -142,6 +148,19 @@ def answered(open_channel: grpc.Channel) -> bool:
     """Whether an ordinary call gets its answer, by the deadline that peers set."""
     stub = coordinator_pb2_grpc.CoordinatorStub(open_channel)
     return bool(stub.GetRun(pb.GetRunRequest(), timeout=15) == pb.GetRunReply())
+
+
+def eventually_answered(open_channel: grpc.Channel) -> None:
+    """Ask until there is a place again."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            assert answered(open_channel)
+            return
+        except grpc.RpcError as error:
+            assert cast(grpc.Call, error).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 def silent(open_channel: grpc.Channel, method: str, over: threading.Event) -> grpc.Future:
@@ -204,12 +223,14 @@ def test_health_is_told_and_its_watch_is_not_there(server: Server) -> None:
 def test_one_network_has_a_few_threads_though_it_goes_away_and_comes_again(server: Server, sleepers: Sleepers) -> None:
     """Calls that were given up still run: the next ones of that network wait for them, and nobody else does."""
     with channel(server, "127.0.0.9") as evil, channel(server) as honest:
-        stub = coordinator_pb2_grpc.CoordinatorStub(evil)
-        for _ in range(20):
+        stub, deadline, waves = coordinator_pb2_grpc.CoordinatorStub(evil), time.monotonic() + WAIT_S, 0
+        while waves < 20 or sleepers.most < LIMITS.threads_each:
             calls = [stub.GetReceipts.future(pb.GetReceiptsRequest(), timeout=15) for _ in range(4)]
             time.sleep(0.02)
             for call in calls:
                 call.cancel()
+            waves += 1
+            assert time.monotonic() < deadline
         assert answered(honest)
         assert sleepers.most == LIMITS.threads_each
         sleepers.go_on.set()
@@ -250,6 +271,17 @@ def test_file_that_is_not_read_is_not_sent_for_ever(server: Server) -> None:
                 assert cast(grpc.Call, error).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
+        for call in held:
+            call.cancel()
+
+
+@pytest.mark.parametrize("limits", [dataclasses.replace(LIMITS, answer_s=1)])
+def test_answers_that_are_not_read_are_thrown_away(server: Server) -> None:
+    """Eight of 8 MiB are all that a network may have under way; soon its next call is answered."""
+    with channel(server, "127.0.0.9") as evil, channel(server, "127.0.0.9") as beside:
+        ask = evil.unary_stream("/potluck.v1.Coordinator/GetAgreement", bytes, bytes)
+        held = [ask(b"") for _ in range(LIMITS.calls_each)]
+        eventually_answered(beside)
         for call in held:
             call.cancel()
 

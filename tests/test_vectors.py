@@ -151,8 +151,11 @@ SAME_AGAIN: dict[str, Callable[[], bytes]] = {
     "peer-id": lambda: PEERS[0].peer_id.encode(),
     "coordinator.pub": lambda: keys.public_pem(ROOT.public_key),
     "fingerprint": lambda: ROOT.keyid.encode(),
-    "invite-2": lambda: str(
+    "invite": lambda: str(
         Invite(addresses=("203.0.113.7:4700",), run=RUN, tls="c" * 64, root=ROOT.keyid, code="wood")
+    ).encode(),
+    "invite-2": lambda: str(
+        Invite(addresses=("203.0.113.7:4700",), run=RUN, tls="c" * 64, root=ROOT.keyid, code="wood", version=2)
     ).encode(),
     "run-spec.json": SPEC.to_bytes,
     "claim.json": CLAIMS[0].to_bytes,
@@ -199,10 +202,10 @@ def test_the_root_public_key_still_has_its_fingerprint() -> None:
     assert keys.fingerprint(keys.load_public_pem(stored("coordinator.pub"))).encode() == stored("fingerprint")
 
 
-def test_invites_of_before_and_since_older_ones_are_told_to_update_still_open() -> None:
-    for name in ("invite", "invite-2"):
+def test_the_invite_still_opens() -> None:
+    for version, name in ((1, "invite"), (2, "invite-2")):
         invite = Invite.parse(stored(name).decode())
-        assert (invite.root, invite.code) == (stored("fingerprint").decode(), "wood")
+        assert (invite.version, invite.root, invite.code) == (version, stored("fingerprint").decode(), "wood")
 
 
 def test_the_run_spec_still_has_its_digest() -> None:
