@@ -22,7 +22,7 @@ from peer.coordinator_client import CoordinatorClient
 from peer.training.genesis import load_state
 from peer.training.state import SharedState
 from protocol import checkpoint
-from protocol.errors import InputError
+from protocol.errors import InputError, PartFailed
 from protocol.keys import fingerprint, load_public_pem
 from protocol.status import CheckpointStatus
 from protocol.verify import verify_checkpoint
@@ -179,6 +179,7 @@ class Killed(BaseException):
     """Stands for a SIGKILL at one exact point."""
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the publisher's, which is killed
 @pytest.mark.parametrize("point", ["before the ledger", "after the ledger"])
 @pytest.mark.parametrize("when", ["genesis", "later"])
 def test_kill_while_publishing_is_made_good_by_the_next_start(
@@ -210,7 +211,7 @@ def test_kill_while_publishing_is_made_good_by_the_next_start(
                 time.sleep(0.05)
             site.client.upload_state(member.certificate, state.manifest(), [state.chunk(0)])
             deadline = time.monotonic() + 60
-            with pytest.raises(Killed):
+            with pytest.raises(PartFailed, match="publisher, has stopped: Killed"):
                 while time.monotonic() < deadline:
                     site.host.wait(timeout_s=0.1)
             swarm = site.swarm
