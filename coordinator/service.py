@@ -62,7 +62,7 @@ class Desk:
     finished: Callable[[], bool]
     swarm_addresses: Callable[[], list[str]]  # of the rendezvous
     delivered: Callable[[], None]  # a wanted state has come
-    last_state: Callable[[str], None]  # this one would be gone with a member that leaves
+    last_state: Callable[[str], None]  # of the last member, which leaves
 
 
 _CODES: list[tuple[type[PotluckError], grpc.StatusCode]] = [
@@ -150,9 +150,9 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             reduce_only=request.reduce_only,
             leaving=request.leaving,
         )
-        round_number, newest = self._desk.round(), next(iter(request.states), "")
-        if request.leaving and newest and self._desk.roster.is_only_holder(peer_id, newest, now):
-            self._desk.last_state(newest)
+        round_number = self._desk.round()
+        if request.leaving and request.states and self._desk.roster.is_last(peer_id, now):
+            self._desk.last_state(request.states[0])
         return coordinator_pb2.AnnounceReply(
             swarm_addresses=[*self._desk.swarm_addresses(), *self._desk.roster.addresses(besides=peer_id, now=now)],
             want_state=self._desk.wanted.ask(peer_id, request.states, now),
