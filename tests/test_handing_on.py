@@ -273,6 +273,7 @@ def test_the_coordinator_publishes_the_newest_state_out_of_turn_when_the_last_me
             ):
                 announce(digests, leaving)
                 assert not host._publisher._choices()
+            announce([newest.digest], False)
             client.announce(other.certificate, states=[newest.digest], leaving=True)  # it leaves, too
             announce([states[1].digest], True)
             assert not host._publisher._choices(), "that is not the newest"
