@@ -35,9 +35,7 @@ LOOK_EVERY_S = 2.0
 FIRST_RETRY_S, LONGEST_RETRY_S = 5.0, 60.0  # after a failure such as a full disk
 FALL_BACK_S = 60.0  # then the state of a later round will do
 MAX_CHOICES = 16
-LAST_EVERY_S = (
-    600.0  # the newest state is published out of turn, for a member that alone has it and leaves, this often at most
-)
+LAST_EVERY_S = 10.0  # for the last member, which leaves, the newest state is published out of turn, this often at most
 
 
 def next_due(decided: int, tip: int, every: int, rounds: int) -> int | None:
@@ -100,7 +98,7 @@ class Publisher:
         self._wake.set()
 
     def offer_last(self, state: str) -> None:
-        """A member that leaves says that nobody else has this state: if it is the newest, it is published out of turn."""
+        """The last member leaves, and has this state: if it is the newest, it is published out of turn."""
         now, (known, since) = time.monotonic(), self._last
         with self._ledger.reading() as session:
             tip = session.scalar(select(func.max(RoundRow.round))) or 0

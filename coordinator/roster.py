@@ -112,10 +112,9 @@ class Roster:
             here = [item for item in self._present.values() if now - item.seen <= WORKING_S]
         return [item.peer_id for item in here if item.tokens_per_s > 0 and not item.reduce_only]
 
-    def is_only_holder(self, peer_id: str, state: str, now: float) -> bool:
-        """Whether no other live member that stays can upload this state."""
-        others = (item for item in self.live(now) if item.peer_id != peer_id and not item.leaving)
-        return not any(state in item.states for item in others)
+    def is_last(self, peer_id: str, now: float) -> bool:
+        """Whether no other live member stays."""
+        return all(item.leaving for item in self.live(now) if item.peer_id != peer_id)
 
     def addresses(self, *, besides: str, now: float) -> list[str]:
         """Where some other live members are reached; another choice each time when there are many."""

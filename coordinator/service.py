@@ -64,7 +64,7 @@ class Desk:
     alarm: Callable[[], Alarm | None]
     swarm_addresses: Callable[[], list[str]]  # of the rendezvous
     delivered: Callable[[], None]  # a wanted state has come
-    last_state: Callable[[str], None]  # this one would be gone with a member that leaves
+    last_state: Callable[[str], None]  # of the last member, which leaves
 
 
 class CoordinatorService:
@@ -118,9 +118,9 @@ class CoordinatorService:
                 reduce_only=request.reduce_only,
                 leaving=request.leaving,
             )
-            round_number, newest = desk.round(), next(iter(request.states), "")
-            if request.leaving and newest and desk.roster.is_only_holder(peer_id, newest, now):
-                desk.last_state(newest)
+            round_number = desk.round()
+            if request.leaving and request.states and desk.roster.is_last(peer_id, now):
+                desk.last_state(request.states[0])
             word = desk.beginning.word(desk.roster.working(now), round_number)
             return coordinator_pb2.AnnounceReply(
                 swarm_addresses=[*desk.swarm_addresses(), *desk.roster.addresses(besides=peer_id, now=now)],

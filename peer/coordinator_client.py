@@ -227,7 +227,7 @@ class CoordinatorClient:
         Args:
             round: the last one committed.
             states: digests of states that can still be uploaded, the newest first.
-            leaving: this peer leaves, and knows of nobody else who has the first of these.
+            leaving: this peer leaves; if nobody else stays, the coordinator may want the first of these.
 
         Raises:
             CoordinatorAway: it cannot be reached.

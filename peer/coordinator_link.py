@@ -110,7 +110,8 @@ class CoordinatorLink:
         self._position, self._states = position, states
         self._wake, self._closing = threading.Event(), threading.Event()
         self.away_since: float | None = None
-        self._offers_last = self.is_giving = False  # the latter: a state is on its way to the coordinator
+        self._leaving = self.has_told = False  # the latter: the coordinator has heard that this peer leaves
+        self.is_giving = False  # a state is on its way to the coordinator
         self._given: set[int] = set()  # rounds whose states the coordinator has
         self.finished = False  # the coordinator says that the run is over
         self.settled = threading.Event()  # the outbox is empty and nothing is asked of this peer
@@ -133,11 +134,10 @@ class CoordinatorLink:
         self.settled.clear()
         self._wake.set()
 
-    def offer_last(self) -> None:
-        """Say at the next visits that this peer leaves, and that nobody else has its newest state; harmless twice."""
-        if not self._offers_last:
-            self._offers_last = True
-            self.wake()
+    def say_leaving(self) -> None:
+        """Say at the next visits that this peer leaves: if it is the last one, the coordinator may want its newest state."""
+        self._leaving = True
+        self.wake()
 
     def has_given(self, round: int) -> bool:
         """Whether the coordinator is known to have the state of this round."""
@@ -191,7 +191,7 @@ class CoordinatorLink:
         token = self._certificate.token
         self._outbox.drain(self._client, token)
         round, tokens_per_s, addresses = self._position()
-        kept = self._states.offered()
+        kept, leaving = self._states.offered(), self._leaving
         answer = self._client.announce(
             token,
             swarm_addresses=addresses,
@@ -199,8 +199,9 @@ class CoordinatorLink:
             tokens_per_s=tokens_per_s,
             states=sorted(kept, key=lambda digest: kept[digest], reverse=True),
             reduce_only=self._reduce_only,
-            leaving=self._offers_last,
+            leaving=leaving,
         )
+        self.has_told = leaving
         self._on_clock(self._client.clock.offset_s)
         self._on_addresses(list(answer.swarm_addresses))
         self._on_run(answer.round, answer.beginners)
@@ -213,7 +214,7 @@ class CoordinatorLink:
         wanted = answer.want_state in kept
         if wanted and self._upload(token, answer.want_state):
             self._given.add(kept[answer.want_state])
-        elif self._offers_last:
+        elif leaving:
             self._given |= {item.round for item in self._client.status().checkpoints if item.published}
         self.finished = answer.finished
         if len(self._outbox) == 0 and not wanted:

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 ALONE_S = 5.0  # without hearing of anybody: the coordinator has been asked meanwhile who else there is
 ASKED_S = 15.0  # for the coordinator to ask for a state that it is offered
+TOLD_S = 1.5  # for the coordinator to hear of it
 LOOK_S = 0.3
 
 
@@ -47,8 +48,10 @@ class Link(Protocol):
     away_since: float | None  # None: the coordinator is there
     is_giving: bool  # a state is on its way to it
 
-    def offer_last(self) -> None:
-        """Say at the next visits that this peer leaves, and that nobody else has its newest state; harmless twice."""
+    has_told: bool  # it has heard that this peer leaves
+
+    def say_leaving(self) -> None:
+        """Tell it so, and offer it the newest state."""
 
     def has_given(self, round: int) -> bool:
         """Whether the coordinator has the state of this round."""
@@ -67,16 +70,27 @@ def hand_on(
     Args:
         tell: shows the owner a message: its key in `peer.messages`, and its values.
     """
+    started = clock()
+    link.say_leaving()
     with contextlib.suppress(NetworkError):  # its thread does not answer, as `_look` will say
         swarm.begin_leaving()
+    outcome = _handed_on(swarm, link, tell, clock, sleep)
+    while not link.has_told and link.away_since is None and clock() - started < TOLD_S:
+        sleep(LOOK_S)  # who leaves in silence is taken for present, and the last one to leave for one of two
+    return outcome
+
+
+def _handed_on(
+    swarm: Swarm, link: Link, tell: Callable[..., None], clock: Callable[[], float], sleep: Callable[[float], None]
+) -> Outcome:
     started = heard = clock()
-    offered: float | None = None
+    alone: float | None = None  # since when that is certain
     while True:
         copies, now = _look(swarm), clock()
         if not copies.is_newest or copies.holders:
             return Outcome.DONE
         if copies.others:
-            heard = now
+            heard, alone = now, None
             tell("last-copy", round=str(copies.round))
             if now - started >= copies.seconds or copies.is_stalled:
                 return Outcome.NOT_HANDED_ON
@@ -85,11 +99,10 @@ def hand_on(
                 return Outcome.DONE
             if link.has_given(copies.round):
                 return Outcome.KEPT
-            offered = offered or now
-            if link.away_since is not None or (now - offered >= ASKED_S and not link.is_giving):
+            alone = now if alone is None else alone
+            if link.away_since is not None or (now - alone >= ASKED_S and not link.is_giving):
                 return Outcome.ALONE
             tell("last-copy-offered", round=str(copies.round))
-            link.offer_last()
         sleep(LOOK_S)
 
 

@@ -34,7 +34,7 @@ WAITING = replace(NOBODY, others=2)
 HELD = replace(WAITING, holders=frozenset({"another"}))
 
 
-class World1:
+class Farewell:
     """A swarm and a link by the clock: what each look finds, and what the coordinator does with an offer."""
 
     def __init__(self, looks: Callable[[float], Copies], *, gives_after_s: float = 1e9, away: bool = False) -> None:
@@ -42,7 +42,7 @@ class World1:
         self.away_since = 1.0 if away else None
         self.told: list[str] = []
         self.began = False
-        self._offered_at, self.gives_s = 1e9, 0.0
+        self._offered_at, self.gives_s, self.has_told = 1e9, 0.0, True
 
     @property
     def is_giving(self) -> bool:
@@ -55,8 +55,9 @@ class World1:
         assert self.began
         return self._looks(self.now)
 
-    def offer_last(self) -> None:
-        self._offered_at = min(self._offered_at, self.now)
+    def say_leaving(self) -> None:
+        assert not self.began, "the coordinator hears of it meanwhile"
+        self._offered_at = self.now
 
     def has_given(self, round: int) -> bool:
         return round == 7 and self.now >= self._offered_at + self._gives_after_s
@@ -75,42 +76,45 @@ class World1:
 
 def test_who_is_not_the_only_one_leaves_at_once_and_without_a_word() -> None:
     for copies in (HELD, replace(NOBODY, is_newest=False)):
-        case = World1(lambda now, copies=copies: copies)
+        case = Farewell(lambda now, copies=copies: copies)
         assert (case.leave(), case.now, case.told) == (Outcome.DONE, 0.0, [])
 
 
 def test_the_only_one_waits_until_another_has_it_and_says_so_meanwhile() -> None:
-    case = World1(lambda now: WAITING if now < 20 else HELD)
+    case = Farewell(lambda now: WAITING if now < 20 else HELD)
     assert case.leave() is Outcome.DONE and 20 <= case.now < 21 and case.told == ["last-copy"]
     assert "Ctrl-C again leaves at once, and then the others wait" in text("last-copy", "en", round="7")
 
 
 def test_after_the_time_that_fetching_takes_it_leaves_and_says_that_the_others_wait() -> None:
-    case = World1(lambda now: WAITING)
+    case = Farewell(lambda now: WAITING)
     assert case.leave() is Outcome.NOT_HANDED_ON and 60 <= case.now < 61
-    large = World1(lambda now: replace(WAITING, seconds=1e6, is_stalled=now >= 120))
+    large = Farewell(lambda now: replace(WAITING, seconds=1e6, is_stalled=now >= 120))
     assert large.leave() is Outcome.NOT_HANDED_ON and large.now < 121, "nobody fetches it"
 
 
 def test_who_is_alone_gives_it_to_the_coordinator() -> None:
-    case = World1(lambda now: NOBODY, gives_after_s=10)
+    case = Farewell(lambda now: NOBODY, gives_after_s=10)
     assert case.leave() is Outcome.KEPT and case.now < ALONE_S + 11 and case.told == ["last-copy-offered"]
-    slow = World1(lambda now: NOBODY, gives_after_s=1000)
+    slow = Farewell(lambda now: NOBODY, gives_after_s=1000)
     slow.gives_s = 2000
     assert slow.leave() is Outcome.KEPT and slow.now > 1000, "as long as it is on its way"
-    unwanted = World1(lambda now: NOBODY)
+    unwanted = Farewell(lambda now: NOBODY)
     assert unwanted.leave() is Outcome.ALONE and unwanted.now < ALONE_S + ASKED_S + 1
-    away = World1(lambda now: NOBODY, away=True)
+    untold = Farewell(lambda now: HELD)
+    untold.has_told = False
+    assert untold.leave() is Outcome.DONE and 0 < untold.now < 2, "the coordinator has a moment to hear of it"
+    away = Farewell(lambda now: NOBODY, away=True)
     assert away.leave() is Outcome.ALONE and away.now < ALONE_S + 1 and away.told == []
 
 
 def test_who_is_alone_and_not_waited_for_leaves_without_a_word() -> None:
-    case = World1(lambda now: replace(NOBODY, run_waits=False))
+    case = Farewell(lambda now: replace(NOBODY, run_waits=False))
     assert case.leave() is Outcome.DONE and case.told == []
 
 
 def test_somebody_who_comes_while_the_state_is_offered_gets_it() -> None:
-    case = World1(lambda now: NOBODY if now < 20 else WAITING if now < 40 else HELD)
+    case = Farewell(lambda now: NOBODY if now < 20 else WAITING if now < 40 else HELD)
     assert case.leave() is Outcome.DONE and 40 <= case.now < 41
 
 
@@ -118,7 +122,7 @@ def test_a_swarm_that_does_not_answer_keeps_nobody_from_leaving() -> None:
     def looks(now: float) -> Copies:
         raise NetworkError("the swarm's thread did not answer")
 
-    assert World1(looks).leave() is Outcome.DONE
+    assert Farewell(looks).leave() is Outcome.DONE
 
 
 @given(st.integers(0, 10**12), st.floats(0, 1e9))
@@ -245,7 +249,7 @@ def test_of_members_that_made_the_round_together_none_is_the_only_one(tmp_path: 
 # ---- the coordinator ----------------------------------------------------------------------------------------------------
 
 
-def test_the_coordinator_publishes_the_newest_state_out_of_turn_for_who_alone_has_it_and_leaves(tmp_path: Path) -> None:
+def test_the_coordinator_publishes_the_newest_state_out_of_turn_when_the_last_member_leaves(tmp_path: Path) -> None:
     host = start_host(write_run(tmp_path / "source", every=100, rounds=0), tmp_path / "run")
     assert host._publisher is not None
     try:
@@ -265,12 +269,14 @@ def test_the_coordinator_publishes_the_newest_state_out_of_turn_for_who_alone_ha
             client.announce(other.certificate, states=[newest.digest])
             for digests, leaving in (
                 ([newest.digest], False),  # it does not leave
-                ([states[1].digest, newest.digest], True),  # that is not the newest
-                ([newest.digest], True),  # another has it
+                ([newest.digest], True),  # another stays
             ):
                 announce(digests, leaving)
                 assert not host._publisher._choices()
-            client.announce(other.certificate, states=[newest.digest], leaving=True)  # it does, and leaves itself
+            announce([newest.digest], False)
+            client.announce(other.certificate, states=[newest.digest], leaving=True)  # it leaves, too
+            announce([states[1].digest], True)
+            assert not host._publisher._choices(), "that is not the newest"
             deadline = time.monotonic() + 60
             while not announce([newest.digest], True):
                 assert time.monotonic() < deadline, "the newest state is not wanted"

@@ -234,6 +234,7 @@ class Killed(SystemExit):
     """Stands for a SIGKILL at one exact point."""
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the publisher's, which is killed
 @pytest.mark.parametrize("point", ["before the ledger", "after the ledger"])
 @pytest.mark.parametrize("when", ["genesis", "later"])
 def test_kill_while_publishing_is_made_good_by_the_next_start(
@@ -265,7 +266,7 @@ def test_kill_while_publishing_is_made_good_by_the_next_start(
                 time.sleep(0.05)
             site.client.upload_state(member.certificate, state.manifest(), [state.chunk(0)])
             deadline = time.monotonic() + 60
-            with pytest.raises(PartFailed, match="Killed"):
+            with pytest.raises(PartFailed, match="publisher, has stopped: Killed"):
                 while time.monotonic() < deadline:
                     site.host.wait(timeout_s=0.1)
             swarm = site.swarm
