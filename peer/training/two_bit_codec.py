@@ -67,10 +67,12 @@ class Int2(Codec):
         bits = np.unpackbits(np.frombuffer(data[split:], dtype=np.uint8), bitorder="little")
         if bits[2 * count :].any():
             raise FormatError("int2 codec: bits set after the last value")
-        flags = torch.from_numpy(bits).view(torch.bool)
-        is_large = in_blocks(flags[count : 2 * count], BLOCK)
-        values = torch.where(is_large, sizes[:, 1:], sizes[:, :1]).view(-1)[:count].clone()
-        return torch.where(flags[:count], -values, values), True
+        flags, raw = torch.from_numpy(bits).to(torch.int32), sizes.view(torch.int32)
+        small, differs = raw[:, :1], raw[:, :1] ^ raw[:, 1:]
+        # on the bits of the sizes: torch.where takes nine times as long
+        values = (in_blocks(flags[count : 2 * count].neg(), BLOCK) & differs).bitwise_xor_(small).view(-1)[:count]
+        values.bitwise_xor_(flags[:count].bitwise_left_shift_(31))
+        return values.view(torch.float32), True
 
 
 def _row_sums(rows: torch.Tensor) -> torch.Tensor:
