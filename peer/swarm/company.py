@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from peer.messages import Reason
 from peer.swarm.head import Position
 from peer.swarm.members import MemberBook, MemberView
@@ -14,12 +16,16 @@ from protocol import canonical, claim, succession
 from protocol.beginners import trusted_beginners
 from protocol.run_spec import RunSpec
 
+IDLE_ROUNDS = 2  # in which a member did nothing: then it is asked seldom
+IDLE_ASKED_EVERY = 8  # rounds
+
 
 class Company:
     """The members that work on the same round from the same base."""
 
     def __init__(self, me: str, spec: RunSpec, book: MemberBook, standing: Standing, position: Position) -> None:
         self._me, self._spec, self._book, self._standing, self._position = me, spec, book, standing, position
+        self._idle: dict[str, int] = {}  # peer id -> rounds in a row that it was here for and did nothing in
         self.named = b""  # whose round 1 is, in the coordinator's signed word; empty: not known yet
         self.ledger_round = 0  # as the coordinator last said
         self.waiting_for = ""  # why no round is being made, in words for the owner
@@ -105,13 +111,25 @@ class Company:
     def _asked(self) -> list[MemberView]:
         """Those whose votes decide, the heaviest first; then who has done something; then the rest, in another order each round."""
         acceptors, round = self.acceptors(), self._position.round
-        without = self.to_avoid() | (self._standing.silent() - acceptors.keys())
+        without = self.to_avoid() | ((self._standing.silent() | self._resting(round)) - acceptors.keys())
 
         def order(view: MemberView) -> tuple[int, bool, str]:
             by_hash = canonical.sha256_hex(f"{round}/{view.peer_id}".encode())
             return -acceptors.get(view.peer_id, 0), not view.tokens, by_hash
 
         return sorted((view for view in self.others() if view.peer_id not in without), key=order)
+
+    def round_made(self, members: Collection[str]) -> None:
+        """A round was made by these; to be told before this member stands on it."""
+        idle = (view.peer_id for view in self.others() if not view.tokens and view.peer_id not in members)
+        self._idle = {peer: self._idle.get(peer, 0) + 1 for peer in idle}
+
+    def _resting(self, round: int) -> set[str]:
+        """Who has done nothing for rounds, and nothing yet in this one: it would only keep the others waiting."""
+        if round % IDLE_ASKED_EVERY == 0:  # it may be slow rather than idle
+            return set()
+        long = {peer for peer, rounds in self._idle.items() if rounds >= IDLE_ROUNDS}
+        return long - {view.peer_id for view in self.others() if view.tokens}
 
     def to_avoid(self) -> set[str]:
         """Members that spoilt a group a moment ago, if a round can be made without them."""
@@ -137,6 +155,8 @@ class Company:
             return f"at round {view.round}" if view.round != self._position.round else "on another branch"
         if view.peer_id in self._standing.silent():
             return "did not answer the last times that it was asked"
+        if view.peer_id in self._resting(self._position.round):
+            return "has done nothing for rounds"
         full = len(self.others()) >= self._spec.sync.max_group
         return "the group is full" if full else "not there yet when the others were asked"
 

@@ -548,6 +548,7 @@ class Rounds:
         left_out = self._left_out if took_part else ()
         report = RoundReport(head.round, len(head.weights), tokens, waited_s, self._attempts, took_part, left_out)
         last = self.group.voting.own
+        self.company.round_made(head.weights)
         self.position.advance(head)
         self.book.speakers = frozenset(head.weights)
         self.own.next_round()  # the trainer's work is closed

@@ -1,0 +1,93 @@
+"""Whom a leader asks, and who leads: in memory, from what the members say of themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from swarm_kit import World
+
+from peer.swarm.company import IDLE_ASKED_EVERY, IDLE_ROUNDS, Company
+from peer.swarm.head import Head, Position
+from peer.swarm.members import MemberBook
+from peer.swarm.standing import BROKEN_FREE, Standing
+from protocol import swarm_pb2
+
+ME, NEEDED, IDLE = "me", ["b", "c", "d", "e", "f"], [f"idle-{number:02}" for number in range(63)]
+
+
+class Scene:
+    """One member's view of a run in its first round: the beginners, and whoever says that it is there."""
+
+    def __init__(self, folder: Path, beginners: list[str], **sync: int) -> None:
+        world = World(folder, values=10, **sync)
+        self.book, self.standing, self.position = MemberBook(world.card.run, world.card.member_key), Standing(), Position(Head(world.genesis))  # fmt: skip
+        self.company = Company(ME, world.spec, self.book, self.standing, self.position)
+        self.company.weights = lambda: dict.fromkeys(beginners, 1)  # type: ignore[method-assign]
+
+    def says(self, *peers: str, tokens: int = 0, hears: int = 3) -> None:
+        for peer in peers:
+            message = swarm_pb2.Progress(
+                round=self.position.round, base=self.position.head.digest, tokens=tokens, hears=hears
+            )
+            self.book.note(peer, message)
+
+    @property
+    def asked(self) -> list[str]:
+        return [view.peer_id for view in self.company.to_ask()]
+
+
+def test_those_whom_the_majority_needs_are_asked_first_then_who_has_work_however_many_idle_keys_there_are(
+    tmp_path: Path,
+) -> None:
+    scene = Scene(tmp_path, [ME, *NEEDED], max_group=8)
+    scene.says(*IDLE)
+    scene.says("worker", tokens=100)
+    scene.says(*NEEDED)
+    assert set(scene.asked[:5]) == set(NEEDED) and scene.asked[5] == "worker" and len(scene.asked) == 7
+
+
+def test_idle_keys_are_no_more_peers_than_the_host_asked_for(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, [ME], min_peers=2)
+    scene.company.named = b"named"
+    scene.says(*IDLE)
+    assert not scene.company.is_enough() and "1 more peers" in scene.company.waiting_for
+    scene.says("worker", tokens=100)
+    assert scene.company.is_enough(), scene.company.waiting_for
+
+
+def test_who_has_done_nothing_for_rounds_is_asked_seldom_until_it_has_work(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, [ME])
+    scene.says("idle", "slow")
+    for _ in range(IDLE_ROUNDS):
+        assert set(scene.asked) == {"idle", "slow"}, "a newcomer may just have begun"
+        scene.company.round_made({ME})
+    assert scene.asked == []
+    scene.says("slow", tokens=5)
+    assert scene.asked == ["slow"]
+    assert scene.company._resting(IDLE_ASKED_EVERY) == set()
+
+
+def test_who_keeps_the_others_waiting_for_nothing_is_not_asked_for_a_while_unless_its_vote_decides(
+    tmp_path: Path,
+) -> None:
+    scene = Scene(tmp_path, [ME, "b"])
+    scene.says("b", "liar", tokens=10**6)
+    for _ in range(BROKEN_FREE + 1):
+        assert set(scene.asked) == {"b", "liar"}
+        scene.standing.asked([], ["b", "liar"])
+    assert scene.asked == ["b"]
+
+
+@pytest.mark.parametrize("hears", [3, 4096])
+def test_only_those_lead_whose_votes_decide_and_boasting_of_hearing_all_puts_nobody_first(
+    tmp_path: Path, hears: int
+) -> None:
+    scene = Scene(tmp_path, [ME, "b", "c"])
+    scene.says("b", "c", "stranger", hears=3)
+    honest = scene.company.place_in_line()
+    scene.says("b", "stranger", hears=hears)
+    assert scene.company.place_in_line() == honest is not None
+    assert scene.company.may_lead("b") and not scene.company.may_lead("stranger")
+    scene.company.weights = lambda: {"b": 1}  # type: ignore[method-assign]
+    assert scene.company.place_in_line() is None
