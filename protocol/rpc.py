@@ -9,11 +9,12 @@ b'potluck-enroll-v1\\nababab'
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from protocol.claim import MAX_AGREEMENT_BYTES
 from protocol.errors import FormatError
 
-SWARM_VERSION = 2  # of what members say to each other; whoever announces a lower one is told to update
+SWARM_VERSION: Final = 2  # of what members say to each other; whoever announces a lower one is told to update
 TLS_NAME = "potluck"  # the name in the coordinator's certificate, whatever its address
 HINT_KEY = "potluck-hint-bin"  # trailing metadata: an error's hint, UTF-8
 MAX_MESSAGE_BYTES = MAX_AGREEMENT_BYTES + (1 << 20)  # either way
