@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import queue
 import signal
 import threading
 import time
@@ -335,18 +336,28 @@ def host(
 
 @contextlib.contextmanager
 def _signals(stopping: threading.Event, started: threading.Event) -> Iterator[None]:
-    """Inside the block, SIGINT and SIGTERM set `stopping`; before `started` they interrupt, for a start may be long."""
+    """Inside the block, SIGINT and SIGTERM set `stopping`; before `started` they interrupt, for a start may be long.
+
+    A thread sets it: the handler runs in the main thread, which may hold the lock of `stopping` at that instant.
+    """
+    heard: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def stop() -> None:
+        if heard.get():
+            stopping.set()
 
     def leave(number: int, _frame: object) -> None:
-        stopping.set()
+        heard.put(number)
         if not started.is_set():
             raise KeyboardInterrupt(signal.Signals(number).name)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
         signal.signal(number, leave)
+    threading.Thread(target=stop, name="signals", daemon=True).start()
     try:
         yield
     finally:
+        heard.put(0)
         for number, handler in before.items():
             signal.signal(number, handler)

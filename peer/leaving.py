@@ -60,8 +60,7 @@ class Leaving:
         os.close(self._read)
 
     def _interrupt(self, number: int, frame: Any) -> None:
-        self.stop.set()
-        if not self.graceful:
+        if not self.graceful:  # `stop` is the thread's to set: this one may hold its lock at that instant
             raise KeyboardInterrupt
 
     def _watch(self) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from processes import CARD_TOKENS_PER_S, WAIT_S, Community, Part, free_ports
 from small_community import tiny_run
 from warm_start import WarmStart
 
+from coordinator.host import _signals
+from peer.leaving import Leaving
 from peer.local_peers import ask_to_leave, find_peers
 from peer.run_lock import Process, RunLock, holder, start_of
 from protocol.errors import InputError
@@ -109,6 +112,23 @@ def test_a_second_signal_is_heard_in_the_middle_of_a_long_computation(tmp_path: 
             assert process.wait(WAIT_S) == 128 + signal.SIGINT
         finally:
             process.kill()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_heard_at_any_instant_of_waiting_for_it(number: signal.Signals) -> None:
+    """Also while the main thread holds the lock of what it waits for; on a busy machine that instant is long."""
+    with Leaving(lambda: None) as leaving:
+        leaving.graceful = True
+        with leaving.stop._cond:
+            os.kill(os.getpid(), number)
+        assert leaving.stop.wait(WAIT_S)
+    stopping, started = threading.Event(), threading.Event()
+    with _signals(stopping, started):
+        started.set()
+        with stopping._cond:
+            os.kill(os.getpid(), number)
+        assert stopping.wait(WAIT_S)
 
 
 @swarm
