@@ -62,9 +62,6 @@ class Company:
         """Whether a member's votes decide, or did before it handed them over (of which not all may have heard)."""
         return peer in self.weights() or peer in self.acceptors()
 
-    def has_majority(self) -> bool:
-        return claim.has_majority(self.here(), self.acceptors())
-
     def is_enough(self) -> bool:
         """Whether a round may be made with these; if not, `waiting_for` says why."""
         acceptors, here, begun = self.acceptors(), self.here(), self._position.head.round
