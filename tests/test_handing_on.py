@@ -256,7 +256,7 @@ def test_the_coordinator_publishes_the_newest_state_out_of_turn_when_the_last_me
         with CoordinatorClient(host.invite) as client:
             genesis = load_state(host.folder / "checkpoints" / "step-000000" / "model")
             swarm = Members.joined(client, client.get_run(), genesis)
-            one, other, _ = swarm.members
+            one, other, third = swarm.members
             states = []
             for seed in (1, 2):
                 assert client.report(one.certificate, swarm.round(seed=seed, scale=0.001).to_bytes()).accepted
@@ -274,7 +274,8 @@ def test_the_coordinator_publishes_the_newest_state_out_of_turn_when_the_last_me
                 announce(digests, leaving)
                 assert not host._publisher._choices()
             announce([newest.digest], False)
-            client.announce(other.certificate, states=[newest.digest], leaving=True)  # it leaves, too
+            for leaver in (other, third):  # they leave, too
+                client.announce(leaver.certificate, states=[newest.digest], leaving=True)
             announce([states[1].digest], True)
             assert not host._publisher._choices(), "that is not the newest"
             deadline = time.monotonic() + 60
