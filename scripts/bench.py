@@ -12,7 +12,12 @@ import importlib
 import sys
 from pathlib import Path
 
-LONG = ("attackers", "churn", "poison", "wan")  # half an hour, half an hour, a third of one, a day: only when they are named
+LONG = (
+    "attackers",
+    "churn",
+    "poison",
+    "wan",
+)  # half an hour, half an hour, a third of one, a day: only when they are named
 
 
 def tables() -> list[str]:
