@@ -699,7 +699,7 @@ def test_a_leader_that_proposes_and_sends_no_group_is_not_followed_for_long(tmp_
     world.named = world.name(0, 1, HOSTILE)
 
     async def main() -> None:
-        async with world.peers(2, work_s=0.3) as peers, world.node(HOSTILE, *(peer.node for peer in peers)) as liar:
+        async with world.peers(2, tokens=1) as peers, world.node(HOSTILE, *(peer.node for peer in peers)) as liar:
             refused: list[str] = []
 
             async def harass(peer: Peer) -> None:
@@ -713,6 +713,8 @@ def test_a_leader_that_proposes_and_sends_no_group_is_not_followed_for_long(tmp_
                 tasks = [asyncio.create_task(harass(peer)) for peer in peers]
                 await until(lambda: any("came no group" in reason for reason in refused), what="a refusal")
                 await until(lambda: sum("came no group" in reason for reason in refused) > 5)
+                for peer in peers:  # enough for a round from now on
+                    peer.tokens = peer.rounds.own.progress.tokens = 400
                 await agreed(peers, max(peer.round for peer in peers) + 2)
                 for task in tasks:
                     task.cancel()
