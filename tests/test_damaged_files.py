@@ -81,7 +81,7 @@ def own_files(community: Community) -> list[Path]:
     return [path for path in found if path not in many] + many[-2 * SEVERAL :]
 
 
-@pytest.mark.parametrize("turn", [0, 1, *(pytest.param(turn, marks=pytest.mark.slow) for turn in (2, 3))])
+@pytest.mark.parametrize("turn", range(len(KINDS)))
 def test_every_file_of_a_run_folder_may_be_damaged(community: Community, turn: int) -> None:
     folder = community.run_folder("alice")
     Outbox(folder / "outbox").put(10**6 + turn, b"a report that waits")
@@ -103,20 +103,8 @@ def test_every_file_of_a_run_folder_may_be_damaged(community: Community, turn: i
     assert len(list((folder / "outbox" / "damaged").iterdir())) >= 1, "what could not be sent is kept"
 
 
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [
-        ("identity", empty),
-        ("identity", replace_by_folder),
-        ("ballots.json", halve),
-        ("ballots.json", flip),
-        *(
-            pytest.param(name, damage, marks=pytest.mark.slow)
-            for name, damages in (("identity", (halve, flip)), ("ballots.json", (empty, replace_by_folder)))
-            for damage in damages
-        ),
-    ],
-)
+@pytest.mark.parametrize("damage", KINDS)
+@pytest.mark.parametrize("name", OWNERS_WORD)
 def test_what_only_the_owner_can_decide_is_told(
     community: Community, name: str, damage: Callable[[Path], None]
 ) -> None:
