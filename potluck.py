@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -62,8 +63,6 @@ def host(
         status = run_host(
             config, folder, on_start=started, on_status=screen.status, linger_s=10.0 if until_finished else None
         )
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
     finally:
         screen.close()
     screen.ended(status)
@@ -103,17 +102,13 @@ def join(
     _need("peer", "torch", "hivemind")
     from peer import messages
     from peer.handing_on import Outcome
-    from peer.leaving import Leaving
     from peer.screens import JsonScreen, TerminalScreen
     from peer.swarm.swarm import SwarmConfig
     from peer.volunteer import PeerConfig, Volunteer
     from protocol.keys import PeerIdentity
+    from protocol.leaving import Leaving
     from protocol.trust import home as default_home
 
-    if announce and listen.endswith(":0"):
-        raise InputError(
-            "--announce needs a fixed port", "give one with --listen, such as 0.0.0.0:4710, and forward it"
-        )
     config = PeerConfig(
         home=home or default_home(),
         device=_device(device),
@@ -128,16 +123,18 @@ def join(
         if json_output
         else TerminalScreen(language, me, yes=yes, reduce_only=reduce_only)
     )
-    with Leaving(lambda: screen.step("leaving"), lambda failure: volunteer.failed(failure)) as leaving:
+    with Leaving(
+        lambda: screen.step("leaving"), lambda: screen.step("left"), lambda failure: volunteer.failed(failure)
+    ) as leaving:
         volunteer = Volunteer(parsed, config, screen, leaving)
         try:
             agreed = volunteer.run()
-        except KeyboardInterrupt:
-            screen.step("left")
-            raise typer.Exit(130) from None
         finally:
             screen.close()
-        screen.step("declined" if not agreed else "left" if leaving.stop.is_set() else "done")
+        if not agreed:
+            screen.step("declined")
+        elif volunteer.took_part:
+            screen.step("left" if leaving.is_asked else "done")
     if not agreed:
         raise typer.Exit(1)
     if volunteer.outcome in (Outcome.NOT_HANDED_ON, Outcome.ALONE):
@@ -169,6 +166,34 @@ def leave(
             typer.echo(f"{name}: has not left yet; {'kill -9 does it no harm' if now else waits}")
     if stayed:
         raise typer.Exit(1)
+
+
+@app.command()
+def fetch(
+    invite: Annotated[
+        str, typer.Argument(metavar="INVITE", help="The line the host sent you, or a file that holds it.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to put it.")] = Path("."),
+    chain: Annotated[
+        bool, typer.Option("--chain", help="All checkpoints and rounds, so that the way from genesis can be verified.")
+    ] = False,
+    home: Home = None,
+    json_output: Json = False,
+) -> None:
+    """Fetch a run's newest published checkpoint from its coordinator, and verify it; goes on where it was broken off."""
+    _need("peer", "grpc")
+    from peer.download_bar import DownloadBar
+    from peer.fetching import fetch_checkpoint
+    from protocol.invite import Invite
+    from protocol.trust import home as default_home
+
+    with DownloadBar() as bar:
+        step, report = fetch_checkpoint(
+            Invite.parse(_text_or_file(invite)), folder, home or default_home(), bar, chain=chain
+        )
+    told = {"folder": str(step), **report.to_json()}
+    typer.echo(json.dumps(told, indent=2) if json_output else f"{step}\n{report.to_text()}")
+    raise typer.Exit(report.answer.exit_code)
 
 
 @app.command()
@@ -289,6 +314,10 @@ def status(
     typer.echo(
         f"{current.name}: round {current.round} of {current.rounds or 'open end'}, {current.tokens:,} tokens agreed"
     )
+    if current.finished:
+        typer.echo("this run is over; `potluck fetch INVITE` brings its newest checkpoint")
+    for part in current.parts_failed:
+        typer.echo(f"a part of the coordinator has failed: {part}")
     if current.alarm is not None:
         typer.echo(f"ALARM: {current.alarm}")
     for peer in sorted(current.peers, key=lambda item: -item.credit_tokens):
@@ -325,6 +354,16 @@ def identity_show(home: Home = None) -> None:
     typer.echo(PeerIdentity.load_or_create(_identity_path(home)).peer_id)
 
 
+@identity_app.command("new")
+def identity_new(home: Home = None) -> None:
+    """Give this computer an identity of its own, for one whose home was copied; the one that was here is kept beside it."""
+    from protocol.keys import PeerIdentity
+
+    target = _identity_path(home)
+    _keep_identity(target)
+    typer.echo(PeerIdentity.load_or_create(target).peer_id)
+
+
 @identity_app.command("backup")
 def identity_backup(target: Annotated[Path, typer.Argument(help="The file to write.")], home: Home = None) -> None:
     """Copy this peer's key to a file: whoever has it can claim your credit, so keep it safe."""
@@ -353,11 +392,19 @@ def identity_restore(source: Annotated[Path, typer.Argument(help="A backup.")], 
         raise InputError(f"{source}: {error.strerror}") from error
     target = _identity_path(home)
     if target.is_file() and target.read_bytes() != identity.to_bytes():
-        kept = target.with_name(f"identity.{PeerIdentity.load_or_create(target).peer_id[-8:]}")
-        os.replace(target, kept)
-        typer.echo(f"the identity that was here is now {kept}")
+        _keep_identity(target)
     write_file(target, identity.to_bytes(), private=True)
     typer.echo(identity.peer_id)
+
+
+def _keep_identity(path: Path) -> None:
+    """Put an identity that is there aside, under a name that says whose it is."""
+    from protocol.keys import PeerIdentity
+
+    if path.is_file():
+        kept = path.with_name(f"identity.{PeerIdentity.load_or_create(path).peer_id[-8:]}")
+        os.replace(path, kept)
+        typer.echo(f"the identity that was here is now {kept}")
 
 
 def _identity_path(home: Path | None) -> Path:
@@ -416,7 +463,11 @@ def _log(verbose: bool) -> None:
 
 
 def main() -> NoReturn:
-    """Run the command line; errors become one line and a hint."""
+    """Run the command line; errors become one line and a hint.
+
+    Ctrl-C ends it as it ends any program, where no verb has taken that over: an exception would come wherever it is.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         app()
     except PotluckError as error:

@@ -58,6 +58,15 @@ class Board:
         with self._ledger.reading() as session:
             return session.scalars(select(RoundRow.round).where(RoundRow.state == state)).first()
 
+    def published(self, round: int = 0) -> tuple[int, Path] | None:
+        """The folder of a published checkpoint; 0: of the newest. None: there is none."""
+        wanted = select(CheckpointRow).where(CheckpointRow.published).order_by(CheckpointRow.round.desc())
+        with self._ledger.reading() as session:
+            rows = session.scalars(wanted.where(CheckpointRow.round == round) if round else wanted.limit(2)).all()
+        # the newest may stand in the ledger a moment before its folder lies there
+        found = ((row.round, self._folder / row.folder) for row in rows)
+        return next(((number, folder) for number, folder in found if folder.is_dir()), None)
+
     def worked(self) -> Container[str]:
         """The peer ids that have credit."""
         return self._credits()

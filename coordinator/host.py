@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import queue
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -44,6 +42,7 @@ from protocol.disk import write_file
 from protocol.errors import PotluckError
 from protocol.invite import Invite
 from protocol.keys import public_pem
+from protocol.leaving import Leaving
 from protocol.parts import Failure, Part
 from protocol.rpc import SWARM_VERSION
 from protocol.run_spec import RunConfig
@@ -229,6 +228,11 @@ class Host:
         genesis_files = shelf.add_folder(run.genesis)
         model_files: list[ShelfFile] = shelf.add_folder(run.base_model) if run.base_model else []
         shelf.add_file(run.data, run.card.spec.data.digest, run.card.spec.data.size_bytes)
+
+        def checkpoint(round: int) -> tuple[int, list[ShelfFile]]:
+            number, found = board.published(round) or (0, None)
+            return number, [] if found is None else shelf.add_checkpoint(found)
+
         return Desk(
             card=run.card,
             card_bytes=run.card_bytes,
@@ -263,6 +267,7 @@ class Host:
             swarm_addresses=rendezvous.addresses if rendezvous else list,
             delivered=publisher.wake,
             last_state=publisher.offer_last,
+            checkpoint=checkpoint,
         )
 
     def _code(self, folder: RunFolder) -> str | None:
@@ -306,6 +311,8 @@ def host(
 ) -> RunStatus:
     """Host a run until SIGINT or SIGTERM, and leave cleanly; the command line calls it in the main thread.
 
+    A signal that comes before the start is over, or a second one, ends this process at once.
+
     Args:
         on_start: called once volunteers can join.
         on_status: called about every second.
@@ -314,15 +321,14 @@ def host(
     Returns:
         the last status.
 
-    Raises: as `Host.start` and `Host.wait`; KeyboardInterrupt: a signal came before the start was over.
+    Raises: as `Host.start` and `Host.wait`.
     """
-    stopping, started = threading.Event(), threading.Event()
-    with _signals(stopping, started), Host(config_path, folder) as running:
-        started.set()
+    with Leaving(lambda: None) as leaving, Host(config_path, folder) as running:
+        leaving.graceful = True
         if on_start is not None:
             on_start(running)
         leave_at: float | None = None
-        while not stopping.wait(TICK_S):
+        while not leaving.stop.wait(TICK_S):
             running.wait(timeout_s=0)
             status = running.status()
             if on_status is not None:
@@ -332,32 +338,3 @@ def host(
                 if time.monotonic() >= leave_at:
                     break
         return running.status()
-
-
-@contextlib.contextmanager
-def _signals(stopping: threading.Event, started: threading.Event) -> Iterator[None]:
-    """Inside the block, SIGINT and SIGTERM set `stopping`; before `started` they interrupt, for a start may be long.
-
-    A thread sets it: the handler runs in the main thread, which may hold the lock of `stopping` at that instant.
-    """
-    heard: queue.SimpleQueue[int] = queue.SimpleQueue()
-
-    def stop() -> None:
-        if heard.get():
-            stopping.set()
-
-    def leave(number: int, _frame: object) -> None:
-        heard.put(number)
-        if not started.is_set():
-            raise KeyboardInterrupt(signal.Signals(number).name)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, leave)
-    threading.Thread(target=stop, name="signals", daemon=True).start()
-    try:
-        yield
-    finally:
-        heard.put(0)
-        for number, handler in before.items():
-            signal.signal(number, handler)

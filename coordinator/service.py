@@ -16,6 +16,7 @@ from coordinator.receipts import ReceiptDesk
 from coordinator.reports import Reports
 from coordinator.roster import Roster
 from coordinator.shelf import Shelf, ShelfFile
+from coordinator.twins import Twins
 from coordinator.uploads import StateInbox, Wanted
 from protocol import certificate, coordinator_pb2
 from protocol.claim import MAX_AGREEMENT_BYTES
@@ -65,6 +66,9 @@ class Desk:
     swarm_addresses: Callable[[], list[str]]  # of the rendezvous
     delivered: Callable[[], None]  # a wanted state has come
     last_state: Callable[[str], None]  # of the last member, which leaves
+    checkpoint: Callable[
+        [int], tuple[int, list[ShelfFile]]
+    ]  # a published one, 0: the newest; its round, 0: there is none
 
 
 class CoordinatorService:
@@ -74,6 +78,7 @@ class CoordinatorService:
         self._desk = desk
         self._calls = Places(total=MEMBERS, each=EACH)
         self.transfers = Places(total=MEMBERS, each=TRANSFERS_EACH)
+        self._twins = Twins()
 
     @property
     def upload_s(self) -> float:
@@ -86,6 +91,8 @@ class CoordinatorService:
             root_public_key=self._desk.root_public_pem,
             genesis_files=[_model_file(file) for file in self._desk.genesis_files],
             model_files=[_model_file(file) for file in self._desk.model_files],
+            round=self._desk.round(),
+            finished=self._desk.finished(),
         )
 
     def GetChallenge(self, request: Any, network: str) -> Any:
@@ -108,6 +115,7 @@ class CoordinatorService:
         with self._call(request.certificate) as peer_id:
             if request.version < SWARM_VERSION:
                 raise RefusedError(TOO_OLD)
+            twin = self._twins.seen(peer_id, request.session, now)
             desk.roster.announce(
                 peer_id,
                 request.swarm_addresses,
@@ -130,6 +138,7 @@ class CoordinatorService:
                 beginners=word if 0 in (round_number, request.round) else b"",
                 time=time.time(),
                 alarm=_alarm(desk.alarm()),
+                twin=coordinator_pb2.Twin.Name(twin),
             )
 
     def Report(self, request: Any, network: str) -> Any:
@@ -162,6 +171,11 @@ class CoordinatorService:
     def GetAgreement(self, request: Any, network: str) -> Any:
         with self._call(request.certificate):
             return coordinator_pb2.GetAgreementReply(agreement=self._desk.reports.agreement(request.round))
+
+    def GetCheckpoint(self, request: Any, network: str) -> Any:
+        with self._call(request.certificate):
+            number, files = self._desk.checkpoint(request.round)
+        return coordinator_pb2.GetCheckpointReply(round=number, files=[_model_file(file) for file in files])
 
     def GetStatus(self, request: Any, network: str) -> Any:
         status = self._desk.status()

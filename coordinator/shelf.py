@@ -1,4 +1,4 @@
-"""The files that members may fetch, by digest and nothing else: genesis, base model, data. `service` reads from it.
+"""The files that members may fetch, by digest and nothing else: genesis, base model, data, checkpoints. `service` reads from it.
 
 >>> import tempfile
 >>> folder = Path(tempfile.mkdtemp()); _ = (folder / "a.txt").write_bytes(b"hello")
@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from protocol import checkpoint
 from protocol.errors import InputError
-from protocol.files import hash_folder, open_regular
+from protocol.files import file_sha256, hash_folder, list_files, open_regular
+from protocol.model_signature import ModelSignature
 from protocol.rpc import PART_BYTES
 
 
@@ -26,10 +28,11 @@ class ShelfFile:
 
 
 class Shelf:
-    """Digest -> file; filled at start, read by many threads."""
+    """Digest -> file; read by many threads."""
 
     def __init__(self) -> None:
         self._files: dict[str, tuple[Path, int]] = {}
+        self._checkpoints: dict[Path, list[ShelfFile]] = {}
 
     def add_folder(self, folder: Path) -> list[ShelfFile]:
         """Offer every file of a folder; returns what it holds. Raises: as `files.list_files`."""
@@ -38,6 +41,23 @@ class Shelf:
             self.add_file(folder / name, sha256, size_bytes)
             result.append(ShelfFile(name, sha256, size_bytes))
         return result
+
+    def add_checkpoint(self, step_dir: Path) -> list[ShelfFile]:
+        """Offer a published checkpoint; its weights are not read again, for the signature says their digests.
+
+        Raises: as `files.list_files`; FormatError, VerificationError: the signature cannot be read.
+        """
+        if step_dir not in self._checkpoints:
+            signed = ModelSignature.read(step_dir / checkpoint.SIGNATURE).files
+            known = {f"{checkpoint.MODEL}/{name}": digest for name, digest in signed.items()}
+            found = [
+                ShelfFile(name, known.get(name) or file_sha256(step_dir / name), (step_dir / name).stat().st_size)
+                for name in list_files(step_dir)
+            ]
+            for file in found:
+                self.add_file(step_dir / file.path, file.sha256, file.size_bytes)
+            self._checkpoints[step_dir] = found
+        return self._checkpoints[step_dir]
 
     def add_file(self, path: Path, sha256: str, size_bytes: int) -> None:
         """Offer one file whose digest is known."""

@@ -7,10 +7,10 @@ enough, if all of it is whole; a newcomer, or one whose files are damaged, waits
 from __future__ import annotations
 
 import logging
-import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -18,7 +18,9 @@ from peer.clock import ClockWrong, how_to_set, in_words, message_key
 from peer.coordinator_client import CoordinatorClient, RunFiles
 from peer.coordinator_link import Certificate
 from peer.downloads import is_complete
+from peer.run_files import fetch_run_files
 from peer.run_folder import RunFolder
+from peer.screen import Screen
 from peer.training import nf4
 from protocol import certificate as certificates
 from protocol.backoff import Backoff
@@ -35,16 +37,13 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0  # between two tries
 T = TypeVar("T")
 
 
-class Screen(Protocol):
-    """What the owner sees of it."""
+@dataclass(frozen=True)
+class RunOver:
+    """The run has had all its rounds: there is nothing to join."""
 
-    def agree(self, card: RunCard) -> bool: ...
-
-    def fetching(self, name: str, done_bytes: int, size_bytes: int) -> None: ...
-
-    def step(self, key: str) -> None: ...
-
-    def problem(self, key: str, **values: str) -> None: ...
+    card: RunCard
+    round: int
+    was_member: bool  # it was joined here before
 
 
 @dataclass(frozen=True)
@@ -67,21 +66,19 @@ class Newcomer:
         identity: PeerIdentity,
         folder: RunFolder,
         screen: Screen,
-        stop: threading.Event,
         *,
         reduce_only: bool = False,
     ) -> None:
         self._invite, self._client, self._identity = invite, client, identity
-        self._folder, self._screen, self._stop = folder, screen, stop
+        self._folder, self._screen = folder, screen
         self._reduce_only = reduce_only
         self._agreed = False
 
-    def admit(self) -> Admission | None:
+    def admit(self) -> Admission | RunOver | None:
         """Become a member and have all files here; None when the owner does not agree to the terms.
 
         Raises:
             PotluckError: what waiting does not help against: a wrong invite, a refusal, a full disk.
-            KeyboardInterrupt: `stop` was set meanwhile.
         """
         self._screen.step("asking-coordinator")
         backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
@@ -94,8 +91,7 @@ class Newcomer:
                     self._screen.step("coordinator-away")
                     return admission
                 self._tell(error)
-            if self._stop.wait(backoff.failed()):
-                raise KeyboardInterrupt
+            time.sleep(backoff.failed())
 
     def _tell(self, error: NetworkError) -> None:
         if isinstance(error, ClockWrong):
@@ -103,10 +99,12 @@ class Newcomer:
         else:
             self._screen.problem("coordinator-needed", reason=error.message)
 
-    def _ask(self) -> Admission | None:
+    def _ask(self) -> Admission | RunOver | None:
         description = self._client.get_run()
         card = description.card
         known = self._agreed or self._folder.read("run-card.json") is not None
+        if description.finished:
+            return RunOver(card, description.round, known)
         if not known and not self._screen.agree(card):
             return None
         self._agreed = True
@@ -121,8 +119,13 @@ class Newcomer:
                 "ask the host for the reducers' invite, or join without --reduce-only",
             )
         self._screen.step("fetching")
-        files = self._client.fetch_run_files(
-            enrollment.certificate, self._folder.path, self._screen.fetching, to_train=not self._reduce_only
+        files = fetch_run_files(
+            self._client,
+            description,
+            enrollment.certificate,
+            self._folder.path,
+            self._screen.fetching,
+            to_train=not self._reduce_only,
         )
         self._folder.write("run-card.json", description.card_bytes)
         if self._client.clock.is_wrong:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from protocol import coordinator_pb2
 from protocol.errors import FormatError
 from protocol.files import MAX_FILES, check_relative
-from protocol.rpc import check_swarm_address
+from protocol.rpc import Twin, check_swarm_address
 from protocol.run_card import RunCard
 from protocol.status import Alarm
 
@@ -39,6 +39,8 @@ class RunDescription(NamedTuple):
     root_public_pem: bytes
     genesis_files: tuple[RemoteFile, ...]  # a signed folder: verify it before use
     model_files: tuple[RemoteFile, ...]  # LoRA only: the base model; their tree digest is the spec's
+    round: int = 0  # the newest in the ledger, by the coordinator's word
+    finished: bool = False  # likewise: it has had all its rounds
 
 
 class RunFiles(NamedTuple):
@@ -67,6 +69,7 @@ class Announcement(NamedTuple):
     finished: bool
     beginners: bytes  # the coordinator's signed word on who begins, `protocol.beginners`; empty: not known yet
     alarm: Alarm | None = None  # the run stays clearly worse than its last published checkpoint
+    twin: Twin = Twin.NONE
 
 
 class ReportAnswer(NamedTuple):
@@ -74,6 +77,11 @@ class ReportAnswer(NamedTuple):
 
     accepted: bool
     reason: str
+
+
+def parse_twin(reply: coordinator_pb2.AnnounceReply) -> Twin:
+    """What is said of another computer with this identity; a newer coordinator may say more than is known here."""
+    return Twin(reply.twin) if reply.twin in tuple(Twin) else Twin.NONE
 
 
 def parse_files(files: Iterable[coordinator_pb2.ModelFile]) -> tuple[RemoteFile, ...]:

@@ -12,7 +12,6 @@ it. One client may be shared by threads. Close it (or use `with`) before forking
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -33,13 +32,13 @@ from peer.coordinator_answers import (
     parse_addresses,
     parse_alarm,
     parse_files,
+    parse_twin,
 )
-from peer.downloads import Progress, fetch, read_url
+from peer.downloads import Progress, fetch
 from peer.pinned_channel import open_channel, translate
 from protocol import certificate, coordinator_pb2, coordinator_pb2_grpc
 from protocol.claim import Agreement
-from protocol.disk import set_aside
-from protocol.errors import CoordinatorAway, FormatError, SignatureError, VerificationError
+from protocol.errors import CoordinatorAway, FormatError, SignatureError
 from protocol.files import tree_digest
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity, fingerprint, load_public_pem
@@ -48,7 +47,6 @@ from protocol.rpc import MAX_CHALLENGE_BYTES, PART_BYTES, SWARM_VERSION, enroll_
 from protocol.run_card import RunCard
 from protocol.state import StateManifest
 from protocol.status import RunStatus
-from protocol.verify import verify_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +63,7 @@ class CoordinatorClient:
 
     def __init__(self, invite: Invite, *, timeout_s: float = 15.0) -> None:
         self._invite = invite
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._stub: Any = None
@@ -99,7 +97,13 @@ class CoordinatorClient:
         if (card.spec.method.kind == "lora") != bool(model_files):
             raise FormatError("expected base model files exactly when the run trains an adapter")
         self._run = RunDescription(
-            card, reply.run_card, reply.root_public_key, parse_files(reply.genesis_files), model_files
+            card,
+            reply.run_card,
+            reply.root_public_key,
+            parse_files(reply.genesis_files),
+            model_files,
+            reply.round,
+            reply.finished,
         )
         return self._run
 
@@ -152,65 +156,6 @@ class CoordinatorClient:
 
         return fetch(read, destination.name, sha256, size_bytes, destination, progress)
 
-    def fetch_run_files(
-        self, certificate: str, folder: Path, progress: Progress | None = None, *, to_train: bool = True
-    ) -> RunFiles:
-        """Fetch genesis, base model and data into `folder`; what is already there and whole is not fetched again.
-
-        Args:
-            to_train: without that, only the genesis is needed.
-
-        The genesis is verified as the signed checkpoint that it is, by the root key in the invite.
-
-        Raises: as `fetch_file`; VerificationError: the genesis does not hold, and was deleted.
-        """
-        run = self._run or self.get_run()
-        genesis, base_model, data = folder / "step-000000", folder / "base-model", folder / "data" / "data"
-
-        def bring(files: Iterable[RemoteFile], into: Path) -> None:
-            for file in files:
-                _make_way(into / file.path, folder / "damaged")
-                self.fetch_file(certificate, file.sha256, file.size_bytes, into / file.path, progress)
-
-        bring(run.genesis_files, genesis)
-        if not self._is_genesis(genesis, run):  # something else may lie beside the files: once more, into a new folder
-            set_aside(genesis, folder / "damaged")
-            bring(run.genesis_files, genesis)
-            self._check_genesis(genesis, run)
-        if not to_train:
-            return RunFiles(genesis, None, data)
-        bring(run.model_files, base_model)
-        _make_way(data, folder / "damaged")
-        self._fetch_data(certificate, data, progress)
-        return RunFiles(genesis, base_model if run.model_files else None, data)
-
-    def _is_genesis(self, genesis: Path, run: RunDescription) -> bool:
-        report = verify_checkpoint(genesis, trusted={self._invite.root})
-        facts = (report.facts.get("run"), report.facts.get("round"), report.facts.get("state"))
-        return report.ok and facts == (run.card.run, 0, run.card.genesis)
-
-    def _check_genesis(self, genesis: Path, run: RunDescription) -> None:
-        if self._is_genesis(genesis, run):
-            return
-        shutil.rmtree(genesis)
-        raise VerificationError(
-            "the genesis that the coordinator offers does not hold, or is not this run's",
-            "tell the host; nothing was loaded",
-        )
-
-    def _fetch_data(self, certificate: str, destination: Path, progress: Progress | None) -> None:
-        assert self._run is not None
-        pinned = self._run.card.spec.data
-        if pinned.url is None:
-            self.fetch_file(certificate, pinned.digest, pinned.size_bytes, destination, progress)
-            return
-        url = pinned.url
-
-        def read(offset: int) -> Iterator[bytes]:
-            return read_url(url, offset, self._timeout_s, STREAM_TIMEOUT_S)
-
-        fetch(read, "data", pinned.digest, pinned.size_bytes, destination, progress)
-
     def announce(
         self,
         certificate: str,
@@ -221,6 +166,7 @@ class CoordinatorClient:
         states: Iterable[str] = (),
         reduce_only: bool = False,
         leaving: bool = False,
+        session: bytes = b"",
     ) -> Announcement:
         """Say "I am here"; learn who else is, and whether the coordinator wants a state.
 
@@ -228,6 +174,7 @@ class CoordinatorClient:
             round: the last one committed.
             states: digests of states that can still be uploaded, the newest first.
             leaving: this peer leaves; if nobody else stays, the coordinator may want the first of these.
+            session: drawn when this process started.
 
         Raises:
             CoordinatorAway: it cannot be reached.
@@ -242,13 +189,20 @@ class CoordinatorClient:
             reduce_only=reduce_only,
             leaving=leaving,
             version=SWARM_VERSION,
+            session=session,
         )
         sent = time.time()
         reply = self._call("Announce", request)
         self.clock.heard(sent=sent, received=time.time(), theirs=reply.time)
         addresses = parse_addresses(reply.swarm_addresses)
         return Announcement(
-            addresses, reply.want_state, reply.round, reply.finished, reply.beginners, parse_alarm(reply)
+            addresses,
+            reply.want_state,
+            reply.round,
+            reply.finished,
+            reply.beginners,
+            parse_alarm(reply),
+            parse_twin(reply),
         )
 
     def agreement(self, certificate: str, round: int = 0) -> Agreement | None:
@@ -263,7 +217,7 @@ class CoordinatorClient:
         """
         run = self._run or self.get_run()
         request = coordinator_pb2.GetAgreementRequest(certificate=certificate, round=round)
-        data = self._call("GetAgreement", request, timeout_s=4 * self._timeout_s).agreement
+        data = self._call("GetAgreement", request, timeout_s=4 * self.timeout_s).agreement
         if not data:
             return None
         return Agreement.from_bytes(data, run=run.card.run, membership_key=run.card.member_key)
@@ -276,7 +230,7 @@ class CoordinatorClient:
             RefusedError: the certificate no longer holds: enroll again.
         """
         request = coordinator_pb2.ReportRequest(certificate=certificate, agreement=agreement)
-        reply = self._call("Report", request, timeout_s=4 * self._timeout_s)
+        reply = self._call("Report", request, timeout_s=4 * self.timeout_s)
         return ReportAnswer(reply.accepted, reply.reason)
 
     def upload_state(self, certificate: str, manifest: StateManifest, chunks: Iterable[bytes]) -> bool:
@@ -314,6 +268,21 @@ class CoordinatorClient:
         request = coordinator_pb2.GetReceiptsRequest(certificate=certificate, after_round=after_round)
         return list(self._call("GetReceipts", request).receipts)
 
+    def checkpoint(self, certificate: str, round: int = 0) -> tuple[int, tuple[RemoteFile, ...]]:
+        """The round and the files of a published checkpoint, unchecked; 0 and none when there is none.
+
+        Args:
+            round: 0: the newest.
+
+        Raises:
+            CoordinatorAway: it cannot be reached.
+            FormatError, VerificationError: names that are no plain paths, digests that are none.
+            RefusedError: the certificate no longer holds: enroll again.
+        """
+        request = coordinator_pb2.GetCheckpointRequest(certificate=certificate, round=round)
+        reply = self._call("GetCheckpoint", request, timeout_s=4 * self.timeout_s)
+        return reply.round, parse_files(reply.files)
+
     def status(self) -> RunStatus:
         """The run's status. Raises: CoordinatorAway, FormatError."""
         return RunStatus.from_bytes(self._call("GetStatus", coordinator_pb2.GetStatusRequest()).status)
@@ -345,7 +314,7 @@ class CoordinatorClient:
 
     def _call(self, method: str, request: Any, timeout_s: float | None = None) -> Any:
         try:
-            return getattr(self._connected(), method)(request, timeout=timeout_s or self._timeout_s)
+            return getattr(self._connected(), method)(request, timeout=timeout_s or self.timeout_s)
         except grpc.RpcError as error:
             raise self._broken(error) from error
         except ValueError as error:  # what grpc says of a channel that another thread closes just now
@@ -375,20 +344,11 @@ class CoordinatorClient:
         away: CoordinatorAway | None = None
         for address in self._invite.addresses:
             try:
-                return open_channel(address, self._invite.tls, min(self._timeout_s, 5.0))
+                return open_channel(address, self._invite.tls, min(self.timeout_s, 5.0))
             except CoordinatorAway as error:
                 away = error
         assert away is not None, "an invite has at least one address"
         raise away
-
-
-def _make_way(path: Path, aside: Path) -> None:
-    """A folder that lies where a file belongs, or where it is while it comes, is moved away."""
-    for name in (path, path.with_name(path.name + ".part")):
-        if name.is_dir():
-            logger.warning(
-                "%s is a folder, not the file that belongs there; it is kept as %s", name, set_aside(name, aside)
-            )
 
 
 __all__ = [

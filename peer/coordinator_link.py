@@ -23,6 +23,7 @@ from protocol.claim import Agreement
 from protocol.errors import CoordinatorAway, InputError, PotluckError, RefusedError
 from protocol.keys import PeerIdentity
 from protocol.parts import Part, Told
+from protocol.rpc import Twin
 from protocol.status import Alarm
 
 logger = logging.getLogger(__name__)
@@ -77,8 +78,12 @@ class CoordinatorLink:
         on_anchor: called with it.
         on_clock: called after each visit with how far this computer's clock is ahead of the coordinator's, in seconds.
         on_alarm: called after each visit with what the coordinator is alarmed about.
+        on_twin: called after each visit with whether another computer uses this peer's identity.
+        on_finished: called at each visit when the run has had all its rounds.
+        on_receipts: called when there are new receipts.
         position: gives (last committed round, tokens/s, own addresses).
         states: what could be uploaded.
+        session: drawn when this process started.
         on_failure: told when this thread fails by a mistake of ours; it is started again.
     """
 
@@ -97,8 +102,12 @@ class CoordinatorLink:
         on_anchor: Callable[[Agreement], None],
         on_clock: Callable[[float], None],
         on_alarm: Callable[[Alarm | None], None],
+        on_twin: Callable[[Twin], None],
+        on_finished: Callable[[], None],
+        on_receipts: Callable[[], None],
         position: Callable[[], tuple[int, float, list[str]]],
         states: Uploads,
+        session: bytes,
         reduce_only: bool = False,
         on_failure: Told = lambda failure: None,
     ) -> None:
@@ -107,7 +116,8 @@ class CoordinatorLink:
         self._on_certificate, self._on_addresses, self._on_run = on_certificate, on_addresses, on_run
         self._wants_anchor, self._on_anchor = wants_anchor, on_anchor
         self._on_clock, self._on_alarm, self._reduce_only = on_clock, on_alarm, reduce_only
-        self._position, self._states = position, states
+        self._on_twin, self._on_finished, self._on_receipts = on_twin, on_finished, on_receipts
+        self._position, self._states, self._session = position, states, session
         self._wake, self._closing = threading.Event(), threading.Event()
         self.away_since: float | None = None
         self._leaving = self.has_told = False  # the latter: the coordinator has heard that this peer leaves
@@ -200,7 +210,9 @@ class CoordinatorLink:
             states=sorted(kept, key=lambda digest: kept[digest], reverse=True),
             reduce_only=self._reduce_only,
             leaving=leaving,
+            session=self._session,
         )
+        self._on_twin(answer.twin)
         self.has_told = leaving
         self._on_clock(self._client.clock.offset_s)
         self._on_addresses(list(answer.swarm_addresses))
@@ -210,13 +222,16 @@ class CoordinatorLink:
             if newest is not None:
                 self._on_anchor(newest)
         self._on_alarm(answer.alarm)
-        self._receipts.fetch(self._client, token)
+        if self._receipts.fetch(self._client, token):
+            self._on_receipts()
         wanted = answer.want_state in kept
         if wanted and self._upload(token, answer.want_state):
             self._given.add(kept[answer.want_state])
         elif leaving:
             self._given |= {item.round for item in self._client.status().checkpoints if item.published}
         self.finished = answer.finished
+        if answer.finished:
+            self._on_finished()
         if len(self._outbox) == 0 and not wanted:
             self.settled.set()
 

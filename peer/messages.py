@@ -79,6 +79,21 @@ _MESSAGES = {
         "its newest state (round {round}) is on this disk only",
         "没有其他成员在线：训练将等待您用同一命令回来；最新状态（第 {round} 轮）只保存在本机",
     ),
+    "run-over": ("this run is over: all its {rounds} rounds are made", "本次训练已结束：全部 {rounds} 轮均已完成"),
+    "run-over-credit": (
+        "your credit: {tokens} tokens in {rounds} rounds; the receipts that prove it are in {folder}",
+        "您的贡献：{rounds} 轮，共 {tokens} 个词元；证明它的凭据保存在 {folder}",
+    ),
+    "run-over-fetch": (
+        "what came of it: potluck fetch INVITE brings its newest checkpoint here, and verifies it",
+        "训练成果：用 potluck fetch 邀请码 可下载其最新检查点并加以验证",
+    ),
+    "identity-twin": (
+        "another computer takes part with this peer's identity, and is told to stop: was this home folder copied? "
+        "For both to take part, give the other one an identity of its own there: potluck identity new",
+        "另一台电脑正在使用本节点的身份，已通知它停止：数据文件夹是否被复制过？"
+        "若要两台都参加，请在另一台上生成新的身份：potluck identity new",
+    ),
     "done": ("done. Thank you for the wood!", "完成。感谢您添的柴！"),
     "left": ("left. Your identity and your receipts stay on this disk.", "已退出。您的身份密钥和凭据仍保存在本机。"),
     "terms": ("This run wants to use your computer:", "本次训练希望使用您的电脑："),
@@ -97,7 +112,8 @@ _MESSAGES = {
     "own-tokens": ("your tokens this round", "本轮您的词元"),
     "speed": ("tokens/s", "词元/秒"),
     "loss": ("your loss", "您的损失"),
-    "credit": ("your tokens in committed rounds", "已提交轮次中您的词元"),
+    "credit": ("your credit, tokens in the ledger", "您的贡献（账本中的词元）"),
+    "credit-pending": ("and {tokens} agreed, not there yet", "另有 {tokens} 已获认可，尚未入账"),
     "waited": ("waiting per round", "每轮等待"),
     "round-line": (
         "round {round}: {members} members, {tokens} tokens",

@@ -44,25 +44,27 @@ class Receipts:
     """
 
     def __init__(self, folder: Path, *, run: str, root: str, peer_id: str) -> None:
-        self._folder, self._run, self._root, self._peer_id = folder, run, root, peer_id
-        self._newest: int | None = None  # the round up to which there is nothing to ask for; None: not looked yet
+        self.folder, self._run, self._root, self._peer_id = folder, run, root, peer_id
+        self._tokens: dict[int, int] = {}  # round -> credit, of the receipts that hold
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise disk_error(folder, error) from error
+        self._newest = self._whole_until()  # the round up to which there is nothing to ask for
 
     def rounds(self) -> list[int]:
         """The rounds that there is a receipt for, in order."""
-        found = (_NAME.fullmatch(path.name) for path in self._folder.iterdir())
+        found = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
         return sorted(int(match[1]) for match in found if match)
 
-    def tokens(self) -> int:
-        """The credit that the receipts show, in tokens. Raises: as `check`."""
-        return sum(self._entry(self.path(number).read_bytes()).tokens for number in self.rounds())
+    def credit(self) -> tuple[int, int, int]:
+        """What the receipts show: tokens, rounds, and the newest of those rounds (0: none)."""
+        tokens = dict(self._tokens)  # another thread may add to it
+        return sum(tokens.values()), len(tokens), max(tokens, default=0)
 
     def path(self, round_number: int) -> Path:
         """Where the receipt for a round lies."""
-        return self._folder / f"round-{round_number:06d}.json"
+        return self.folder / f"round-{round_number:06d}.json"
 
     def fetch(self, client: ReceiptSource, certificate: str) -> int:
         """Ask for the receipts that are not here yet; returns how many came.
@@ -73,8 +75,6 @@ class Receipts:
             CoordinatorAway: it cannot be reached.
             VerificationError: it sent one that does not hold, which is not kept.
         """
-        if self._newest is None:
-            self._newest = self._whole_until()
         new = 0
         for _ in range(_MAX_ASKS):
             batch = client.receipts(certificate, self._newest)
@@ -90,10 +90,10 @@ class Receipts:
         for number in rounds:
             path = self.path(number)
             try:
-                self._entry(path.read_bytes())
+                self._tokens[number] = self._entry(path.read_bytes()).tokens
             except (InputError, RefusedError, OSError) as error:
                 damaged.append(number)
-                kept = set_aside(path, self._folder / "damaged")
+                kept = set_aside(path, self.folder / "damaged")
                 logger.warning("%s is damaged (%s); it is kept as %s and fetched again", path.name, error, kept)
         return max((number for number in rounds if number < min(damaged, default=number + 1)), default=0)
 
@@ -112,6 +112,7 @@ class Receipts:
             if entry.round <= after_round:
                 raise VerificationError(f"a receipt for round {entry.round}, expected one after {after_round}")
             write_file(self.path(entry.round), data)
+            self._tokens[entry.round] = entry.tokens
             newest = max(newest, entry.round)
         return newest
 

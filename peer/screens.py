@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 
+from peer.download_bar import DownloadBar
 from peer.messages import text, told
 from peer.round_log import Round, describe, name_left_out
 from peer.swarm.head import Head
@@ -83,6 +84,12 @@ class JsonScreen:
             self._write("waiting", reason=text(key, "en", **values), key=key)
         self._problem = key, values.get("reason")
 
+    def credited(self, tokens: int, rounds: int, newest: int) -> None:
+        self._write("credited", tokens=tokens, rounds=rounds, newest=newest)
+
+    def over(self, rounds: int, receipts: Path | None) -> None:
+        self._write("over", rounds=rounds, receipts=str(receipts) if receipts else None)
+
     def stage(self, round: int, name: str) -> None: ...
 
     def close(self) -> None: ...
@@ -99,11 +106,12 @@ class TerminalScreen:
         self._language, self._me, self._yes, self._reduce_only = language, me, yes, reduce_only
         self._console = Console(stderr=True, highlight=False)
         self._live: Live | None = None
-        self._progress: Progress | None = None
+        self._bar = DownloadBar(self._console)
         self._drawn = 0.0
         self._work: WorkReport | None = None
         self._report: RoundReport | None = None
-        self._credit = 0
+        self._credit, self._credited_until = (0, 0), 0  # tokens and rounds in the ledger, up to this round
+        self._pending: dict[int, int] = {}  # round -> tokens that are agreed and not known to be in the ledger
         self._reason = ""
         self._problem: tuple[str, str | None] = ("", None)
         self._left_out = ""  # of the newest round that left somebody out
@@ -130,20 +138,11 @@ class TerminalScreen:
         return self._console.input(say("ask"), markup=False).strip().lower() in ("y", "yes", "是")
 
     def fetching(self, name: str, done_bytes: int, size_bytes: int) -> None:
-        if not self._console.is_terminal:
-            return
-        if self._progress is None:
-            columns = (TextColumn("{task.description:24.24}"), BarColumn(), DownloadColumn())
-            self._progress = Progress(*columns, console=self._console, transient=True)
-            self._progress.add_task(name)
-            self._progress.start()
-        task = self._progress.tasks[0].id
-        self._progress.update(task, description=name, total=size_bytes, completed=done_bytes)
+        self._bar(name, done_bytes, size_bytes)
 
     def step(self, key: str) -> None:
-        if self._progress is not None and key != "fetching":
-            self._progress.stop()
-            self._progress = None
+        if key != "fetching":
+            self._bar.close()
         self._console.print(self._text(key))
 
     def working(self, report: WorkReport) -> None:
@@ -153,12 +152,25 @@ class TerminalScreen:
     def committed(self, head: Head, report: RoundReport) -> None:
         self._report = report
         if head.agreement is not None:
-            self._credit += head.agreement.weights.get(self._me, 0)
+            self._pending[head.round] = head.agreement.weights.get(self._me, 0)
         if report.left_out:
             self._left_out = f"{self._text('round')} {report.round}: {name_left_out(report.left_out, self._language)}"
         if not self._console.is_terminal:
             self._console.print(describe(Round.of(report), self._language), markup=False)
         self._draw(force=True)
+
+    def credited(self, tokens: int, rounds: int, newest: int) -> None:
+        self._credit, self._credited_until = (tokens, rounds), newest
+
+    def over(self, rounds: int, receipts: Path | None) -> None:
+        self.close()
+        self._console.print(self._text("run-over", rounds=rounds))
+        if receipts is not None:
+            tokens, count = self._credit
+            self._console.print(
+                self._text("run-over-credit", tokens=f"{tokens:,}", rounds=count, folder=receipts), markup=False
+            )
+        self._console.print(self._text("run-over-fetch"), markup=False)
 
     def waiting(self, reason: str) -> None:
         self._reason = told(reason, self._language)
@@ -177,8 +189,7 @@ class TerminalScreen:
         self._averaging = name in _AVERAGING
 
     def close(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        self._bar.close()
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -205,12 +216,17 @@ class TerminalScreen:
             table.add_row(say("members"), str(last.members))
             table.add_row(say("waited"), f"{last.waited_s:.2f} s")
         if not self._reduce_only:
-            table.add_row(say("credit"), f"{self._credit:,}")
+            table.add_row(say("credit"), self._credit_text())
         if self._left_out:
             table.add_row(say("left-out"), self._left_out)
         quiet = "between-rounds" if self._reduce_only else "working"
         table.add_row(say("now"), self._reason or say("averaging" if self._averaging else quiet))
         return table
+
+    def _credit_text(self) -> str:
+        self._pending = {number: own for number, own in self._pending.items() if number > self._credited_until}
+        pending, (tokens, _) = sum(self._pending.values()), self._credit
+        return f"{tokens:,}" + (f"   ({self._text('credit-pending', tokens=f'{pending:,}')})" if pending else "")
 
     def _text(self, key: str, **values: object) -> str:
         return text(key, self._language, **values)

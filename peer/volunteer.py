@@ -1,6 +1,6 @@
 """`potluck join`: from an invite to a training peer, and back out.
 
-    1. ask the coordinator what the run is, and hold the answer against the invite
+    1. ask the coordinator what the run is, and hold the answer against the invite; if it is over, say so
     2. show it to the owner; go on when agreed
     3. enroll, fetch genesis and data by digest, verify the genesis as the signed checkpoint it is, load it
     4. train with the others until the run is over or the owner stops
@@ -10,29 +10,29 @@ When the coordinator is away and this peer has joined before, what is on disk is
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
-from peer.admission import Admission, Newcomer, tell_clock
+from peer.admission import Admission, Newcomer, RunOver, tell_clock
 from peer.clock import MAX_OFFSET_S
 from peer.coordinator_client import CoordinatorClient
 from peer.coordinator_link import Certificate, CoordinatorLink
 from peer.handing_on import Outcome, hand_on
+from peer.keeper import Keeper
 from peer.kept_states import KeptStates
-from peer.leaving import Leaving
 from peer.messages import Reason
 from peer.moments import Moments
 from peer.outbox import Outbox
 from peer.receipts import Receipts
-from peer.round_log import Round, RoundLog, describe
 from peer.run_folder import RunFolder
-from peer.swarm.averages import Average
+from peer.screen import Screen
 from peer.swarm.head import Head
+from peer.swarm.node import check_listen
 from peer.swarm.rounds import RoundReport
 from peer.swarm.swarm import DaemonEnded, Swarm, SwarmConfig
 from peer.trainer import WorkReport, reduce, train
@@ -41,11 +41,12 @@ from peer.training.genesis import load_state
 from peer.training.model import load_trainable
 from peer.training.work import LocalWork
 from protocol.backoff import Backoff
-from protocol.errors import InputError, PartFailed, VerificationError
+from protocol.errors import NetworkError, PartFailed, RefusedError, VerificationError
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity
+from protocol.leaving import Leaving
 from protocol.parts import MOST_FAILURES, Failure
-from protocol.run_card import RunCard
+from protocol.rpc import Twin
 from protocol.status import Alarm, loss_text
 from protocol.trust import trust
 from protocol.verify import verify_checkpoint
@@ -54,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 FAREWELL_S = 60.0  # to hand in the last claims and states after the last round
 OTHERS_S = 10.0  # for the others to reach the last round
+OVER_S = 5.0  # the run is over by the coordinator's word: this peer may be about to commit the last round, too
+SESSION_BYTES = 8
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0  # before the network part is started again
 
 
@@ -66,33 +69,6 @@ class PeerConfig:
     threads: int | None = None  # CPU threads for torch; None: torch's choice
     precision: str = "auto"  # of the forward and backward passes: auto, bf16, fp16, fp32
     swarm: SwarmConfig = field(default_factory=SwarmConfig)
-
-
-class Screen(Protocol):
-    """What the owner sees."""
-
-    def agree(self, card: RunCard) -> bool:
-        """Show the run's terms; whether the owner agrees."""
-
-    def fetching(self, name: str, done_bytes: int, size_bytes: int) -> None: ...
-
-    def step(self, key: str) -> None:
-        """One of the steps before training: a key of peer.messages."""
-
-    def working(self, report: WorkReport) -> None: ...
-
-    def committed(self, head: Head, report: RoundReport) -> None: ...
-
-    def waiting(self, reason: str) -> None: ...
-
-    def paused(self, reason: str) -> None:
-        """No step is done until the reason is gone; what was done is kept."""
-
-    def problem(self, key: str, **values: str) -> None:
-        """Something that the owner may have to see to, and that goes on by itself then: a key of peer.messages."""
-
-    def stage(self, round: int, name: str) -> None:
-        """Where in the round this peer is: one of `peer.swarm.rounds.STAGES`. Called in another thread."""
 
 
 class Volunteer:
@@ -111,7 +87,11 @@ class Volunteer:
         self._certificate: Certificate | None = None
         self._clock_was_wrong = False
         self.outcome = Outcome.DONE  # of leaving
+        self.took_part = False  # in the run, now or earlier
         self._alarm: Alarm | None = None  # the coordinator's, that was told last
+        self._session = os.urandom(SESSION_BYTES)
+        self._over_since: float | None = None  # the run has had all its rounds
+        self._is_over = self._is_twin = False  # why `stop` was set, if by neither signal nor `potluck leave`
 
     def run(self) -> bool:
         """Join, train and leave.
@@ -121,8 +101,8 @@ class Volunteer:
 
         Raises:
             PotluckError: with what to do about it.
-            KeyboardInterrupt: stopped before it met the others.
         """
+        check_listen(self._config.swarm.listen, self._config.swarm.announce)  # before gigabytes are fetched in vain
         with ExitStack() as stack:
             folder = RunFolder(self._config.home, self._invite.run)
             stack.callback(folder.close)
@@ -132,12 +112,14 @@ class Volunteer:
                 self._identity,
                 folder,
                 self._screen,
-                self._stop,
                 reduce_only=self._reduce_only,
             )
             admission = newcomer.admit()
             if admission is None:
                 return False
+            if isinstance(admission, RunOver):
+                self._after(folder, admission)
+                return True
             trust(
                 self._invite.root, name=admission.card.spec.run.name, run=admission.card.run, folder=self._config.home
             )
@@ -150,6 +132,32 @@ class Volunteer:
     def failed(self, failure: Failure) -> None:
         """A part of this program has failed by a mistake of ours: the owner is told."""
         self._screen.problem("part-failed", part=Reason(f"part-{failure.part}"), reason=failure.reason)
+
+    # ---- when the run is over ----------------------------------------------------------------------------------------
+
+    def _after(self, folder: RunFolder, over: RunOver) -> None:
+        """Hand in what still waits, fetch the last receipts, and say that the run is over."""
+        receipts: Receipts | None = None
+        self.took_part = over.was_member
+        if over.was_member:
+            receipts = self._receipts(folder)
+            token = self._client.enroll(self._identity).certificate
+            Outbox(folder.path / "outbox").drain(self._client, token)
+            receipts.fetch(self._client, token)
+        self._tell_over(over.card.spec.run.rounds, receipts)
+
+    def _tell_over(self, rounds: int, receipts: Receipts | None) -> None:
+        if receipts is not None:
+            self._screen.credited(*receipts.credit())
+        self._screen.over(rounds, receipts.folder if receipts is not None and receipts.rounds() else None)
+
+    def _receipts(self, folder: RunFolder) -> Receipts:
+        return Receipts(
+            folder.path / "receipts",
+            run=self._invite.run,
+            root=self._invite.root,
+            peer_id=self._identity.peer_id,
+        )
 
     # ---- before training ---------------------------------------------------------------------------------------------
 
@@ -213,10 +221,10 @@ class Volunteer:
 
     def _train_in(self, stack: ExitStack, folder: RunFolder, admission: Admission, work: LocalWork | None) -> None:
         card, rounds = admission.card, admission.card.spec.run.rounds
+        self.took_part = True
         outbox = Outbox(folder.path / "outbox")
-        receipts = Receipts(
-            folder.path / "receipts", run=card.run, root=self._invite.root, peer_id=self._identity.peer_id
-        )
+        receipts = self._receipts(folder)
+        self._screen.credited(*receipts.credit())
         states = KeptStates(folder, card, lambda: load_state(admission.files.genesis / "model"))
         self._certificate = admission.certificate
         self._leaving.graceful = True  # from here on there are others
@@ -228,7 +236,7 @@ class Volunteer:
                 lambda: admission.certificate.token,
                 folder.ballot_box(),
                 states.resume(),  # not held here: it is as large as the model
-                _Keeper(states, folder.round_log(), outbox, self._kept),
+                Keeper(states, folder.round_log(), outbox, self._kept),
                 self._config.swarm,
                 self._screen.stage,
                 self.failed,
@@ -254,8 +262,12 @@ class Volunteer:
                 on_anchor=swarm.set_anchor,
                 on_clock=self._clock,
                 on_alarm=self._alarmed,
+                on_twin=self._met_twin,
+                on_finished=lambda: self._finished(swarm.head.round, rounds),
+                on_receipts=lambda: self._screen.credited(*receipts.credit()),
                 position=lambda: (swarm.head.round, self._tokens_per_s, swarm.addresses),
                 states=states,
+                session=self._session,
                 reduce_only=self._reduce_only,
                 on_failure=self.failed,
             )
@@ -267,12 +279,23 @@ class Volunteer:
             moments.load()
             train(swarm, work, rounds, self._stop, self, moments)
         self._tokens_per_s = 0.0
-        if self._stop.is_set():
+        if self._is_twin:
+            swarm.keep_quiet()  # its word would be taken for the other's
+            raise RefusedError(
+                "this peer's identity is in use on another computer, which was there first",
+                "for both to take part, give this one an identity of its own: potluck identity new; "
+                "to move the peer to this one, stop it there first",
+            )
+        if self._is_over:
+            with contextlib.suppress(NetworkError):
+                swarm.begin_leaving()
+        if self._is_over or not self._stop.is_set():
+            self._farewell(swarm, rounds)
+            self._tell_over(rounds, receipts)
+        else:
             self.outcome = hand_on(swarm, self._link, self._screen.problem)
             if self.outcome is not Outcome.DONE:
                 self._screen.problem(self.outcome.value, round=str(swarm.head.round))
-        else:
-            self._farewell(swarm, rounds)
 
     def working(self, report: WorkReport) -> None:
         """The trainer says how the work goes."""
@@ -320,53 +343,35 @@ class Volunteer:
             self._screen.problem("run-better")
         self._alarm = alarm
 
+    def _finished(self, round: int, rounds: int) -> None:
+        """The coordinator says that the run is over: who is at an earlier round has nothing to do any more."""
+        self._over_since = self._over_since or time.monotonic()
+        if round < rounds and time.monotonic() - self._over_since >= OVER_S:
+            self._is_over = True
+            self._stop.set()
+
+    def _met_twin(self, twin: Twin) -> None:
+        """What the coordinator says of another computer with this identity, after each visit to it."""
+        if twin is Twin.CAME_LATER:
+            self._screen.problem("identity-twin")
+        elif twin is Twin.CAME_FIRST:
+            self._is_twin = True
+            self._stop.set()
+
     def _farewell(self, swarm: Swarm, rounds: int) -> None:
         """After the last round: let the others catch up, and hand in what is still here."""
         self._screen.step("handing-in")
         assert self._link is not None
         link, started = self._link, time.monotonic()
         link.wake()
-        while not self._stop.wait(0.2):
+        while not self._leaving.is_asked:
+            time.sleep(0.2)
             passed = time.monotonic() - started
-            others = passed > OTHERS_S or all(view.round > rounds for view in swarm.members())
+            others = self._is_over or passed > OTHERS_S or all(view.round > rounds for view in swarm.members())
             handed_in = passed > FAREWELL_S or (link.settled.is_set() and link.finished)
             away = link.away_since is not None and passed > OTHERS_S
-            kept = self._kept_round >= rounds or passed > OTHERS_S
+            kept = self._is_over or self._kept_round >= rounds or passed > OTHERS_S
             if others and kept and (handed_in or away):
                 break
         if not link.settled.is_set():
             self._screen.step("claims-wait")
-
-
-class _Keeper:
-    """Writes down what each round came to, before the swarm goes on; called in a thread of the swarm's.
-
-    Args:
-        tell: called with each round, and whether all of it is on disk.
-    """
-
-    def __init__(
-        self,
-        states: KeptStates,
-        log: RoundLog,
-        outbox: Outbox,
-        tell: Callable[[Head, RoundReport, bool], None],
-    ) -> None:
-        self._states, self._log, self._outbox, self._tell = states, log, outbox, tell
-        self._unsaved: dict[int, bytes] = {}
-
-    def __call__(self, head: Head, report: RoundReport, average: Average | None) -> None:
-        assert head.agreement is not None
-        self._unsaved[head.round] = head.agreement.to_bytes()
-        kept, item = False, Round.of(report)
-        try:
-            for number in sorted(self._unsaved):
-                self._outbox.put(number, self._unsaved[number])
-                del self._unsaved[number]
-            self._states.keep(head, average)
-            kept = True
-            self._log.append(item)
-        except InputError as error:  # a full disk does not end the training; what was not written is tried again
-            logger.warning("%s; %s", error.message, error.hint)
-        logger.info("%s", describe(item))
-        self._tell(head, report, kept)

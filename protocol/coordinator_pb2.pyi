@@ -1,4 +1,5 @@
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -6,21 +7,34 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Twin(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    NONE: _ClassVar[Twin]
+    CAME_LATER: _ClassVar[Twin]
+    CAME_FIRST: _ClassVar[Twin]
+NONE: Twin
+CAME_LATER: Twin
+CAME_FIRST: Twin
+
 class GetRunRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class GetRunReply(_message.Message):
-    __slots__ = ("run_card", "root_public_key", "genesis_files", "model_files")
+    __slots__ = ("run_card", "root_public_key", "genesis_files", "model_files", "round", "finished")
     RUN_CARD_FIELD_NUMBER: _ClassVar[int]
     ROOT_PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
     GENESIS_FILES_FIELD_NUMBER: _ClassVar[int]
     MODEL_FILES_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
     run_card: bytes
     root_public_key: bytes
     genesis_files: _containers.RepeatedCompositeFieldContainer[ModelFile]
     model_files: _containers.RepeatedCompositeFieldContainer[ModelFile]
-    def __init__(self, run_card: _Optional[bytes] = ..., root_public_key: _Optional[bytes] = ..., genesis_files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., model_files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ...) -> None: ...
+    round: int
+    finished: bool
+    def __init__(self, run_card: _Optional[bytes] = ..., root_public_key: _Optional[bytes] = ..., genesis_files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., model_files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., round: _Optional[int] = ..., finished: _Optional[bool] = ...) -> None: ...
 
 class ModelFile(_message.Message):
     __slots__ = ("path", "sha256", "size_bytes")
@@ -83,7 +97,7 @@ class FilePart(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class AnnounceRequest(_message.Message):
-    __slots__ = ("certificate", "swarm_addresses", "round", "tokens_per_s", "states", "reduce_only", "version", "leaving")
+    __slots__ = ("certificate", "swarm_addresses", "round", "tokens_per_s", "states", "reduce_only", "version", "leaving", "session")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     SWARM_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +106,7 @@ class AnnounceRequest(_message.Message):
     REDUCE_ONLY_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
     certificate: str
     swarm_addresses: _containers.RepeatedScalarFieldContainer[str]
     round: int
@@ -100,10 +115,11 @@ class AnnounceRequest(_message.Message):
     reduce_only: bool
     version: int
     leaving: bool
-    def __init__(self, certificate: _Optional[str] = ..., swarm_addresses: _Optional[_Iterable[str]] = ..., round: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., states: _Optional[_Iterable[str]] = ..., reduce_only: _Optional[bool] = ..., version: _Optional[int] = ..., leaving: _Optional[bool] = ...) -> None: ...
+    session: bytes
+    def __init__(self, certificate: _Optional[str] = ..., swarm_addresses: _Optional[_Iterable[str]] = ..., round: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., states: _Optional[_Iterable[str]] = ..., reduce_only: _Optional[bool] = ..., version: _Optional[int] = ..., leaving: _Optional[bool] = ..., session: _Optional[bytes] = ...) -> None: ...
 
 class AnnounceReply(_message.Message):
-    __slots__ = ("swarm_addresses", "want_state", "round", "finished", "time", "beginners", "alarm")
+    __slots__ = ("swarm_addresses", "want_state", "round", "finished", "time", "beginners", "alarm", "twin")
     SWARM_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     WANT_STATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +127,7 @@ class AnnounceReply(_message.Message):
     TIME_FIELD_NUMBER: _ClassVar[int]
     BEGINNERS_FIELD_NUMBER: _ClassVar[int]
     ALARM_FIELD_NUMBER: _ClassVar[int]
+    TWIN_FIELD_NUMBER: _ClassVar[int]
     swarm_addresses: _containers.RepeatedScalarFieldContainer[str]
     want_state: str
     round: int
@@ -118,7 +135,8 @@ class AnnounceReply(_message.Message):
     time: float
     beginners: bytes
     alarm: Alarm
-    def __init__(self, swarm_addresses: _Optional[_Iterable[str]] = ..., want_state: _Optional[str] = ..., round: _Optional[int] = ..., finished: _Optional[bool] = ..., time: _Optional[float] = ..., beginners: _Optional[bytes] = ..., alarm: _Optional[_Union[Alarm, _Mapping]] = ...) -> None: ...
+    twin: Twin
+    def __init__(self, swarm_addresses: _Optional[_Iterable[str]] = ..., want_state: _Optional[str] = ..., round: _Optional[int] = ..., finished: _Optional[bool] = ..., time: _Optional[float] = ..., beginners: _Optional[bytes] = ..., alarm: _Optional[_Union[Alarm, _Mapping]] = ..., twin: _Optional[_Union[Twin, str]] = ...) -> None: ...
 
 class Alarm(_message.Message):
     __slots__ = ("round", "held_out_loss", "published_round", "published_loss", "held_back")
@@ -195,6 +213,22 @@ class GetAgreementReply(_message.Message):
     AGREEMENT_FIELD_NUMBER: _ClassVar[int]
     agreement: bytes
     def __init__(self, agreement: _Optional[bytes] = ...) -> None: ...
+
+class GetCheckpointRequest(_message.Message):
+    __slots__ = ("certificate", "round")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    certificate: str
+    round: int
+    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ...) -> None: ...
+
+class GetCheckpointReply(_message.Message):
+    __slots__ = ("round", "files")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    files: _containers.RepeatedCompositeFieldContainer[ModelFile]
+    def __init__(self, round: _Optional[int] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ("ledger_size",)

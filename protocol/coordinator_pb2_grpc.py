@@ -79,6 +79,11 @@ class CoordinatorStub:
                 request_serializer=protocol_dot_coordinator__pb2.GetAgreementRequest.SerializeToString,
                 response_deserializer=protocol_dot_coordinator__pb2.GetAgreementReply.FromString,
                 _registered_method=True)
+        self.GetCheckpoint = channel.unary_unary(
+                '/potluck.v1.Coordinator/GetCheckpoint',
+                request_serializer=protocol_dot_coordinator__pb2.GetCheckpointRequest.SerializeToString,
+                response_deserializer=protocol_dot_coordinator__pb2.GetCheckpointReply.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/potluck.v1.Coordinator/GetStatus',
                 request_serializer=protocol_dot_coordinator__pb2.GetStatusRequest.SerializeToString,
@@ -152,6 +157,13 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCheckpoint(self, request, context):
+        """members: the files of a published checkpoint
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """anyone
         """
@@ -206,6 +218,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.GetAgreement,
                     request_deserializer=protocol_dot_coordinator__pb2.GetAgreementRequest.FromString,
                     response_serializer=protocol_dot_coordinator__pb2.GetAgreementReply.SerializeToString,
+            ),
+            'GetCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCheckpoint,
+                    request_deserializer=protocol_dot_coordinator__pb2.GetCheckpointRequest.FromString,
+                    response_serializer=protocol_dot_coordinator__pb2.GetCheckpointReply.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -456,6 +473,33 @@ class Coordinator:
             '/potluck.v1.Coordinator/GetAgreement',
             protocol_dot_coordinator__pb2.GetAgreementRequest.SerializeToString,
             protocol_dot_coordinator__pb2.GetAgreementReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/potluck.v1.Coordinator/GetCheckpoint',
+            protocol_dot_coordinator__pb2.GetCheckpointRequest.SerializeToString,
+            protocol_dot_coordinator__pb2.GetCheckpointReply.FromString,
             options,
             channel_credentials,
             insecure,

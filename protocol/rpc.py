@@ -8,6 +8,7 @@ b'potluck-enroll-v1\\nababab'
 
 from __future__ import annotations
 
+import enum
 import re
 from typing import Final
 
@@ -29,6 +30,14 @@ _MULTIADDRESS = re.compile(
     r"/(ip4/\d{1,3}(\.\d{1,3}){3}|ip6/[0-9a-fA-F:]{2,39}|dns[46]?/[A-Za-z0-9.-]{1,253})"
     r"/(tcp|udp)/\d{1,5}[!-~]{0,160}/p2p/(?P<peer>[1-9A-HJ-NP-Za-km-z]{40,64})"
 )
+
+
+class Twin(enum.IntEnum):
+    """What a member is told of another computer that uses its identity, too; the numbers of coordinator.proto's `Twin`."""
+
+    NONE = 0
+    CAME_LATER = 1  # the other one is told to stop
+    CAME_FIRST = 2  # this one is to stop
 
 
 def enroll_message(run: str, challenge: bytes) -> bytes:

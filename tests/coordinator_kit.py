@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from coordinator.ledger import Ledger
 from coordinator.reports import Answer, CommittedRound, Reports
 from coordinator.store import open_store
 from peer.coordinator_client import CoordinatorClient, RunDescription
+from peer.training.genesis import load_state
 from peer.training.quiet import no_progress_bars
 from peer.training.state import SharedState
 from protocol import certificate, note
@@ -30,6 +33,7 @@ from protocol.keys import PeerIdentity, RootKey
 from protocol.ledger_entry import CreditEntry, RunEntry, parse_entry
 from protocol.run_card import RunCard
 from protocol.run_spec import RunSpec
+from protocol.status import CheckpointStatus
 from protocol.succession import Last, counted
 
 WORDS = ["the", "fire", "burns", "high", "when", "everyone", "brings", "wood", "and", "night", "is", "long"]
@@ -215,6 +219,51 @@ def start_host(config: Path, folder: Path) -> Host:
     host = Host(config, folder, rendezvous=False)
     host.start()
     return host
+
+
+@dataclass
+class Site:
+    host: Host
+    client: CoordinatorClient
+    swarm: Swarm
+
+    @property
+    def folder(self) -> Path:
+        return self.host.folder
+
+    def commit(self, seed: int, scale: float = 0.001) -> SharedState:
+        agreement = self.swarm.round(seed=seed, scale=scale)
+        assert self.client.report(self.swarm.members[0].certificate, agreement.to_bytes()).accepted
+        return self.swarm.state
+
+    def deliver(self, round_number: int) -> CheckpointStatus:
+        """Announce as a peer does, upload what is wanted, and wait until the checkpoint of a round is decided."""
+        member = self.swarm.members[0]
+        offered = {state.digest: state for state in self.swarm.states.values()}
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            for item in self.host.status().checkpoints:
+                if item.round == round_number:
+                    return item
+            if wanted := self.client.announce(member.certificate, states=offered).want_state:
+                state = offered[wanted]
+                pieces = (state.chunk(index) for index in range(state.chunk_count))
+                self.client.upload_state(member.certificate, state.manifest(), pieces)
+            time.sleep(0.05)
+        raise AssertionError(f"no checkpoint of round {round_number}")
+
+
+@contextmanager
+def site_of(config: Path, folder: Path, swarm: Swarm | None = None) -> Iterator[Site]:
+    host = start_host(config, folder)
+    try:
+        with CoordinatorClient(host.invite) as client:
+            if swarm is None:
+                genesis = load_state(folder / "checkpoints" / "step-000000" / "model")
+                swarm = Swarm.joined(client, client.get_run(), genesis)
+            yield Site(host, client, swarm)
+    finally:
+        host.stop()
 
 
 @dataclass

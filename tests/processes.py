@@ -160,6 +160,7 @@ class Part:
                 f"{self.name} did not end within {timeout_s:.0f} s\nlast events: {self.events[-5:]}\n{self.said[-3000:]}"
             ) from None
         self._reader.join(10)
+        assert "Task was destroyed" not in self.said, f"{self.name}: {self.said[-3000:]}"
         return code
 
     def stop(self, number: int = signal.SIGINT, timeout_s: float = WAIT_S) -> int:

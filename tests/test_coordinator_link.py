@@ -76,6 +76,10 @@ def make(tmp_path: Path) -> Callable[..., CoordinatorLink]:
             wants_anchor=lambda: False,
             on_anchor=lambda agreement: None,
             on_alarm=lambda alarm: None,
+            on_twin=lambda twin: None,
+            on_finished=lambda: None,
+            on_receipts=lambda: None,
+            session=b"here",
             on_clock=lambda offset_s: None,
             position=lambda: (0, 0.0, []),
             states=Nothing(),  # type: ignore[arg-type]

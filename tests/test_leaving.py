@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,12 +17,11 @@ from processes import CARD_TOKENS_PER_S, WAIT_S, Community, Part, free_ports
 from small_community import tiny_run
 from warm_start import WarmStart
 
-from coordinator.host import _signals
-from peer.leaving import Leaving
 from peer.local_peers import ask_to_leave, find_peers
 from peer.run_lock import Process, RunLock, holder, start_of
 from protocol.errors import InputError
 from protocol.invite import Invite
+from protocol.leaving import Leaving
 
 swarm = pytest.mark.swarm
 
@@ -96,7 +95,7 @@ def test_a_second_signal_ends_a_peer_at_once_and_nothing_stays_behind(
 def test_a_second_signal_is_heard_in_the_middle_of_a_long_computation(tmp_path: Path) -> None:
     script = (
         "import time, torch\n"
-        "from peer.leaving import Leaving\n"
+        "from protocol.leaving import Leaving\n"
         "with Leaving(lambda: print('leaving', flush=True)) as leaving:\n"
         "    leaving.graceful = True\n"
         "    print('begun', flush=True)\n"
@@ -123,12 +122,44 @@ def test_a_signal_is_heard_at_any_instant_of_waiting_for_it(number: signal.Signa
         with leaving.stop._cond:
             os.kill(os.getpid(), number)
         assert leaving.stop.wait(WAIT_S)
-    stopping, started = threading.Event(), threading.Event()
-    with _signals(stopping, started):
-        started.set()
-        with stopping._cond:
-            os.kill(os.getpid(), number)
-        assert stopping.wait(WAIT_S)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_there_are_others_ends_the_process_wherever_it_is_and_without_an_exception(
+    number: signal.Signals,
+) -> None:
+    script = (
+        "from protocol.leaving import Leaving\n"
+        "def deep(n):\n"
+        "    try:\n"
+        "        while True: [print('', end='', flush=True) for _ in range(n)]\n"
+        "    finally: print('an exception came', flush=True)\n"
+        "with Leaving(lambda: print('leaving'), lambda: print('left', flush=True)):\n"
+        "    print('begun', flush=True)\n"
+        "    deep(100)\n"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "begun\n"
+            process.send_signal(number)
+            out, err = process.communicate(timeout=WAIT_S)
+        finally:
+            process.kill()
+    assert (process.returncode, out, err) == (128 + number, "left\n", "")
+
+
+def test_ctrl_c_at_any_instant_of_a_start_is_no_traceback(tmp_path: Path, starter: WarmStart) -> None:
+    invite = Invite(addresses=(f"127.0.0.1:{free_ports(1)[0]}",), run="a" * 64, tls="b" * 64, root="c" * 64)
+    environment = os.environ | {"POTLUCK_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    for at_ms in (30, 60, 100, 200, 400):
+        peer = Part("join", ["join", str(invite), "--yes", "--json"], tmp_path / f"{at_ms}.log", environment, starter)
+        try:
+            time.sleep(at_ms / 1000)
+            assert peer.stop() in (128 + signal.SIGINT, -signal.SIGINT), at_ms
+            assert not peer.said, at_ms
+        finally:
+            peer.kill()
 
 
 @swarm

@@ -7,22 +7,17 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from coordinator_kit import Swarm, start_host, write_run
+from coordinator_kit import site_of, start_host, write_run
 from typer.testing import CliRunner
 
 import potluck
 from coordinator import publisher
 from coordinator.checkpoints import Checkpoints
-from coordinator.host import Host
 from coordinator.host_screen import HostScreen, run_view
-from peer.coordinator_client import CoordinatorClient
 from peer.training.genesis import load_state
 from peer.training.state import SharedState
 from protocol import checkpoint
@@ -31,51 +26,6 @@ from protocol.keys import fingerprint, load_public_pem
 from protocol.status import Alarm, CheckpointStatus, RunStatus, alarm_of
 from protocol.succession import Last
 from protocol.verify import verify_checkpoint
-
-
-@dataclass
-class Site:
-    host: Host
-    client: CoordinatorClient
-    swarm: Swarm
-
-    @property
-    def folder(self) -> Path:
-        return self.host.folder
-
-    def commit(self, seed: int, scale: float = 0.001) -> SharedState:
-        agreement = self.swarm.round(seed=seed, scale=scale)
-        assert self.client.report(self.swarm.members[0].certificate, agreement.to_bytes()).accepted
-        return self.swarm.state
-
-    def deliver(self, round_number: int) -> CheckpointStatus:
-        """Announce as a peer does, upload what is wanted, and wait until the checkpoint of a round is decided."""
-        member = self.swarm.members[0]
-        offered = {state.digest: state for state in self.swarm.states.values()}
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            for item in self.host.status().checkpoints:
-                if item.round == round_number:
-                    return item
-            if wanted := self.client.announce(member.certificate, states=offered).want_state:
-                state = offered[wanted]
-                pieces = (state.chunk(index) for index in range(state.chunk_count))
-                self.client.upload_state(member.certificate, state.manifest(), pieces)
-            time.sleep(0.05)
-        raise AssertionError(f"no checkpoint of round {round_number}")
-
-
-@contextmanager
-def site_of(config: Path, folder: Path, swarm: Swarm | None = None) -> Iterator[Site]:
-    host = start_host(config, folder)
-    try:
-        with CoordinatorClient(host.invite) as client:
-            if swarm is None:
-                genesis = load_state(folder / "checkpoints" / "step-000000" / "model")
-                swarm = Swarm.joined(client, client.get_run(), genesis)
-            yield Site(host, client, swarm)
-    finally:
-        host.stop()
 
 
 def potluck_verify(folder: Path, round_number: int, *arguments: object) -> subprocess.CompletedProcess[str]:

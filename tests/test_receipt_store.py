@@ -48,7 +48,8 @@ def store(office: Office, folder: Path, **other: str) -> Receipts:
 def test_receipts_are_files_that_verify_accepts(office: Office, tmp_path: Path) -> None:
     mine = store(office, tmp_path / "receipts")
     assert mine.fetch(Source(office, office.swarm.members[0].peer_id), "certificate") == 5
-    assert mine.rounds() == [1, 2, 3, 4, 5] and mine.tokens() == 500
+    assert mine.rounds() == [1, 2, 3, 4, 5] and mine.credit() == (500, 5, 5)
+    assert store(office, tmp_path / "receipts").credit() == (500, 5, 5), "after a restart too"
     for number in mine.rounds():
         assert verify_receipt(mine.path(number), {office.root.keyid}).ok
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from peer import messages
-from peer.leaving import Leaving
 from peer.screens import JsonScreen, TerminalScreen
 from peer.swarm.head import Head
 from peer.swarm.rounds import STAGES, RoundReport
 from peer.training.state import SharedState
 from peer.volunteer import PeerConfig, Volunteer
 from protocol.invite import Invite
+from protocol.leaving import Leaving
 from protocol.status import Alarm
 
 ME = "12D3KooWme"

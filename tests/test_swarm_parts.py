@@ -14,7 +14,6 @@ from processes import eventually
 from swarm_kit import World, agreed, run, until
 
 from peer import volunteer
-from peer.leaving import Leaving
 from peer.messages import text
 from peer.round_rules import BallotBox
 from peer.screens import JsonScreen
@@ -27,6 +26,7 @@ from peer.training.work import Update
 from peer.volunteer import PeerConfig, Volunteer
 from protocol.errors import PartFailed
 from protocol.invite import Invite
+from protocol.leaving import Leaving
 from protocol.parts import MOST_FAILURES, Failure
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -300,6 +300,7 @@ def fork_rendezvous() -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # for the children, from their first instant on
     import matplotlib.backends.backend_agg  # noqa: F401
     import peft  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401

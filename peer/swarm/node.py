@@ -293,6 +293,31 @@ def parse_address(text: str) -> tuple[str, Multiaddr]:
         raise FormatError(f"not a multiaddr: {text[:80]!r}") from error
 
 
+def check_listen(listen: str, announce: str | None = None) -> None:
+    """See whether a node can be started so, before anything else is done for it.
+
+    Args:
+        listen, announce: as those of `Node.start`.
+
+    Raises:
+        InputError: what is given is no address, or `announce` no name of a host.
+        NetworkError: the port is taken.
+    """
+    host, port = split_host_port(listen)
+    if announce is not None:
+        if not port:
+            raise InputError(
+                "--announce needs a fixed port", "give one with --listen, such as 0.0.0.0:4710, and forward it"
+            )
+        try:
+            Multiaddr(_to_multiaddr(announce, port))
+        except (ValueError, MultiaddrError) as error:
+            raise InputError(
+                f"--announce {announce[:80]!r}: neither an address nor the name of a host", "give it without a port"
+            ) from error
+    _check_free(host, port)
+
+
 def _check_free(host: str, port: int) -> None:
     """p2pd listens with SO_REUSEPORT: it would share a taken port, and get half of the other program's connections."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

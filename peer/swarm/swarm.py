@@ -13,6 +13,7 @@ begin, so the search goes on while it is away.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -51,6 +52,7 @@ RECONNECT_S = 15.0  # before an address is tried again whose peer was reached an
 MAX_CONTACTS = 4096  # addresses remembered, whoever announces more
 START_TIMEOUT_S = 90.0
 CLOSE_TIMEOUT_S = 30.0
+END_TASKS_S = 3.0
 T = TypeVar("T")
 
 
@@ -103,6 +105,7 @@ class Swarm:
         self._node: Node | None = None
         self._engine: Rounds | None = None
         self._daemon_ended = threading.Event()
+        self._is_quiet = False  # tells nobody that it leaves
         self._failure: Failure | None = None  # of a vital part
         self._addresses: dict[str, float] = {}  # address -> when it was last reached, time.monotonic(); < 0: never
 
@@ -148,6 +151,10 @@ class Swarm:
     def members(self) -> list[MemberView]:
         """The other live members."""
         return self._run(_value(self._rounds.book.alive), 5.0)
+
+    def keep_quiet(self) -> None:
+        """Tell nobody that this member leaves, and hand its weight to nobody."""
+        self._is_quiet = True
 
     def begin_leaving(self) -> None:
         """Make no round any more; what is here the others may still fetch. Raises: NetworkError: it took too long."""
@@ -290,7 +297,8 @@ class Swarm:
 
     async def _close(self) -> None:
         if self._engine is not None:
-            await self._engine.leave(comes_back=self._failure is not None or self._daemon_ended.is_set())
+            is_quiet = self._is_quiet or self._failure is not None or self._daemon_ended.is_set()
+            await self._engine.leave(comes_back=is_quiet)
         if self._node is not None:
             await self._node.close()
 
@@ -368,10 +376,24 @@ class Swarm:
             raise NetworkError(f"the swarm's thread did not answer within {timeout_s:.0f} s") from error
 
     def _stop_loop(self) -> None:
+        with contextlib.suppress(NetworkError):
+            if self._thread.is_alive:
+                self._run(_end_tasks(), CLOSE_TIMEOUT_S)
+            else:
+                self._loop.run_until_complete(_end_tasks())
         self._closing.set()
         self._loop.call_soon_threadsafe(self._loop.stop)
         if self._thread.join(5.0):
             self._loop.close()
+
+
+async def _end_tasks() -> None:
+    """End what still runs in this loop: hivemind leaves tasks of its own behind, and asyncio would complain of each."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=END_TASKS_S)
 
 
 def _value(function: Callable[[], T]) -> Coroutine[Any, Any, T]:

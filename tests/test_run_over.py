@@ -1,0 +1,183 @@
+"""A run that is over says so before anything is fetched; its checkpoint can be fetched; credit is what the ledger says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from coordinator_kit import Site, site_of, write_run
+from typer.testing import CliRunner
+
+import potluck
+from peer import volunteer as volunteer_module
+from peer.coordinator_client import CoordinatorClient
+from peer.outbox import Outbox
+from peer.screens import JsonScreen, TerminalScreen
+from peer.volunteer import PeerConfig, Volunteer
+from protocol.errors import InputError, NetworkError
+from protocol.keys import PeerIdentity
+from protocol.leaving import Leaving
+from protocol.rpc import Twin
+
+
+@pytest.fixture(scope="module")
+def over(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A run that has had its two rounds, both published."""
+    folder = tmp_path_factory.mktemp("over")
+    with site_of(write_run(folder / "source", rounds=2, every=1), folder / "run") as site:
+        for number in (1, 2):
+            site.commit(seed=number)
+            assert site.deliver(number).published
+        assert site.host.wait(60)
+        yield site
+
+
+def join(site: Site, home: Path, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """What a peer that joins says."""
+    capsys.readouterr()
+    peer = Volunteer(site.host.invite, PeerConfig(home), JsonScreen(), Leaving(lambda: None))
+    assert peer.run()
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_newcomer_is_told_before_it_agrees_to_anything_and_fetches_nothing(
+    over: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = join(over, tmp_path, capsys)
+    assert [event["event"] for event in events] == ["step", "over"]
+    assert (events[1]["rounds"], events[1]["receipts"]) == (2, None)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name not in ("identity", "lock")]
+
+
+def test_a_member_that_comes_back_hands_in_what_waits_and_is_told_its_credit(
+    over: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    member = over.swarm.members[1]
+    (tmp_path / "identity").write_bytes(member.identity.to_bytes())
+    folder = tmp_path / "runs" / over.host.invite.run[:16]
+    (folder / "outbox").mkdir(parents=True)
+    (folder / "run-card.json").write_bytes(b"it was here")
+    last = over.client.agreement(member.certificate)
+    assert last is not None
+    Outbox(folder / "outbox").put(2, last.to_bytes())
+    credited, told = join(over, tmp_path, capsys)[-2:]
+    assert (credited["event"], credited["tokens"], credited["rounds"]) == ("credited", 202, 2)
+    assert told["event"] == "over" and Path(told["receipts"]) == folder / "receipts"
+    assert len(list((folder / "receipts").glob("round-*.json"))) == 2
+    assert not len(Outbox(folder / "outbox"))
+
+
+def test_the_status_of_a_run_that_is_over_says_so(over: Site) -> None:
+    shown = CliRunner().invoke(potluck.app, ["status", str(over.host.invite)])
+    assert "round 2 of 2" in shown.stdout and "this run is over" in shown.stdout
+
+
+@pytest.mark.parametrize("chain", [False, True])
+def test_the_newest_checkpoint_is_fetched_and_verified_by_whoever_has_the_invite(
+    over: Site, tmp_path: Path, chain: bool
+) -> None:
+    arguments = ["fetch", str(over.host.invite), str(tmp_path / "here"), "--home", str(tmp_path / "home"), "--json"]
+    done = CliRunner().invoke(potluck.app, arguments + (["--chain"] if chain else []))
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert (told["folder"], told["answer"]) == (str(tmp_path / "here" / "step-000002"), "verified")
+    assert sorted(path.name for path in (tmp_path / "here").iterdir()) == (
+        ["rounds", "step-000000", "step-000001", "step-000002"] if chain else ["step-000002"]
+    )
+    alone = CliRunner().invoke(potluck.app, ["verify", told["folder"], "--home", str(tmp_path / "home")])
+    assert alone.exit_code == (0 if chain else 3), "by the key that came with the invite, which is kept"
+
+
+def test_a_run_that_has_published_nothing_says_so(tmp_path: Path) -> None:
+    with site_of(write_run(tmp_path / "source"), tmp_path / "run") as site:
+        done = CliRunner().invoke(potluck.app, ["fetch", str(site.host.invite), str(tmp_path), "--home", str(tmp_path)])
+    assert isinstance(done.exception, InputError) and "no checkpoint yet" in done.exception.message
+
+
+def test_a_peer_that_trains_while_the_run_ends_stops_but_not_before_the_others_can_have_handed_it_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: Site
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(volunteer_module.time, "monotonic", lambda: now[0])
+    leaving = Leaving(lambda: None)
+    peer = Volunteer(over.host.invite, PeerConfig(tmp_path), JsonScreen(), leaving)
+    peer._finished(1, 2)
+    assert not leaving.stop.is_set()
+    now[0] += volunteer_module.OVER_S
+    peer._finished(2, 2)
+    assert not leaving.stop.is_set(), "it has made the last round itself"
+    peer._finished(1, 2)
+    assert leaving.stop.is_set() and not leaving.is_asked
+
+
+def test_the_table_counts_what_is_in_the_ledger_and_beside_it_what_is_not_there_yet() -> None:
+    screen = TerminalScreen("en", "me", yes=True)
+    screen.credited(112_776, 18, newest=18)
+    screen._pending = {18: 5000, 19: 4000}
+    assert screen._credit_text() == "112,776   (and 4,000 agreed, not there yet)"
+    screen.credited(116_776, 19, newest=19)
+    assert screen._credit_text() == "116,776"
+
+
+# ---- one identity on two computers -----------------------------------------------------------------------------------------
+
+
+def test_of_two_computers_with_one_identity_the_later_one_is_told_to_stop_and_the_first_hears_of_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with site_of(write_run(tmp_path / "source"), tmp_path / "run") as site:
+        member = site.swarm.members[0]
+        with CoordinatorClient(site.host.invite) as first, CoordinatorClient(site.host.invite) as copy:
+            first.get_run(), copy.get_run()
+
+            def told(client: CoordinatorClient, session: bytes) -> Twin:
+                return client.announce(member.certificate, session=session).twin
+
+            restarted = [told(first, b"before"), told(first, b"after"), told(first, b"after")]
+            assert restarted == [Twin.NONE] * 3, "a restart is no copy"
+            assert told(copy, b"copy") is Twin.NONE, "it may be a restart, too"
+            assert [told(first, b"after"), told(copy, b"copy")] == [Twin.CAME_LATER, Twin.CAME_FIRST]
+            assert "two computers use this identity" in caplog.text
+
+
+def test_the_later_one_stops_without_a_word_to_the_others_and_its_owner_is_told_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], over: Site
+) -> None:
+    leaving = Leaving(lambda: None)
+    first = Volunteer(over.host.invite, PeerConfig(tmp_path), JsonScreen(), leaving)
+    first._met_twin(Twin.CAME_LATER)
+    assert "potluck identity new" in capsys.readouterr().out and not leaving.stop.is_set()
+    first._met_twin(Twin.CAME_FIRST)
+    assert leaving.stop.is_set()
+
+
+def test_a_new_identity_is_another_one_and_the_old_one_is_kept(tmp_path: Path) -> None:
+    before = PeerIdentity.load_or_create(tmp_path / "identity").peer_id
+    done = CliRunner().invoke(potluck.app, ["identity", "new", "--home", str(tmp_path)])
+    assert done.exit_code == 0 and before not in done.stdout.splitlines()[-1]
+    kept = tmp_path / f"identity.{before[-8:]}"
+    assert PeerIdentity.load_or_create(kept).peer_id == before
+
+
+# ---- what can be found before anything is fetched --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("listen", "announce", "error", "said"),
+    [
+        ("127.0.0.1:99999", None, InputError, "expected an address like"),
+        ("localhost", None, InputError, "expected an address like"),
+        ("127.0.0.1:0", "home.example", InputError, "needs a fixed port"),
+        ("127.0.0.1:4790", "home example:4", InputError, "neither an address nor the name of a host"),
+        ("192.0.2.1:4790", None, NetworkError, "cannot listen on 192.0.2.1:4790"),
+    ],
+)
+def test_where_a_peer_cannot_listen_is_said_before_the_coordinator_is_asked(
+    over: Site, tmp_path: Path, listen: str, announce: str | None, error: type[Exception], said: str
+) -> None:
+    swarm = volunteer_module.SwarmConfig(listen=listen, announce=announce)
+    with pytest.raises(error, match=said):
+        Volunteer(over.host.invite, PeerConfig(tmp_path, swarm=swarm), JsonScreen(), Leaving(lambda: None)).run()
