@@ -28,7 +28,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from outcomes import counted_twice, divergences
-from processes import Community, Part, marked
+from processes import Community, Part, leave_in_turn, marked
 from small_community import run_config, tiny_inputs
 
 NAMES = ("alice", "bob", "carol")
@@ -85,8 +85,7 @@ def soak(run: Community, options: argparse.Namespace) -> list[Sample]:
             samples.append(last)
             table.writerow({name: round(value, 4) for name, value in samples[-1].items()})
             file.flush()
-    for peer in peers:
-        assert peer.stop() in (0, 4), f"{peer.name} did not leave well:\n{peer.said[-2000:]}"
+    leave_in_turn(peers)
     host.stop(signal.SIGINT)
     assert not divergences(peers), "two states in one round"
     assert not counted_twice(run), "work was counted twice"

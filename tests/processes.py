@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,13 @@ class Part:
         """Ask it to leave; returns the exit code."""
         self.send(number)
         return self.wait(timeout_s)
+
+
+def leave_in_turn(peers: Iterable[Part]) -> None:
+    """Each leaves when the one before has; only the last one, for whom the run waits then, may have to say so."""
+    codes = {peer.name: peer.stop() for peer in peers}
+    *others, last = codes.values()
+    assert not any(others) and last in (0, 4), codes
 
 
 class Community:

@@ -21,7 +21,18 @@ from typing import Any
 
 import pytest
 from outcomes import divergences, ledger_entries
-from processes import CARD_TOKENS_PER_S, GONE_S, MARK, REPOSITORY, WAIT_S, Community, Part, eventually, marked
+from processes import (
+    CARD_TOKENS_PER_S,
+    GONE_S,
+    MARK,
+    REPOSITORY,
+    WAIT_S,
+    Community,
+    Part,
+    eventually,
+    leave_in_turn,
+    marked,
+)
 from training_fixtures import write_tiny_llama
 from warm_start import WarmStart
 
@@ -378,8 +389,7 @@ def test_a_run_whose_peers_are_all_gone_goes_on_where_it_was(community: Opener) 
         assert min(min(peer.committed()) for peer in peers) >= left
     wait_for_receipts(run, ["alice", "bob"], left + 2)
     run.note_sockets()
-    for peer in peers:
-        assert peer.stop() in (0, 4)
+    leave_in_turn(peers)
     host.wait_for("status", lambda event: event["status"]["round"] >= left + 2)
     assert host.stop() == 0
     run.check_nothing_left()

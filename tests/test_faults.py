@@ -13,6 +13,7 @@ import pytest
 from fault_scenarios import LAB_NAMES, NAMES, SCENARIOS, FaultCommunity, Row, Scenario
 from faults import Fault, Faults, Injector
 from outcomes import counted_twice, divergences, wrongly_credited
+from processes import leave_in_turn
 from small_community import Inputs, tiny_inputs
 from swarm_kit import World, agreed, run, until
 from wan_lab import Host, WanLab, available
@@ -45,8 +46,7 @@ def play(community: FaultCommunity, scenarios: tuple[Scenario, ...]) -> None:
         if scenario.does == "join":
             assert row.back_s is not None, "the newcomer never took part"
     community.wait_all_together(time.time())
-    for part in community.peers.values():
-        assert part.stop() in (0, 4)  # 4: the run waits for the last one that left
+    leave_in_turn(community.peers.values())
     assert community.host.stop(signal.SIGINT) == 0
     assert not divergences(community.every_part)
     assert not counted_twice(community.run)
