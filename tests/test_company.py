@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 from swarm_kit import World
 
+from peer.swarm import leading
 from peer.swarm.company import IDLE_ASKED_EVERY, IDLE_ROUNDS, Company
 from peer.swarm.head import Head, Position
 from peer.swarm.members import MemberBook
@@ -91,3 +95,37 @@ def test_only_those_lead_whose_votes_decide_and_boasting_of_hearing_all_puts_nob
     assert scene.company.may_lead("b") and not scene.company.may_lead("stranger")
     scene.company.weights = lambda: {"b": 1}  # type: ignore[method-assign]
     assert scene.company.place_in_line() is None
+
+
+class Mute:
+    """Stands for a member's talk: nobody ever answers."""
+
+    def __init__(self, book: MemberBook) -> None:
+        self.book = book
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return asyncio.create_task(coroutine)
+
+    async def call(self, *arguments: object, **options: object) -> None:
+        await asyncio.Event().wait()
+
+
+def test_who_has_done_nothing_is_waited_for_less_than_who_works_and_who_works_less_than_whose_vote_decides(
+    tmp_path: Path,
+) -> None:
+    scene, over = Scene(tmp_path, [ME, "needed"]), list[str]()
+    scene.says("needed", "worker", tokens=100)
+    scene.says("idle")
+
+    async def ask(peer: str) -> None:
+        views = [view for view in scene.company.others() if view.peer_id == peer]
+        proposal = swarm_pb2.Proposal(timeout_s=0.9)
+        answers = await leading.gather(Mute(scene.book), views, proposal, None, {"needed"})  # type: ignore[arg-type]
+        over.append(peer)
+        assert answers.silent == {peer} and "no answer" in answers.left_out[peer]
+
+    async def main() -> None:
+        await asyncio.gather(*(ask(peer) for peer in ("needed", "worker", "idle")))
+
+    asyncio.run(main())
+    assert over == ["idle", "worker", "needed"]

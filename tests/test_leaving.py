@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +73,24 @@ def test_peers_are_shown_and_leave_when_their_owner_says_so(community: Community
     done = command(community, "leave", "--home", str(community.home("bob")), "--now")
     assert done.returncode == 0 and bob.wait() in (128 + signal.SIGINT, 0), "0: it had left already"
     community.check_nothing_left("bob")
+
+
+@swarm
+def test_a_copied_home_is_told_to_stop_and_the_peer_that_was_there_first_goes_on(community: Community) -> None:
+    community.host()
+    alice, bob = community.peer("alice"), community.peer("bob")
+    for peer in (alice, bob):
+        peer.wait_round(2)
+    community.home("copy").mkdir()
+    shutil.copy(community.home("alice") / "identity", community.home("copy") / "identity")
+    copy = community.peer("copy")
+    assert copy.wait() == 1
+    assert "identity is in use on another computer" in copy.said and "potluck identity new" in copy.said
+    alice.wait_for("waiting", key="identity-twin")
+    at = max(alice.round, bob.round)
+    for peer in (alice, bob):
+        peer.wait_round(at + 2)
+    assert all(event["took_part"] for number, event in alice.committed().items() if number > at)
 
 
 @swarm
