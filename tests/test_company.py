@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from swarm_kit import World
 
-from peer.swarm import leading
-from peer.swarm.company import IDLE_ASKED_EVERY, IDLE_ROUNDS, Company
+from peer.swarm import leading, members
+from peer.swarm.company import IDLE_ASKED_EVERY, IDLE_ROUNDS, MISSED, Company
 from peer.swarm.head import Head, Position
 from peer.swarm.members import MemberBook
 from peer.swarm.standing import BROKEN_FREE, Standing
@@ -95,6 +95,28 @@ def test_only_those_lead_whose_votes_decide_and_boasting_of_hearing_all_puts_nob
     assert scene.company.may_lead("b") and not scene.company.may_lead("stranger")
     scene.company.weights = lambda: {"b": 1}  # type: ignore[method-assign]
     assert scene.company.place_in_line() is None
+
+
+def test_a_round_is_held_back_while_one_at_work_may_be_gone_and_not_for_one_that_is_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene, now = Scene(tmp_path, [ME, "needed"]), [0.0]
+    monkeypatch.setattr(members.time, "monotonic", lambda: now[0])
+    scene.says("needed")
+    scene.says("worker", tokens=100)
+    scene.says("idle")
+    now[0] += (MISSED + 1) * scene.book.interval_s
+    assert scene.company.falls_silent()
+    scene.says("worker", tokens=100)
+    assert scene.company.falls_silent(), "its vote decides"
+    scene.says("needed")
+    assert not scene.company.falls_silent(), "the idle one alone is silent"
+    now[0] += (MISSED + 1) * scene.book.interval_s
+    scene.says("needed")
+    assert scene.company.falls_silent(), "it has work"
+    now[0] += 60.0
+    scene.says("needed")
+    assert not scene.company.falls_silent(), "it is gone, and nobody is taken for present who is not"
 
 
 class Mute:

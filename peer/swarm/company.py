@@ -18,6 +18,7 @@ from protocol.run_spec import RunSpec
 
 IDLE_ROUNDS = 2  # in which a member did nothing: then it is asked seldom
 IDLE_ASKED_EVERY = 8  # rounds
+MISSED = 3  # messages in a row: who was to send them may be gone
 
 
 class Company:
@@ -127,6 +128,15 @@ class Company:
             return set()
         long = {peer for peer, rounds in self._idle.items() if rounds >= IDLE_ROUNDS}
         return long - {view.peer_id for view in self.others() if view.tokens}
+
+    def falls_silent(self) -> bool:
+        """Whether somebody at work, taken for present, has missed some messages.
+
+        Whoever asks it stops everybody's work until it is given up; until then it is better to work on.
+        """
+        acceptors, most_s = self.acceptors(), MISSED * self._book.interval_s
+        at_work = (view.peer_id for view in self.others() if view.tokens or view.peer_id in acceptors)
+        return any(self._book.silent_s(peer) > most_s for peer in at_work)
 
     def to_avoid(self) -> set[str]:
         """Members that spoilt a group a moment ago, if a round can be made without them."""

@@ -59,6 +59,7 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.05
 NEXT_IN_LINE_S = 1.5  # before the next in line proposes in place of a silent one
+HOLD_MOST_S = 3.0  # that a round which is due is held back, for one who may be gone is given up soon, and all work on
 PROPOSE_LEAST_S = 3.0  # members have this long, or three micro-batches, to answer a proposal
 PROPOSE_MOST_S = 60.0
 RETRY_MOST_S = 5.0  # between two attempts at one round
@@ -369,8 +370,10 @@ class Rounds:
             return False
         if self._due_since is None:
             self._due_since = now
-        place = company.place_in_line()
-        return place is not None and now - self._due_since >= place * NEXT_IN_LINE_S
+        place, due_s = company.place_in_line(), now - self._due_since
+        if place is None or due_s < place * NEXT_IN_LINE_S:
+            return False
+        return due_s >= HOLD_MOST_S or not company.falls_silent()
 
     # ---- leading -----------------------------------------------------------------------------------------------------
 
