@@ -16,7 +16,7 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -37,13 +37,6 @@ MOST_REPLAYED = 32  # averages after a whole state: an outer step each, at the n
 WHOLE, AVERAGE = ".safetensors", ".average"
 _NOTE = re.compile(r"round-(\d{6,10})\.json")
 _UNUSABLE = (InputError, RefusedError, RoundAborted, SafetensorError, KeyError, TypeError, ValueError, OSError)
-
-
-class _Note(NamedTuple):
-    """What is said of a kept state."""
-
-    agreement: Agreement
-    history_tokens: int
 
 
 class KeptStates:
@@ -79,11 +72,7 @@ class KeptStates:
             head.state.save(self._place(head.round, WHOLE))
             self._replayed = self._replayed_bytes = 0
         self._file(head.round, WHOLE if average is not None else AVERAGE).unlink(missing_ok=True)  # another branch's
-        value = {
-            "agreement": head.agreement.to_json(),
-            "history_tokens": head.history_tokens,
-            "state": head.digest,
-        }
+        value = {"agreement": head.agreement.to_json(), "state": head.digest}
         self._folder.write(f"states/{self._file(head.round, '.json').name}", seal(canonical.dumps(value)))
         self._newest = head.digest
         self._drop_old(head.round)
@@ -159,27 +148,26 @@ class KeptStates:
             raise FormatError("expected an object")
         return value
 
-    def _note(self, round: int) -> _Note:
+    def _agreement(self, round: int) -> Agreement:
         value, card = self._read(round), self._card
-        agreement = Agreement.from_json(value["agreement"], run=card.run, membership_key=card.member_key)
-        return _Note(agreement, int(value["history_tokens"]))
+        return Agreement.from_json(value["agreement"], run=card.run, membership_key=card.member_key)
 
     def _whole(self, round: int) -> Head:
-        note, state = self._note(round), SharedState.load(self._file(round, WHOLE))
-        if state.digest != note.agreement.state:
+        agreement, state = self._agreement(round), SharedState.load(self._file(round, WHOLE))
+        if state.digest != agreement.state:
             raise InputError("the state is not the one that was agreed on")
-        return Head(state, note.agreement, note.history_tokens)
+        return Head(state, agreement)
 
     def _after(self, head: Head, round: int) -> tuple[Head, Average]:
         """The head that this round's average leads to, and the average."""
-        note = self._note(round)
-        if round != head.round + 1 or note.agreement.base != head.digest:
+        agreement = self._agreement(round)
+        if round != head.round + 1 or agreement.base != head.digest:
             raise InputError(f"the state before it is not kept, or is not that of round {head.round}")
         average = Average.load(self._file(round, AVERAGE))
         state = average.applied_to(self._card.spec, head.state)
-        if state.digest != note.agreement.state:
+        if state.digest != agreement.state:
             raise InputError("the average does not lead to the state that was agreed on")
-        return Head(state, note.agreement, note.history_tokens), average
+        return Head(state, agreement), average
 
     # ---- many ----------------------------------------------------------------------------------------------------------
 

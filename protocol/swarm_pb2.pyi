@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Progress(_message.Message):
-    __slots__ = ("certificate", "round", "base", "tokens", "leaving", "attempt", "addresses", "history_tokens", "step_s", "from_you_bytes_s", "up_bytes_s", "hears", "reduce_only", "farewells")
+    __slots__ = ("certificate", "round", "base", "tokens", "leaving", "attempt", "addresses", "step_s", "from_you_bytes_s", "up_bytes_s", "hears", "reduce_only", "farewells")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
@@ -15,7 +15,6 @@ class Progress(_message.Message):
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
-    HISTORY_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STEP_S_FIELD_NUMBER: _ClassVar[int]
     FROM_YOU_BYTES_S_FIELD_NUMBER: _ClassVar[int]
     UP_BYTES_S_FIELD_NUMBER: _ClassVar[int]
@@ -29,14 +28,13 @@ class Progress(_message.Message):
     leaving: bool
     attempt: int
     addresses: _containers.RepeatedScalarFieldContainer[str]
-    history_tokens: int
     step_s: float
     from_you_bytes_s: float
     up_bytes_s: float
     hears: int
     reduce_only: bool
     farewells: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., tokens: _Optional[int] = ..., leaving: _Optional[bool] = ..., attempt: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., history_tokens: _Optional[int] = ..., step_s: _Optional[float] = ..., from_you_bytes_s: _Optional[float] = ..., up_bytes_s: _Optional[float] = ..., hears: _Optional[int] = ..., reduce_only: _Optional[bool] = ..., farewells: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., tokens: _Optional[int] = ..., leaving: _Optional[bool] = ..., attempt: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., step_s: _Optional[float] = ..., from_you_bytes_s: _Optional[float] = ..., up_bytes_s: _Optional[float] = ..., hears: _Optional[int] = ..., reduce_only: _Optional[bool] = ..., farewells: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Proposal(_message.Message):
     __slots__ = ("certificate", "round", "base", "attempt", "timeout_s", "asked")
@@ -215,22 +213,20 @@ class HeadRequest(_message.Message):
     def __init__(self, certificate: _Optional[str] = ..., state: _Optional[str] = ..., since: _Optional[int] = ...) -> None: ...
 
 class HeadReply(_message.Message):
-    __slots__ = ("certificate", "round", "state", "agreement", "manifest", "history_tokens", "chain")
+    __slots__ = ("certificate", "round", "state", "agreement", "manifest", "chain")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     AGREEMENT_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
-    HISTORY_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     certificate: str
     round: int
     state: str
     agreement: bytes
     manifest: bytes
-    history_tokens: int
     chain: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., state: _Optional[str] = ..., agreement: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., history_tokens: _Optional[int] = ..., chain: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., state: _Optional[str] = ..., agreement: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., chain: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class StateRequest(_message.Message):
     __slots__ = ("certificate", "state", "leaves", "first_chunk", "chunks")

@@ -46,7 +46,7 @@ class World:
         self.tokens = {member.name: 2 * max(member.weight, 1) for member in plan.members}
         claims = {name: SimClaim(name, 1, "genesis", weight) for name, weight in first.items()}
         group = SimGroup(1, "genesis", "first", claims, first)
-        head = SimHead(1, "round 1", "round 1", group, frozenset(first), sum(first.values()))
+        head = SimHead(1, "round 1", "round 1", group, frozenset(first))
         self.peers = {member.name: SimPeer(member.name, self, head) for member in plan.members}
         self.order = list(self.peers.values())
 
@@ -117,7 +117,7 @@ class World:
         claim = SimClaim(peer.name, round, own.digest, 10**6)
         group = SimGroup(round, own.digest, f"lie of {peer.name}", {peer.name: claim}, {peer.name: 10**6})
         lie = f"made up by {peer.name} for round {round}"
-        return SimHead(round, lie, lie, group, frozenset([peer.name]), 2**50, before=own)
+        return SimHead(round, lie, lie, group, frozenset([peer.name]), before=own)
 
     def hand_over(self, source: str, to: str, digest: str) -> str:
         """What a peer gets when it asks another for a state."""

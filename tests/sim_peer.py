@@ -419,10 +419,9 @@ class SimPeer:
                 return
 
     def _head_after(self, group: SimGroup, state: str, content: str, voters: set[str]) -> SimHead:
-        tokens = self.head.history_tokens + sum(group.weights.values())
         said = self.under_way.farewells if self.under_way else {}
         successors = {leaver: farewell.successor for leaver, farewell in said.items()}
-        return SimHead(self.round, state, content, group, frozenset(voters), tokens, successors, self.head)
+        return SimHead(self.round, state, content, group, frozenset(voters), successors, self.head)
 
     # ---- catching up -------------------------------------------------------------------------------------------------
 

@@ -77,7 +77,6 @@ class SimHead:
     content: str  # what it is
     group: SimGroup  # whose agreement it is
     voters: frozenset[str]
-    history_tokens: int
     successors: Mapping[str, str] = field(default_factory=dict)  # the farewells by which it was counted
     before: SimHead | None = field(default=None, repr=False, compare=False)
 

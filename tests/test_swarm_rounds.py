@@ -16,7 +16,7 @@ from swarm_kit import Peer, World, acquaint, agreed, meet, run, until, with_chun
 from peer.round_rules import Ballot, BallotBox
 from peer.swarm import frames
 from peer.swarm.group import Group
-from peer.swarm.head import MAX_HISTORY_TOKENS, Head
+from peer.swarm.head import Head
 from peer.swarm.node import Node
 from peer.swarm.pace import Limits
 from peer.swarm.rounds import FREE_ATTEMPTS, Rounds
@@ -503,7 +503,7 @@ async def lying(world: World, liar: Node, peers: list[Peer], lie: Callable[[Peer
     [
         {"tokens": 2**64 - 1, "up_bytes_s": float("nan"), "step_s": float("inf")},
         {"attempt": 2**32 - 1},
-        {"round": 2**32 - 1, "base": "f" * 64, "history_tokens": 2**64 - 1},
+        {"round": 2**32 - 1, "base": "f" * 64},
         {"round": 0, "base": ""},
         {"round": 2, "base": "f" * 64},
         {"leaving": True},
@@ -540,7 +540,7 @@ def test_a_head_that_never_comes_holds_nobody_up(tmp_path: Path) -> None:
             await liar.serve(f"potluck/{world.card.run}/head", slow)
 
             def lie(peer: Peer) -> swarm_pb2.Progress:
-                return progress(peer, round=peer.round + 2, base="f" * 64, history_tokens=2**60)
+                return progress(peer, round=peer.round + 2, base="f" * 64)
 
             async with lying(world, liar, peers, lie):
                 await until(lambda: len(asked) == 2, what="both to ask for the head")
@@ -549,7 +549,7 @@ def test_a_head_that_never_comes_holds_nobody_up(tmp_path: Path) -> None:
     run(main())
 
 
-def forged_head(world: World, head: Head, value: float, history: int = 0) -> swarm_pb2.HeadReply:
+def forged_head(world: World, head: Head, value: float) -> swarm_pb2.HeadReply:
     """A state of a liar's own, with an agreement that only the liar has signed."""
     liar = world.identity(HOSTILE)
     encoded = EncodedUpdate.encode(torch.full((world.values,), value), world.spec.sync.wire)
@@ -576,7 +576,6 @@ def forged_head(world: World, head: Head, value: float, history: int = 0) -> swa
         state=state.digest,
         agreement=agreement.to_bytes(),
         manifest=state.manifest().to_bytes(),
-        history_tokens=history,
     )
 
 
@@ -601,7 +600,7 @@ def test_a_state_that_only_a_liar_signed_is_not_taken(tmp_path: Path, said: str)
             base = reply.state if said == "its own state" else "e" * 64
 
             def lie(peer: Peer) -> swarm_pb2.Progress:
-                return progress(peer, round=at + 2, base=base, history_tokens=2**52)
+                return progress(peer, round=at + 2, base=base)
 
             async with lying(world, liar, peers, lie):
                 await until(lambda: asked, what="somebody to ask the liar")
@@ -636,24 +635,6 @@ def test_a_late_joiner_takes_no_other_state_than_the_one_its_source_said_it_stan
                     await acquaint(everyone)
                     await until(lambda: late.rounds.head.digest == head.digest, what="the honest state")
                     assert {late_head.digest for late_head in late.heads} == {head.digest}
-
-    run(main())
-
-
-def test_a_history_that_is_stated_is_counted_again_or_bounded(tmp_path: Path) -> None:
-    world = small(tmp_path, round_tokens=800, min_peers=2)
-
-    async def main() -> None:
-        async with world.peers(2) as peers:
-            await agreed(peers, 2)
-            head = next(head for head in peers[0].heads if head.round == 2)
-            assert head.history_tokens == 1600
-            catch_up = peers[0].rounds.catch_up
-            assert head.agreement is not None
-            assert catch_up._history(head.agreement, 2**64 - 1) == MAX_HISTORY_TOKENS
-            full = replace(head, history_tokens=MAX_HISTORY_TOKENS)
-            assert full.after({"a": 10}) == MAX_HISTORY_TOKENS
-            swarm_pb2.Progress(history_tokens=full.after({"a": 2**40}))
 
     run(main())
 

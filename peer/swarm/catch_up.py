@@ -19,7 +19,7 @@ from typing import Any
 
 from peer.swarm.averages import Average, AverageFetch, is_small, serve_average
 from peer.swarm.exchange import StateFetch, serve_state
-from peer.swarm.head import MAX_HISTORY_TOKENS, Head, Position
+from peer.swarm.head import Head, Position
 from peer.swarm.talk import Talk
 from peer.training.state import SharedState
 from protocol import swarm_pb2
@@ -134,7 +134,7 @@ class CatchUp:
         sources = self._others([source, *sources])
         state = self._position.find(agreement.state) or await self._from_averages(since, sources)
         state = state or await self._fetch(manifest, sources)
-        return Head(state, agreement, self._history(agreement, reply.history_tokens))
+        return Head(state, agreement)
 
     def _open(self, data: bytes) -> Agreement:
         return Agreement.from_bytes(data, run=self._card.run, membership_key=self._card.member_key)
@@ -145,13 +145,6 @@ class CatchUp:
             await self._since(Last.of(anchor), newest, chain)
         elif (newest.round, newest.state) != (anchor.round, anchor.state):
             raise VerificationError(f"round {newest.round} is not what the coordinator's ledger has for it, or older")
-
-    def _history(self, agreement: Agreement, stated: int) -> int:
-        """Agreed tokens up to an agreement: counted where it follows on this member's head, else as its source states."""
-        head = self._position.head
-        if (agreement.round, agreement.base) == (head.round + 1, head.digest):
-            return head.after(agreement.weights)
-        return min(stated, MAX_HISTORY_TOKENS)
 
     async def _since(self, last: Last, newest: Agreement, chain: list[bytes]) -> list[Agreement]:
         """The agreements from a round to another head, each of which follows the one before.
@@ -252,7 +245,6 @@ class CatchUp:
             state=head.digest,
             agreement=head.agreement.to_bytes() if head.agreement else b"",
             manifest=head.state.manifest().to_bytes(),
-            history_tokens=head.history_tokens,
             chain=self._position.chain_since(request.since),
         )
         await self._talk.reply(writer, reply)

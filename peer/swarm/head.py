@@ -8,7 +8,6 @@ a round needs no more (`peer.swarm.averages`).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from peer.swarm.averages import Average
@@ -16,7 +15,6 @@ from peer.training.state import SharedState
 from protocol.claim import Agreement
 from protocol.succession import Last
 
-MAX_HISTORY_TOKENS = 2**53
 CHAIN_ROUNDS = 512  # of which the agreements are kept, as far as they fit, to show others how the run got here
 MAX_CHAIN_BYTES = 4 << 20
 
@@ -27,7 +25,6 @@ class Head:
 
     state: SharedState
     agreement: Agreement | None = None
-    history_tokens: int = 0  # agreed tokens of all rounds up to this one
 
     @property
     def round(self) -> int:
@@ -36,10 +33,6 @@ class Head:
     @property
     def digest(self) -> str:
         return self.state.digest
-
-    def after(self, weights: Mapping[str, int]) -> int:
-        """The history's tokens when a round with these weights is committed on top."""
-        return min(self.history_tokens + sum(weights.values()), MAX_HISTORY_TOKENS)
 
     @property
     def last(self) -> Last:

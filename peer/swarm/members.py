@@ -43,7 +43,6 @@ class MemberView:
     attempt: int
     leaving: bool
     reduce_only: bool  # trains nothing, and is trusted by the host to reduce for all
-    history_tokens: int
     step_s: float
     addresses: tuple[str, ...]
     hears: int  # other members
@@ -99,7 +98,6 @@ class MemberBook:
             attempt=min(message.attempt, 10**6),
             leaving=message.leaving,
             reduce_only=message.reduce_only and trusted,
-            history_tokens=min(message.history_tokens, _MAX_TOKENS),
             step_s=_sane(message.step_s),
             addresses=tuple(message.addresses[:16]) or self.addresses(peer_id),
             hears=min(message.hears, MAX_MEMBERS),

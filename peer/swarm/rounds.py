@@ -345,7 +345,6 @@ class Rounds:
             leaving=self._leaving,
             attempt=max(box.attempt, 0) if box.round == round else 0,
             addresses=self.addresses[:16],
-            history_tokens=self.head.history_tokens,
             step_s=self.own.progress.step_s,
             reduce_only=self._reduce_only,
             from_you_bytes_s=self.pace.arrived_from(to),

@@ -187,7 +187,7 @@ class RunningGroup:
         agreement = voting.agreement(group, state)
         self._standing.kept_their_word(group.leader, group.by_peer)
         self._newest = None
-        await self._agreed(Head(candidate, agreement, self._position.head.after(group.weights)))
+        await self._agreed(Head(candidate, agreement))
 
     # ---- what the others ask -----------------------------------------------------------------------------------------
 
