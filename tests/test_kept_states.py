@@ -51,7 +51,7 @@ class Run:
         average = Average(name, len(values), chunks)
         state = average.applied_to(spec, base.state)
         self.swarm.state, self.swarm.last = base.state, Last(base.round, base.digest, base.weights)
-        return Head(state, self.swarm.agree(state.digest, self.swarm.members), state.round), average
+        return Head(state, self.swarm.agree(state.digest, self.swarm.members)), average
 
     def keep(self, count: int) -> None:
         for _ in range(count):
