@@ -150,10 +150,11 @@ def _refuse_part(name: str, path: Path) -> None:
 def _refuse_run(name: str, path: Path, inside: list[str]) -> None:
     """Raises: InputError: it is a run's folder, or holds such folders, or a run's checkpoints."""
     if {"identity", "runs"} <= set(inside):
-        raise InputError(
-            f"{name}: a peer's home, with the runs that it has joined",
-            f"give the receipts of one: {_shown(path / 'runs')}/…/receipts",
-        )
+        receipts = [
+            folder / "receipts" for folder in sorted((path / "runs").glob("*")) if (folder / "receipts").is_dir()
+        ]
+        hint = f"give the receipts of one: potluck verify {_shown(receipts[0])}" if receipts else _ASK
+        raise InputError(f"{name}: a peer's home, with the runs that it has joined", hint)
     if {"run-card.json", "receipts"} <= set(inside):
         raise InputError(
             f"{name}: a peer's folder of a run", f"give its receipts: potluck verify {_shown(path / 'receipts')}"
@@ -216,6 +217,8 @@ def _file(name: str, path: Path) -> Subject:
     data = _read(path)
     if _is_receipt(data):
         return Subject(Kind.RECEIPT, path)
+    if not data:
+        raise InputError(f"{name}: an empty file, or one that cannot be read", _ASK)
     start = data[:200].lstrip(b"\xef\xbb\xbf \r\n\t")
     if start.startswith(PREFIX.encode()):
         raise InputError(f"{name}: an invite, which is nothing to verify", f"{_ASK}; --newest-by takes an invite")

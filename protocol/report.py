@@ -194,5 +194,5 @@ class Report:
 
 
 def one_line(text: str) -> str:
-    """Outside input may be quoted in a message: keep it from painting on the terminal."""
+    """A text as it may be printed. Outside input may be quoted in a message: keep it from painting on the terminal."""
     return "".join(character if character.isprintable() else "�" for character in text)[:2000]

@@ -19,6 +19,7 @@ from protocol.errors import InputError, PotluckError, SignatureError, Unsupporte
 from protocol.inspection import note_extras, refuse
 from protocol.keys import fingerprint
 from protocol.model_signature import WHOLE, ModelSignature
+from protocol.recognise import is_checkpoint
 from protocol.report import MODEL_KIND, NotChecked, Report
 
 LIMITS = "this does not prove which run made it, that a ledger holds it, what it came from, or that it is the newest"
@@ -33,11 +34,15 @@ def verify_model(model: Path, signature: Path, keys: Sequence[ec.EllipticCurvePu
         keys: at least one, which the user trusts; one of them must have signed.
 
     Raises:
-        InputError: the model or the signature is not there.
+        InputError: the model or the signature is not there, or the model is a checkpoint.
         UnsupportedError: the signature is of a kind that only the stock tool checks.
     """
     if not model.is_dir() and not model.is_file():
         raise InputError(f"{model}: no such file or folder", "give the model that was signed")
+    if is_checkpoint(model.resolve()):
+        raise InputError(
+            f"{model}: a checkpoint of a run, which is checked as a whole", "leave --signature out, or give its model/"
+        )
     if not signature.is_file():
         raise InputError(f"{signature}: no such file", "give the signature of the model with --signature")
     model, signature = model.resolve(), signature.resolve()

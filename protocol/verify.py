@@ -28,7 +28,7 @@ from protocol.newest import Rule
 from protocol.note import LedgerHead
 from protocol.receipt import MAX_RECEIPT_BYTES, Receipt
 from protocol.recognise import Kind, recognise, steps_in
-from protocol.report import KEY_CHECK, NotChecked, Report
+from protocol.report import KEY_CHECK, NotChecked, Report, one_line
 from protocol.run_card import RunCard
 
 MAX_RECEIPTS = 100_000  # files of one folder that are looked at
@@ -59,16 +59,20 @@ def verify_path(
             checkpoints_dir = lineage.folder_of(subject.path)
         else:
             checkpoints_dir = _all_checkpoints(checkpoints_dir)
-        return verify_checkpoint(
+        report = verify_checkpoint(
             subject.path, trusted=trusted, keys=keys, checkpoints_dir=checkpoints_dir, alone=alone, newest=newest
         )
-    if checkpoints_dir is not None or alone or newest is not None:
+    elif checkpoints_dir is not None or alone or newest is not None:
         raise InputError(
             f"{path.name}: {subject.kind}, and there are options that go with a checkpoint",
             "leave --checkpoints, --signature-only and --newest-by out",
         )
-    check = verify_receipts if subject.kind is Kind.RECEIPTS else verify_receipt
-    return check(subject.path, trusted)
+    else:
+        check = verify_receipts if subject.kind is Kind.RECEIPTS else verify_receipt
+        report = check(subject.path, trusted)
+    if path.is_symlink():
+        report.notes.append(f"you named a link; checked was what it leads to, {one_line(str(subject.path))}")
+    return report
 
 
 def _all_checkpoints(given: Path) -> Path:
