@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import model_signing
-import potluck
 import pytest
 from builders import Run, build_run, fixed_root_key
 
+import potluck
 from protocol import merkle
 from protocol.errors import InputError
 from protocol.keys import public_pem
