@@ -12,6 +12,8 @@ from pathlib import Path
 import model_signing
 import pytest
 from builders import Run, build_run, fixed_root_key
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import potluck
 from protocol import merkle
@@ -96,11 +98,11 @@ def test_a_checkpoint_a_receipt_and_a_folder_of_receipts_are_verified_and_so_is_
 ) -> None:
     (world / "link").symlink_to(path)
     (world / "link to the link").symlink_to("link")
-    for given in (path, "link", "link to the link"):
-        assert recognise(Path(given)).kind is kind
-        report = verify(run, given)
+    for named in (path, "link", "link to the link"):
+        assert recognise(Path(named)).kind is kind
+        report = verify(run, named)
         assert report.ok and (report.kind, report.subject) == (str(kind), name), report.to_text()
-        assert bool(report.notes) == given.startswith("link"), "who named a link is told what was checked"
+        assert bool(report.notes) == named.startswith("link"), "who named a link is told what was checked"
 
 
 def test_the_current_folder_is_recognised_by_its_own_name(
@@ -191,9 +193,9 @@ def test_a_model_that_the_stock_command_signed_is_told_how_to_be_checked(beside:
     signature = model.parent / "model.sig" if beside else model / "model.sig"
     (world / "key.pem").write_bytes(run.root.to_pem())
     model_signing.signing.Config().use_elliptic_key_signer(private_key=world / "key.pem").sign(model, signature)
-    for given in ("mine/model", "mine") if beside else ("mine/model",):
+    for named in ("mine/model", "mine") if beside else ("mine/model",):
         with pytest.raises(InputError, match="a model that is not of a run") as caught:
-            verify(run, given)
+            verify(run, named)
         assert f"potluck verify mine/model --signature {signature.relative_to(world)} --key" in caught.value.hint
 
 
@@ -380,7 +382,20 @@ def test_the_command_checks_a_model_by_its_signature_and_asks_for_the_key(
         (["--key", run.root.keyid], "--signature goes with the signer's public key"),
         (["--key", "run/coordinator.pub", "--signature-only"], "with no other option"),
         (["--key", "key.pem"], "--key key.pem: not a PEM public key"),
-        (["--key", public_pem(run.root.public_key).decode() * 2], "neither a PEM file nor a fingerprint"),
+        (["--key", "x" * 300], "neither a PEM file nor a fingerprint"),
     ):
         assert command(monkeypatch, *asked, *words) == 2
         assert error in capsys.readouterr().err
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    start=st.sampled_from([b"", b"{", b'{"entry"', b"potluck1.", b"\xff\xfe", b"[" * 50]), rest=st.binary(max_size=50)
+)
+def test_a_file_with_any_bytes_is_answered(start: bytes, rest: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(start + rest)
+    try:
+        assert recognise(path).kind is Kind.RECEIPT and start == b'{"entry"'
+    except InputError as error:
+        assert error.message and error.hint
