@@ -78,9 +78,16 @@ def is_checkpoint(path: Path) -> bool:
     """Whether a folder is a checkpoint, or was one before somebody took something away."""
     if checkpoint.step_round(path.name) is not None:
         return True
+    if _is_model_of_checkpoint(path):
+        return False
     if os.path.lexists(path / checkpoint.LOG_PROOF) or os.path.lexists(path / checkpoint.MODEL / checkpoint.INFO):
         return True
     return os.path.lexists(path / checkpoint.SIGNATURE) and not _signs_plain_model(path / checkpoint.SIGNATURE)
+
+
+def _is_model_of_checkpoint(path: Path) -> bool:
+    """Whether these are the files of a checkpoint's model/, whatever was put beside them."""
+    return (path / checkpoint.INFO).is_file() and not os.path.lexists(path / checkpoint.MODEL)
 
 
 def steps_in(folder: Path) -> list[Path]:
@@ -184,10 +191,10 @@ def _refuse_run(name: str, path: Path, inside: list[str]) -> None:
 
 def _refuse_model(name: str, path: Path, inside: list[str]) -> None:
     """Raises: InputError: it is a model."""
-    if checkpoint.INFO in inside:
+    if _is_model_of_checkpoint(path):
         raise InputError(
-            f"{name}: the model of a checkpoint, without model.sig and model.tlog-proof, which belong beside it",
-            "give the whole folder of the checkpoint",
+            f"{name}: the files of a checkpoint's model/ without the folder around it",
+            "give the whole checkpoint, in which model.sig and model.tlog-proof lie beside model/",
         )
     signature = path / checkpoint.SIGNATURE
     if checkpoint.MODEL in inside and checkpoint.SIGNATURE in inside:

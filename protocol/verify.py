@@ -64,7 +64,7 @@ def verify_path(
         )
     elif checkpoints_dir is not None or alone or newest is not None:
         raise InputError(
-            f"{path.name}: {subject.kind}, and there are options that go with a checkpoint",
+            f"{one_line(path.name)}: no checkpoint, and there are options that go with one alone",
             "leave --checkpoints, --signature-only and --newest-by out",
         )
     else:
@@ -169,7 +169,7 @@ def verify_receipts(folder: Path, trusted: Collection[str]) -> Report:
     if report.run("receipts", together):
         report.run("credit", lambda: _summary(list(found.values())), needed=False)
     if others:
-        report.notes.append(f"{others} other files in it were not looked at")
+        report.notes.append(f"{others} other entries in it were not looked at")
     report.facts |= {"receipts": len(paths), "tokens": sum(entry.tokens for entry in found.values())}
     for key in sorted(keys):
         report.confirm(key, trusted)

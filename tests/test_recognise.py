@@ -59,6 +59,9 @@ def world(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "plain" / "config.json").write_text("{}")
     (tmp_path / "plain" / "model.safetensors").write_bytes(bytes(16))
     shutil.copytree(run.step(3) / "model", tmp_path / "model-alone")
+    shutil.copytree(tmp_path / "model-alone", tmp_path / "all-in-one")
+    for name in ("model.sig", "model.tlog-proof"):
+        shutil.copy(run.step(3) / name, tmp_path / "all-in-one")
     (tmp_path / "dangling").symlink_to("gone")
     (tmp_path / "loop").symlink_to("loop")
     os.mkfifo(tmp_path / "pipe")
@@ -157,7 +160,8 @@ SLIPS = [
     ("noise.bin", "a file of weights", "step-…"),
     ("plain", "a model without a signature", "--signature"),
     ("plain/model.safetensors", "a file of weights", "step-…"),
-    ("model-alone", "the model of a checkpoint, without model.sig", "the whole folder"),
+    ("model-alone", "the files of a checkpoint's model/ without the folder", "beside model/"),
+    ("all-in-one", "the files of a checkpoint's model/ without the folder", "beside model/"),
     ("dangling", "a link that leads nowhere", "step-…"),
     ("loop", "cannot be read", "step-…"),
     ("pipe", "neither a file nor a folder", "step-…"),
@@ -263,7 +267,7 @@ def test_a_folder_of_receipts_is_summed_up_each_credit_once(run: Run, tmp_path: 
     assert report.facts == {"receipts": 4, "tokens": tokens}
     said = next(check.detail for check in report.checks if check.name == "credit")
     assert said == f"{tokens} tokens to {run.peers[0].peer_id}, in 3 rounds from 1 to 3"
-    assert report.notes == ["1 other files in it were not looked at"]
+    assert report.notes == ["1 other entries in it were not looked at"]
 
 
 def more_tokens(path: Path) -> None:
@@ -338,7 +342,7 @@ def first_credit(run: Run) -> int:
 def test_options_of_a_checkpoint_are_not_ignored_for_a_receipt(run: Run, tmp_path: Path) -> None:
     write_receipts(run, tmp_path / "receipts")
     for path in (tmp_path / "receipts", tmp_path / "receipts" / "round-000001.json"):
-        with pytest.raises(InputError, match="options that go with a checkpoint"):
+        with pytest.raises(InputError, match="options that go with one alone"):
             verify_path(path, trusted=run.trusted, alone=True)
 
 
@@ -363,7 +367,7 @@ def test_the_command_says_a_slip_in_two_lines_and_a_folder_of_receipts_in_full(
     assert command(monkeypatch, f"{PEER}/receipts", *key) == 0
     assert "3 receipts" in capsys.readouterr().out
     assert command(monkeypatch, f"{PEER}/receipts", *key, "--newest-by", "head.note") == 2
-    assert "options that go with a checkpoint" in capsys.readouterr().err
+    assert "options that go with one alone" in capsys.readouterr().err
 
 
 def test_the_command_checks_a_model_by_its_signature_and_asks_for_the_key(
