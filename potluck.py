@@ -198,7 +198,7 @@ def fetch(
 
 @app.command()
 def verify(
-    path: Annotated[Path, typer.Argument(help="A checkpoint folder (step-…) or a receipt file.")],
+    path: Annotated[Path, typer.Argument(help="A checkpoint folder (step-…), a receipt, or a folder of receipts.")],
     key: Annotated[
         list[str] | None, typer.Option("--key", help="A key you trust: a PEM file or a fingerprint. May be repeated.")
     ] = None,
@@ -223,6 +223,12 @@ def verify(
             "(a receipt or a log proof holds one).",
         ),
     ] = None,
+    signature: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of a model that is not of a run: PATH is the model, this its OMS signature, --key the signer's PEM file."
+        ),
+    ] = None,
     home: Home = None,
     json_output: Json = False,
 ) -> None:
@@ -232,38 +238,33 @@ def verify(
     something that the checkpoint says there is (an ancestor, the agreement of a round) is not at hand, or it cannot be
     said whether it is the newest; 4 all of it holds, and there is a newer one.
     """
-    from protocol import lineage
-    from protocol.keys import fingerprint, load_public_pem
-    from protocol.trust import trusted_roots
-    from protocol.verify import verify_checkpoint, verify_receipt
+    from protocol.signed_model import verify_model
+    from protocol.trust import confirmed
+    from protocol.verify import verify_path
 
-    trusted, keys = set(trusted_roots(home)), []
-    for given in key or []:
-        if Path(given).is_file():
-            public = load_public_pem(Path(given).read_bytes()[:8192])
-            keys.append(public)
-            trusted.add(fingerprint(public))
-        elif len(given) == 64 and set(given.lower()) <= set("0123456789abcdef"):
-            trusted.add(given.lower())
-        else:
-            raise InputError(f"--key {given}: neither a PEM file nor a fingerprint of 64 hex digits")
+    trusted, keys = confirmed(key or [], home)
     if signature_only and checkpoints is not None:
         raise InputError(
             "--signature-only and --checkpoints: one or the other", "the chain is checked without the first"
         )
-    if path.is_dir():
-        report = verify_checkpoint(
+    if newest_by is not None and os.path.isfile(path):
+        raise InputError("--newest-by: only a checkpoint can be the newest", "give a checkpoint folder")
+    if signature is not None:
+        if not keys or signature_only or checkpoints is not None or newest_by is not None:
+            raise InputError(
+                "--signature goes with the signer's public key, and with no other option",
+                "give the PEM file of the key with --key; the other options are for checkpoints",
+            )
+        report = verify_model(path, signature, keys)
+    else:
+        report = verify_path(
             path,
             trusted=trusted,
             keys=keys,
-            checkpoints_dir=checkpoints or lineage.folder_of(path),
+            checkpoints_dir=checkpoints,
             alone=signature_only,
             newest=None if newest_by is None else _newest(newest_by),
         )
-    elif newest_by is not None:
-        raise InputError("--newest-by: only a checkpoint can be the newest", "give a checkpoint folder")
-    else:
-        report = verify_receipt(path, trusted)
     typer.echo(json.dumps(report.to_json(), indent=2) if json_output else report.to_text())
     raise typer.Exit(report.answer.exit_code)
 
@@ -272,9 +273,11 @@ def _newest(given: str) -> Any:
     """The rule that asks a coordinator or a ledger head whether a checkpoint is the newest."""
     from protocol import newest
     from protocol.invite import Invite
+    from protocol.receipt import MAX_RECEIPT_BYTES
 
     if not given.startswith("potluck1.") and Path(given).is_file():
-        data = Path(given).read_bytes()
+        with open(given, "rb") as file:
+            data = file.read(MAX_RECEIPT_BYTES + 1)
         if not data.lstrip().startswith(b"potluck1."):
             return newest.by_head(newest.head_note_in(data))
     invite = Invite.parse(_text_or_file(given))

@@ -4,6 +4,7 @@ PotluckError                exit code 2
 ├── InputError              a file, flag or value from outside is wrong
 │   ├── RunSpecError        run.toml or a pinned run spec
 │   └── FormatError         bytes that do not parse as what they claim to be
+│       └── UnsupportedError    they may be in order, and are of a kind that is not checked here
 ├── RefusedError            exit code 1: the answer is no
 │   ├── SignatureError      a signature does not hold, or is by the wrong key
 │   └── VerificationError   a checkpoint or receipt does not check out
@@ -42,6 +43,10 @@ class RunSpecError(InputError):
 
 class FormatError(InputError):
     """Bytes do not parse as what they claim to be."""
+
+
+class UnsupportedError(FormatError):
+    """What it claims to be, perhaps, and of a kind that is not checked here."""
 
 
 class RefusedError(PotluckError):

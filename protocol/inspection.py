@@ -75,7 +75,7 @@ class Inspection:
                 problems.append(f"{name}: does not belong in a checkpoint folder")
         expected |= {f"{checkpoint.MODEL}/{name}" for name in (checkpoint.INFO, checkpoint.LEDGER_HEAD)}
         problems += [f"{name}: missing" for name in sorted(expected - set(self.present))]
-        _refuse(problems)
+        refuse(problems)
         return f"{len(self.present)} files, no links, nothing that does not belong"
 
     def check_info(self) -> str:
@@ -101,7 +101,10 @@ class Inspection:
         self.report.facts["payload"] = signature.payload_digest
         key = _need(self.public_key, "checkpoint.json")
         signature.verify(key)
+        if signature.follows_links:
+            raise VerificationError("it was made of what links lead to; a checkpoint holds none")
         self.signature = signature
+        note_extras(self.report, signature)
         return f"model.sig holds, by the key {fingerprint(key)}"
 
     def check_files(self) -> str:
@@ -109,12 +112,7 @@ class Inspection:
         signature = _need(self.signature, "the signature")
         prefix = checkpoint.MODEL + "/"
         here = {name.removeprefix(prefix): path for name, path in self.present.items() if name.startswith(prefix)}
-        problems = [f"{name}: missing" for name in sorted(set(signature.files) - set(here))]
-        problems += [f"{name}: not signed for" for name in sorted(set(here) - set(signature.files))]
-        for name in sorted(set(here) & set(signature.files)):
-            if files.file_sha256(here[name]) != signature.files[name]:
-                problems.append(f"{name}: changed since it was signed")
-        _refuse(problems)
+        refuse(signature.differences(here))
         return f"{len(here)} files, each as it was signed"
 
     def check_card(self) -> str:
@@ -167,7 +165,7 @@ class Inspection:
         prefix = checkpoint.MODEL + "/"
         names = [name.removeprefix(prefix) for name in self.present if name.startswith(prefix)]
         other = [name for name in names if name.lower().endswith(OTHER_WEIGHTS)]
-        _refuse([f"{name}: weights or code that the members did not sign for" for name in other])
+        refuse([f"{name}: weights or code that the members did not sign for" for name in other])
         kind = card.spec.method.kind
         if CONFIGS[kind] not in names:
             raise VerificationError(f"{CONFIGS[kind]}: missing; the model cannot be loaded without it")
@@ -280,7 +278,14 @@ def _need(value: _T | None, what: str) -> _T:
     return value
 
 
-def _refuse(problems: list[str]) -> None:
+def note_extras(report: Report, signature: ModelSignature) -> None:
+    """Say so where something stands beside a signature that nobody here looks at."""
+    if signature.extras:
+        report.notes.append("log entries, timestamps or further signatures beside the signature were not looked at")
+
+
+def refuse(problems: list[str]) -> None:
+    """Name what is wrong, as far as one line goes. Raises: VerificationError: something is."""
     if problems:
         more = len(problems) - NAMED_AT_MOST
         raise VerificationError("; ".join(problems[:NAMED_AT_MOST]) + (f"; and {more} more" if more > 0 else ""))

@@ -33,6 +33,8 @@ from protocol.errors import FormatError, InputError, SignatureError
 _LIBP2P_PRIVATE_PREFIX = bytes.fromhex("08011240")
 _LIBP2P_PEER_ID_PREFIX = bytes.fromhex("002408011220")
 _RAW = serialization.Encoding.Raw
+MAX_PEM_BYTES = 4096
+_CURVE_HASHES = {"secp256r1": hashes.SHA256(), "secp384r1": hashes.SHA384(), "secp521r1": hashes.SHA512()}
 
 
 @dataclass(frozen=True)
@@ -180,8 +182,11 @@ class RootKey:
 
 def fingerprint(public_key: ec.EllipticCurvePublicKey) -> str:
     """Hex SHA-256 of the DER SubjectPublicKeyInfo: what a person compares."""
-    der = public_key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return sha256_hex(der)
+    return sha256_hex(public_der(public_key))
+
+
+def public_der(public_key: ec.EllipticCurvePublicKey) -> bytes:
+    return public_key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def public_pem(public_key: ec.EllipticCurvePublicKey) -> bytes:
@@ -189,20 +194,44 @@ def public_pem(public_key: ec.EllipticCurvePublicKey) -> bytes:
 
 
 def load_public_pem(pem: bytes) -> ec.EllipticCurvePublicKey:
-    """Read a P-256 public key.
+    """Read a run's root key, which is on P-256.
 
     Raises:
         FormatError: anything else.
     """
-    if len(pem) > 4096:
-        raise FormatError(f"expected a PEM public key of under 4096 bytes, got {len(pem)}")
+    key = load_signer_pem(pem)
+    if key.curve.name != "secp256r1":
+        raise FormatError("expected a P-256 public key")
+    return key
+
+
+def load_signer_pem(pem: bytes) -> ec.EllipticCurvePublicKey:
+    """Read a key that OMS signers may have: on P-256, P-384 or P-521.
+
+    Raises:
+        FormatError: anything else.
+    """
+    if len(pem) > MAX_PEM_BYTES:
+        raise FormatError(f"expected a PEM public key of under {MAX_PEM_BYTES} bytes, got {len(pem)}")
     try:
         key = serialization.load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise FormatError("not a PEM public key") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
-        raise FormatError("expected a P-256 public key")
+    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _CURVE_HASHES:
+        raise FormatError("expected a public key on P-256, P-384 or P-521")
     return key
+
+
+def verify_ecdsa(public_key: ec.EllipticCurvePublicKey, signature: bytes, message: bytes) -> None:
+    """Check an ECDSA signature, with the hash that goes with the key's curve.
+
+    Raises:
+        SignatureError: it does not hold.
+    """
+    try:
+        public_key.verify(signature, message, ec.ECDSA(_CURVE_HASHES[public_key.curve.name]))
+    except InvalidSignature as error:
+        raise SignatureError(f"the signature is not by the key {fingerprint(public_key)[:16]}…") from error
 
 
 def verify_root_signature(public_key: ec.EllipticCurvePublicKey, signature: bytes, message: bytes) -> None:

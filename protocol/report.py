@@ -20,6 +20,7 @@ from typing import Any
 from protocol.errors import PotluckError
 
 KEY_CHECK = "key"
+MODEL_KIND = "model"  # a model that is not of a run
 
 
 class Status(StrEnum):
@@ -64,10 +65,10 @@ class Check:
 
 @dataclass
 class Report:
-    """All checks of one checkpoint or receipt."""
+    """All checks of what was asked about."""
 
     subject: str  # folder or file name
-    kind: str  # "checkpoint" or "receipt"
+    kind: str  # "checkpoint", "receipt", "receipts" or "model"
     checks: list[Check] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # worth knowing, and part of no verdict
     facts: dict[str, Any] = field(default_factory=dict)  # run, round, payload digest, …: as far as they were read
@@ -116,6 +117,8 @@ class Report:
                     f"verified by itself: signed by {self.fingerprint}, which you have confirmed; "
                     "the chain back to genesis was not checked"
                 )
+            case Answer.VERIFIED if self.kind == MODEL_KIND:
+                return f"verified: these are the files that {self.fingerprint} signed; of a run it says nothing"
             case Answer.VERIFIED:
                 return f"verified: signed by {self.fingerprint}, which you have confirmed"
             case Answer.INCOMPLETE:
@@ -147,11 +150,11 @@ class Report:
         try:
             check = Check(name, Status.OK, rule(), needed)
         except NotChecked as reason:
-            check = Check(name, Status.NOT_CHECKED, _one_line(str(reason)), needed)
+            check = Check(name, Status.NOT_CHECKED, one_line(str(reason)), needed)
         except Outdated as newer:
-            check = Check(name, Status.OUTDATED, _one_line(str(newer)), needed)
+            check = Check(name, Status.OUTDATED, one_line(str(newer)), needed)
         except PotluckError as error:
-            check = Check(name, Status.REFUSED, _one_line(error.message.removeprefix(f"{name}: ")), needed)
+            check = Check(name, Status.REFUSED, one_line(error.message.removeprefix(f"{name}: ")), needed)
         self.checks.append(check)
         return check.status is Status.OK
 
@@ -166,7 +169,7 @@ class Report:
     def to_text(self) -> str:
         """Lines for a person; the verdict comes last."""
         width = max((len(check.name) for check in self.checks), default=0)
-        lines = [f"{self.kind} {self.subject}"]
+        lines = [f"{self.kind} {one_line(self.subject)}"]
         lines += [f"  {check.status:<11}  {check.name:<{width}}  {check.detail}" for check in self.checks]
         lines += [f"  {'note':<11}  {note}" for note in self.notes]
         return "\n".join([*lines, self.verdict])
@@ -190,6 +193,6 @@ class Report:
         }
 
 
-def _one_line(text: str) -> str:
-    """Outside input may be quoted in a message: keep it from painting on the terminal."""
+def one_line(text: str) -> str:
+    """A text as it may be printed. Outside input may be quoted in a message: keep it from painting on the terminal."""
     return "".join(character if character.isprintable() else "�" for character in text)[:2000]

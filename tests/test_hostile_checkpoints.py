@@ -21,7 +21,7 @@ from hostile import CHECKPOINTS, RECEIPTS, Case
 
 from protocol.keys import public_pem
 from protocol.report import Report
-from protocol.verify import verify_checkpoint, verify_receipt
+from protocol.verify import verify_checkpoint, verify_path, verify_receipt
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "hostile-checkpoints.md"
 INTRO = """# What hostile checkpoints and receipts are answered
@@ -50,7 +50,7 @@ def answer_checkpoint(case: Case, valid: Run, folder: Path) -> tuple[Report, str
     run = valid.copy(folder)
     shutil.copytree(valid.checkpoints, run.checkpoints, symlinks=True)
     step = case.make(run, run.step(3)) or run.step(3)
-    report = verify_checkpoint(
+    report = verify_path(
         step, trusted=valid.trusted, keys=[fixed_root_key(7).public_key], checkpoints_dir=run.checkpoints
     )
     return report, stock_verdict(step, valid)
@@ -105,6 +105,8 @@ def test_hostile_receipt_is_refused(case: Case, valid: Run, tmp_path: Path) -> N
     report = answer_receipt(case, valid, tmp_path)
     assert not report.ok
     assert row(case, report.verdict, "not its trade") in rows()
+    if not (tmp_path / "receipt.json").is_symlink():  # who names a link himself gets what it leads to
+        assert verify_path(tmp_path / "receipt.json", trusted=valid.trusted).verdict == report.verdict
 
 
 def test_each_case_has_its_own_reason_and_a_row() -> None:
