@@ -31,7 +31,7 @@ class Evaluator:
     """
 
     def __init__(self, spec: RunSpec, genesis_model: Path, base_model: Path | None, data: Path) -> None:
-        self._spec, self._base_model, self._data = spec, base_model, data
+        self._spec, self.base_model, self._data = spec, base_model, data
         self.genesis_model = genesis_model
         self._model: TrainableModel | None = None
         self._dataset: Dataset | None = None
@@ -53,11 +53,13 @@ class Evaluator:
 
         Raises:
             VerificationError: it is not finite.
-            InputError: the data cannot be read.
+            InputError: the data cannot be read, or hold tokens or sequences that the model has no place for.
         """
         model = self._loaded()
         if self._dataset is None:
-            self._dataset = load_dataset(self._spec, load_tokenizer(self.genesis_model), self._data)
+            dataset = load_dataset(self._spec, load_tokenizer(self.genesis_model), self._data)
+            model.check_fits(dataset)
+            self._dataset = dataset
         result = held_out_loss(model, self._dataset)
         if not math.isfinite(result.loss):
             raise VerificationError(f"the held-out loss is {result.loss}")
@@ -71,5 +73,5 @@ class Evaluator:
     def _loaded(self) -> TrainableModel:
         if self._model is None:
             with no_progress_bars():
-                self._model = load_trainable(self._spec, self.genesis_model, self._base_model)
+                self._model = load_trainable(self._spec, self.genesis_model, self.base_model)
         return self._model

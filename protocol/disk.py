@@ -106,10 +106,10 @@ def check_room(folder: Path, size_bytes: int) -> None:
         )
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether something failed because there is no room left."""
-    found = _as_os_error(error, None)
-    return found is not None and found.errno in _FULL
+def is_full(error: Exception, path: Path) -> bool:
+    """Whether `path` could not be written for want of room."""
+    found = _as_os_error(error, path)
+    return found is not None and found.errno in (*_FULL, errno.EFBIG)
 
 
 def disk_error(path: Path, error: Exception) -> InputError:
@@ -134,14 +134,14 @@ _NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 _SQLITE_FULL, _SQLITE_VAGUE = 13, (10, 14)  # IOERR, CANTOPEN: what a full disk comes to as well
 
 
-def _as_os_error(error: BaseException, path: Path | None) -> OSError | None:
+def _as_os_error(error: BaseException, path: Path) -> OSError | None:
     """What the system said, in whatever words it comes; None: nothing that hangs on a disk."""
     if isinstance(error, OSError) and error.errno is not None:
         return error
     code = getattr(getattr(error, "orig", error), "sqlite_errorcode", None)  # SQLAlchemy keeps SQLite's error as `orig`
     if isinstance(code, int) and code & 0xFF == _SQLITE_FULL:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    if isinstance(code, int) and code & 0xFF in _SQLITE_VAGUE and path is not None:
+    if isinstance(code, int) and code & 0xFF in _SQLITE_VAGUE:
         return _try(path if path.is_dir() else path.parent)
     match = _NUMBER.search(str(error))
     return OSError(int(match[1] or match[2]), os.strerror(int(match[1] or match[2]))) if match else None

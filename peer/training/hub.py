@@ -55,9 +55,7 @@ def fetch_model(
     return folder
 
 
-def _download(
-    repository: str, revision: str, folder: Path, endpoint: str | None, patterns: tuple[str, ...]
-) -> None:
+def _download(repository: str, revision: str, folder: Path, endpoint: str | None, patterns: tuple[str, ...]) -> None:
     from huggingface_hub import errors, snapshot_download
 
     name = f"{repository}@{revision}"
@@ -79,7 +77,7 @@ def _download(
             f"{name}: the hub has no such model or revision", "check model.hub and model.revision"
         ) from error
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
-        if disk.is_full(error):
+        if disk.is_full(error, folder):
             raise disk.disk_error(folder, error) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise NetworkError(

@@ -22,6 +22,7 @@ from peer.training.loading import loading
 from peer.training.quiet import no_progress_bars, no_reports
 from peer.training.recompute import recompute_layers
 from peer.training.state import NamesShapes
+from protocol import disk
 from protocol.errors import FormatError, InputError
 from protocol.run_spec import Method, RunSpec
 
@@ -245,21 +246,22 @@ class TrainableModel:
         """Write the model and its tokenizer as a folder that transformers (peft for LoRA) loads by itself.
 
         Raises:
-            InputError: what was written is not exactly the shared state's tensors (an architecture whose files do not
-                mirror its parameters).
+            InputError: the disk is full; or what was written is not exactly the shared state's tensors (an architecture
+                whose files do not mirror its parameters).
         """
-        folder.mkdir(parents=True, exist_ok=True)
         flat = self.read()
         pieces = zip(self.names_shapes, self._views(flat), strict=True)
         tensors = {name: piece.clone() for (name, _), piece in pieces}  # save_pretrained takes views for tied weights
-        if hasattr(self.model, "peft_config"):
-            adapter.save_adapter(self.model, folder, self.names_shapes, tensors)
-        else:
-            with no_progress_bars():
-                self.model.save_pretrained(str(folder), state_dict=tensors)
-        self.tokenizer.save_pretrained(str(folder))
-        for path in weights.weight_files(folder):
-            path.chmod(0o644)  # safetensors makes files that only their owner may read
+        with disk.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if hasattr(self.model, "peft_config"):
+                adapter.save_adapter(self.model, folder, self.names_shapes, tensors)
+            else:
+                with no_progress_bars():
+                    self.model.save_pretrained(str(folder), state_dict=tensors)
+            self.tokenizer.save_pretrained(str(folder))
+            for path in weights.weight_files(folder):
+                path.chmod(0o644)  # safetensors makes files that only their owner may read
         saved = weights.read_flat(folder, self.names_shapes)
         if not torch.equal(saved.view(torch.int32), flat.view(torch.int32)):
             raise InputError(f"{folder}: the saved weights are not the shared state's", "choose another architecture")

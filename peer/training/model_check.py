@@ -215,7 +215,7 @@ def _positions(config: Any) -> int | None:
 
 def _rows(model: PreTrainedModel) -> int:
     """How many tokens have an embedding, and a place in what the model predicts."""
-    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    layers: tuple[Any, ...] = (model.get_input_embeddings(), model.get_output_embeddings())
     return min(layer.weight.shape[0] for layer in layers if layer is not None)
 
 
