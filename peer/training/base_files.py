@@ -51,7 +51,7 @@ def check_names(folder: Path) -> None:
     Adapter files beside a whole model are refused rather than left out: nobody but the host knows which of the two is meant.
 
     Raises:
-        InputError: no folder, an adapter, no config.json, or a link or file that cannot be read.
+        InputError: no folder, an adapter, no config.json, a Git LFS pointer, or a link or file that cannot be read.
     """
     if not os.path.isdir(folder):
         if os.path.isfile(folder):
@@ -72,8 +72,11 @@ def check_names(folder: Path) -> None:
             "merge it into its base model first (peft: `merge_and_unload`), and give the merged folder as path",
         )
     for name in names:
-        if (folder / name).is_symlink() and not os.path.exists(folder / name):
-            raise InputError(f"{folder / name}: a link to a file that is not there", _AGAIN)
+        path = folder / name
+        if path.is_symlink() and not os.path.exists(path):
+            raise InputError(f"{path}: a link to a file that is not there", _AGAIN)
+        if os.path.isfile(path) and _is_pointer(path):
+            raise InputError(f"{path}: a Git LFS pointer, not the file itself", "fetch it with `git lfs pull`")
     if CONFIG_FILE not in names:
         weight_files(folder)  # where there is no model at all, that is the better thing to say
         raise InputError(f"{folder}: no {CONFIG_FILE}, which says what kind of model this is", _FORMAT)
@@ -213,11 +216,13 @@ def _weight_map(path: Path) -> dict[str, str]:
     return dict(shards)
 
 
-def _damaged(path: Path, error: Exception) -> InputError:
+def _is_pointer(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-                return InputError(f"{path}: a Git LFS pointer, not the file itself", "fetch it with `git lfs pull`")
-    except OSError as unreadable:
-        return InputError(f"{path}: cannot be read: {unreadable.strerror}", "check the file's permissions")
+            return file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}", "check the file's permissions") from error
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
     return InputError(f"{path}: damaged: {error}", _AGAIN)

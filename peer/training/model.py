@@ -127,11 +127,14 @@ def full_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return dict(model.named_parameters(remove_duplicate=True))
 
 
-def _places(name: str, module: torch.nn.Module) -> float:
-    """How many positions a layer knows; without bound if it is no table of learned positions."""
-    if not isinstance(module, torch.nn.Embedding) or name.rpartition(".")[2] not in _POSITION_TABLES:
-        return math.inf
-    return module.num_embeddings - getattr(module, "offset", 0)
+def positions_in(model: torch.nn.Module) -> int | None:
+    """How many positions a model has learned, each a row of a table; None: it has no such table."""
+    tables = [
+        module.num_embeddings - getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in _POSITION_TABLES
+    ]
+    return min(tables, default=None)
 
 
 class TrainableModel:
@@ -212,8 +215,8 @@ class TrainableModel:
             InputError: it has not.
         """
         rows: int = self.model.get_input_embeddings().weight.shape[0]
-        places = [_places(name, module) for name, module in self.model.named_modules()]
-        for part in (dataset.train, dataset.held_out):
+        positions = positions_in(self.model)
+        for part in (part for part in (dataset.train, dataset.held_out) if part.lengths):
             highest, longest = int(part.tokens_ST.max()), max(part.lengths)
             if highest >= rows:
                 token = self.tokenizer.convert_ids_to_tokens(highest)
@@ -221,10 +224,10 @@ class TrainableModel:
                     f"the data hold token {highest} ({token}), the model has {rows} rows of embeddings",
                     "take the tokenizer that belongs to the model, or leave that token out of the data",
                 )
-            if longest > min(places):
+            if positions is not None and longest > positions:
                 raise InputError(
-                    f"the data hold a sequence of {longest} tokens, the model has {min(places)} positions",
-                    f"set data.sequence_length to at most {min(places)}",
+                    f"the data hold a sequence of {longest} tokens, the model has {positions} positions",
+                    f"set data.sequence_length to at most {positions}",
                 )
 
     def recompute(self) -> bool:

@@ -17,12 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from peer.training import adapter, base_files
 from peer.training.base_files import FLOATS, Header
 from peer.training.loading import loading
-from peer.training.model import from_folder, load_tokenizer
+from peer.training.model import from_folder, load_tokenizer, positions_in
 from protocol.errors import InputError
 from protocol.run_spec import DataSource, Method
 
@@ -64,7 +71,7 @@ def check_model(folder: Path, method: Method, data: DataSource) -> ModelFacts:
     tokens = check_plan(folder, method, data)
     model = outline(folder)
     base_files.check_finite(base_files.headers(folder))
-    positions, embeddings = _positions(model.config), _rows(model)
+    positions, embeddings = _positions(model), _rows(model)
     parameters, trainable = count(model, method)  # puts an adapter on it
     return ModelFacts(
         architecture=type(model).__name__,
@@ -85,12 +92,25 @@ def check_plan(folder: Path, method: Method, data: DataSource) -> int:
     """
     base_files.check_names(folder)
     with loading(folder, "causal LM"):
+        written, _ = PreTrainedConfig.get_config_dict(str(folder), local_files_only=True)
+        own_code = "auto_map" in written and written.get("model_type") not in CONFIG_MAPPING
+    if own_code:
+        raise InputError(
+            f"{folder}: not a causal LM that transformers can load: it brings its own code (auto_map in config.json), which is "
+            "never run",
+            "choose a model, or a revision of it, that `from_pretrained` loads without trust_remote_code",
+        )
+    with loading(folder, "causal LM"):
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     _check_kind(folder, config)
-    _check_length(folder, config, data)
     with loading(folder, "causal LM"), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        rows = _rows(model)
+        rows, positions = _rows(model), _positions(model)
+    if positions is not None and data.sequence_length > positions:
+        raise InputError(
+            f"data.sequence_length is {data.sequence_length}, the model in {folder} has {positions} positions",
+            f"set data.sequence_length to at most {positions}, or choose a model for longer texts",
+        )
     if method.kind == "lora":
         check_targets(model, method)
     return _check_tokenizer(folder, load_tokenizer(folder), rows, data)
@@ -158,7 +178,7 @@ def _check_kind(folder: Path, config: Any) -> None:
     kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(
-            f"{folder}: a {kind} model, an encoder with a decoder; a run trains causal language models",
+            f"{folder}: a model of the kind {kind}, an encoder with a decoder; a run trains causal language models",
             "choose a decoder-only model",
         )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -168,8 +188,8 @@ def _check_kind(folder: Path, config: Any) -> None:
         )
     if _looks_both_ways(config):
         raise InputError(
-            f"{folder}: a {kind} model that looks both ways, so it would see each token that it is to predict",
-            "choose a decoder-only model; one that was trained as a decoder has is_decoder = true in its config.json",
+            f"{folder}: a model of the kind {kind} that looks both ways: it would see each token that it is to predict",
+            "choose a decoder-only model, or one whose config.json says that it was trained as such",
         )
 
 
@@ -189,18 +209,12 @@ def _looks_both_ways(config: Any) -> bool:
     return any(getattr(text, name, None) in both_ways for name, both_ways in switches.items())
 
 
-def _check_length(folder: Path, config: Any, data: DataSource) -> None:
-    positions = _positions(config)
-    if positions is not None and data.sequence_length > positions:
-        raise InputError(
-            f"data.sequence_length is {data.sequence_length}, the model in {folder} has {positions} positions",
-            f"set data.sequence_length to at most {positions}, or choose a model for longer texts",
-        )
-
-
-def _positions(config: Any) -> int | None:
+def _positions(model: PreTrainedModel) -> int | None:
     """The longest sequence that a model is made for, scaled RoPE included; None: no bound."""
-    text = config.get_text_config(decoder=True)
+    text: Any = model.config.get_text_config(decoder=True)
+    learned = positions_in(model)
+    if learned is not None:
+        return learned
     stated = [getattr(text, name, None) for name in _POSITIONS]
     bound = next((value for value in stated if isinstance(value, int) and value > 0), None)
     if bound is None or getattr(text, "alibi", False):
