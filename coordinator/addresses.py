@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import socket
 
@@ -28,7 +29,10 @@ def check_addresses(host: Host) -> None:
     Raises:
         InputError: not an address with a port, not of this machine, or taken.
     """
-    ports = [_check_listening("host.listen", host.listen), _check_listening("host.swarm_listen", host.swarm_listen)]
+    ports = [
+        _check_listening("host.listen", host.listen),
+        _check_listening("host.swarm_listen", host.swarm_listen, numbers=True),  # libp2p looks up no names to listen on
+    ]
     if ports[0] and ports[0] == ports[1]:
         raise InputError(
             f"host.listen and host.swarm_listen have the same port, {ports[0]}", "give each a port of its own"
@@ -52,15 +56,15 @@ def check_addresses(host: Host) -> None:
         )
 
 
-def _check_listening(key: str, text: str) -> int:
+def _check_listening(key: str, text: str, numbers: bool = False) -> int:
     """The port of an address on which this machine can listen now."""
     name, colon, digits = text.rpartition(":")
     port = _port(digits)
     name = name.strip("[]")
-    if not colon or not name or port is None:
+    if not colon or not name or port is None or (numbers and not _is_numeric(name)):
         raise InputError(
             f"{key}: expected an address with a port from 0 to 65535, got {text!r}",
-            "write it like 0.0.0.0:4700; port 0 takes a free one",
+            "write it like 0.0.0.0:4700, the address in numbers; port 0 takes a free one",
         )
     hint = f"is another host running, or is this the address of another machine? choose another {key}"
     try:
@@ -72,6 +76,14 @@ def _check_listening(key: str, text: str) -> int:
         reason = error.strerror if isinstance(error, OSError) else "not a host name"
         raise InputError(f"{key}: cannot listen on {text}: {reason}", hint) from error
     return port
+
+
+def _is_numeric(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _port(digits: str) -> int | None:

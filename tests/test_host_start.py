@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from coordinator import tls
 from coordinator.addresses import check_addresses
 from coordinator.host import Host
+from coordinator.host_screen import HostScreen
 from coordinator.launch import MAX_NAME_CHARS
 from coordinator.rendezvous import Rendezvous
 from coordinator.run_folder import RunFolder
@@ -243,7 +244,8 @@ def test_a_taken_port_is_told_before_anything_is_made(key: str, tmp_path: Path) 
     ("values", "told"),
     [
         ({"listen": "192.0.2.1:0"}, "host.listen: cannot listen on 192.0.2.1:0"),
-        ({"swarm_listen": "no.such.host.invalid:0"}, "host.swarm_listen: "),
+        ({"listen": "no.such.host.invalid:0"}, "host.listen: cannot listen on no.such.host.invalid:0"),
+        ({"swarm_listen": "localhost:0"}, "host.swarm_listen: expected an address"),
         ({"listen": "127.0.0.1:47011", "swarm_listen": "127.0.0.1:47011"}, "the same port, 47011"),
         ({"public_address": "http://example.org"}, "host.public_address: expected a name"),
         ({"public_address": "example.org:99999"}, "host.public_address: expected a name"),
@@ -321,9 +323,13 @@ def _tell(config: Path, folder: Path) -> tuple[list[str], InputError | None]:
     return told, None
 
 
-def test_a_host_says_what_the_model_is(tmp_path: Path) -> None:
+def test_a_host_says_what_the_model_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told, error = _tell(write_run(tmp_path / "source"), tmp_path / "run")
     assert error is None and len(told) == 1 and told[0].startswith("model: LlamaForCausalLM, ")
+    HostScreen(as_json=False).note(told[0])
+    HostScreen(as_json=True).note(told[0])
+    shown = capsys.readouterr()
+    assert shown.err == f"{told[0]}\n" and json.loads(shown.out)["text"] == told[0]
 
 
 def test_data_that_the_model_cannot_take_are_found_before_anything_is_signed(tmp_path: Path) -> None:

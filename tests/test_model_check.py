@@ -21,7 +21,7 @@ from coordinator.base_model import copy_model
 from peer.training.data import Dataset, Sequences
 from peer.training.genesis import build_genesis, count_parameters, prepare_model
 from peer.training.model import load_causal_lm, load_tokenizer, load_trainable
-from peer.training.model_check import check_model, check_plan
+from peer.training.model_check import _check_tokenizer, check_model, check_plan
 from protocol.errors import InputError
 from protocol.run_spec import DataSource, Method, ModelSource
 
@@ -390,7 +390,10 @@ def test_a_sequence_beyond_learned_positions_is_an_error_and_no_crash(
 def test_a_tokenizer_without_what_the_data_need_is_refused(base: Path) -> None:
     assert "no chat template" in refused(base, FULL, data("chat")).message
     tokenizer = load_tokenizer(base)
-    tokenizer.chat_template, tokenizer.eos_token = CHAT_TEMPLATE, None
+    tokenizer.chat_template, tokenizer.eos_token = {"default": 1}, None
+    with pytest.raises(InputError, match="chat template is not text"):
+        _check_tokenizer(base, tokenizer, 1024, data())
+    tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(base)
     assert check_model(base, FULL, data("chat")).tokens == 1024
     assert "no end-of-sequence token" in refused(base, FULL, data("jsonl")).message

@@ -243,7 +243,11 @@ def _check_tokenizer(folder: Path, tokenizer: Any, rows: int, data: DataSource) 
         raise InputError(
             f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {rows} rows of embeddings", _OWN_TOKENIZER
         )
-    if data.kind == "chat" and not tokenizer.chat_template:
+    template = tokenizer.chat_template
+    named = template.values() if isinstance(template, dict) else [template] if template else []
+    if not all(isinstance(text, str) for text in named):
+        raise InputError(f"{folder}: the tokenizer's chat template is not text", "correct tokenizer_config.json")
+    if data.kind == "chat" and not template:
         hint = "use data.kind jsonl or text, or an instruct model"
         raise InputError(f"{folder}: the tokenizer has no chat template", hint)
     if data.kind == "jsonl" and tokenizer.eos_token_id is None:
