@@ -33,7 +33,7 @@ from typing import TypeVar
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from protocol.disk import disk_error, set_aside, sync, write_file
+from protocol.disk import disk_error, is_full, set_aside, sync, write_file
 from protocol.errors import FormatError, InputError
 from protocol.keys import KEY_HINT, PeerIdentity, RootKey, load_private_pem, public_pem
 from protocol.rpc import MAX_CODE_CHARS
@@ -55,10 +55,10 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise InputError(f"{path}: {error.strerror}", "choose another folder with --folder") from error
         except OSError as error:
-            raise disk_error(path, error) from error
+            if is_full(error, path):
+                raise disk_error(path, error) from error
+            raise InputError(f"{path}: {error.strerror}", "choose another folder with --folder") from error
 
     @property
     def checkpoints(self) -> Path:
