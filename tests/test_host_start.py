@@ -180,6 +180,24 @@ def test_a_damaged_rendezvous_key_is_made_anew_at_any_time(damage: bytes, tmp_pa
     assert first.peer_id == folder.rendezvous_key().peer_id and len((tmp_path / "rendezvous.key").read_bytes()) == 68
 
 
+def test_keys_that_an_earlier_start_left_empty_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def for_run(identity: Path, *_: object) -> Rendezvous:
+        given.append(identity.read_bytes())
+        return Rendezvous([sys.executable, "-c", ""], tmp_path / "log")
+
+    monkeypatch.setattr(Rendezvous, "for_run", for_run)
+    config, folder = write_run(tmp_path / "source", code=None), tmp_path / "run"
+    names = ("rendezvous.key", "root.pem", "ledger.key", "membership.key", "tls.key", "tls.crt", "admission.code")
+    folder.mkdir()
+    for name in names:
+        (folder / name).touch()
+    with Host(config, folder) as running:
+        assert running.invite.code
+    assert all((folder / name).stat().st_size for name in names) and [len(identity) for identity in given] == [68]
+
+
 @pytest.mark.parametrize("name", ["root.pem", "ledger.key", "membership.key"])
 def test_a_run_goes_on_with_its_own_keys_or_not_at_all(name: str, tmp_path: Path) -> None:
     config, folder = write_run(tmp_path / "source"), tmp_path / "run"
