@@ -35,6 +35,7 @@ class Evaluator:
         self.genesis_model = genesis_model
         self._model: TrainableModel | None = None
         self._dataset: Dataset | None = None
+        self._fits = False  # whether the model was found to take all of it
 
     def load(self, state_folder: Path) -> None:
         """Take over the parameters of a state that `uploads.StateInbox` received and checked.
@@ -57,9 +58,10 @@ class Evaluator:
         """
         model = self._loaded()
         if self._dataset is None:
-            dataset = load_dataset(self._spec, load_tokenizer(self.genesis_model), self._data)
-            model.check_fits(dataset)
-            self._dataset = dataset
+            self._dataset = load_dataset(self._spec, load_tokenizer(self.genesis_model), self._data)
+        if not self._fits:
+            model.check_fits(self._dataset)
+            self._fits = True
         result = held_out_loss(model, self._dataset)
         if not math.isfinite(result.loss):
             raise VerificationError(f"the held-out loss is {result.loss}")

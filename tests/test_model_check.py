@@ -112,6 +112,13 @@ def _adapter_alone(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
+def _into_cache(folder: Path) -> None:
+    inside = folder / "snapshots" / ("a" * 40)
+    inside.mkdir(parents=True)
+    for path in folder.glob("*.*"):
+        path.rename(inside / path.name)
+
+
 def _lost_shard(folder: Path) -> None:
     (shard(folder) / "model-00002-of-00003.safetensors").unlink()
 
@@ -160,6 +167,7 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "pickle": (_rename("pytorch_model.bin"), r"a pickle, which can run code"),
     "other format": (_rename("model-q4.gguf"), r"only model-q4.gguf, a format that is not for training"),
     "no configuration": (lambda folder: (folder / "config.json").unlink(), r"no config.json"),
+    "hub cache": (_into_cache, r"a hub's cache, not a model folder"),
     "no tokenizer": (
         lambda folder: (folder / "tokenizer.json").unlink(),
         r"not a tokenizer that transformers can load",

@@ -77,6 +77,8 @@ def check_names(folder: Path) -> None:
             raise InputError(f"{path}: a link to a file that is not there", _AGAIN)
         if os.path.isfile(path) and _is_pointer(path):
             raise InputError(f"{path}: a Git LFS pointer, not the file itself", "fetch it with `git lfs pull`")
+    if CONFIG_FILE not in names and "snapshots" in names:
+        raise InputError(f"{folder}: a hub's cache, not a model folder", "give one of the folders in its snapshots/")
     if CONFIG_FILE not in names:
         weight_files(folder)  # where there is no model at all, that is the better thing to say
         raise InputError(f"{folder}: no {CONFIG_FILE}, which says what kind of model this is", _FORMAT)
