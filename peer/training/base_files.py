@@ -132,25 +132,31 @@ def headers(folder: Path) -> dict[str, Header]:
     """What the files say of each tensor.
 
     Raises:
-        InputError: as `weight_files`; or a damaged file, or an index that names other tensors than its shards hold.
+        InputError: as `weight_files`; or a damaged file.
     """
     found: dict[str, Header] = {}
-    files = weight_files(folder)
-    for path in files:
+    for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118  no dict
                     part = file.get_slice(name)
-                    if name in found:
-                        raise InputError(f"{path}: the tensor {name} stands in {found[name].path.name} too", _AGAIN)
                     found[name] = Header(path, part.get_dtype(), tuple(part.get_shape()))
         except (SafetensorError, OSError) as error:
             raise _damaged(path, error) from error
-    if files != [folder / FULL_FILE]:
-        for name, shard in _weight_map(folder / INDEX_FILE).items():
-            if name not in found or found[name].path.name != shard:
-                raise InputError(f"{folder / shard}: lacks the tensor {name}, which {INDEX_FILE} says it holds", _AGAIN)
     return found
+
+
+def check_index(folder: Path, found: Mapping[str, Header]) -> None:
+    """Check that an index puts each tensor where it lies; loaders look for less.
+
+    Raises:
+        InputError: it does not.
+    """
+    if weight_files(folder) == [folder / FULL_FILE]:
+        return
+    for name, shard in _weight_map(folder / INDEX_FILE).items():
+        if name not in found or found[name].path.name != shard:
+            raise InputError(f"{folder / shard}: lacks the tensor {name}, which {INDEX_FILE} says it holds", _AGAIN)
 
 
 def same(first: tuple[str, Header], second: tuple[str, Header]) -> bool:

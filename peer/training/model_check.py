@@ -131,6 +131,7 @@ def outline(folder: Path) -> PreTrainedModel:
             _TOGETHER,
         )
     found = base_files.headers(folder)
+    base_files.check_index(folder, found)
     _check_dtypes(model, found)
     _tie(folder, model, found)
     return model
