@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from peer.training.genesis import build_genesis, count_parameters, prepare_model
 from peer.training.model import load_causal_lm, load_tokenizer, load_trainable
 from peer.training.model_check import _check_tokenizer, check_model, check_plan
 from protocol.errors import InputError
+from protocol.invite import Invite
 from protocol.run_spec import DataSource, Method, ModelSource
 
 FULL, LORA = Method(), Method(kind="lora", rank=2, targets=("q_proj", "v_proj"))
@@ -381,6 +383,26 @@ def test_a_token_that_was_added_beyond_the_embeddings_is_refused_once_the_data_n
     tokenizer.save_pretrained(base)
     assert check_model(base, FULL, data("text")).tokens == 1025
     assert "sets token 1024 (<more>)" in refused(base, FULL, data("jsonl")).message
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # hivemind's way to find p2pd
+def test_a_volunteer_is_told_of_such_data_before_it_trains(base: Path, tmp_path: Path) -> None:
+    from peer.leaving import Leaving
+    from peer.screens import JsonScreen
+    from peer.volunteer import PeerConfig, Volunteer
+
+    tokenizer = load_tokenizer(base)
+    tokenizer.add_tokens(["<more>"])
+    tokenizer.save_pretrained(base)
+    (tmp_path / "text.txt").write_text("to be or not to be\n" * 99 + "<more>\n" * 99)
+    spec = make_spec(base, tmp_path / "text.txt")
+    make_genesis(spec, base, tmp_path / "genesis" / "model")
+    files = SimpleNamespace(genesis=tmp_path / "genesis", base_model=None, data=tmp_path / "text.txt")
+    invite = Invite(addresses=("127.0.0.1:1",), run="a" * 64, tls="b" * 64, root="c" * 64)
+    volunteer = Volunteer(invite, PeerConfig(tmp_path), JsonScreen(), Leaving(lambda: None))
+    admission: Any = SimpleNamespace(card=SimpleNamespace(spec=spec), files=files)
+    with pytest.raises(InputError, match=r"token 1024 \(<more>\), the model has 1024 rows of embeddings"):
+        volunteer._prepare(admission, tmp_path / "sizes.json")
 
 
 def test_a_sequence_beyond_learned_positions_is_an_error_and_no_crash(
