@@ -126,7 +126,7 @@ def _first_start(config_path: Path, config: RunConfig, folder: RunFolder, data: 
         facts = check_model(model, config.method, config.data)
         tell(f"model: {facts}")
         _check_place(folder, model, facts)
-        for path in (build, folder.base_model):
+        for path in (build, folder.base_model, folder.licenses):
             failed.callback(shutil.rmtree, path, ignore_errors=True)
         base_model.copy_model(model, folder.base_model)
         spec = config.pin(

@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from peer.training import adapter, base_files
+from peer.training import adapter, base_files, nf4
 from peer.training.base_files import FLOATS, Header
 from peer.training.loading import loading
 from peer.training.model import from_folder, load_tokenizer, positions_in
@@ -88,8 +88,10 @@ def check_plan(folder: Path, method: Method, data: DataSource) -> int:
     """Look at names, configuration and tokenizer alone; returns how many tokens there are.
 
     Raises:
-        InputError: this run cannot train such a model.
+        InputError: this run cannot train such a model, or bitsandbytes is missing for a base in 4 bits.
     """
+    if method.base == "nf4":
+        nf4.check_installed()
     base_files.check_names(folder)
     with loading(folder, "causal LM"):
         written, _ = PreTrainedConfig.get_config_dict(str(folder), local_files_only=True)
