@@ -61,7 +61,12 @@ def host(
 
     try:
         status = run_host(
-            config, folder, on_start=started, on_status=screen.status, linger_s=10.0 if until_finished else None
+            config,
+            folder,
+            on_start=started,
+            tell=screen.note,
+            on_status=screen.status,
+            linger_s=10.0 if until_finished else None,
         )
     finally:
         screen.close()

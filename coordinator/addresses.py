@@ -1,10 +1,12 @@
-"""The address that goes into the invite. `host` calls it."""
+"""Where a host listens, looked at before anything is built, and the address that goes into the invite. `host` calls it."""
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import socket
 
+from protocol.errors import InputError
 from protocol.run_spec import Host
 
 logger = logging.getLogger(__name__)
@@ -19,6 +21,74 @@ def host_of(address: str | None) -> str | None:
     if address is None or address.count(":") != 1:
         return address
     return address.partition(":")[0]
+
+
+def check_addresses(host: Host) -> None:
+    """Check that the service and the rendezvous can listen where run.toml says.
+
+    Raises:
+        InputError: not an address with a port, not of this machine, or taken.
+    """
+    ports = [
+        _check_listening("host.listen", host.listen),
+        _check_listening("host.swarm_listen", host.swarm_listen, numbers=True),  # libp2p looks up no names to listen on
+    ]
+    if ports[0] and ports[0] == ports[1]:
+        raise InputError(
+            f"host.listen and host.swarm_listen have the same port, {ports[0]}", "give each a port of its own"
+        )
+    public = host.public_address
+    if public is None:
+        return
+    name, port = public, None
+    if public.count(":") == 1:
+        name, _, text = public.partition(":")
+        port = _port(text)
+    if not name or "/" in name or name != "".join(name.split()) or (public.count(":") == 1 and not port):
+        raise InputError(
+            f"host.public_address: expected a name or an address, with or without a port, got {public!r}",
+            "write it like example.org, 203.0.113.7:4700 or 2001:db8::1",
+        )
+    if ports[1] == 0:
+        raise InputError(
+            "host.public_address goes with a fixed host.swarm_listen, got port 0",
+            "give a port that reaches this machine from outside, such as 0.0.0.0:4701",
+        )
+
+
+def _check_listening(key: str, text: str, numbers: bool = False) -> int:
+    """The port of an address on which this machine can listen now."""
+    name, colon, digits = text.rpartition(":")
+    port = _port(digits)
+    name = name.strip("[]")
+    if not colon or not name or port is None or (numbers and not _is_numeric(name)):
+        raise InputError(
+            f"{key}: expected an address with a port from 0 to 65535, got {text!r}",
+            "write it like 0.0.0.0:4700, the address in numbers; port 0 takes a free one",
+        )
+    hint = f"is another host running, or is this the address of another machine? choose another {key}"
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a host name"
+        raise InputError(f"{key}: cannot listen on {text}: {reason}", hint) from error
+    return port
+
+
+def _is_numeric(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _port(digits: str) -> int | None:
+    """0 to 65535, or None."""
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 5 and int(digits) < 65536 else None
 
 
 def public_address(host: Host, port: int) -> str:

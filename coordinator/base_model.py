@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import os
 import shutil
 from pathlib import Path
 
 from coordinator.run_folder import move_into_place, sync_tree
+from peer.training import base_files
+from protocol.disk import disk_error
 from protocol.errors import InputError
 from protocol.files import tree_digest
 
@@ -50,6 +51,20 @@ def model_digest(folder: Path) -> str:
     return tree_digest(model_files(folder))
 
 
+def files_to_copy(source: Path) -> list[Path]:
+    """The files of a host's folder that are taken: what belongs to a model, of the weights those that a loader takes.
+
+    Raises:
+        InputError: the folder cannot be read, or holds no weights.
+    """
+    weights = set(base_files.weight_files(source))
+    return [
+        path
+        for path in sorted(source.iterdir())
+        if is_model_file(path.name) and path.is_file() and (path.suffix != ".safetensors" or path in weights)
+    ]
+
+
 def copy_model(source: Path, destination: Path) -> None:
     """Copy the model's files, whole or not at all; links are followed, so that real files are served.
 
@@ -60,22 +75,28 @@ def copy_model(source: Path, destination: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        for name in model_files(source):
-            shutil.copyfile(source / name, partial / name)
+        for path in files_to_copy(source):
+            shutil.copyfile(path, partial / path.name)
         sync_tree(partial)
         if destination.exists():
             shutil.rmtree(destination)
         move_into_place(partial, destination)
     except OSError as error:
-        raise InputError(
-            f"{destination}: the model cannot be copied here: {os.strerror(error.errno or 0)}", "free some disk space"
-        ) from error
+        shutil.rmtree(partial, ignore_errors=True)
+        raise disk_error(Path(error.filename2 or destination), error) from error
 
 
 def copy_licenses(source: Path, destination: Path) -> None:
-    """Copy the LICENSE and NOTICE files of a model, which every checkpoint carries on."""
+    """Copy the LICENSE and NOTICE files of a model, which every checkpoint carries on.
+
+    Raises:
+        InputError: the disk is full, or a file cannot be read.
+    """
     shutil.rmtree(destination, ignore_errors=True)
-    destination.mkdir(parents=True)
-    for path in sorted(source.iterdir()):
-        if path.name.startswith(("LICENSE", "NOTICE")) and path.is_file():
-            shutil.copyfile(path, destination / path.name)
+    try:
+        destination.mkdir(parents=True)
+        for path in sorted(source.iterdir()):
+            if path.name.startswith(("LICENSE", "NOTICE")) and path.is_file():
+                shutil.copyfile(path, destination / path.name)
+    except OSError as error:
+        raise disk_error(Path(error.filename2 or destination), error) from error

@@ -10,6 +10,7 @@ A kill before 2 leaves a folder that the next start throws away; a kill after 2 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import time
@@ -24,7 +25,7 @@ from coordinator import model_card
 from coordinator.ledger import Ledger
 from coordinator.run_folder import RunFolder, move_into_place, sync_tree
 from coordinator.store import CheckpointRow, CreditRow, EvaluationRow, RoundRow
-from protocol import canonical, checkpoint
+from protocol import canonical, checkpoint, disk
 from protocol.checkpoint import CheckpointInfo, Contributor, Evaluation, step_name
 from protocol.disk import write_file
 from protocol.errors import FormatError, InputError, VerificationError
@@ -82,14 +83,15 @@ class Checkpoints:
         draft = self._draft(manifest.round)
         shutil.rmtree(draft, ignore_errors=True)
         parent = self.parent()
-        try:
+        with contextlib.ExitStack() as failed:
+            failed.callback(shutil.rmtree, draft, ignore_errors=True)
+            failed.enter_context(disk.writing(draft))
             self._write_rounds(manifest.round)
             save_model(draft / checkpoint.MODEL)
             self._write_words(draft, manifest, evaluation, parent)
             payload = checkpoint.sign_checkpoint(draft, self._root)
             sync_tree(draft)
-        except OSError as error:
-            raise InputError(f"{draft}: cannot be written: {error.strerror}", "free some disk space") from error
+            failed.pop_all()
         entry = checkpoint.entry(draft)
         now = time.time()
         with self._ledger.writing() as write:
@@ -223,9 +225,10 @@ class Checkpoints:
                 write_file(path, data)
 
     def _finish(self, draft: Path, final: Path, leaf: int) -> None:
-        checkpoint.write_log_proof(draft, self._ledger.proof(leaf))
-        sync_tree(draft)
-        move_into_place(draft, final)
+        with disk.writing(draft):
+            checkpoint.write_log_proof(draft, self._ledger.proof(leaf))
+            sync_tree(draft)
+            move_into_place(draft, final)
 
     def _agreement(self, round_number: int) -> dict[str, Any] | None:
         if round_number == 0:

@@ -31,10 +31,11 @@ class Evaluator:
     """
 
     def __init__(self, spec: RunSpec, genesis_model: Path, base_model: Path | None, data: Path) -> None:
-        self._spec, self._base_model, self._data = spec, base_model, data
+        self._spec, self.base_model, self._data = spec, base_model, data
         self.genesis_model = genesis_model
         self._model: TrainableModel | None = None
         self._dataset: Dataset | None = None
+        self._fits = False  # whether the model was found to take all of it
 
     def load(self, state_folder: Path) -> None:
         """Take over the parameters of a state that `uploads.StateInbox` received and checked.
@@ -53,11 +54,14 @@ class Evaluator:
 
         Raises:
             VerificationError: it is not finite.
-            InputError: the data cannot be read.
+            InputError: the data cannot be read, or hold tokens or sequences that the model has no place for.
         """
         model = self._loaded()
         if self._dataset is None:
             self._dataset = load_dataset(self._spec, load_tokenizer(self.genesis_model), self._data)
+        if not self._fits:
+            model.check_fits(self._dataset)
+            self._fits = True
         result = held_out_loss(model, self._dataset)
         if not math.isfinite(result.loss):
             raise VerificationError(f"the held-out loss is {result.loss}")
@@ -71,5 +75,5 @@ class Evaluator:
     def _loaded(self) -> TrainableModel:
         if self._model is None:
             with no_progress_bars():
-                self._model = load_trainable(self._spec, self.genesis_model, self._base_model)
+                self._model = load_trainable(self._spec, self.genesis_model, self.base_model)
         return self._model

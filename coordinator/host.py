@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from pathlib import Path
 from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator import tls
-from coordinator.addresses import host_of, public_address
+from coordinator.addresses import check_addresses, host_of, public_address
 from coordinator.admission import Admission
 from coordinator.beginning import Beginning
 from coordinator.board import Board
@@ -37,6 +38,7 @@ from coordinator.server import Server
 from coordinator.service import CoordinatorService, Desk
 from coordinator.shelf import Shelf, ShelfFile
 from coordinator.uploads import StateInbox, Wanted
+from protocol import disk
 from protocol.backoff import Backoff
 from protocol.disk import write_file
 from protocol.errors import PotluckError
@@ -63,13 +65,21 @@ class Host:
         config_path: run.toml.
         folder: the run's folder; default: runs/<name> where the host was started.
         rendezvous: whether to start one beside the coordinator.
+        tell: hears what is worth a line on the host's screen while it starts.
     """
 
-    def __init__(self, config_path: Path, folder: Path | None = None, *, rendezvous: bool = True) -> None:
+    def __init__(
+        self,
+        config_path: Path,
+        folder: Path | None = None,
+        *,
+        rendezvous: bool = True,
+        tell: Callable[[str], None] = logger.info,
+    ) -> None:
+        self._config = RunConfig.load(config_path)
         self._config_path = config_path.resolve()
-        self._config = RunConfig.load(self._config_path)
         self._folder_path = folder or Path("runs") / self._config.run.name
-        self._with_rendezvous = rendezvous
+        self._with_rendezvous, self._tell = rendezvous, tell
         self._stack = contextlib.ExitStack()
         self._closing = threading.Event()
         self._board: Board | None = None
@@ -83,7 +93,7 @@ class Host:
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        return self._folder_path.resolve()
+        return Path(os.path.realpath(self._folder_path))
 
     @property
     def invite(self) -> Invite:
@@ -110,14 +120,15 @@ class Host:
 
         Raises:
             RunSpecError: run.toml is wrong, or is not the run in the folder.
-            InputError: the folder, the model, the data or the listening address cannot be used.
+            InputError: the folder, the model, the data or the listening address cannot be used, or the disk is full.
             NetworkError: the model's hub cannot be reached.
         """
-        with contextlib.ExitStack() as stack:
+        check_addresses(self._config.host)
+        with disk.writing(self.folder), contextlib.ExitStack() as stack:
             folder = RunFolder(self._folder_path)
             stack.enter_context(folder.locked())
             rendezvous = self._open_rendezvous(folder, stack)  # takes seconds, as does what follows
-            run = open_run(self._config_path, self._config, folder)
+            run = open_run(self._config_path, self._config, folder, self._tell)
             stack.callback(run.ledger.engine.dispose)
             self._serve(run, folder, rendezvous, stack)
             self._stack = stack.pop_all()
@@ -186,7 +197,7 @@ class Host:
         desk = self._desk(run, board, roster, wanted, inbox, reports, beginning, code, rendezvous, publisher)
         publisher.draw()
         stack.enter_context(publisher)
-        identity = tls.load_or_create(folder.path)
+        identity = folder.before_invite(lambda: tls.load_or_create(folder.path), "tls.key", "tls.crt")
         server = self._server = Server(CoordinatorService(desk), identity, self._config.host.listen, told=self._failed)
         stack.enter_context(server)
         self._invite = Invite(
@@ -273,11 +284,12 @@ class Host:
     def _code(self, folder: RunFolder) -> str | None:
         """What a new member must know; None: the run is open."""
         own = self._config.host
-        return own.code or (None if own.open else folder.admission_code())
+        return own.code or (None if own.open else folder.before_invite(folder.admission_code, "admission.code"))
 
     def _open_rendezvous(self, folder: RunFolder, stack: contextlib.ExitStack) -> Rendezvous | None:
         if not self._with_rendezvous:
             return None
+        folder.rendezvous_key()
         rendezvous = Rendezvous.for_run(
             folder.rendezvous_identity,
             self._config.host.swarm_listen,
@@ -306,6 +318,7 @@ def host(
     folder: Path | None = None,
     *,
     on_start: Callable[[Host], None] | None = None,
+    tell: Callable[[str], None] = logger.info,
     on_status: Callable[[RunStatus], None] | None = None,
     linger_s: float | None = None,
 ) -> RunStatus:
@@ -315,6 +328,7 @@ def host(
 
     Args:
         on_start: called once volunteers can join.
+        tell: hears what is worth a line before that.
         on_status: called about every second.
         linger_s: leave this long after the run has finished, so that peers get their receipts; None: stay.
 
@@ -323,7 +337,7 @@ def host(
 
     Raises: as `Host.start` and `Host.wait`.
     """
-    with Leaving(lambda: None) as leaving, Host(config_path, folder) as running:
+    with Leaving(lambda: None) as leaving, Host(config_path, folder, tell=tell) as running:
         leaving.graceful = True
         if on_start is not None:
             on_start(running)

@@ -28,6 +28,13 @@ class HostScreen:
         self._shown: tuple[object, ...] = ()  # round, newest evaluation, whether finished, parts that failed
         self._alarm: Alarm | None = None  # that was shown last
 
+    def note(self, text: str) -> None:
+        """A line before volunteers can join: what the model is, say."""
+        if self._as_json:
+            self._write("note", text=text)
+        else:
+            self._console.print(text, soft_wrap=True, markup=False)
+
     def started(self, running: Host) -> None:
         """Volunteers can join: show the invite."""
         if self._as_json:

@@ -1,8 +1,8 @@
 """From run.toml and a folder to a run that can be served: pinned, signed, its genesis in the ledger. `host` calls it.
 
-The first start prepares the model, counts it, digests the data, pins the run spec, builds and signs the genesis. A later
-start finds all that, checks that run.toml still describes the same run, and goes on. A first start that was killed
-begins again, since nobody can have joined a run without a genesis.
+The first start looks at the model, digests the data, pins the run spec, builds the genesis, evaluates it, and signs it last
+of all. A later start finds all that, checks that run.toml still describes the same run, and goes on. A first start that
+failed or was killed begins again, since nobody can have joined a run without a genesis.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,13 @@ from coordinator.evaluator import Evaluator
 from coordinator.ledger import Ledger
 from coordinator.run_folder import RunFolder
 from coordinator.store import open_store
-from peer.training.genesis import build_genesis, count_parameters, load_state, prepare_model
+from peer.training.genesis import build_genesis, load_state, prepare_model
+from peer.training.model_check import ModelFacts, check_model, check_plan
 from peer.training.quiet import no_progress_bars
-from protocol import canonical, checkpoint, note
+from protocol import canonical, checkpoint, disk, note
 from protocol.checkpoint import step_name
 from protocol.disk import write_file
-from protocol.errors import InputError, RunSpecError
+from protocol.errors import InputError, PotluckError, RunSpecError
 from protocol.files import file_sha256
 from protocol.keys import RootKey
 from protocol.ledger_entry import RunEntry
@@ -40,6 +42,10 @@ from protocol.trust import trusted_roots
 from protocol.verify import verify_checkpoint
 
 logger = logging.getLogger(__name__)
+
+MAX_NAME_CHARS = 200
+SPARE_BYTES = 4 << 20  # for ledger, keys, plot and the like
+Tell = Callable[[str], None]  # one line for the host's screen
 
 
 @dataclass(frozen=True)
@@ -59,20 +65,24 @@ class Run:
     evaluator: Evaluator
 
 
-def open_run(config_path: Path, config: RunConfig, folder: RunFolder) -> Run:
+def open_run(config_path: Path, config: RunConfig, folder: RunFolder, tell: Tell = logger.info) -> Run:
     """Make the run ready, or go on with the one in the folder, which the caller has locked.
+
+    Args:
+        tell: hears what the model is, before it is built.
 
     Raises:
         RunSpecError: run.toml describes another run than the one in the folder.
-        InputError: the model or the data cannot be used, or the folder was damaged.
+        InputError: the model or the data cannot be used, the folder was damaged, or the disk is full.
         NetworkError: the model's hub cannot be reached.
     """
     data = config_path.parent / config.data.path
-    if not data.is_file():
+    if not os.path.isfile(data):
         raise InputError(f"{data}: no such data file", "check data.path in run.toml; it starts from run.toml's folder")
+    data = data.resolve()
     if _is_started(folder):
         return _resume(config_path, config, folder, data)
-    return _first_start(config_path, config, folder, data)
+    return _first_start(config_path, config, folder, data, tell)
 
 
 def _is_started(folder: RunFolder) -> bool:
@@ -100,39 +110,68 @@ def _has_leaves(folder: RunFolder) -> bool:
         engine.dispose()
 
 
-def _first_start(config_path: Path, config: RunConfig, folder: RunFolder, data: Path) -> Run:
-    logger.info("preparing the model")
+def _first_start(config_path: Path, config: RunConfig, folder: RunFolder, data: Path, tell: Tell) -> Run:
+    base, build = config_path.parent, folder.path / "genesis.building"
     for path in (folder.run_json, folder.run_card, *folder.path.glob("ledger.db*")):
         path.unlink(missing_ok=True)
-    _check_source(config, config_path.parent)
-    with no_progress_bars():
-        model = prepare_model(config.model, config_path.parent, folder.path / "hub")
-        total, trainable = count_parameters(config.method, model)
+    folder.renew_damaged()
+    _check_source(config, base)
+    with no_progress_bars(), contextlib.ExitStack() as failed:
+        model = prepare_model(
+            config.model,
+            base,
+            folder.path / "hub",
+            before_weights=lambda plan: check_plan(plan, config.method, config.data),
+        )
+        facts = check_model(model, config.method, config.data)
+        tell(f"model: {facts}")
+        _check_place(folder, model, facts)
+        for path in (build, folder.base_model, folder.licenses):
+            failed.callback(shutil.rmtree, path, ignore_errors=True)
         base_model.copy_model(model, folder.base_model)
         spec = config.pin(
             model_digest=base_model.model_digest(folder.base_model),
-            model_name=_model_name(config, config_path.parent, model),
-            parameters=total,
-            trainable=trainable,
+            model_name=_model_name(config, base, model),
+            parameters=facts.parameters,
+            trainable=facts.trainable,
             data_digest=file_sha256(data),
             data_size_bytes=data.stat().st_size,
         )
         base_model.copy_licenses(model, folder.licenses)
-        build = folder.path / "genesis.building"
         shutil.rmtree(build, ignore_errors=True)
         state = build_genesis(spec, folder.base_model, build)
-    write_file(folder.path / "source.json", _source(config))
-    write_file(folder.run_json, spec.to_bytes())
-    root = folder.root_key()
-    card = _card(folder, spec, state.digest)
-    card_bytes = card.sign(root).to_bytes()
-    write_file(folder.run_card, card_bytes)
-    run = _assemble(config, folder, card, card_bytes, root, data, build, state.manifest())
-    logger.info("evaluating the model before training")
-    evaluation = run.evaluator.evaluate()
-    run.checkpoints.publish(state.manifest(), evaluation, lambda out: _copy_files(build, out))
-    logger.info("genesis %s…: held-out loss %.4f", state.digest[:16], evaluation.held_out_loss)
-    return _reopened(run, folder)
+        lora = folder.base_model if spec.method.kind == "lora" else None
+        evaluator = Evaluator(spec, build, lora, data)
+        logger.info("evaluating the model before training")
+        evaluation = evaluator.evaluate()  # what is wrong with the data shows here, and nothing is signed yet
+        write_file(folder.path / "source.json", _source(config))
+        write_file(folder.run_json, spec.to_bytes())
+        root = folder.root_key()
+        card = _card(folder, spec, state.digest)
+        card_bytes = card.sign(root).to_bytes()
+        write_file(folder.run_card, card_bytes)
+        run = _assemble(config, folder, card, card_bytes, root, data, evaluator, state.manifest())
+        failed.callback(run.ledger.engine.dispose)
+        run.checkpoints.publish(state.manifest(), evaluation, lambda out: _copy_files(build, out))
+        logger.info("genesis %s…: held-out loss %.4f", state.digest[:16], evaluation.held_out_loss)
+        failed.pop_all()
+        return _reopened(run, folder)
+    raise AssertionError("an ExitStack swallows nothing")
+
+
+def _check_place(folder: RunFolder, model: Path, facts: ModelFacts) -> None:
+    """Check that a start can write what it has to, a copy of the model and the genesis twice, and takes nothing away.
+
+    Raises:
+        InputError: there is no room, or the model lies where a start clears up.
+    """
+    if model.resolve().is_relative_to(folder.path) and not model.is_relative_to(folder.path / "hub"):
+        raise InputError(
+            f"{model}: the model lies in the run's own folder, where a start clears up", "move it to another place"
+        )
+    sizes = {path: path.stat().st_size for path in base_model.files_to_copy(model)}
+    besides = sum(size for path, size in sizes.items() if path.suffix != ".safetensors")
+    disk.check_room(folder.path, sum(sizes.values()) + 2 * (4 * facts.trainable + besides) + SPARE_BYTES)
 
 
 def _check_source(config: RunConfig, base: Path) -> None:
@@ -164,21 +203,29 @@ def _reopened(run: Run, folder: RunFolder) -> Run:
 
 
 def _resume(config_path: Path, config: RunConfig, folder: RunFolder, data: Path) -> Run:
-    spec = RunSpec.from_bytes(folder.run_json.read_bytes())
+    try:
+        spec = RunSpec.from_bytes(folder.run_json.read_bytes())
+    except PotluckError as error:
+        raise InputError(f"{folder.run_json}: {error.message}", "restore the run folder from a backup") from error
     config = RunConfig.load(config_path, spec)
     _check_same(config, spec, folder, data, config_path)
     root = folder.root_key()
     card_bytes = folder.run_card.read_bytes()
     if len(card_bytes) > MAX_RUN_CARD_BYTES:
         raise InputError(f"{folder.run_card}: too long for a run card", "restore the folder from a backup")
-    card = RunCard.open(card_bytes, root.public_key)
+    try:
+        card = RunCard.open(card_bytes, root.public_key)
+    except PotluckError as error:
+        raise InputError(f"{folder.run_card}: {error.message}", "restore the run folder from a backup") from error
     if card != _card(folder, spec, card.genesis):
         raise InputError(
             f"{folder.path}: the run card names other keys or another spec than lie in the folder",
             "restore the folder from a backup; a run never changes its keys",
         )
     genesis = folder.checkpoints / step_name(0)
-    run = _assemble(config, folder, card, card_bytes, root, data, genesis / checkpoint.MODEL, None)
+    lora = folder.base_model if spec.method.kind == "lora" else None
+    evaluator = Evaluator(spec, genesis / checkpoint.MODEL, lora, data)
+    run = _assemble(config, folder, card, card_bytes, root, data, evaluator, None)
     report = verify_checkpoint(run.genesis, trusted={root.keyid})
     if not report.ok:
         raise InputError(f"{run.genesis}: {report.verdict}", "restore the run folder from a backup")
@@ -198,7 +245,7 @@ def _assemble(
     card_bytes: bytes,
     root: RootKey,
     data: Path,
-    genesis_model: Path,
+    evaluator: Evaluator,
     genesis_state: StateManifest | None,
 ) -> Run:
     engine = open_store(folder.store)
@@ -208,7 +255,6 @@ def _assemble(
         ledger = Ledger(engine, folder.ledger_key(), note.origin(card.spec.run.name, card.run), first)
         checkpoints = Checkpoints(folder, ledger, card, card_bytes, root)
         checkpoints.recover()
-        lora = folder.base_model if card.spec.method.kind == "lora" else None
         run = Run(
             config=config,
             card=card,
@@ -216,11 +262,11 @@ def _assemble(
             root=root,
             data=data,
             genesis=folder.checkpoints / step_name(0),
-            genesis_state=genesis_state or load_state(genesis_model).manifest(),
-            base_model=lora,
+            genesis_state=genesis_state or load_state(evaluator.genesis_model).manifest(),
+            base_model=evaluator.base_model,
             ledger=ledger,
             checkpoints=checkpoints,
-            evaluator=Evaluator(card.spec, genesis_model, lora, data),
+            evaluator=evaluator,
         )
         stack.pop_all()
         return run
@@ -252,7 +298,7 @@ def _check_same(config: RunConfig, spec: RunSpec, folder: RunFolder, data: Path,
     changes = list(_differences(spec.model_dump(mode="json"), now.model_dump(mode="json"), ""))
     source_path = folder.path / "source.json"
     if source_path.exists() and source_path.read_bytes() != _source(config):
-        changes.append(f"model: was {source_path.read_text()}, is {_source(config).decode()}")
+        changes.append(f"model: was {source_path.read_text(errors='replace')}, is {_source(config).decode()}")
     if changes:
         raise RunSpecError(
             f"{config_path}: not the run in {folder.path}: {'; '.join(changes[:5])}",
@@ -274,12 +320,16 @@ def _source(config: RunConfig) -> bytes:
 
 
 def _model_name(config: RunConfig, base: Path, model: Path) -> str:
+    """What the model is called in the spec, which all volunteers see: text that a screen can show, and not too long."""
     source = config.model
     if source.hub is not None:
-        return f"{source.hub}@{source.revision}"
-    if source.checkpoint is not None:
-        return f"checkpoint {checkpoint.payload_digest(base / source.checkpoint)}"
-    return model.resolve().name
+        name = f"{source.hub}@{source.revision}"
+    elif source.checkpoint is not None:
+        name = f"checkpoint {checkpoint.payload_digest(base / source.checkpoint)}"
+    else:
+        name = os.fsencode(model.resolve().name).decode(errors="replace")
+    plain = "".join(character if character.isprintable() else "�" for character in name) or "model"
+    return plain if len(plain) <= MAX_NAME_CHARS else plain[: MAX_NAME_CHARS - 1] + "…"
 
 
 def _copy_files(source: Path, destination: Path) -> None:

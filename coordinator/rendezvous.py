@@ -28,6 +28,7 @@ READY_S = 60.0  # it imports hivemind and starts libp2p
 STOP_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # before it is started again
 _MAX_LINE_BYTES = 64 * 1024
+_MAX_LOG_BYTES, _MAX_REASON_CHARS = 1 << 20, 300
 
 
 class Rendezvous:
@@ -42,6 +43,7 @@ class Rendezvous:
     def __init__(self, command: list[str], log: Path, on_failure: Told = lambda failure: None) -> None:
         self._command, self._log, self._on_failure = command, log, on_failure
         self._addresses: list[str] = []
+        self.reason = ""  # why it is away, in its own last words
         self._closing = threading.Event()
         self._ready = threading.Event()
         restarts = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
@@ -90,21 +92,24 @@ class Rendezvous:
                 backoff.worked()
             pause_s = backoff.failed()
             logger.warning(
-                "the rendezvous is away (see %s); peers find each other through the coordinator; starting it again in %.0f s",
-                self._log.name,
+                "the rendezvous is away: %s (see %s); peers find each other through the coordinator; starting it again in %.0f s",
+                self.reason or "it says nothing",
+                self._log,
                 pause_s,
             )
             self._closing.wait(pause_s)
 
     def _run_once(self) -> None:
         """Start the child and stay until it ends or the host closes."""
+        self.reason = ""
         try:
             with self._log.open("ab") as log:
+                said_from = log.tell()
                 child = subprocess.Popen(
                     self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
                 )
         except OSError as error:
-            logger.warning("the rendezvous cannot be started: %s", error)
+            self.reason = f"it cannot be started: {error}"
             return
         try:
             self._addresses = self._first_line_addresses(child)
@@ -115,6 +120,7 @@ class Rendezvous:
                     pass
         finally:
             _stop(child)
+            self.reason = _last_words(self._log, said_from)
 
     def _first_line_addresses(self, child: subprocess.Popen[bytes]) -> list[str]:
         """The addresses in the child's first line; empty if none comes in time."""
@@ -145,6 +151,19 @@ def _read_lines(stream: IO[bytes], lines: queue.Queue[bytes]) -> None:
         lines.put(stream.readline(_MAX_LINE_BYTES))
         while stream.read(4096):
             pass
+
+
+def _last_words(log: Path, start: int) -> str:
+    """The child's error, or the last line that it wrote, from byte `start` of its log on."""
+    try:
+        with log.open("rb") as file:
+            file.seek(start)
+            lines = file.read(_MAX_LOG_BYTES).decode(errors="replace").splitlines()
+    except OSError as error:
+        return f"{log}: {error.strerror}"
+    told = [line.strip() for line in lines if line.strip()]
+    errors = [line.removeprefix("error: ") for line in told if line.startswith("error: ")]
+    return (errors or told or [""])[-1][:_MAX_REASON_CHARS]
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:

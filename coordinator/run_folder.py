@@ -7,6 +7,7 @@ membership.key      Ed25519, 0600: signs membership certificates
 tls.key, tls.crt    P-256, self-signed for the name "potluck": the invite pins it
 admission.code      0600: what a new member must know, part of the invite; not there when run.toml has its own
 rendezvous.key      libp2p identity of the rendezvous
+damaged/            keys that could not be read, and on which nothing hung yet: new ones were made
 run.json            the pinned run spec
 run-card.json       the run card, signed
 base-model/         LoRA: what the adapter goes on; served to peers
@@ -21,19 +22,25 @@ lock                held while a host runs
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from protocol.disk import sync, write_file
-from protocol.errors import InputError
-from protocol.keys import RootKey, public_pem
+from protocol.disk import disk_error, is_full, set_aside, sync, write_file
+from protocol.errors import FormatError, InputError
+from protocol.keys import KEY_HINT, PeerIdentity, RootKey, load_private_pem, public_pem
 from protocol.rpc import MAX_CODE_CHARS
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class RunFolder:
@@ -44,11 +51,13 @@ class RunFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path.resolve()
+        self.path = Path(os.path.realpath(path))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
+            if is_full(error, path):
+                raise disk_error(path, error) from error
             raise InputError(f"{path}: {error.strerror}", "choose another folder with --folder") from error
 
     @property
@@ -88,9 +97,13 @@ class RunFolder:
         """Hold the folder; the system lets go of it when the process ends, however it ends.
 
         Raises:
-            InputError: another host holds it.
+            InputError: another host holds it, or the disk is full.
         """
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = self.path / "lock"
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise disk_error(lock, error) from error
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -100,11 +113,43 @@ class RunFolder:
                     f"{self.path}: another host runs in this folder (process {holder})",
                     "stop it first, or choose another folder",
                 ) from error
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            try:
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            except OSError as error:
+                raise disk_error(lock, error) from error
             yield
         finally:
             os.close(descriptor)
+
+    def renew_damaged(self) -> None:
+        """Put all keys that cannot be read aside, so that new ones are made: before a run has begun nothing hangs on them.
+
+        Raises:
+            InputError: one cannot be read for another reason, or the disk is full.
+        """
+        self._anew(self.root_key, "root.pem")
+        self._anew(self.ledger_key, "ledger.key")
+        self._anew(self.membership_key, "membership.key")
+
+    def rendezvous_key(self) -> PeerIdentity:
+        """The rendezvous' identity, made when it is not there, or is damaged: peers are told anew who it is. Raises: InputError."""
+        return self._anew(lambda: PeerIdentity.load_or_create(self.rendezvous_identity), "rendezvous.key")
+
+    def before_invite(self, load: Callable[[], T], *names: str) -> T:
+        """Load what invites name; while there is no invite, what is damaged is made anew. Raises: as `load`."""
+        return load() if os.path.lexists(self.path / "invite.txt") else self._anew(load, *names)
+
+    def _anew(self, load: Callable[[], T], *names: str) -> T:
+        """Load a key; put its files aside and make a new one when they are damaged."""
+        try:
+            return load()
+        except FormatError as error:
+            for name in names:
+                if os.path.lexists(self.path / name):
+                    kept = set_aside(self.path / name, self.path / "damaged")
+                    logger.warning("%s; a new one is made, the old one is now %s", error.message, kept)
+            return load()
 
     def root_key(self) -> RootKey:
         """The root key, made when it is not there; its public half lies beside it. Raises: InputError."""
@@ -113,43 +158,42 @@ class RunFolder:
         return key
 
     def ledger_key(self) -> Ed25519PrivateKey:
-        """Raises: InputError: the file is there and holds no Ed25519 key."""
+        """Raises: FormatError: the file is there and holds no Ed25519 key; InputError: it cannot be read or made."""
         return _ed25519(self.path / "ledger.key")
 
     def membership_key(self) -> Ed25519PrivateKey:
-        """Raises: InputError: the file is there and holds no Ed25519 key."""
+        """Raises: FormatError: the file is there and holds no Ed25519 key; InputError: it cannot be read or made."""
         return _ed25519(self.path / "membership.key")
 
     def admission_code(self) -> str:
-        """The code that the invite holds, made when it is not there. Raises: InputError: the file holds none."""
+        """The code that the invite holds, made when it is not there. Raises: FormatError: the file holds none."""
         path = self.path / "admission.code"
-        if not path.exists():
-            write_file(path, f"{secrets.token_urlsafe(16)}\n".encode(), private=True)
-        code = path.read_text(errors="replace").strip()
+        try:
+            code = path.read_text(errors="replace").strip()
+        except FileNotFoundError:
+            code = secrets.token_urlsafe(16)
+            write_file(path, f"{code}\n".encode(), private=True)
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}", "move it away: a new one is made") from error
         if not 1 <= len(code) <= MAX_CODE_CHARS:
-            raise InputError(
-                f"{path}: expected a code of 1 to {MAX_CODE_CHARS} characters", "delete it: a new one is made"
+            raise FormatError(
+                f"{path}: expected a code of 1 to {MAX_CODE_CHARS} characters",
+                "delete it: a new one is made, and volunteers then need a new invite",
             )
         return code
 
 
 def _ed25519(path: Path) -> Ed25519PrivateKey:
-    try:
-        pem = path.read_bytes()
-    except FileNotFoundError:
+    loaded = load_private_pem(path)
+    if loaded is None:
         key = Ed25519PrivateKey.generate()
         pem = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         write_file(path, pem, private=True)
         return key
-    hint = "restore it from a backup"
-    try:
-        loaded = serialization.load_pem_private_key(pem, password=None)
-    except ValueError as error:
-        raise InputError(f"{path}: not a PEM private key", hint) from error
     if not isinstance(loaded, Ed25519PrivateKey):
-        raise InputError(f"{path}: expected an Ed25519 key", hint)
+        raise FormatError(f"{path}: expected an Ed25519 key", KEY_HINT)
     return loaded
 
 

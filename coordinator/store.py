@@ -13,6 +13,7 @@ from sqlalchemy import URL, Engine, ForeignKey, UniqueConstraint, create_engine,
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from protocol.disk import disk_error, is_full
 from protocol.errors import InputError
 
 SCHEMA_VERSION = 1
@@ -147,7 +148,7 @@ def open_store(path: Path) -> Engine:
     """Open the database, making it if need be.
 
     Raises:
-        InputError: not a database, damaged, or written by a newer Potluck.
+        InputError: not a database, damaged, or written by a newer Potluck; or the disk is full.
     """
     engine = create_engine(
         URL.create("sqlite", database=str(path)), connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
@@ -166,6 +167,8 @@ def open_store(path: Path) -> Engine:
             connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
     except DatabaseError as error:
         engine.dispose()
+        if is_full(error, path):
+            raise disk_error(path, error) from error
         raise InputError(f"{path}: not a database that can be read: {error.orig}", _RESTORE) from error
     except InputError:
         engine.dispose()

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from protocol.disk import write_file
-from protocol.errors import InputError
+from protocol.errors import FormatError, InputError
 from protocol.keys import RootKey
 from protocol.rpc import TLS_NAME
 
@@ -40,20 +40,25 @@ def load_or_create(folder: Path) -> TlsIdentity:
     """The TLS identity in a run's folder, made when it is not there.
 
     Raises:
-        InputError: the files do not belong together, or the certificate has expired.
+        FormatError: a file is damaged, or they do not belong together.
+        InputError: the certificate has expired, or a file cannot be read or made.
     """
-    key = RootKey.load_or_create(folder / "tls.key")  # a P-256 key like the root's, and no relation
-    path = folder / "tls.crt"
-    if not path.exists():
-        write_file(path, _self_signed(key).public_bytes(serialization.Encoding.PEM))
-    pem = path.read_bytes()
     hint = "move tls.key and tls.crt away for a new certificate; volunteers then need a new invite"
+    key = RootKey.load_or_create(folder / "tls.key", hint)  # a P-256 key like the root's, and no relation
+    path = folder / "tls.crt"
+    try:
+        pem = path.read_bytes()
+    except FileNotFoundError:
+        pem = _self_signed(key).public_bytes(serialization.Encoding.PEM)
+        write_file(path, pem)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}", hint) from error
     try:
         certificate = x509.load_pem_x509_certificate(pem)
     except ValueError as error:
-        raise InputError(f"{path}: not a PEM certificate", hint) from error
+        raise FormatError(f"{path}: not a PEM certificate", hint) from error
     if certificate.public_key() != key.public_key:
-        raise InputError(f"{path}: the certificate is not of the key in tls.key", hint)
+        raise FormatError(f"{path}: the certificate is not of the key in tls.key", hint)
     if certificate.not_valid_after_utc <= datetime.datetime.now(datetime.UTC):
         raise InputError(f"{path}: the certificate has expired", hint)
     return TlsIdentity(key.to_pem(), pem)

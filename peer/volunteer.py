@@ -179,6 +179,7 @@ class Volunteer:
         model = load_trainable(spec, files.genesis / "model", files.base_model, self._config.device)
         self._screen.step("reading-data")
         dataset = load_dataset(spec, model.tokenizer, files.data)
+        model.check_fits(dataset)
         return LocalWork(model, dataset, spec, self._identity.peer_id, wanted=self._config.precision, sizes=sizes)
 
     # ---- training ----------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ _LIBP2P_PEER_ID_PREFIX = bytes.fromhex("002408011220")
 _RAW = serialization.Encoding.Raw
 MAX_PEM_BYTES = 4096
 _CURVE_HASHES = {"secp256r1": hashes.SHA256(), "secp384r1": hashes.SHA384(), "secp521r1": hashes.SHA512()}
+KEY_HINT = "restore it from a backup; a run never changes its keys"
 
 
 @dataclass(frozen=True)
@@ -66,19 +67,23 @@ class PeerIdentity:
         """Read the identity at `path`, or make one there, readable by its owner alone.
 
         Raises:
-            InputError: something is there that is no identity, or cannot be read.
+            FormatError: something is there that is no identity.
+            InputError: it cannot be read.
         """
+        hint = "restore it from a backup (`potluck identity restore`), or move it away"
         try:
-            return cls.from_bytes(path.read_bytes())
+            data = path.read_bytes()
         except FileNotFoundError:
             identity = cls.generate()
             write_file(path, identity.to_bytes(), private=True)
             return identity
-        except (FormatError, OSError) as error:
-            what = error.message if isinstance(error, FormatError) else error.strerror
-            raise InputError(
-                f"{path}: {what}", "restore it from a backup (`potluck identity restore`), or move it away"
-            ) from error
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}", hint) from error
+        try:
+            return cls.from_bytes(data)
+        except FormatError as error:
+            what = error.message if data else "empty"
+            raise FormatError(f"{path}: {what}", hint) from error
 
     def to_bytes(self) -> bytes:
         seed = self.private_key.private_bytes(_RAW, serialization.PrivateFormat.Raw, serialization.NoEncryption())
@@ -142,24 +147,23 @@ class RootKey:
     private_key: ec.EllipticCurvePrivateKey
 
     @classmethod
-    def load_or_create(cls, path: Path) -> RootKey:
+    def load_or_create(cls, path: Path, hint: str = KEY_HINT) -> RootKey:
         """Read the PEM at `path`, or make one there, readable by its owner alone.
 
+        Args:
+            hint: what to do about a damaged one.
+
         Raises:
-            InputError: the file is there and holds no P-256 private key.
+            FormatError: the file is there and holds no P-256 private key.
+            InputError: it cannot be read or made.
         """
-        try:
-            pem = path.read_bytes()
-        except FileNotFoundError:
+        private_key = load_private_pem(path, hint)
+        if private_key is None:
             key = cls(ec.generate_private_key(ec.SECP256R1()))
             write_file(path, key.to_pem(), private=True)
             return key
-        try:
-            private_key = serialization.load_pem_private_key(pem, password=None)
-        except ValueError as error:
-            raise InputError(f"{path}: not a PEM private key", "restore it from a backup, or move it away") from error
         if not isinstance(private_key, ec.EllipticCurvePrivateKey) or private_key.curve.name != "secp256r1":
-            raise InputError(f"{path}: expected a P-256 key", "restore it from a backup, or move it away")
+            raise FormatError(f"{path}: expected a P-256 key", hint)
         return cls(private_key)
 
     def to_pem(self) -> bytes:
@@ -191,6 +195,26 @@ def public_der(public_key: ec.EllipticCurvePublicKey) -> bytes:
 
 def public_pem(public_key: ec.EllipticCurvePublicKey) -> bytes:
     return public_key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def load_private_pem(path: Path, hint: str = KEY_HINT) -> object | None:
+    """The private key in a PEM file without a passphrase; None: there is no such file.
+
+    Raises:
+        FormatError: something else is there; a file that is cut short, say.
+        InputError: it cannot be read.
+    """
+    try:
+        pem = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}", hint) from error
+    try:
+        return serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:  # TypeError: it has a passphrase
+        what = "not a PEM private key without a passphrase" if pem else "empty, expected a PEM private key"
+        raise FormatError(f"{path}: {what}", hint) from error
 
 
 def load_public_pem(pem: bytes) -> ec.EllipticCurvePublicKey:

@@ -13,6 +13,7 @@ from hub_server import Hub, serve
 
 from peer.training.genesis import count_parameters, prepare_model
 from peer.training.model import load_causal_lm
+from peer.training.model_check import outline
 from protocol.errors import InputError, NetworkError
 from protocol.files import list_files
 from protocol.run_spec import Method, ModelSource
@@ -109,8 +110,8 @@ def test_an_adapters_checkpoint_is_no_base(tmp_path: Path) -> None:
         prepare_model(source(checkpoint="step-000003"), tmp_path, tmp_path / "cache")
 
 
-def test_counting_loads_no_weights(glass_dir: Path, tmp_path: Path) -> None:
-    shutil.copy(glass_dir / "config.json", tmp_path / "config.json")
-    assert count_parameters(Method(), tmp_path) == (852_608, 852_608)
-    total, trainable = count_parameters(Method(kind="lora", rank=4, targets=("q_proj",)), tmp_path)
+def test_counting_loads_no_weights(glass_dir: Path) -> None:
+    assert {parameter.device.type for parameter in outline(glass_dir).parameters()} == {"meta"}
+    assert count_parameters(Method(), glass_dir) == (852_608, 852_608)
+    total, trainable = count_parameters(Method(kind="lora", rank=4, targets=("q_proj",)), glass_dir)
     assert trainable == 4 * 4 * (128 + 128) and total == 852_608 + trainable

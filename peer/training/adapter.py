@@ -24,6 +24,8 @@ from protocol.safetensors_file import ADAPTER_FILE
 if TYPE_CHECKING:
     from peft import PeftModel
 
+LINEAR = (torch.nn.Linear, Conv1D)
+
 
 def add_lora(model: Any, method: Method, seed: int, base_name: str) -> PeftModel:
     """Freeze a model and put a fresh adapter on it, the same for the same seed and version of torch.
@@ -58,16 +60,17 @@ def add_lora(model: Any, method: Method, seed: int, base_name: str) -> PeftModel
             torch.manual_seed(seed)
             adapted: PeftModel = get_peft_model(model, config)  # type: ignore[assignment]
     except ValueError as error:
-        raise InputError(f"method.targets: {error}", f"this model has {', '.join(_linear_names(model))}") from error
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"method.targets: {reason}", f"this model has {', '.join(linear_names(model))}") from error
     saved = adapted.peft_config["default"]
     saved.base_model_name_or_path, _, revision = base_name.partition("@")
     saved.revision = revision or None
     return adapted
 
 
-def _linear_names(model: torch.nn.Module) -> list[str]:
-    kinds = (torch.nn.Linear, Conv1D)
-    return sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, kinds)})
+def linear_names(model: torch.nn.Module) -> list[str]:
+    """What the linear layers of a model are called, without the path to them; each once."""
+    return sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, LINEAR)})
 
 
 def adapter_parameters(model: PeftModel) -> dict[str, torch.nn.Parameter]:

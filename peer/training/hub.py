@@ -9,16 +9,25 @@ a plain folder, without the links that huggingface_hub's own cache is made of:
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+from protocol import disk
 from protocol.errors import InputError, NetworkError
 
-_ALLOWED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*")
+_WEIGHTS = "*.safetensors"
+_ALLOWED = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*")
 _IGNORED = ("*/*", "consolidated*")  # other formats of the same weights
 _TIMEOUT_S = 30.0  # for the hub to begin an answer
 
 
-def fetch_model(repository: str, revision: str, cache: Path, endpoint: str | None = None) -> Path:
+def fetch_model(
+    repository: str,
+    revision: str,
+    cache: Path,
+    endpoint: str | None = None,
+    before_weights: Callable[[Path], object] = lambda folder: None,
+) -> Path:
     """Download a model and return its local folder; a folder that is there already is not fetched again.
 
     A download that was cut off goes on where it stopped.
@@ -28,22 +37,25 @@ def fetch_model(repository: str, revision: str, cache: Path, endpoint: str | Non
         revision: a commit; a tag works, and the run is pinned to what it was.
         cache: where models are kept, each in a folder of its own.
         endpoint: the hub's URL; default: huggingface_hub's.
+        before_weights: called with a folder that has all but the weights; what it raises ends the download.
 
     Raises:
-        InputError: the hub has no such model or revision, or asks for a login.
+        InputError: the hub has no such model or revision, or asks for a login; or the disk is full.
         NetworkError: the hub cannot be reached.
     """
     folder = cache / f"{repository}@{revision}".replace("/", "--")
     if folder.is_dir():
         return folder
     staging = folder.with_name(folder.name + ".part")
-    _download(repository, revision, staging, endpoint)
+    _download(repository, revision, staging, endpoint, _ALLOWED)
+    before_weights(staging)
+    _download(repository, revision, staging, endpoint, (_WEIGHTS,))
     shutil.rmtree(staging / ".cache", ignore_errors=True)  # huggingface_hub's notes, no part of the model
     staging.rename(folder)
     return folder
 
 
-def _download(repository: str, revision: str, folder: Path, endpoint: str | None) -> None:
+def _download(repository: str, revision: str, folder: Path, endpoint: str | None, patterns: tuple[str, ...]) -> None:
     from huggingface_hub import errors, snapshot_download
 
     name = f"{repository}@{revision}"
@@ -53,7 +65,7 @@ def _download(repository: str, revision: str, folder: Path, endpoint: str | None
             revision=revision,
             local_dir=folder,
             endpoint=endpoint,
-            allow_patterns=list(_ALLOWED),
+            allow_patterns=list(patterns),
             ignore_patterns=list(_IGNORED),
             etag_timeout=_TIMEOUT_S,
         )
@@ -65,6 +77,8 @@ def _download(repository: str, revision: str, folder: Path, endpoint: str | None
             f"{name}: the hub has no such model or revision", "check model.hub and model.revision"
         ) from error
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
+        if disk.is_full(error, folder):
+            raise disk.disk_error(folder, error) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise NetworkError(
             f"{name}: cannot be fetched from the hub: {reason}", "try again, or give model.path"

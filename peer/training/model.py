@@ -16,14 +16,18 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from peer.training import adapter, nf4, weights
-from peer.training.data import NO_LOSS
+from peer.training import adapter, base_files, nf4, weights
+from peer.training.data import NO_LOSS, Dataset
 from peer.training.loading import loading
-from peer.training.quiet import no_progress_bars
+from peer.training.quiet import no_progress_bars, no_reports
 from peer.training.recompute import recompute_layers
 from peer.training.state import NamesShapes
+from protocol import disk
 from protocol.errors import FormatError, InputError
 from protocol.run_spec import Method, RunSpec
+
+# what architectures call a table of learned positions, one row each
+_POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings", "position_embedding", "positions_embed")
 
 
 def load_trainable(
@@ -70,21 +74,37 @@ def load_causal_lm(folder: Path, options: dict[str, Any] | None = None) -> PreTr
     Raises:
         InputError: missing, damaged, a pickle, needs remote code, or lacks weights that the architecture has.
     """
-    weights.check_headers(folder)
+    return from_folder(folder, options or {})[0]
+
+
+def from_folder(folder: Path, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The same, and what transformers says of the names in the files. Raises: as `load_causal_lm`."""
+    base_files.check_names(folder)
+    base_files.headers(folder)
     from_pretrained: Any = AutoModelForCausalLM.from_pretrained  # typed without output_loading_info
-    with loading(folder, "causal LM"):
+    with loading(folder, "causal LM"), no_reports():
         model, info = from_pretrained(
             str(folder),
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
-            **{"dtype": torch.float32} | (options or {}),
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            **{"dtype": torch.float32} | options,
+        )
+    if info["mismatched_keys"]:
+        name, held, wanted = sorted(info["mismatched_keys"])[0]
+        raise InputError(
+            f"{folder}: {name} has the shape {tuple(held)}, by config.json it is {tuple(wanted)}",
+            "config.json and the weights must belong together",
         )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
-        raise InputError(f"{folder}: lacks {len(missing)} weights of the architecture, {missing[0]} among them")
-    return model  # type: ignore[no-any-return]
+        raise InputError(
+            f"{folder}: lacks {len(missing)} weights of the architecture, {missing[0]} among them",
+            "config.json and the weights must belong together; is tie_word_embeddings right?",
+        )
+    return model, info
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -105,6 +125,16 @@ def load_tokenizer(folder: Path) -> Any:
 def full_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """All parameters, tied ones once, under the names that transformers saves them by."""
     return dict(model.named_parameters(remove_duplicate=True))
+
+
+def positions_in(model: torch.nn.Module) -> int | None:
+    """How many positions a model has learned, each a row of a table; None: it has no such table."""
+    tables = [
+        module.num_embeddings - getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in _POSITION_TABLES
+    ]
+    return min(tables, default=None)
 
 
 class TrainableModel:
@@ -178,6 +208,28 @@ class TrainableModel:
             reduction="sum",
         )
 
+    def check_fits(self, dataset: Dataset) -> None:
+        """Check that this model has a row for each token of the data, and a place for each in a sequence.
+
+        Raises:
+            InputError: it has not.
+        """
+        rows: int = self.model.get_input_embeddings().weight.shape[0]
+        positions = positions_in(self.model)
+        for part in (part for part in (dataset.train, dataset.held_out) if part.lengths):
+            highest, longest = int(part.tokens_ST.max()), max(part.lengths)
+            if highest >= rows:
+                token = self.tokenizer.convert_ids_to_tokens(highest)
+                raise InputError(
+                    f"the data hold token {highest} ({token}), the model has {rows} rows of embeddings",
+                    "take the tokenizer that belongs to the model, or leave that token out of the data",
+                )
+            if positions is not None and longest > positions:
+                raise InputError(
+                    f"the data hold a sequence of {longest} tokens, the model has {positions} positions",
+                    f"set data.sequence_length to at most {positions}",
+                )
+
     def recompute(self) -> bool:
         """From now on need less memory and more time for a pass; False if that is so already, or this model cannot."""
         if self.recomputing:
@@ -197,21 +249,22 @@ class TrainableModel:
         """Write the model and its tokenizer as a folder that transformers (peft for LoRA) loads by itself.
 
         Raises:
-            InputError: what was written is not exactly the shared state's tensors (an architecture whose files do not
-                mirror its parameters).
+            InputError: the disk is full; or what was written is not exactly the shared state's tensors (an architecture
+                whose files do not mirror its parameters).
         """
-        folder.mkdir(parents=True, exist_ok=True)
         flat = self.read()
         pieces = zip(self.names_shapes, self._views(flat), strict=True)
         tensors = {name: piece.clone() for (name, _), piece in pieces}  # save_pretrained takes views for tied weights
-        if hasattr(self.model, "peft_config"):
-            adapter.save_adapter(self.model, folder, self.names_shapes, tensors)
-        else:
-            with no_progress_bars():
-                self.model.save_pretrained(str(folder), state_dict=tensors)
-        self.tokenizer.save_pretrained(str(folder))
-        for path in weights.weight_files(folder):
-            path.chmod(0o644)  # safetensors makes files that only their owner may read
+        with disk.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if hasattr(self.model, "peft_config"):
+                adapter.save_adapter(self.model, folder, self.names_shapes, tensors)
+            else:
+                with no_progress_bars():
+                    self.model.save_pretrained(str(folder), state_dict=tensors)
+            self.tokenizer.save_pretrained(str(folder))
+            for path in weights.weight_files(folder):
+                path.chmod(0o644)  # safetensors makes files that only their owner may read
         saved = weights.read_flat(folder, self.names_shapes)
         if not torch.equal(saved.view(torch.int32), flat.view(torch.int32)):
             raise InputError(f"{folder}: the saved weights are not the shared state's", "choose another architecture")

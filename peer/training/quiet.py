@@ -1,4 +1,4 @@
-"""Keeps transformers' progress bars off the screen: what a person sees is the command line's business."""
+"""Keeps transformers' progress bars and reports off the screen: what a person sees is the command line's business."""
 
 from __future__ import annotations
 
@@ -18,3 +18,14 @@ def no_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def no_reports() -> Iterator[None]:
+    """Silence warnings about what was loaded, for a caller who looks at that itself; restores what was set before."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

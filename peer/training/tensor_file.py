@@ -35,12 +35,4 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise disk_error(path, _as_os_error(error)) from error
-
-
-def _as_os_error(error: OSError | SafetensorError) -> OSError:
-    """safetensors puts what the system said into words: "... No space left on device (os error 28)"."""
-    if isinstance(error, OSError):
-        return error
-    number = str(error).rpartition("(os error ")[2].partition(")")[0]
-    return OSError(int(number), os.strerror(int(number))) if number.isdigit() else OSError(str(error))
+        raise disk_error(path, error) from error

@@ -1,8 +1,7 @@
-"""Reads weights from a folder: safetensors only.
+"""Reads the weights of a checkpoint's `model/` folder: exactly the shared state's parameters as fp32, in safetensors.
 
-Two kinds of folder come by. A base model holds whatever precision its makers chose, and transformers loads it: here only
-the headers are looked at. A checkpoint's `model/` folder holds exactly the shared state's parameters as fp32; these are
-read strictly (`protocol.safetensors_file`), straight into the flat vector.
+They are read strictly (`protocol.safetensors_file`), straight into the flat vector. A base model, which holds whatever
+precision its makers chose, is another matter: `base_files`.
 """
 
 from __future__ import annotations
@@ -10,50 +9,28 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from peer.training.state import NamesShapes, bytes_of
 from protocol.errors import FormatError, InputError, VerificationError
 from protocol.safetensors_file import Weights
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _OTHER_NAMES = (
     "this architecture keeps weights in files under other names than it trains them by; choose another, or LoRA"
 )
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a transformers or peft folder, sorted.
+    """The safetensors files of a checkpoint's `model/` folder, sorted.
 
     Raises:
-        InputError: no such folder, or it holds no safetensors files.
+        InputError: no such folder, or it holds none.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such model folder", "give a folder in the transformers format")
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in _PICKLES]
-        if pickles:
-            raise InputError(
-                f"{folder}: weights in {pickles[0]}, a pickle, which can run code when it is loaded",
-                "save the model as safetensors (`save_pretrained` does) or choose a revision that has them",
-            )
         raise InputError(f"{folder}: no *.safetensors file", "give a folder in the transformers format")
     return files
-
-
-def check_headers(folder: Path) -> None:
-    """Check that a base model's folder has weights that open.
-
-    Raises:
-        InputError: no folder, no safetensors files, or a damaged one.
-    """
-    for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                file.keys()
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: damaged: {error}", "fetch or copy the file again") from error
 
 
 def open_weights(folder: Path) -> Weights:
