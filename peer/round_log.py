@@ -9,7 +9,7 @@
     >>> describe(told)
     'round 41: 3 members, 9216 tokens; left out …ab12cd34: no data for 12 s'
     >>> describe(told, "zh")
-    '第 41 轮：3 名成员，9216 个词元；未计入 …ab12cd34：no data for 12 s'
+    '第 41 轮：3 名成员，9216 个词元；未计入 …ab12cd34：12 秒内没有数据'
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peer.messages import text
+from protocol import words
 from protocol.disk import disk_error, write_file
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ def describe(item: Round, language: str = "en") -> str:
 
 def name_left_out(left_out: Iterable[tuple[str, str]], language: str = "en") -> str:
     """Who was left out and why, on one line."""
-    return text("and", language).join(text("because", language, peer=peer[-8:], why=why) for peer, why in left_out)
+    reasons = [(peer[-8:], words.told(why, language)) for peer, why in left_out]
+    return text("and", language).join(text("because", language, peer=peer, why=why) for peer, why in reasons)
 
 
 def _lines(path: Path) -> list[bytes]:

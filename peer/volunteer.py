@@ -35,6 +35,7 @@ from peer.swarm.averages import Average
 from peer.swarm.head import Head
 from peer.swarm.rounds import RoundReport
 from peer.swarm.swarm import DaemonEnded, Swarm, SwarmConfig
+from peer.terms import Terms
 from peer.trainer import WorkReport, reduce, train
 from peer.training.data import load_dataset
 from peer.training.genesis import load_state
@@ -45,7 +46,6 @@ from protocol.errors import InputError, PartFailed, VerificationError
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity
 from protocol.parts import MOST_FAILURES, Failure
-from protocol.run_card import RunCard
 from protocol.status import Alarm, loss_text
 from protocol.trust import trust
 from protocol.verify import verify_checkpoint
@@ -71,7 +71,7 @@ class PeerConfig:
 class Screen(Protocol):
     """What the owner sees."""
 
-    def agree(self, card: RunCard) -> bool:
+    def agree(self, terms: Terms) -> bool:
         """Show the run's terms; whether the owner agrees."""
 
     def fetching(self, name: str, done_bytes: int, size_bytes: int) -> None: ...
