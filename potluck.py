@@ -8,6 +8,7 @@ go to standard output, everything else to standard error.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -438,6 +439,9 @@ def main() -> NoReturn:
     """Run the command line; errors become one line and a hint, in the user's language."""
     from peer.usage import run
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal's encoding lacks ends nothing
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = run(typer.main.get_command(app))
     except PotluckError as error:

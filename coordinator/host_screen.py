@@ -53,11 +53,11 @@ class HostScreen:
         where = words.labelled("folder:", str(running.folder))
         self._console.print(f"\n{how}\n{where}\n", soft_wrap=True, markup=False)
         if running.reducer_invite:
-            reducers = (
+            to_reduce = (
                 "for those whom you trust to reduce for everyone (potluck join --reduce-only): "
                 f"the line in {running.folder / 'reducer-invite.txt'}"
             )
-            self._console.print(say(reducers) + "\n", soft_wrap=True, markup=False)
+            self._console.print(say(to_reduce) + "\n", soft_wrap=True, markup=False)
         self._console.print(
             say("Ctrl-C stops the coordinator; peers go on training, and the same command goes on with the run.") + "\n"
         )

@@ -61,7 +61,7 @@ _MESSAGES = {
     "terms": "This run wants to use your computer:",
     "run": "run",
     "host": "host",
-    "host-is": "{address}, key {key}…",
+    "host-is": "{address}, key {root}…",
     "model": "model",
     "model-whole": "{name}: {total} parameters, all of them trained",
     "model-part": "{name}: {total} parameters, {trainable} of them trained",

@@ -141,7 +141,7 @@ class TerminalScreen:
         """What is told of a run: a key of `peer.messages`, and what there is to say."""
         say, spec = self._text, terms.card.spec
         yield "run", spec.run.name
-        yield "host", say("host-is", address=terms.address, key=terms.root[:16])
+        yield "host", say("host-is", address=terms.address, root=terms.root[:16])
         total, trained = _short(spec.model.parameters), _short(spec.model.trainable)
         whole = spec.model.parameters == spec.model.trainable
         model = say("model-whole" if whole else "model-part", name=spec.model.name, total=total, trainable=trained)

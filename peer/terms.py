@@ -105,9 +105,9 @@ def _kept_bytes(spec: RunSpec, *, reduce_only: bool) -> int:
     rounds = _KEPT_CHECKPOINTS * spec.publish.every_rounds
     if spec.run.rounds:
         rounds = min(rounds, spec.run.rounds)
-    whole = rounds // min(_BETWEEN_WHOLE, state // update + 1) + 2
+    whole = rounds // min(_BETWEEN_WHOLE, state // update + 1)
     moments = 8 * spec.model.trainable if diloco and not reduce_only else 0
-    return whole * state + rounds * update + moments
+    return (whole + 2) * state + (rounds - whole) * update + moments
 
 
 def _round_s(spec: RunSpec, status: RunStatus | None) -> float | None:
