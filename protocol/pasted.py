@@ -25,6 +25,7 @@ MAX_FILE_BYTES = 1 << 20  # in which an invite is looked for
 MAX_FOUND = 64  # places in one text that look like an invite
 _QUOTED = re.compile(r"^[ \t]*[>|][>| \t]*", re.MULTILINE)  # as mail clients begin the lines of what they answer
 _SOFT_BREAK = re.compile(r"[=\\][ \t]*\r?$", re.MULTILINE)  # quoted-printable, shells
+_HYPHEN = re.compile(r"-[ \t]*\r?\n")  # that a word processor put where it broke a line
 _TAG = re.compile(r"<\s*/?\s*(?:br|wbr|p|div|span)\b[^<>]{0,200}>", re.IGNORECASE)
 _START = re.compile(re.escape(PREFIX), re.IGNORECASE)
 _REST = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_INVITE_CHARS}}}\.[0-9a-f]{{8}}")
@@ -61,16 +62,16 @@ def find_invite(text: str) -> Invite:
     Raises:
         FormatError: there is none, it is damaged, or there are several.
     """
-    bare = _bare(text)
     found: dict[str, Invite] = {}
     damage: FormatError | None = None
-    for start in list(_START.finditer(bare))[:MAX_FOUND]:
-        rest = _REST.match(bare, start.end())
-        whole = PREFIX + (bare[start.end() : start.end() + MAX_INVITE_CHARS] if rest is None else rest[0])
-        try:
-            found[whole] = Invite.parse(whole)
-        except FormatError as error:
-            damage = damage or error
+    for bare in (_bare(text), _bare(_HYPHEN.sub("", text))):
+        for start in list(_START.finditer(bare))[:MAX_FOUND]:
+            rest = _REST.match(bare, start.end())
+            whole = PREFIX + (bare[start.end() : start.end() + MAX_INVITE_CHARS] if rest is None else rest[0])
+            try:
+                found[whole] = Invite.parse(whole)
+            except FormatError as error:
+                damage = damage or error
     if len(found) == 1:
         return next(iter(found.values()))
     if found:

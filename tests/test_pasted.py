@@ -40,6 +40,7 @@ def wrappings(line: str) -> dict[str, str]:
         "answer to an answer": "On Monday X wrote:\n"
         + "\n".join(f"> > {line[at : at + 60]}" for at in range(0, len(line), 60)),
         "shell's continued line": f"{line[:50]}\\\n{line[50:]}",
+        "hyphens": f"{line[:50]}-\n{line[50:]}",
         "page": f"<p>{line[:50]}<br/>{line[50:]}</p>",
         "twice": f"{line}\n\n{line}",
         "glued twice": line + line,

@@ -14,9 +14,13 @@ import pytest
 from texts_in_source import ROOT, texts
 
 import potluck
+from coordinator.host_screen import HostScreen, run_view
 from peer import messages
+from peer.coordinator_client import CoordinatorClient
 from protocol import words
+from protocol.invite import Invite
 from protocol.keys import PeerIdentity, public_pem
+from protocol.status import Alarm, Evaluation, LedgerStatus, PeerStatus, RunStatus
 from protocol.words import Catalogue
 
 COMMANDS = ("pip install", "sudo ", "potluck ")  # what is typed is typed in every language
@@ -252,6 +256,40 @@ def test_an_owner_reads_chinese(tmp_path: Path, run: Callable[..., Done]) -> Non
     restored = run("identity", "restore", tmp_path / "identity")
     assert restored.code == 0
     check_chinese(restored.stdout.replace(restored.stdout.split()[-1], ""))
+
+
+def a_status() -> RunStatus:
+    peers = (
+        PeerStatus(peer_id="12D3Kooab12cd34", credit_tokens=5, rounds=2, last_seen_s=3.0),
+        PeerStatus(peer_id="12D3Kooee12cd35"),
+    )
+    alarm = Alarm(round=4, held_out_loss=None, published_round=2, published_loss=3.0, held_back=2)
+    evaluation = Evaluation(round=2, held_out_loss=3.0, tokens=9, time=1.0)
+    ledger = LedgerStatus(size=7, root="b" * 64)
+    return RunStatus(
+        name="tiny", run="a" * 64, round=4, rounds=0, peers=peers, evaluations=(evaluation,), ledger=ledger, alarm=alarm
+    )
+
+
+@pytest.mark.parametrize("rounds", [0, 9])
+def test_who_asks_how_a_run_stands_reads_chinese(
+    rounds: int, run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CoordinatorClient, "get_run", lambda client: None)
+    monkeypatch.setattr(CoordinatorClient, "status", lambda client: a_status().model_copy(update={"rounds": rounds}))
+    done = run("status", str(Invite(addresses=("127.0.0.1:1",), run="a" * 64, tls="b" * 64, root="c" * 64)))
+    assert done.code == 0 and "警报：" in done.stdout
+    check_chinese(done.stdout.replace("NaN", ""))
+
+
+def test_a_host_reads_chinese(run: Callable[..., Done], capsys: pytest.CaptureFixture[str]) -> None:
+    screen = HostScreen(as_json=False)
+    screen._console.width = 200
+    screen.status(a_status())
+    screen._console.print(run_view(a_status()))
+    screen.ended(a_status())
+    screen.ended(a_status().model_copy(update={"finished": True, "alarm": None}))
+    check_chinese(capsys.readouterr().err.replace("NaN", ""))
 
 
 @pytest.mark.parametrize(
