@@ -1,4 +1,4 @@
-"""What a volunteer's peer says: keys, which stand in `--json` too, and their English; the Chinese is in `protocol/zh.txt`.
+"""What a volunteer's peer says: keys, which stand in `--json` too, and the English; the Chinese is in `protocol/zh.txt`.
 
 >>> text("verifying-genesis", "zh")
 '正在验证创世检查点的签名……'
@@ -78,7 +78,9 @@ _MESSAGES = {
     "about": "about {what}",
     "traffic": "traffic",
     "traffic-by-hour": "up to about {size} an hour, each way (an estimate)",
-    "traffic-by-round": "up to about {size} each way, as often as the members average; how often that is shows in training",
+    "traffic-by-round": (
+        "up to about {size} each way, as often as the members average; how often that is shows in training"
+    ),
     "lasts": "will last",
     "until-host-ends": "until the host ends it",
     "so-many-rounds": "{rounds} rounds",

@@ -104,8 +104,12 @@ class JsonScreen:
 
 
 class TerminalScreen:
-    """For people. `yes` agrees to the terms without asking; `reduce_only`: nothing is trained here; `details`: figures for those
-    who know the method are shown, too.
+    """For people.
+
+    Args:
+        yes: agrees to the terms without asking.
+        reduce_only: nothing is trained here.
+        details: figures for those who know the method are shown, too.
     """
 
     def __init__(self, language: str, me: str, *, yes: bool, reduce_only: bool = False, details: bool = False) -> None:

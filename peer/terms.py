@@ -1,7 +1,7 @@
 """What a run will take of this computer: what its owner is told before anything is downloaded. Needs no torch.
 
-`admission` puts it together from what the coordinator says, `screens` shows it. All of it but the download is an estimate: traffic
-and disk from the size of an update and from what is kept, times from how fast the run goes now.
+`admission` puts it together from what the coordinator says, `screens` shows it. All of it but the download is an estimate:
+traffic and disk from the size of an update and from what is kept, times from how fast the run goes now.
 
 >>> spans = [duration(90), duration(5400), duration(200_000)]; spans
 ['2 min', '1.5 h', '2.3 days']

@@ -1,7 +1,7 @@
-"""An invite as people bring it: found in what was pasted, or in a file, with whatever stands around it and was put into it.
+"""An invite as people bring it: found in what was pasted, or in a file, with whatever stands around it or in it.
 
-Mail clients break lines and quote them, chat programs put in quotes, marks and invisible characters, editors a byte order mark. What
-is left when all of that is gone is still checked by the invite's own check digits.
+Mail clients break lines and quote them, chat programs put in quotes, marks and invisible characters, editors a byte
+order mark. What is left when all of that is gone is still checked by the invite's own check digits.
 
 >>> from protocol.invite import Invite
 >>> invite = Invite(addresses=("127.0.0.1:4700",), run="a" * 64, tls="b" * 64, root="c" * 64)

@@ -114,7 +114,7 @@ class Report:
         return self._verdict(str)
 
     def _verdict(self, say: Callable[[str], str]) -> str:
-        """The verdict; `say` gives the names of checks in the reader's language, for the line around them is told as a whole."""
+        """The verdict; `say` gives the names of checks in the reader's language: in a line, a word may be a name."""
         match self.answer:
             case Answer.VERIFIED if self.alone:
                 return (

@@ -1,7 +1,8 @@
 """What people read, in their language: English as the code writes it, and 简体中文 by the catalogue `zh.txt`.
 
-Messages are written in English where they arise, with their values in place, and travel so between peers, into logs and `--json`.
-Only where one is shown does `told` look for the template that it fits, and say it again. What fits none stays as it is.
+Messages are written in English where they arise, with their values in place, and travel so between peers, into logs and
+`--json`. Only where one is shown does `told` look for the template that it fits, and say it again. What fits none stays
+as it is.
 
 >>> told("round 41: voted for another state in attempt 2", "zh")
 '第 41 轮：在第 2 次尝试中已投票给另一个状态'

@@ -1,4 +1,4 @@
-"""What an owner is told before anything is downloaded: figures that follow from the run, no jargon, in both languages."""
+"""What an owner is told before anything is downloaded: figures that follow from the run, in both languages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people read in Chinese: all of it is in the catalogue, it is found again in finished messages, and real screens show no English."""
+"""What people read in Chinese: all is in the catalogue, is found in finished messages, and real screens show no English."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Every text in the source that a person may read, as a template with `{}` for its values; `test_words` holds the catalogue against it.
+"""Every text in the source that a person may read, as a template with `{}` for its values; for `test_words`.
 
-A text is a string or f-string with words in it: what errors say and advise, what checks found, why somebody was left out, what the
-screens print, help. Not texts: docstrings, what is logged, annotations, asserts, and what only a mistake of ours brings up.
+A text is a string or f-string with words in it: what errors say and advise, what checks found, why somebody was left
+out, what the screens print, help. Not texts: docstrings, what is logged, annotations, asserts, and what only a mistake
+of ours brings up.
 """
 
 from __future__ import annotations
