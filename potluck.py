@@ -224,13 +224,16 @@ def verify(
     """
     from protocol import lineage
     from protocol.keys import fingerprint, load_public_pem
+    from protocol.pasted import file_named
     from protocol.trust import trusted_roots
     from protocol.verify import verify_checkpoint, verify_receipt
 
     trusted, keys = set(trusted_roots(home)), []
     for given in key or []:
-        if Path(given).is_file():
-            public = load_public_pem(Path(given).read_bytes()[:8192])
+        path_of_key = file_named(given)
+        if path_of_key is not None and path_of_key.is_file():
+            with path_of_key.open("rb") as file:
+                public = load_public_pem(file.read(8192))
             keys.append(public)
             trusted.add(fingerprint(public))
         elif len(given) == 64 and set(given.lower()) <= set("0123456789abcdef"):
@@ -348,7 +351,7 @@ def identity_backup(
     source = _identity_path(home)
     if not source.is_file():
         raise InputError(f"{source}: there is no identity yet", "join a run first")
-    if target.exists():
+    if os.path.lexists(target):
         raise InputError(f"{target}: is there already", "choose another name")
     identity = PeerIdentity.load_or_create(source)
     write_file(target, identity.to_bytes(), private=True)
@@ -364,7 +367,8 @@ def identity_restore(
     from protocol.keys import PeerIdentity
 
     try:
-        identity = PeerIdentity.from_bytes(source.read_bytes()[:128])
+        with source.open("rb") as file:
+            identity = PeerIdentity.from_bytes(file.read(128))
     except OSError as error:
         raise InputError(f"{source}: {error.strerror}") from error
     target = _identity_path(home)

@@ -47,7 +47,7 @@ def read_invite(given: str) -> Invite:
         FormatError: there is none, it is damaged, or there are several.
         InputError: the file cannot be read.
     """
-    path = _named(given)
+    path = file_named(given)
     if path is None:
         return find_invite(given)
     try:
@@ -90,8 +90,22 @@ def contents(given: str) -> bytes | None:
     Raises:
         InputError: it names a folder, or a file that cannot be read.
     """
-    path = _named(given)
+    path = file_named(given)
     return None if path is None else _read(path)
+
+
+def file_named(given: str) -> Path | None:
+    """The path that a text is, as typed, or with quotes, `~` or escaped spaces; None when nothing lies there."""
+    bare = "".join(character for character in given if unicodedata.category(character) != "Cf").strip()
+    plain = bare.strip(_PATH_QUOTES).removeprefix("file://")
+    for name in (given, bare, plain, plain.replace("\\ ", " ")):
+        try:
+            path = Path(name).expanduser()
+            if name and os.path.lexists(path):
+                return path
+        except (OSError, ValueError, RuntimeError):  # too long for a name, NUL, a user that nobody knows
+            continue
+    return None
 
 
 def decoded(data: bytes) -> str:
@@ -99,8 +113,9 @@ def decoded(data: bytes) -> str:
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding, errors="replace")
-    if data[1:2] == b"\0" or data[:1] == b"\0":  # UTF-16 without a mark
-        return data.decode("utf-16-le" if data[1:2] == b"\0" else "utf-16-be", errors="replace")
+    if b"\0" in data:  # UTF-16 without a mark
+        little = data[1::2].count(0) >= data[::2].count(0)
+        return data.decode("utf-16-le" if little else "utf-16-be", errors="replace")
     return data.decode(errors="replace")
 
 
@@ -128,17 +143,3 @@ def _bare(text: str) -> str:
     return "".join(
         character for character in text if character not in "\\*" and unicodedata.category(character) not in gone
     )
-
-
-def _named(given: str) -> Path | None:
-    """The path that a text is, as typed, or with quotes, `~` or escaped spaces; None when nothing lies there."""
-    bare = "".join(character for character in given if unicodedata.category(character) != "Cf").strip()
-    plain = bare.strip(_PATH_QUOTES).removeprefix("file://")
-    for name in (given, bare, plain, plain.replace("\\ ", " ")):
-        try:
-            path = Path(name).expanduser()
-            if name and os.path.lexists(path):
-                return path
-        except (OSError, ValueError, RuntimeError):  # too long for a name, NUL, a user that nobody knows
-            continue
-    return None

@@ -26,6 +26,7 @@ MAX_CHARS = 8192  # longer messages stay as they are
 MOST_LOOKUPS = 256  # of one message and of what stands in its holes
 _HOLE = re.compile(r"\{(\w*)\}")
 _SEPARATORS = ("; ", ": ", ", ")  # between messages that were put together
+_WIDE = tuple("，。；：！？（）")
 _MARKS = {"; ": "；", ": ": "：", ", ": "，"}
 _chosen: list[str] = []  # by --lang, for this process
 
@@ -82,7 +83,7 @@ class Catalogue:
 
     def text(self, english: str, values: Mapping[str, object]) -> str:
         """The Chinese of a template whose holes have names."""
-        return self.entries[english.strip()].format(**values)
+        return _instead(english, self.entries.get(english.strip(), english)).format(**values)
 
     def told(self, message: str) -> str:
         """A message in Chinese, as far as it is known."""
@@ -98,7 +99,7 @@ class Catalogue:
             return None
         lookups[0] -= 1
         if core in self._whole and (top or " " in core):  # a word in a hole may be a name
-            return message.replace(core, str(self._whole[core].chinese[0]), 1)
+            return _instead(message, str(self._whole[core].chinese[0]))
         for template in self._with_holes:
             values = template.fit(core)
             if values is None:
@@ -109,7 +110,7 @@ class Catalogue:
                 continue
             said = [value if known is None else known for known, value in zip(own, values, strict=True)]
             chinese = "".join(said[part] if isinstance(part, int) else part for part in template.chinese)
-            return message.replace(core, chinese, 1)
+            return _instead(message, chinese)
         return self._parts(message, lookups)
 
     def _parts(self, message: str, lookups: list[int]) -> str | None:
@@ -130,6 +131,12 @@ class Catalogue:
         head, bracket, tail = message.partition(" (")
         known = self._told(f"({tail}", lookups) if bracket and head and message.endswith(")") else None
         return None if known is None else (self._told(head, lookups) or head) + known
+
+
+def _instead(english: str, chinese: str) -> str:
+    """Chinese with the white space that stands around the English; its own marks need none."""
+    before, after = english[: -len(english.lstrip())], english[len(english.rstrip()) :]
+    return f"{'' if chinese[:1] in _WIDE else before}{chinese.strip()}{'' if chinese[-1:] in _WIDE else after}"
 
 
 def _template(english: str, chinese: str) -> Template:
@@ -186,8 +193,7 @@ def shown(text: str) -> str:
 
 def labelled(label: str, text: str) -> str:
     """A text after its label, such as "hint:"; the Chinese colon needs no space after it."""
-    label = told(label)
-    return f"{label}{'' if label.endswith('：') else ' '}{text}"
+    return told(f"{label} ") + text
 
 
 def columns(text: str) -> int:

@@ -261,7 +261,7 @@ def test_an_identity_can_be_backed_up_lost_and_restored(tmp_path: Path) -> None:
 def test_a_file_that_is_no_identity_is_not_restored(tmp_path: Path) -> None:
     me = potluck(tmp_path, "identity", "show").stdout
     (tmp_path / "junk").write_bytes(b"\x08\x01\x12\x40" + bytes(64))
-    for name in ("junk", "nothing"):
+    for name in ("junk", "nothing", "x" * 400, "/dev/zero", "."):
         done = potluck(tmp_path, "identity", "restore", tmp_path / name)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
     assert potluck(tmp_path, "identity", "show").stdout == me

@@ -69,7 +69,8 @@ def test_a_file_is_found_however_its_name_is_typed_and_read_however_it_was_saved
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / name).write_bytes(f"invite: {LINE}\r\n".encode(encoding))
+    words = "invite" if encoding in ("latin-1", "cp1252") else "邀请"
+    (tmp_path / name).write_bytes(f"{words}: {LINE}\r\n".encode(encoding))
     path = str(tmp_path / name)
     typed = [
         name,
