@@ -405,7 +405,8 @@ def _device(wanted: str) -> str:
     try:
         torch.zeros(1, device=wanted)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {wanted}: {str(error).splitlines()[0]}", "use auto, cpu, cuda or mps") from error
+        why = str(error).partition("\n")[0].partition(". ")[0][:200]  # torch goes on for a page
+        raise InputError(f"--device {wanted}: {why}", "use auto, cpu, cuda or mps") from error
     return wanted
 
 
