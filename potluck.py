@@ -8,6 +8,7 @@ go to standard output, everything else to standard error.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from protocol import words
 from protocol.errors import InputError, PotluckError
 
 app = typer.Typer(
@@ -33,6 +35,12 @@ app.add_typer(identity_app, name="identity")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on standard error.")]
+Lang = Annotated[
+    str | None,
+    typer.Option(
+        "--lang", help="en or zh [default: from your locale].", callback=lambda given: _lang(given), is_eager=True
+    ),
+]
 Home = Annotated[
     Path | None, typer.Option("--home", help="Where identity, runs and receipts are kept [default: your data folder].")
 ]
@@ -43,12 +51,16 @@ def host(
     config: Annotated[Path, typer.Argument(metavar="RUN.TOML", help="What to train: see examples/.")],
     folder: Annotated[Path | None, typer.Option(help="The run's folder [default: runs/NAME].")] = None,
     until_finished: Annotated[bool, typer.Option(help="Leave when the run has had all its rounds.")] = False,
+    lang: Lang = None,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Launch a run: make and sign its genesis, admit volunteers, keep the ledger, publish checkpoints."""
     _log(verbose)
     _need("coordinator", "sqlalchemy", "torch")
+    from peer.starting import starting
+
+    starting("torch", "transformers", "coordinator.host", as_json=json_output)
     from coordinator.host import host as run_host
     from coordinator.host_screen import HostScreen
     from protocol.trust import trust
@@ -95,17 +107,21 @@ def join(
             "--reduce-only", help="Train nothing: average for the others, on a fast line. Needs its own invite."
         ),
     ] = False,
-    lang: Annotated[str | None, typer.Option(help="en or zh [default: from your locale].")] = None,
+    lang: Lang = None,
     json_output: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Donate this computer's time to a run: train with the others until it is over or you press Ctrl-C."""
-    from protocol.invite import Invite
+    from peer.listening import check_listen
+    from peer.starting import starting
+    from protocol.pasted import read_invite
 
-    parsed = Invite.parse(_text_or_file(invite))  # before the heavy imports: a bad paste is told at once
+    parsed = read_invite(invite)  # before the heavy imports: a bad paste is told at once
+    _one_of("--precision", precision, ("auto", "bf16", "fp16", "fp32"))
+    check_listen(listen, announce)  # before gigabytes are fetched in vain
     _log(verbose)
     _need("peer", "torch", "hivemind")
-    from peer import messages
+    starting("torch", "transformers", "hivemind", "peer.volunteer", as_json=json_output)
     from peer.handing_on import Outcome
     from peer.screens import JsonScreen, TerminalScreen
     from peer.swarm.swarm import SwarmConfig
@@ -118,15 +134,14 @@ def join(
         home=home or default_home(),
         device=_device(device),
         threads=threads,
-        precision=_one_of("--precision", precision, ("auto", "bf16", "fp16", "fp32")),
+        precision=precision,
         swarm=SwarmConfig(listen=listen, announce=announce, reduce_only=reduce_only),
     )
-    language = lang if lang in ("en", "zh") else messages.language()
     me = PeerIdentity.load_or_create(config.home / "identity").peer_id
     screen: Any = (
-        JsonScreen(reduce_only=reduce_only)
+        JsonScreen()
         if json_output
-        else TerminalScreen(language, me, yes=yes, reduce_only=reduce_only)
+        else TerminalScreen(words.language_of_user(), me, yes=yes, reduce_only=reduce_only, details=verbose)
     )
     with Leaving(
         lambda: screen.step("leaving"), lambda: screen.step("left"), lambda failure: volunteer.failed(failure)
@@ -151,6 +166,7 @@ def leave(
     run: Annotated[str | None, typer.Option("--run", help="Only this run: its name, or how its digest begins.")] = None,
     now: Annotated[bool, typer.Option("--now", help="At once, as a second Ctrl-C: the step in hand is lost.")] = False,
     home: Home = None,
+    lang: Lang = None,
 ) -> None:
     """Ask the peers that run on this computer to leave, and wait until they have: as Ctrl-C does where they were started."""
     from peer.local_peers import ask_to_leave, find_peers
@@ -158,17 +174,17 @@ def leave(
 
     running = [peer for peer in find_peers(home or default_home(), run) if peer.process is not None]
     if not running:
-        typer.echo("no peer runs here")
+        _say("no peer runs here")
     stayed = 0
     for peer in running:
         assert peer.process is not None
         name = f"{peer.name or peer.run} (process {peer.process.pid})"
         if ask_to_leave(peer, now=now):
-            typer.echo(f"{name}: left")
+            _say(f"{name}: left")
         else:
             stayed += 1
             waits = "it may wait until another member has the run's newest state; --now makes it leave at once"
-            typer.echo(f"{name}: has not left yet; {'kill -9 does it no harm' if now else waits}")
+            _say(f"{name}: has not left yet; {'kill -9 does it no harm' if now else waits}")
     if stayed:
         raise typer.Exit(1)
 
@@ -183,21 +199,20 @@ def fetch(
         bool, typer.Option("--chain", help="All checkpoints and rounds, so that the way from genesis can be verified.")
     ] = False,
     home: Home = None,
+    lang: Lang = None,
     json_output: Json = False,
 ) -> None:
     """Fetch a run's newest published checkpoint from its coordinator, and verify it; goes on where it was broken off."""
     _need("peer", "grpc")
     from peer.download_bar import DownloadBar
     from peer.fetching import fetch_checkpoint
-    from protocol.invite import Invite
+    from protocol.pasted import read_invite
     from protocol.trust import home as default_home
 
     with DownloadBar() as bar:
-        step, report = fetch_checkpoint(
-            Invite.parse(_text_or_file(invite)), folder, home or default_home(), bar, chain=chain
-        )
+        step, report = fetch_checkpoint(read_invite(invite), folder, home or default_home(), bar, chain=chain)
     told = {"folder": str(step), **report.to_json()}
-    typer.echo(json.dumps(told, indent=2) if json_output else f"{step}\n{report.to_text()}")
+    typer.echo(json.dumps(told, indent=2) if json_output else f"{step}\n{report.to_text(words.told)}")
     raise typer.Exit(report.answer.exit_code)
 
 
@@ -235,6 +250,7 @@ def verify(
         ),
     ] = None,
     home: Home = None,
+    lang: Lang = None,
     json_output: Json = False,
 ) -> None:
     """Check a published checkpoint or a receipt, offline, without trusting its host's word.
@@ -270,22 +286,18 @@ def verify(
             alone=signature_only,
             newest=None if newest_by is None else _newest(newest_by),
         )
-    typer.echo(json.dumps(report.to_json(), indent=2) if json_output else report.to_text())
+    typer.echo(json.dumps(report.to_json(), indent=2) if json_output else report.to_text(words.told))
     raise typer.Exit(report.answer.exit_code)
 
 
 def _newest(given: str) -> Any:
     """The rule that asks a coordinator or a ledger head whether a checkpoint is the newest."""
-    from protocol import newest
-    from protocol.invite import Invite
-    from protocol.receipt import MAX_RECEIPT_BYTES
+    from protocol import newest, pasted
 
-    if not given.startswith("potluck1.") and Path(given).is_file():
-        with open(given, "rb") as file:
-            data = file.read(MAX_RECEIPT_BYTES + 1)
-        if not data.lstrip().startswith(b"potluck1."):
-            return newest.by_head(newest.head_note_in(data))
-    invite = Invite.parse(_text_or_file(given))
+    data = pasted.contents(given)
+    if data is not None and not pasted.holds_invite(data):
+        return newest.by_head(newest.head_note_in(data))
+    invite = pasted.read_invite(given)
     _need("peer", "grpc")
     from peer.coordinator_client import CoordinatorClient
 
@@ -303,6 +315,7 @@ def status(
         str | None, typer.Argument(metavar="[INVITE]", help="A run's invite, or a file that holds it.")
     ] = None,
     home: Home = None,
+    lang: Lang = None,
     json_output: Json = False,
 ) -> None:
     """Show the peers of this computer; with an invite, ask the run's coordinator how the run stands."""
@@ -311,28 +324,26 @@ def status(
         return
     _need("peer", "grpc")
     from peer.coordinator_client import CoordinatorClient
-    from protocol.invite import Invite
+    from protocol.pasted import read_invite
 
-    with CoordinatorClient(Invite.parse(_text_or_file(invite))) as client:
+    with CoordinatorClient(read_invite(invite)) as client:
         client.get_run()
         current = client.status()
     if json_output:
         typer.echo(current.to_bytes().decode())
         return
-    typer.echo(
-        f"{current.name}: round {current.round} of {current.rounds or 'open end'}, {current.tokens:,} tokens agreed"
-    )
+    _say(f"{current.name}: round {current.round} of {current.rounds or 'open end'}, {current.tokens:,} tokens agreed")
     if current.finished:
-        typer.echo("this run is over; `potluck fetch INVITE` brings its newest checkpoint")
+        _say("this run is over; `potluck fetch INVITE` brings its newest checkpoint")
     for part in current.parts_failed:
-        typer.echo(f"a part of the coordinator has failed: {part}")
+        _say(f"a part of the coordinator has failed: {part}")
     if current.alarm is not None:
-        typer.echo(f"ALARM: {current.alarm}")
+        _say(f"ALARM: {current.alarm}")
     for peer in sorted(current.peers, key=lambda item: -item.credit_tokens):
-        seen = "away" if peer.last_seen_s is None else f"seen {peer.last_seen_s:.0f} s ago"
-        typer.echo(f"  {peer.peer_id[-8:]}  {peer.credit_tokens:>12,} tokens in {peer.rounds} rounds, {seen}")
+        seen = words.told("away") if peer.last_seen_s is None else f"seen {peer.last_seen_s:.0f} s ago"
+        _say(f"  {peer.peer_id[-8:]}  {peer.credit_tokens:>12,} tokens in {peer.rounds} rounds, {seen}")
     for item in current.evaluations:
-        typer.echo(f"  round {item.round:>6}: held-out loss {item.held_out_loss:.4f}")
+        _say(f"  round {item.round:>6}: held-out loss {item.held_out_loss:.4f}")
 
 
 def _local_status(home: Path | None, json_output: bool) -> None:
@@ -345,17 +356,17 @@ def _local_status(home: Path | None, json_output: bool) -> None:
         typer.echo(json.dumps([peer.to_json() for peer in found], indent=2))
         return
     if not found:
-        typer.echo("no run was joined here; `potluck join INVITE` joins one")
+        _say("no run was joined here; `potluck join INVITE` joins one")
     for peer in found:
         running = f"running, process {peer.process.pid}" if peer.process else "not running"
         at = f", round {peer.rounds[-1].round}" if peer.rounds else ""
-        typer.echo(f"{peer.name or '(unknown)'} ({peer.run}…): {running}{at}")
+        _say(f"{peer.name or words.told('(unknown)')} ({peer.run}…): {running}{at}")
         for item in peer.rounds:
-            typer.echo(f"  {describe(item)}")
+            typer.echo(f"  {describe(item, words.language_of_user())}")
 
 
 @identity_app.command("show")
-def identity_show(home: Home = None) -> None:
+def identity_show(home: Home = None, lang: Lang = None) -> None:
     """Print this peer's id."""
     from protocol.keys import PeerIdentity
 
@@ -363,7 +374,7 @@ def identity_show(home: Home = None) -> None:
 
 
 @identity_app.command("new")
-def identity_new(home: Home = None) -> None:
+def identity_new(home: Home = None, lang: Lang = None) -> None:
     """Give this computer an identity of its own, for one whose home was copied; the one that was here is kept beside it."""
     from protocol.keys import PeerIdentity
 
@@ -373,7 +384,9 @@ def identity_new(home: Home = None) -> None:
 
 
 @identity_app.command("backup")
-def identity_backup(target: Annotated[Path, typer.Argument(help="The file to write.")], home: Home = None) -> None:
+def identity_backup(
+    target: Annotated[Path, typer.Argument(help="The file to write.")], home: Home = None, lang: Lang = None
+) -> None:
     """Copy this peer's key to a file: whoever has it can claim your credit, so keep it safe."""
     from protocol.disk import write_file
     from protocol.keys import PeerIdentity
@@ -381,7 +394,7 @@ def identity_backup(target: Annotated[Path, typer.Argument(help="The file to wri
     source = _identity_path(home)
     if not source.is_file():
         raise InputError(f"{source}: there is no identity yet", "join a run first")
-    if target.exists():
+    if os.path.lexists(target):
         raise InputError(f"{target}: is there already", "choose another name")
     identity = PeerIdentity.load_or_create(source)
     write_file(target, identity.to_bytes(), private=True)
@@ -389,13 +402,16 @@ def identity_backup(target: Annotated[Path, typer.Argument(help="The file to wri
 
 
 @identity_app.command("restore")
-def identity_restore(source: Annotated[Path, typer.Argument(help="A backup.")], home: Home = None) -> None:
+def identity_restore(
+    source: Annotated[Path, typer.Argument(help="A backup.")], home: Home = None, lang: Lang = None
+) -> None:
     """Put a backed-up key in place; an identity that is already here is kept beside it."""
     from protocol.disk import write_file
     from protocol.keys import PeerIdentity
 
     try:
-        identity = PeerIdentity.from_bytes(source.read_bytes()[:128])
+        with source.open("rb") as file:
+            identity = PeerIdentity.from_bytes(file.read(128))
     except OSError as error:
         raise InputError(f"{source}: {error.strerror}") from error
     target = _identity_path(home)
@@ -412,7 +428,7 @@ def _keep_identity(path: Path) -> None:
     if path.is_file():
         kept = path.with_name(f"identity.{PeerIdentity.load_or_create(path).peer_id[-8:]}")
         os.replace(path, kept)
-        typer.echo(f"the identity that was here is now {kept}")
+        _say(f"the identity that was here is now {kept}")
 
 
 def _identity_path(home: Path | None) -> Path:
@@ -421,10 +437,15 @@ def _identity_path(home: Path | None) -> Path:
     return (home or default_home()) / "identity"
 
 
-def _text_or_file(given: str) -> str:
-    if given.startswith("potluck1.") or not Path(given).is_file():
-        return given
-    return Path(given).read_text(encoding="utf-8")[:8192]
+def _say(message: str) -> None:
+    """One line on standard output, in the user's language."""
+    typer.echo(words.told(message))
+
+
+def _lang(given: str | None) -> str | None:
+    if given is not None:
+        _one_of("--lang", given, words.LANGUAGES)
+    return words.choose(given)
 
 
 def _device(wanted: str) -> str:
@@ -435,14 +456,14 @@ def _device(wanted: str) -> str:
     try:
         torch.zeros(1, device=wanted)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {wanted}: {str(error).splitlines()[0]}", "use auto, cpu, cuda or mps") from error
+        why = str(error).partition("\n")[0].partition(". ")[0][:200]  # torch goes on for a page
+        raise InputError(f"--device {wanted}: {why}", "use auto, cpu, cuda or mps") from error
     return wanted
 
 
-def _one_of(option: str, given: str, allowed: tuple[str, ...]) -> str:
+def _one_of(option: str, given: str, allowed: tuple[str, ...]) -> None:
     if given not in allowed:
         raise InputError(f"{option} {given}: no such choice", f"use one of {', '.join(allowed)}")
-    return given
 
 
 def _need(extra: str, *modules: str) -> None:
@@ -471,17 +492,24 @@ def _log(verbose: bool) -> None:
 
 
 def main() -> NoReturn:
-    """Run the command line; errors become one line and a hint.
+    """Run the command line; errors become one line and a hint, in the user's language.
 
     Ctrl-C ends it as it ends any program, where no verb has taken that over: an exception would come wherever it is.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from peer.usage import run
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal's encoding lacks ends nothing
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        code = run(typer.main.get_command(app))
     except PotluckError as error:
-        sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-        sys.exit(error.exit_code)
-    sys.exit(0)
+        for label, text in (("error:", error.message), ("hint:", error.hint)):
+            if text:
+                sys.stderr.write(words.labelled(label, words.shown(words.told(text))) + "\n")
+        code = error.exit_code
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from protocol import words
 from protocol.status import Alarm, RunStatus
 
 if TYPE_CHECKING:
@@ -48,23 +49,24 @@ class HostScreen:
                 **reducers,
             )
             return
+        say = words.told
         if running.invite.code is None:
-            self._console.print("This run is open: whoever reaches this host can join. To pass on:\n")
+            self._console.print(say("This run is open: whoever reaches this host can join. To pass on:") + "\n")
         else:
-            self._console.print("This run is by invite: pass this line on, whoever has it can join.\n")
+            self._console.print(say("This run is by invite: pass this line on, whoever has it can join.") + "\n")
         sys.stdout.write(f"{running.invite}\n")
         sys.stdout.flush()
-        self._console.print(
-            f"\nto join: potluck join {str(running.invite)[:24]}…\nfolder:  {running.folder}\n", soft_wrap=True
-        )
+        how = words.labelled("to join:", f"potluck join {str(running.invite)[:24]}…")
+        where = words.labelled("folder:", str(running.folder))
+        self._console.print(f"\n{how}\n{where}\n", soft_wrap=True, markup=False)
         if running.reducer_invite:
-            self._console.print(
+            to_reduce = (
                 "for those whom you trust to reduce for everyone (potluck join --reduce-only): "
-                f"the line in {running.folder / 'reducer-invite.txt'}\n",
-                soft_wrap=True,
+                f"the line in {running.folder / 'reducer-invite.txt'}"
             )
+            self._console.print(say(to_reduce) + "\n", soft_wrap=True, markup=False)
         self._console.print(
-            "Ctrl-C stops the coordinator; peers go on training, and the same command goes on with the run.\n"
+            say("Ctrl-C stops the coordinator; peers go on training, and the same command goes on with the run.") + "\n"
         )
 
     def status(self, status: RunStatus) -> None:
@@ -82,9 +84,9 @@ class HostScreen:
                 self._console.print(_alarm_line(status.alarm), soft_wrap=True)
             self._alarm = status.alarm
             loss = f", held-out loss {status.evaluations[-1].held_out_loss:.4f}" if status.evaluations else ""
-            self._console.print(f"round {status.round}: {status.tokens:,} tokens agreed{loss}")
+            self._console.print(words.told(f"round {status.round}: {status.tokens:,} tokens agreed{loss}"))
             for item in status.parts_failed:
-                self._console.print(f"a part of the coordinator has failed: {item}", markup=False)
+                self._console.print(words.told(f"a part of the coordinator has failed: {item}"), markup=False)
 
     def ended(self, status: RunStatus) -> None:
         """The coordinator has stopped."""
@@ -93,9 +95,9 @@ class HostScreen:
         if self._as_json:
             self._write("ended", finished=status.finished, status=json.loads(status.to_bytes()))
         elif status.finished:
-            self._console.print(f"the run has had all its {status.rounds} rounds")
+            self._console.print(words.told(f"the run has had all its {status.rounds} rounds"))
         else:
-            self._console.print(f"stopped at round {status.round}; the same command goes on from here")
+            self._console.print(words.told(f"stopped at round {status.round}; the same command goes on from here"))
 
     def close(self) -> None:
         if self._live is not None:
@@ -117,11 +119,15 @@ def run_view(status: RunStatus) -> Group:
     """A run as a table of its peers under a line of its figures; `scripts/demo` shows the same."""
     losses = [item.held_out_loss for item in status.evaluations]
     trend = f"{losses[0]:.4f} → {losses[-1]:.4f}" if len(losses) > 1 else f"{losses[0]:.4f}" if losses else "…"
-    head = Text.assemble(
-        (f"{status.name}  ", "bold"),
-        f"round {status.round}{f'/{status.rounds}' if status.rounds else ''}   held-out loss {trend}   ",
-        f"{status.tokens_per_s:,.0f} tokens/s   {status.tokens:,} tokens agreed   ledger {status.ledger.size} entries",
+    at = f"{status.round}/{status.rounds}" if status.rounds else f"{status.round}"
+    figures = (
+        f"round {at}",
+        f"held-out loss {trend}",
+        f"{status.tokens_per_s:,.0f} tokens/s",
+        f"{status.tokens:,} tokens agreed",
+        f"ledger {status.ledger.size} entries",
     )
+    head = Text.assemble((f"{status.name}  ", "bold"), "   ".join(map(words.told, figures)))
     bar = Text()
     if status.rounds:
         done = round(40 * status.round / status.rounds)
@@ -134,15 +140,16 @@ def run_view(status: RunStatus) -> Group:
         ("credit, tokens", "right"),
         ("seen", "right"),
     ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        table.add_column(words.told(name), justify=justify)  # type: ignore[arg-type]
     for peer in sorted(status.peers, key=lambda item: item.peer_id):
-        seen = "away" if peer.last_seen_s is None else f"{peer.last_seen_s:.0f} s ago"
+        seen = words.told("away" if peer.last_seen_s is None else f"{peer.last_seen_s:.0f} s ago")
         table.add_row(peer.peer_id[-8:], str(peer.round), f"{peer.tokens_per_s:,.0f}", f"{peer.credit_tokens:,}", seen)
-    told = [Text(f"a part of the coordinator has failed: {item}", "bold red") for item in status.parts_failed]
+    failures = [f"a part of the coordinator has failed: {item}" for item in status.parts_failed]
+    told = [Text(words.told(failure), "bold red") for failure in failures]
     if status.alarm:
         told.append(_alarm_line(status.alarm))
     return Group(head, *told, bar, table)
 
 
 def _alarm_line(alarm: Alarm) -> Text:
-    return Text(f"ALARM: {alarm}", "bold red")
+    return Text(words.told(f"ALARM: {alarm}"), "bold red")

@@ -15,12 +15,13 @@ from typing import TypeVar
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from peer.clock import ClockWrong, how_to_set, in_words, message_key
-from peer.coordinator_client import CoordinatorClient, RunFiles
+from peer.coordinator_client import CoordinatorClient, RunDescription, RunFiles
 from peer.coordinator_link import Certificate
 from peer.downloads import is_complete
 from peer.run_files import fetch_run_files
 from peer.run_folder import RunFolder
 from peer.screen import Screen
+from peer.terms import Terms, terms_of
 from peer.training import nf4
 from protocol import certificate as certificates
 from protocol.backoff import Backoff
@@ -105,7 +106,7 @@ class Newcomer:
         known = self._agreed or self._folder.read("run-card.json") is not None
         if description.finished:
             return RunOver(card, description.round, known)
-        if not known and not self._screen.agree(card):
+        if not known and not self._screen.agree(self._terms(description)):
             return None
         self._agreed = True
         if card.spec.method.base == "nf4" and not self._reduce_only:
@@ -132,6 +133,14 @@ class Newcomer:
             tell_clock(self._screen.problem, self._client.clock.offset_s)
         token = Certificate(enrollment.certificate, enrollment.expires)
         return Admission(card, token, files, list(enrollment.swarm_addresses) + self._folder.read_addresses())
+
+    def _terms(self, description: RunDescription) -> Terms:
+        try:
+            status = self._client.status()
+        except (NetworkError, FormatError) as error:  # estimates want it, nothing else does
+            logger.info("the coordinator does not say how the run stands: %s", error.message)
+            status = None
+        return terms_of(self._invite, description, status, self._folder.path, reduce_only=self._reduce_only)
 
     # ---- while the coordinator is away -------------------------------------------------------------------------------
 

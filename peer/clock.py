@@ -31,10 +31,11 @@ class ClockWrong(NetworkError):
     """
 
     def __init__(self, offset_s: float) -> None:
-        side = "ahead of" if offset_s > 0 else "behind"
-        super().__init__(
-            f"this computer's clock is {in_words(offset_s)} {side} the coordinator's", f"set it: {how_to_set()}"
-        )
+        off, hint = in_words(offset_s), f"set it: {how_to_set()}"
+        if offset_s > 0:
+            super().__init__(f"this computer's clock is {off} ahead of the coordinator's", hint)
+        else:
+            super().__init__(f"this computer's clock is {off} behind the coordinator's", hint)
         self.offset_s = offset_s
 
 

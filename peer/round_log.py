@@ -1,15 +1,15 @@
 """The rounds that a peer has seen, one JSON line each, for its owner: `rounds.jsonl` in the run folder.
 
     {"round":41,"members":3,"tokens":9216,"waited_s":0.2,"attempts":1,"took_part":true,
-     "left_out":[["12D3Koo…ab12cd34","no data for 12 s"]],"time":1763769600.0}
+     "left_out":[["12D3Koo…ab12cd34","not heard for 12 s"]],"time":1763769600.0}
 
 `volunteer` appends at each commit, `potluck status` reads. What does not parse is passed over: nothing depends on it.
 
-    >>> told = Round(41, 3, 9216, 0.2, 1, True, (("12D3Kooab12cd34", "no data for 12 s"),), 1763769600.0)
+    >>> told = Round(41, 3, 9216, 0.2, 1, True, (("12D3Kooab12cd34", "not heard for 12 s"),), 1763769600.0)
     >>> describe(told)
-    'round 41: 3 members, 9216 tokens; left out …ab12cd34: no data for 12 s'
+    'round 41: 3 members, 9216 tokens; left out …ab12cd34: not heard for 12 s'
     >>> describe(told, "zh")
-    '第 41 轮：3 名成员，9216 个词元；未计入 …ab12cd34：no data for 12 s'
+    '第 41 轮：3 名成员，9216 个词元；未计入 …ab12cd34：已 12 秒没有消息'
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peer.messages import text
+from protocol import words
 from protocol.disk import disk_error, write_file
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ def describe(item: Round, language: str = "en") -> str:
 
 def name_left_out(left_out: Iterable[tuple[str, str]], language: str = "en") -> str:
     """Who was left out and why, on one line."""
-    return text("and", language).join(text("because", language, peer=peer[-8:], why=why) for peer, why in left_out)
+    reasons = [(peer[-8:], words.told(why, language)) for peer, why in left_out]
+    return text("and", language).join(text("because", language, peer=peer, why=why) for peer, why in reasons)
 
 
 def _lines(path: Path) -> list[bytes]:

@@ -7,14 +7,14 @@ from typing import Protocol
 
 from peer.swarm.head import Head
 from peer.swarm.rounds import RoundReport
+from peer.terms import Terms
 from peer.trainer import WorkReport
-from protocol.run_card import RunCard
 
 
 class Screen(Protocol):
     """One of the two."""
 
-    def agree(self, card: RunCard) -> bool:
+    def agree(self, terms: Terms) -> bool:
         """Show the run's terms; whether the owner agrees."""
 
     def fetching(self, name: str, done_bytes: int, size_bytes: int) -> None: ...

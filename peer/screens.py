@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import sys
 import time
+import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from peer.download_bar import DownloadBar
-from peer.messages import text, told
+from peer.messages import text
 from peer.round_log import Round, describe, name_left_out
 from peer.swarm.head import Head
 from peer.swarm.rounds import STAGES, RoundReport
+from peer.terms import Terms, duration
 from peer.trainer import WorkReport
-from peer.training.memory import memory_needed_bytes
-from protocol.run_card import RunCard
+from protocol import words
 
 _REFRESH_S = 0.25
 _AVERAGING = STAGES[STAGES.index("group") : STAGES.index("kept")]  # what is said when "kept" comes: the round is over
@@ -28,14 +31,22 @@ _AVERAGING = STAGES[STAGES.index("group") : STAGES.index("kept")]  # what is sai
 class JsonScreen:
     """One JSON object a line on standard output; agrees to the terms by itself, for whoever uses it has read them."""
 
-    def __init__(self, *, reduce_only: bool = False) -> None:
-        self._reduce_only = reduce_only
+    def __init__(self) -> None:
         self._told = ("waiting", "")
         self._problem: tuple[str, str | None] = ("", None)
 
-    def agree(self, card: RunCard) -> bool:
-        needed = memory_needed_bytes(card.spec, reduce_only=self._reduce_only)
-        self._write("terms", run=card.run, spec=card.spec.model_dump(mode="json"), memory_bytes=needed)
+    def agree(self, terms: Terms) -> bool:
+        self._write(
+            "terms",
+            run=terms.card.run,
+            spec=terms.card.spec.model_dump(mode="json"),
+            memory_bytes=terms.memory_bytes,
+            download_bytes=terms.download_bytes,
+            disk_bytes=terms.disk_bytes,
+            round_s=terms.round_s,
+            traffic_bytes_per_hour=terms.traffic_bytes_per_hour,
+            left_s=terms.left_s,
+        )
         return True
 
     def fetching(self, name: str, done_bytes: int, size_bytes: int) -> None:
@@ -100,10 +111,17 @@ class JsonScreen:
 
 
 class TerminalScreen:
-    """For people. `yes` agrees to the terms without asking; `reduce_only`: nothing is trained here."""
+    """For people.
 
-    def __init__(self, language: str, me: str, *, yes: bool, reduce_only: bool = False) -> None:
+    Args:
+        yes: agrees to the terms without asking.
+        reduce_only: nothing is trained here.
+        details: figures for those who know the method are shown, too.
+    """
+
+    def __init__(self, language: str, me: str, *, yes: bool, reduce_only: bool = False, details: bool = False) -> None:
         self._language, self._me, self._yes, self._reduce_only = language, me, yes, reduce_only
+        self._details = details
         self._console = Console(stderr=True, highlight=False)
         self._live: Live | None = None
         self._bar = DownloadBar(self._console)
@@ -117,25 +135,59 @@ class TerminalScreen:
         self._left_out = ""  # of the newest round that left somebody out
         self._averaging = False
 
-    def agree(self, card: RunCard) -> bool:
-        say, spec = self._text, card.spec
+    def agree(self, terms: Terms) -> bool:
+        say = self._text
         table = Table(show_header=False, box=None, padding=(0, 2))
-        table.add_row(say("run"), f"{spec.run.name}  ({card.run[:16]}…)")
-        counts = say("parameters", total=_short(spec.model.parameters), trainable=_short(spec.model.trainable))
-        table.add_row(say("model"), f"{spec.model.name}: {counts}; {say('licence')} {spec.model.license}")
-        table.add_row(
-            say("data"), f"{spec.data.kind}, {_bytes(spec.data.size_bytes)}; {say('licence')} {spec.data.license}"
-        )
-        table.add_row(say("method"), f"{spec.method.kind}, {spec.sync.method}, {spec.sync.wire}")
-        table.add_row(say("memory"), _bytes(memory_needed_bytes(spec, reduce_only=self._reduce_only)))
+        for key, value in self._rows(terms):
+            table.add_row(Text(say(key)), Text(value))
         self._console.print(say("terms"))
         self._console.print(table)
         if self._yes:
             return True
         if not sys.stdin.isatty():
-            self._console.print("hint: nobody is there to be asked; give --yes to agree")
+            self._console.print(say("nobody-to-ask"), markup=False)
             return False
         return self._console.input(say("ask"), markup=False).strip().lower() in ("y", "yes", "是")
+
+    def _rows(self, terms: Terms) -> Iterator[tuple[str, str]]:
+        """What is told of a run: a key of `peer.messages`, and what there is to say."""
+        say, spec = self._text, terms.card.spec
+        yield "run", spec.run.name
+        yield "host", say("host-is", address=terms.address, root=terms.root[:16])
+        total, trained = _short(spec.model.parameters), _short(spec.model.trainable)
+        whole = spec.model.parameters == spec.model.trainable
+        model = say("model-whole" if whole else "model-part", name=spec.model.name, total=total, trainable=trained)
+        yield "model", say("with-licence", what=model, licence=spec.model.license)
+        data = say(f"data-{spec.data.kind}", size=_bytes(spec.data.size_bytes))
+        if spec.data.url is not None:
+            data = say("data-from", data=data, place=urllib.parse.urlsplit(spec.data.url).netloc)
+        yield "data", say("with-licence", what=data, licence=spec.data.license)
+        here = say("partly-here", size=_bytes(terms.here_bytes)) if terms.here_bytes else ""
+        yield "download", _bytes(terms.download_bytes) + here
+        yield "disk", say("about", what=_bytes(terms.disk_bytes))
+        yield "memory", say("about", what=_bytes(terms.memory_bytes))
+        yield "traffic", self._traffic(terms)
+        yield "lasts", self._lasts(terms)
+        yield "sent", say("what-is-sent-reducing" if self._reduce_only else "what-is-sent")
+        yield "never-sent", say("what-is-never-sent")
+        if self._details:
+            parts = [spec.method.kind, spec.method.base, spec.sync.method, spec.sync.wire]
+            yield "details", f"{', '.join(parts)}, {spec.sync.fragments}; {terms.card.run}"
+
+    def _traffic(self, terms: Terms) -> str:
+        hourly = terms.traffic_bytes_per_hour
+        if hourly is None:
+            return self._text("traffic-by-round", size=_bytes(terms.round_bytes))
+        return self._text("traffic-by-hour", size=_bytes(hourly))
+
+    def _lasts(self, terms: Terms) -> str:
+        say, rounds = self._text, terms.card.spec.run.rounds
+        at = "" if terms.round is None else say("now-at", round=terms.round)
+        if not rounds:
+            return say("until-host-ends") + at
+        if terms.left_s is None:
+            return say("so-many-rounds", rounds=f"{rounds:,}") + at
+        return say("so-much-longer", time=self._told(duration(terms.left_s)), rounds=f"{rounds:,}") + at
 
     def fetching(self, name: str, done_bytes: int, size_bytes: int) -> None:
         self._bar(name, done_bytes, size_bytes)
@@ -173,15 +225,15 @@ class TerminalScreen:
         self._console.print(self._text("run-over-fetch"), markup=False)
 
     def waiting(self, reason: str) -> None:
-        self._reason = told(reason, self._language)
+        self._reason = self._told(reason)
         self._draw()
 
     def paused(self, reason: str) -> None:
-        self.waiting(self._text("paused", reason=told(reason, self._language)))
+        self.waiting(self._text("paused", reason=self._told(reason)))
 
     def problem(self, key: str, **values: str) -> None:
         if (key, values.get("reason")) != self._problem:
-            own = {name: told(value, self._language) for name, value in values.items()}
+            own = {name: self._told(value) for name, value in values.items()}
             self._console.print(self._text(key, **own), markup=False)
         self._problem = key, values.get("reason")
 
@@ -230,6 +282,9 @@ class TerminalScreen:
 
     def _text(self, key: str, **values: object) -> str:
         return text(key, self._language, **values)
+
+    def _told(self, message: str) -> str:
+        return words.told(message, self._language)
 
 
 def _short(number: int) -> str:

@@ -32,7 +32,6 @@ from peer.receipts import Receipts
 from peer.run_folder import RunFolder
 from peer.screen import Screen
 from peer.swarm.head import Head
-from peer.swarm.node import check_listen
 from peer.swarm.rounds import RoundReport
 from peer.swarm.swarm import DaemonEnded, Swarm, SwarmConfig
 from peer.trainer import WorkReport, reduce, train
@@ -102,7 +101,6 @@ class Volunteer:
         Raises:
             PotluckError: with what to do about it.
         """
-        check_listen(self._config.swarm.listen, self._config.swarm.announce)  # before gigabytes are fetched in vain
         with ExitStack() as stack:
             folder = RunFolder(self._config.home, self._invite.run)
             stack.callback(folder.close)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from protocol import words
 from protocol.errors import PotluckError
 
 KEY_CHECK = "key"
@@ -111,6 +112,10 @@ class Report:
     @property
     def verdict(self) -> str:
         """One line."""
+        return self._verdict(str)
+
+    def _verdict(self, say: Callable[[str], str]) -> str:
+        """The verdict; `say` gives the names of checks in the reader's language: in a line, a word may be a name."""
         match self.answer:
             case Answer.VERIFIED if self.alone:
                 return (
@@ -122,17 +127,17 @@ class Report:
             case Answer.VERIFIED:
                 return f"verified: signed by {self.fingerprint}, which you have confirmed"
             case Answer.INCOMPLETE:
-                return f"incomplete: {self.gaps[0].name}: {self.gaps[0].detail}"
+                return f"incomplete: {say(self.gaps[0].name)}: {self.gaps[0].detail}"
             case Answer.OUTDATED:
                 newer = next(check for check in self.checks if check.status is Status.OUTDATED)
                 return f"outdated: {newer.detail}"
             case Answer.REFUSED:
-                return self._refusal()
+                return self._refusal(say)
 
-    def _refusal(self) -> str:
+    def _refusal(self, say: Callable[[str], str]) -> str:
         first = next((check for check in self.refusals if check.name != KEY_CHECK), None)
         if first is not None:
-            return f"refused: {first.name}: {first.detail}"
+            return f"refused: {say(first.name)}: {first.detail}"
         if not self.refusals:
             return "refused: nothing could be checked"
         whole = "intact, but" if self.complete else "incomplete, and"
@@ -166,13 +171,19 @@ class Report:
         else:
             self.checks.append(Check(KEY_CHECK, Status.REFUSED, f"you have not confirmed the key {fingerprint}"))
 
-    def to_text(self) -> str:
-        """Lines for a person; the verdict comes last."""
-        width = max((len(check.name) for check in self.checks), default=0)
-        lines = [f"{self.kind} {one_line(self.subject)}"]
-        lines += [f"  {check.status:<11}  {check.name:<{width}}  {check.detail}" for check in self.checks]
-        lines += [f"  {'note':<11}  {note}" for note in self.notes]
-        return "\n".join([*lines, self.verdict])
+    def to_text(self, say: Callable[[str], str] = str) -> str:
+        """Lines for a person; the verdict comes last.
+
+        Args:
+            say: what was written in English, in the reader's language.
+        """
+        names = [say(check.name) for check in self.checks]
+        width = max(map(words.columns, names), default=0)
+        lines = [f"{say(self.kind)} {one_line(self.subject)}"]
+        for check, name in zip(self.checks, names, strict=True):
+            lines.append(f"  {words.padded(say(check.status), 11)}  {words.padded(name, width)}  {say(check.detail)}")
+        lines += [f"  {words.padded(say('note'), 11)}  {say(note)}" for note in self.notes]
+        return "\n".join([*lines, say(self._verdict(say))])
 
     def to_json(self) -> dict[str, Any]:
         """For scripts."""
@@ -194,5 +205,5 @@ class Report:
 
 
 def one_line(text: str) -> str:
-    """A text as it may be printed. Outside input may be quoted in a message: keep it from painting on the terminal."""
-    return "".join(character if character.isprintable() else "�" for character in text)[:2000]
+    """Outside input may be quoted in a message: keep it from painting on the terminal."""
+    return words.shown(text)[:2000]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from training_fixtures import write_tiny_llama
 from warm_start import WarmStart
 
 from coordinator import tls
+from peer.starting import starting
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity, public_pem
 from protocol.trust import trust
@@ -93,6 +95,39 @@ def check_imports(folder: Path, arguments: list[str], expected: int = 0) -> None
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) > 100, "it said something"
     assert json.loads(done.stdout.splitlines()[-1]) == [expected, []]
+
+
+@pytest.mark.parametrize("verb", ["join", "host"])
+def test_the_first_words_come_before_anything_heavy_is_imported(verb: str, tmp_path: Path) -> None:
+    script = (
+        "import json, sys, potluck, peer.starting\n"
+        "def starting(*modules, as_json):\n"
+        f"    print(json.dumps([list(modules), [name for name in {HEAVY!r} if name in sys.modules]]))\n"
+        "    raise SystemExit(0)\n"
+        "peer.starting.starting = starting\n"
+        f"sys.argv = ['potluck', {verb!r}, {str(an_invite('127.0.0.1:1'))!r}]\n"
+        "potluck.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    modules, heavy = json.loads(done.stdout)
+    assert "torch" in modules and not heavy
+
+
+def test_loading_is_said_before_each_part_on_a_terminal_and_once_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(importlib, "import_module", lambda name: said.append(capsys.readouterr().err))
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    starting("torch", "peer.volunteer", as_json=False)
+    assert "loading torch (1 of 2)" in said[0] and "loading peer (2 of 2)" in said[1]
+    assert capsys.readouterr().err.endswith("\x1b[K"), "nothing of it stays"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    said.clear()
+    starting("torch", "peer.volunteer", as_json=False)
+    assert said[0].startswith("starting") and said[1] == ""
 
 
 def test_importing_the_protocol_imports_nothing_heavy() -> None:
@@ -226,7 +261,7 @@ def test_an_identity_can_be_backed_up_lost_and_restored(tmp_path: Path) -> None:
 def test_a_file_that_is_no_identity_is_not_restored(tmp_path: Path) -> None:
     me = potluck(tmp_path, "identity", "show").stdout
     (tmp_path / "junk").write_bytes(b"\x08\x01\x12\x40" + bytes(64))
-    for name in ("junk", "nothing"):
+    for name in ("junk", "nothing", "x" * 400, "/dev/zero", "."):
         done = potluck(tmp_path, "identity", "restore", tmp_path / name)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
     assert potluck(tmp_path, "identity", "show").stdout == me

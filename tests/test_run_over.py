@@ -18,6 +18,7 @@ from peer.outbox import Outbox
 from peer.screens import JsonScreen, TerminalScreen
 from peer.volunteer import PeerConfig, Volunteer
 from protocol.errors import InputError, NetworkError
+from protocol.invite import Invite
 from protocol.keys import PeerIdentity
 from protocol.leaving import Leaving
 from protocol.rpc import Twin
@@ -175,9 +176,11 @@ def test_a_new_identity_is_another_one_and_the_old_one_is_kept(tmp_path: Path) -
         ("192.0.2.1:4790", None, NetworkError, "cannot listen on 192.0.2.1:4790"),
     ],
 )
-def test_where_a_peer_cannot_listen_is_said_before_the_coordinator_is_asked(
-    over: Site, tmp_path: Path, listen: str, announce: str | None, error: type[Exception], said: str
+def test_where_a_peer_cannot_listen_is_said_before_anything_is_loaded_or_asked(
+    monkeypatch: pytest.MonkeyPatch, listen: str, announce: str | None, error: type[Exception], said: str
 ) -> None:
-    swarm = volunteer_module.SwarmConfig(listen=listen, announce=announce)
-    with pytest.raises(error, match=said):
-        Volunteer(over.host.invite, PeerConfig(tmp_path, swarm=swarm), JsonScreen(), Leaving(lambda: None)).run()
+    invite = Invite(addresses=("127.0.0.1:1",), run="a" * 64, tls="b" * 64, root="c" * 64)
+    monkeypatch.setattr(potluck, "_need", lambda *modules: pytest.fail("it went on"))
+    options = ["--listen", listen] + (["--announce", announce] if announce else [])
+    done = CliRunner().invoke(potluck.app, ["join", str(invite), *options])
+    assert isinstance(done.exception, error) and said in done.exception.message  # type: ignore[attr-defined]

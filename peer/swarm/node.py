@@ -17,7 +17,6 @@ import ipaddress
 import logging
 import os
 import signal
-import socket
 import subprocess
 import threading
 from collections import Counter
@@ -35,8 +34,9 @@ from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.multiaddr.exceptions import Error as MultiaddrError
 
+from peer.listening import check_free, split_host_port
 from peer.swarm import frames
-from protocol.errors import FormatError, InputError, NetworkError, PotluckError
+from protocol.errors import FormatError, NetworkError, PotluckError
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Node:
             NetworkError: p2pd did not start in time, or the port is taken.
         """
         host, port = split_host_port(listen)
-        _check_free(host, port)
+        check_free(host, port)
         asyncio.get_running_loop().set_exception_handler(_tell_of_failed_task)
         loopback = ipaddress.ip_address(host).is_loopback
         try:
@@ -272,15 +272,6 @@ def short(peer_id: str) -> str:
     return peer_id[-8:]
 
 
-def split_host_port(text: str) -> tuple[str, int]:
-    """("127.0.0.1", 4701) from "127.0.0.1:4701". Raises: InputError."""
-    host, colon, port = text.rpartition(":")
-    try:
-        return str(ipaddress.ip_address(host.strip("[]"))), int(port) if 0 <= int(port) < 65536 and colon else 1 // 0
-    except (ValueError, ZeroDivisionError) as error:
-        raise InputError(f"expected an address like 0.0.0.0:4701, got {text!r}") from error
-
-
 def parse_address(text: str) -> tuple[str, Multiaddr]:
     """(peer id, address without it) of a multiaddr that ends in /p2p/<peer id>. Raises: FormatError."""
     if len(text) > MAX_ADDRESS_CHARS or "/p2p/" not in text:
@@ -291,43 +282,6 @@ def parse_address(text: str) -> tuple[str, Multiaddr]:
         return peer_id, Multiaddr(bare)
     except (ValueError, MultiaddrError) as error:
         raise FormatError(f"not a multiaddr: {text[:80]!r}") from error
-
-
-def check_listen(listen: str, announce: str | None = None) -> None:
-    """See whether a node can be started so, before anything else is done for it.
-
-    Args:
-        listen, announce: as those of `Node.start`.
-
-    Raises:
-        InputError: what is given is no address, or `announce` no name of a host.
-        NetworkError: the port is taken.
-    """
-    host, port = split_host_port(listen)
-    if announce is not None:
-        if not port:
-            raise InputError(
-                "--announce needs a fixed port", "give one with --listen, such as 0.0.0.0:4710, and forward it"
-            )
-        try:
-            Multiaddr(_to_multiaddr(announce, port))
-        except (ValueError, MultiaddrError) as error:
-            raise InputError(
-                f"--announce {announce[:80]!r}: neither an address nor the name of a host", "give it without a port"
-            ) from error
-    _check_free(host, port)
-
-
-def _check_free(host: str, port: int) -> None:
-    """p2pd listens with SO_REUSEPORT: it would share a taken port, and get half of the other program's connections."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            hint = "is another peer or host running? stop it, or listen on another port"
-            raise NetworkError(f"cannot listen on {host}:{port}: {error.strerror}", hint) from error
 
 
 def _to_multiaddr(host: str, port: int) -> str:

@@ -51,6 +51,11 @@ def memory_needed_bytes(spec: RunSpec, *, reduce_only: bool = False) -> int:
     return weights + activation_bytes(spec, 1, recomputing=nf4) + _RUNTIME_BYTES
 
 
+def update_bytes(spec: RunSpec) -> int:
+    """About what the update of one round comes to as it travels."""
+    return max(int(_WIRE_BYTES[spec.sync.wire] * spec.model.trainable / spec.sync.fragments), 1)
+
+
 def activation_bytes(spec: RunSpec, sequences: int, recomputing: bool = False) -> int:
     """What a forward and backward pass over that many sequences holds beside weights and gradients, roughly.
 

@@ -1,0 +1,31 @@
+"""The first words of `potluck join` and `potluck host`: what they need takes seconds to load, and that is said meanwhile."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+
+from peer.messages import text
+from protocol import words
+
+
+def starting(*modules: str, as_json: bool) -> None:
+    """Import what is needed, and say so: on a terminal which module it is at, elsewhere once."""
+    language = words.language_of_user()
+    live = sys.stderr.isatty() and not as_json
+    if as_json:
+        sys.stdout.write(json.dumps({"event": "step", "time": round(time.time(), 3), "step": "starting"}) + "\n")
+        sys.stdout.flush()
+    elif not live:
+        sys.stderr.write(text("starting", language) + "\n")
+    for number, name in enumerate(modules, 1):
+        if live:
+            line = text("loading-part", language, name=name.partition(".")[0], number=number, count=len(modules))
+            sys.stderr.write(f"\r\x1b[K{line}")
+            sys.stderr.flush()
+        importlib.import_module(name)
+    if live:
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
