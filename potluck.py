@@ -8,6 +8,7 @@ go to standard output, everything else to standard error.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -59,7 +60,7 @@ def host(
     _need("coordinator", "sqlalchemy", "torch")
     from peer.starting import starting
 
-    starting("torch", "transformers", "coordinator.host", as_json=json_output)
+    starting("torch", "transformers", "coordinator.host", quiet=json_output)
     from coordinator.host import host as run_host
     from coordinator.host_screen import HostScreen
     from protocol.trust import trust
@@ -119,7 +120,7 @@ def join(
         )
     _log(verbose)
     _need("peer", "torch", "hivemind")
-    starting("torch", "transformers", "hivemind", "peer.volunteer", as_json=json_output)
+    starting("torch", "transformers", "hivemind", "peer.volunteer", quiet=json_output)
     from peer.handing_on import Outcome
     from peer.leaving import Leaving
     from peer.screens import JsonScreen, TerminalScreen
@@ -444,9 +445,9 @@ def main() -> NoReturn:
     """Run the command line; errors become one line and a hint, in the user's language."""
     from peer.usage import run
 
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal's encoding lacks ends nothing
-            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal's encoding lacks ends nothing
+        with contextlib.suppress(OSError):  # of a stream that cannot be changed any more
+            sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = run(typer.main.get_command(app))
     except PotluckError as error:
