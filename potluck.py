@@ -8,6 +8,7 @@ go to standard output, everything else to standard error.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -60,7 +61,7 @@ def host(
     _need("coordinator", "sqlalchemy", "torch")
     from peer.starting import starting
 
-    starting("torch", "transformers", "coordinator.host", as_json=json_output)
+    starting("torch", "transformers", "coordinator.host", quiet=json_output)
     from coordinator.host import host as run_host
     from coordinator.host_screen import HostScreen
     from protocol.trust import trust
@@ -121,7 +122,7 @@ def join(
     check_listen(listen, announce)  # before gigabytes are fetched in vain
     _log(verbose)
     _need("peer", "torch", "hivemind")
-    starting("torch", "transformers", "hivemind", "peer.volunteer", as_json=json_output)
+    starting("torch", "transformers", "hivemind", "peer.volunteer", quiet=json_output)
     from peer.handing_on import Outcome
     from peer.screens import JsonScreen, TerminalScreen
     from peer.swarm.swarm import SwarmConfig
@@ -499,9 +500,9 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from peer.usage import run
 
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal's encoding lacks ends nothing
-            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal's encoding lacks ends nothing
+        with contextlib.suppress(OSError):  # of a stream that cannot be changed any more
+            sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = run(typer.main.get_command(app))
     except PotluckError as error:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
-import time
 
 from peer.messages import text
 from protocol import words
 
 
-def starting(*modules: str, as_json: bool) -> None:
-    """Import what is needed, and say so: on a terminal which module it is at, elsewhere once."""
+def starting(*modules: str, quiet: bool) -> None:
+    """Import what is needed, and say so: on a terminal which module it is at, elsewhere once; `quiet`: not at all."""
     language = words.language_of_user()
-    live = sys.stderr.isatty() and not as_json
-    if as_json:
-        sys.stdout.write(json.dumps({"event": "step", "time": round(time.time(), 3), "step": "starting"}) + "\n")
-        sys.stdout.flush()
-    elif not live:
+    live = sys.stderr.isatty() and not quiet
+    if not live and not quiet:
         sys.stderr.write(text("starting", language) + "\n")
     for number, name in enumerate(modules, 1):
         if live:

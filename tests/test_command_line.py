@@ -101,7 +101,7 @@ def check_imports(folder: Path, arguments: list[str], expected: int = 0) -> None
 def test_the_first_words_come_before_anything_heavy_is_imported(verb: str, tmp_path: Path) -> None:
     script = (
         "import json, sys, potluck, peer.starting\n"
-        "def starting(*modules, as_json):\n"
+        "def starting(*modules, quiet):\n"
         f"    print(json.dumps([list(modules), [name for name in {HEAVY!r} if name in sys.modules]]))\n"
         "    raise SystemExit(0)\n"
         "peer.starting.starting = starting\n"
@@ -121,13 +121,15 @@ def test_loading_is_said_before_each_part_on_a_terminal_and_once_elsewhere(
     monkeypatch.setattr(importlib, "import_module", lambda name: said.append(capsys.readouterr().err))
     monkeypatch.setenv("LC_ALL", "C.UTF-8")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    starting("torch", "peer.volunteer", as_json=False)
+    starting("torch", "peer.volunteer", quiet=False)
     assert "loading torch (1 of 2)" in said[0] and "loading peer (2 of 2)" in said[1]
     assert capsys.readouterr().err.endswith("\x1b[K"), "nothing of it stays"
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
     said.clear()
-    starting("torch", "peer.volunteer", as_json=False)
+    starting("torch", "peer.volunteer", quiet=False)
     assert said[0].startswith("starting") and said[1] == ""
+    starting("torch", quiet=True)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_importing_the_protocol_imports_nothing_heavy() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -256,6 +258,16 @@ def test_an_owner_reads_chinese(tmp_path: Path, run: Callable[..., Done]) -> Non
     restored = run("identity", "restore", tmp_path / "identity")
     assert restored.code == 0
     check_chinese(restored.stdout.replace(restored.stdout.split()[-1], ""))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "gb2312", "utf-8"])
+def test_a_terminal_that_lacks_a_character_ends_nothing(encoding: str, tmp_path: Path) -> None:
+    made = builders.build_run(tmp_path / "run", rounds=1)
+    environment = os.environ | {"LC_ALL": "zh_CN", "PYTHONIOENCODING": encoding, "POTLUCK_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "potluck", "verify", str(made.step(1))], capture_output=True, timeout=60, env=environment
+    )
+    assert (done.returncode, done.stderr) == (1, b"") and b"checkpoint.json" in done.stdout
 
 
 def a_status() -> RunStatus:
