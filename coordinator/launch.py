@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,10 @@ from coordinator.evaluator import Evaluator
 from coordinator.ledger import Ledger
 from coordinator.run_folder import RunFolder
 from coordinator.store import open_store
+from peer.training.data import Dataset, build_dataset, check_data
+from peer.training.data_file import check_file
 from peer.training.genesis import build_genesis, count_parameters, load_state, prepare_model
+from peer.training.model import load_tokenizer
 from peer.training.quiet import no_progress_bars
 from protocol import canonical, checkpoint, note
 from protocol.checkpoint import step_name
@@ -68,8 +72,7 @@ def open_run(config_path: Path, config: RunConfig, folder: RunFolder) -> Run:
         NetworkError: the model's hub cannot be reached.
     """
     data = config_path.parent / config.data.path
-    if not data.is_file():
-        raise InputError(f"{data}: no such data file", "check data.path in run.toml; it starts from run.toml's folder")
+    check_file(data)
     if _is_started(folder):
         return _resume(config_path, config, folder, data)
     return _first_start(config_path, config, folder, data)
@@ -101,6 +104,7 @@ def _has_leaves(folder: RunFolder) -> bool:
 
 
 def _first_start(config_path: Path, config: RunConfig, folder: RunFolder, data: Path) -> Run:
+    check_data(config.data, data)
     logger.info("preparing the model")
     for path in (folder.run_json, folder.run_card, *folder.path.glob("ledger.db*")):
         path.unlink(missing_ok=True)
@@ -108,6 +112,7 @@ def _first_start(config_path: Path, config: RunConfig, folder: RunFolder, data: 
     with no_progress_bars():
         model = prepare_model(config.model, config_path.parent, folder.path / "hub")
         total, trainable = count_parameters(config.method, model)
+        dataset = _read_data(config, data, model)
         base_model.copy_model(model, folder.base_model)
         spec = config.pin(
             model_digest=base_model.model_digest(folder.base_model),
@@ -127,12 +132,26 @@ def _first_start(config_path: Path, config: RunConfig, folder: RunFolder, data: 
     card = _card(folder, spec, state.digest)
     card_bytes = card.sign(root).to_bytes()
     write_file(folder.run_card, card_bytes)
-    run = _assemble(config, folder, card, card_bytes, root, data, build, state.manifest())
+    run = _assemble(config, folder, card, card_bytes, root, data, build, state.manifest(), dataset)
     logger.info("evaluating the model before training")
     evaluation = run.evaluator.evaluate()
     run.checkpoints.publish(state.manifest(), evaluation, lambda out: _copy_files(build, out))
     logger.info("genesis %s…: held-out loss %.4f", state.digest[:16], evaluation.held_out_loss)
     return _reopened(run, folder)
+
+
+def _read_data(config: RunConfig, data: Path, model: Path) -> Dataset:
+    """All of the data, as the members will read them, before anything is copied; the host is told what is not used.
+
+    Raises:
+        InputError: the data cannot be used; the line is named.
+    """
+    with tempfile.TemporaryDirectory() as folder:  # the tokenizer as the genesis will hold it
+        load_tokenizer(model).save_pretrained(folder)
+        dataset = build_dataset(config.data, load_tokenizer(Path(folder)), data)
+    for sentence in dataset.notes():
+        logger.warning("%s: %s", data, sentence)
+    return dataset
 
 
 def _check_source(config: RunConfig, base: Path) -> None:
@@ -200,6 +219,7 @@ def _assemble(
     data: Path,
     genesis_model: Path,
     genesis_state: StateManifest | None,
+    dataset: Dataset | None = None,
 ) -> Run:
     engine = open_store(folder.store)
     with contextlib.ExitStack() as stack:
@@ -220,7 +240,7 @@ def _assemble(
             base_model=lora,
             ledger=ledger,
             checkpoints=checkpoints,
-            evaluator=Evaluator(card.spec, genesis_model, lora, data),
+            evaluator=Evaluator(card.spec, genesis_model, lora, data, dataset),
         )
         stack.pop_all()
         return run

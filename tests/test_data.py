@@ -124,7 +124,7 @@ def test_packed_records_follow_each_other_with_an_end_token_and_no_waste(tokeniz
 def test_without_packing_each_record_begins_a_sequence_and_padding_carries_no_loss(
     tokenizer: Any, tmp_path: Path
 ) -> None:
-    texts = ["a long one " * 20, "short one", "short one", "another short one"]
+    texts = ["a long one " * 20, "short one", "a shorter one", "another short one"]
     path = write_jsonl(tmp_path / "d.jsonl", [{"text": text} for text in texts])
     dataset = load(tokenizer, path, kind="jsonl", packing=False, held_out=0.001)
     (row, *_) = [i for i, text in enumerate(rows(dataset.train)) if tokenizer.decode(text).startswith("short")]
@@ -159,9 +159,13 @@ def test_in_all_three_chat_shapes_only_the_answers_carry_loss(tokenizer: Any, tm
     path = write_jsonl(tmp_path / "d.jsonl", CHATS * 2)
     dataset = load(tokenizer, path, kind="chat", packing=False, held_out=0.001, sequence_length=128)
     found = {answers(tokenizer, dataset.train, row) for row in range(len(dataset.train))}
+    found |= {answers(tokenizer, dataset.held_out, row) for row in range(len(dataset.held_out))}
     assert found == {" a friend<eos>\n thine<eos>\n", " a foe<eos>\n", " no one<eos>\n"}  # "▁a" is one token
-    texts = [tokenizer.decode(row) for row in rows(dataset.train)]
-    assert texts[0].startswith("[system] be brief\n[user] who goes there\n[assistant] a friend<eos>\n[user] whose")
+    texts = [tokenizer.decode(row) for split in (dataset.train, dataset.held_out) for row in rows(split)]
+    assert any(
+        text.startswith("[system] be brief\n[user] who goes there\n[assistant] a friend<eos>\n[user] whose")
+        for text in texts
+    )
 
 
 def test_packed_chats_keep_their_masks(tokenizer: Any, tmp_path: Path) -> None:
@@ -189,7 +193,7 @@ def test_turns_that_a_template_rewrites_carry_no_loss(tokenizer: Any, tmp_path: 
     [
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
-        ("[1]", "expected a JSON object, got list"),
+        ("[1]", "expected a JSON object, got an array"),
         ('{"messages": "hi"}', "expected a list"),
         ('{"messages": []}', "expected a list of 1 to"),
         ('{"messages": [1]}', "expected messages"),
@@ -197,7 +201,7 @@ def test_turns_that_a_template_rewrites_carry_no_loss(tokenizer: Any, tmp_path: 
         ('{"messages": [{"role": "user", "content": "hi"}]}', "no assistant message"),
         ('{"conversations": [{"from": "human"}]}', "expected strings in 'from' and 'value'"),
         ('{"instruction": "a", "output": 3}', "expected strings in instruction"),
-        ('{"question": "a"}', "got the keys ['question']"),
+        ('{"question": "a"}', "got the keys question"),
     ],
 )
 def test_a_bad_chat_is_refused_by_its_line(tokenizer: Any, tmp_path: Path, bad: str, message: str) -> None:
@@ -210,7 +214,7 @@ def test_a_bad_chat_is_refused_by_its_line(tokenizer: Any, tmp_path: Path, bad: 
 
 def test_a_bad_text_record_is_refused_by_its_line(tokenizer: Any, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", [{"text": "fine"}, {"text": 3}])
-    with pytest.raises(InputError, match=r"line 2: expected a string in 'text', got int"):
+    with pytest.raises(InputError, match=r"line 2: expected a string in 'text', got a number"):
         load(tokenizer, path, kind="jsonl")
 
 
@@ -222,7 +226,7 @@ def test_bytes_that_are_not_utf8_are_refused_by_their_line(tokenizer: Any, tmp_p
 
 
 def test_a_line_without_end_is_refused(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("peer.training.records.MAX_LINE_BYTES", 100)
+    monkeypatch.setattr("peer.training.data_file.MAX_LINE_BYTES", 100)
     path = tmp_path / "d.txt"
     path.write_text("fine\n" + "x" * 101)
     with pytest.raises(InputError, match=r"line 2: expected at most 100 bytes"):
@@ -230,9 +234,9 @@ def test_a_line_without_end_is_refused(tokenizer: Any, tmp_path: Path, monkeypat
 
 
 def test_a_missing_file_and_too_little_data_are_refused(tokenizer: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="No such file"):
+    with pytest.raises(InputError, match="no such data file"):
         load(tokenizer, tmp_path / "none.txt")
-    for text in ("", "word", "one short line\n"):
+    for text in ("word", "one short line\n"):
         (tmp_path / "d.txt").write_text(text)
         with pytest.raises(InputError, match="too little data"):
             load(tokenizer, tmp_path / "d.txt")
