@@ -127,10 +127,10 @@ def test_without_packing_each_record_begins_a_sequence_and_padding_carries_no_lo
     texts = ["a long one " * 20, "short one", "a shorter one", "another short one"]
     path = write_jsonl(tmp_path / "d.jsonl", [{"text": text} for text in texts])
     dataset = load(tokenizer, path, kind="jsonl", packing=False, held_out=0.001)
-    (row, *_) = [i for i, text in enumerate(rows(dataset.train)) if tokenizer.decode(text).startswith("short")]
+    (row, *_) = [i for i, text in enumerate(rows(dataset.train)) if tokenizer.decode(text).startswith("another")]
     tokens_BT, labels_BT = dataset.train.batch([row])
     length = dataset.train.lengths[row]
-    assert tokenizer.decode(tokens_BT[0, :length].tolist()) == "short one<eos>"
+    assert tokenizer.decode(tokens_BT[0, :length].tolist()) == "another short one<eos>"
     assert (labels_BT[0, length:] == -100).all() and (labels_BT[0, :length] == tokens_BT[0, :length]).all()
     assert dataset.train.loss_tokens[row] == length - 1
 

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from peer.training.draw import draw
 from peer.training.data_file import check_file
+from peer.training.draw import draw
 from peer.training.notes import Notes
 from peer.training.records import Record, check_records, read_records, read_text
 from peer.training.repeats import repeated
