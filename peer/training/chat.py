@@ -10,6 +10,7 @@ By the first rules of data (`data.rules`), `messages_of` reads a record and tran
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from peer.training.chat_template import ChatTemplate, TemplateError, told
 from peer.training.conversation import MAX_MESSAGES, REASONING, SHAPES, Conversation
-from peer.training.notes import UNLEARNED, UNTOLD, Notes
+from peer.training.notes import REWRITTEN, UNLEARNED, UNTOLD, Notes
 from protocol.errors import InputError
 from protocol.shown import named
 
@@ -60,7 +61,7 @@ class Chats:
         try:
             text = render(conversation.messages)
             self._check_written(conversation, text, render, where)
-            spans = _spans(conversation.messages, conversation.learned, text, render)
+            spans = _spans(conversation.messages, conversation.learned, text, render, _before_first)
         except TemplateError as error:
             raise InputError(
                 f"{where}: the chat template fails on this conversation: {error}", "mend the record or the template"
@@ -73,7 +74,12 @@ class Chats:
         return _tokens(self._tokenizer, text, spans, where), text
 
     def _template(self, tools: Any) -> ChatTemplate:
-        source = self._tokenizer.get_chat_template(tools=tools)  # a tokenizer may have one for tools alone
+        try:
+            source = self._tokenizer.get_chat_template(tools=tools)  # a tokenizer may have one for tools alone
+        except ValueError as error:
+            raise InputError(
+                f"the model's tokenizer has no chat template for this: {told(error)}", "name one of them default"
+            ) from error
         if source not in self._compiled:
             self._compiled[source] = ChatTemplate(source, self._day, dict(self._tokenizer.special_tokens_map))
         return self._compiled[source]
@@ -95,8 +101,11 @@ class Chats:
             if without != messages and same(without):
                 _left_out(where, names[0])
         for number, message in enumerate(messages):
-            if message["role"] == "assistant" or message["content"].strip() in text:
-                continue  # an answer that is left out carries no loss, and is counted
+            if message["content"].strip() in text:
+                continue
+            if message["role"] == "assistant":
+                self._notes.count(REWRITTEN)  # thoughts are left out of earlier answers, say
+                continue
             if same([*messages[:number], message | {"content": "potluck"}, *messages[number + 1 :]]):
                 _left_out(where, f"what {message['role']} says in message {number + 1}")
         for name in sorted({name for m in messages for name in m} - _OWN_FIELDS - self._seen):
@@ -124,25 +133,39 @@ def _check_template(tokenizer: Any) -> None:
 
 
 def _spans(
-    messages: list[Message], learned: list[bool], text: str, render: Callable[..., str]
+    messages: list[Message],
+    learned: list[bool],
+    text: str,
+    render: Callable[..., str],
+    before_first: Callable[[Message, str, Callable[..., str]], str],
 ) -> list[tuple[int, int]]:
     """Where in the text the answers stand that are learned and can be told apart."""
     spans = []
     for index, wanted in enumerate(learned):
         if not wanted:
             continue
-        # where the conversation begins with an answer; some templates refuse to render nothing
-        before = render(messages[:index], True) if index else ""
         through = render(messages[: index + 1])
+        # some templates refuse to render nothing
+        before = render(messages[:index], True) if index else before_first(messages[0], through, render)
         if through.startswith(before) and text.startswith(through):
             spans.append((len(before), len(through)))
     return spans
 
 
+def _before_first(message: Message, through: str, render: Callable[..., str]) -> str:
+    """What stands before an answer that begins the conversation: as much as another answer would have before it."""
+    other = render([message | {"content": "*" if message["content"][:1] == "#" else "#"}])
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(through, other, strict=False))
+    return "".join(character for character, _ in same)
+
+
 def _tokens(tokenizer: Any, text: str, spans: list[tuple[int, int]], where: str) -> Encoded:
     if not spans:
         raise InputError(f"{where}: no assistant answer can be told apart in what the chat template renders")
-    encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    try:
+        encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    except Exception as error:  # what tokenizers raises where a model has no token for a character; nothing narrower
+        raise InputError(f"{where}: the model's tokenizer has no tokens for this: {told(error)}") from error
     loss = np.zeros(len(encoding.ids), dtype=bool)
     starts, ends = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
     for low, high in spans:
@@ -212,4 +235,4 @@ def encode_by_transformers(tokenizer: Any, messages: list[Message], where: str) 
 
     text = render(messages)
     learned = [m["role"] == "assistant" and bool(m["content"]) for m in messages]
-    return _tokens(tokenizer, text, _spans(messages, learned, text, render), where)
+    return _tokens(tokenizer, text, _spans(messages, learned, text, render, lambda *_: ""), where)

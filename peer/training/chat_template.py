@@ -73,7 +73,7 @@ class ChatTemplate:
             TemplateError: the template refuses it, fails on it, or writes what is not the same everywhere.
         """
         try:
-            text = self._template.render(
+            text: str = self._template.render(
                 self._variables,
                 messages=messages,
                 tools=tools,
@@ -81,14 +81,18 @@ class ChatTemplate:
                 add_generation_prompt=generation_prompt,
             )
             text.encode()
+            addresses = [found for found in _ADDRESS.findall(text) if found not in _text_of([messages, tools])]
         except UnicodeEncodeError as error:
             raise TemplateError("it writes half of a surrogate pair") from error
         except Exception as error:  # as above
             raise TemplateError(told(error)) from error
-        for found in _ADDRESS.finditer(text):
-            if found[0] not in json.dumps([messages, tools], ensure_ascii=False):
-                raise TemplateError(f"it writes an address in memory, another one each time: {shown(found[0])}")
+        if addresses:
+            raise TemplateError(f"it writes an address in memory, another one each time: {shown(addresses[0])}")
         return text
+
+
+def _text_of(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def told(error: Exception) -> str:

@@ -77,6 +77,10 @@ def json_type(value: Any) -> str:
     return "a number"
 
 
+def _brief(value: Any) -> str:
+    return shown(json.dumps(value), 40) if json_type(value) in ("a string", "a number") else json_type(value)
+
+
 def conversation_of(value: dict[str, Any], where: str, notes: Notes) -> Conversation:
     """Read one record.
 
@@ -227,9 +231,7 @@ def _learned(item: dict[str, Any], role: str, at: str) -> bool:
     marks = {name: item[name] for name in _MARKS if item.get(name) is not None}
     for name, mark in marks.items():
         if isinstance(mark, str | list | dict) or mark not in (0, 1):
-            raise InputError(
-                f"{at}: {name} is {shown(json.dumps(mark))}: an answer is learned or not", f"write {name} as 0 or 1"
-            )
+            raise InputError(f"{at}: {name} is {_brief(mark)}: an answer is learned or not", f"write {name} as 0 or 1")
     if len({bool(mark) for mark in marks.values()}) > 1:
         raise InputError(f"{at}: {' and '.join(marks)} contradict each other")
     if role != "assistant" and any(marks.values()):
@@ -320,6 +322,6 @@ def _refuse(value: dict[str, Any], where: str, kind: str) -> None:
     for name in _MARKS:
         if value.get(name) not in (None, 1):
             raise InputError(
-                f"{where}: the record's {name} is {shown(json.dumps(value[name]))}: all records count alike",
+                f"{where}: the record's {name} is {_brief(value[name])}: all records count alike",
                 "take out the records that are not to be learned, and the field",
             )

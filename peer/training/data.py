@@ -25,7 +25,7 @@ import torch
 
 from peer.training.data_file import check_file
 from peer.training.draw import draw
-from peer.training.notes import Notes
+from peer.training.notes import LONG, UNKNOWN, UNPREDICTED, Notes
 from peer.training.records import Record, check_records, read_records, read_text
 from peer.training.repeats import repeated
 from protocol.errors import InputError
@@ -134,7 +134,12 @@ def build_dataset(data: PinnedData | DataSource, tokenizer: Any, data_path: Path
     else:
         records, packing = read_records(data, tokenizer, data_path, notes), data.packing
     split = _split(records, data.held_out, data.rules)
-    train, kept_out = (_sequences(side, length, packing) for side in split)
+    if not packing:
+        notes.count(LONG, sum(len(record.tokens) > length for side in split for record in side))
+    unknown = tokenizer.unk_token_id
+    if unknown is not None and unknown not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        notes.count(UNKNOWN, sum(int((record.tokens == unknown).sum()) for side in split for record in side))
+    train, kept_out = (_sequences(side, length, packing, notes) for side in split)
     if not len(train) or not len(kept_out):
         count = sum(map(len, split))
         raise InputError(
@@ -195,7 +200,7 @@ def _split(records: Iterable[Record], share: float, rules: int) -> tuple[list[Re
     )
 
 
-def _sequences(records: list[Record], length: int, packing: bool) -> Sequences:
+def _sequences(records: list[Record], length: int, packing: bool, notes: Notes) -> Sequences:
     """Lay records into rows of `length`; rows in which nothing is predicted are left out."""
     if packing and records:
         stream = Record(np.concatenate([r.tokens for r in records]), np.concatenate([r.loss_mask for r in records]))
@@ -205,7 +210,9 @@ def _sequences(records: list[Record], length: int, packing: bool) -> Sequences:
         for record in records
         for start in range(0, len(record.tokens), length)
     ]
+    cut = len(pieces)
     pieces = [(tokens, loss) for tokens, loss in pieces if loss[1:].any()]
+    notes.count(UNPREDICTED, cut - len(pieces))
     tokens_ST = np.zeros((len(pieces), length), dtype=np.int32)
     loss_ST = np.zeros((len(pieces), length), dtype=bool)
     for row, (tokens, loss) in enumerate(pieces):

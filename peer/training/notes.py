@@ -9,7 +9,11 @@ from protocol.shown import named
 
 MAX_NAMES = 1000  # of fields that are remembered
 
-UNTOLD = "answers that the chat template writes otherwise later on, so that they carry no loss"
+UNTOLD = "answers that the chat template writes otherwise in later turns, so that they carry no loss"
+REWRITTEN = "answers of which the chat template does not write all"
+UNKNOWN = "tokens for what the model's tokenizer does not know"
+LONG = "records longer than data.sequence_length, which are cut"
+UNPREDICTED = "sequences without anything to learn, which are left out"
 EMPTY_ANSWERS = "empty answers, which carry no loss"
 UNLEARNED = "records in which all answers are marked as not to be learned, and which are left out"
 EMPTY_TEXTS = "records with an empty text, which are left out"

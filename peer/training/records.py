@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from peer.training.chat import Chats, encode_by_transformers, messages_of
+from peer.training.chat_template import told
 from peer.training.conversation import conversation_of, json_type
 from peer.training.data_file import numbered_lines
 from peer.training.notes import EMPTY_TEXTS, Notes
@@ -42,6 +43,7 @@ _WHOLE_PAIRS = r"write both halves (\ud83d\ude00), or the character itself"
 _ONE_A_LINE = "a JSONL file has one JSON object on each line; `jq -c . OLD > NEW` writes it so"
 
 Data = PinnedData | DataSource
+Placed = tuple[str, str]  # where it stands (file and line), text
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +61,11 @@ class Record:
     place: int | None = None
 
     @classmethod
-    def of(cls, tokens: np.ndarray) -> Record:
-        """A record in which every token is to be predicted."""
-        return cls(tokens, np.ones(len(tokens), dtype=bool))
+    def of(cls, tokens: np.ndarray, front: int = 0, place: int | None = None) -> Record:
+        """A record in which every token after the first `front` ones is to be predicted."""
+        loss_mask = np.ones(len(tokens), dtype=bool)
+        loss_mask[:front] = False
+        return cls(tokens, loss_mask, place)
 
 
 def check_records(data: Data, path: Path) -> None:
@@ -81,15 +85,14 @@ def check_records(data: Data, path: Path) -> None:
 
 def read_text(data: Data, tokenizer: Any, path: Path, notes: Notes) -> Record:
     """All of a text file as one record. Raises: InputError: unreadable, or not text (the line is named)."""
-    front = front_of(tokenizer) if data.rules > 1 else []
-    parts = [
-        np.asarray(ids, dtype=np.int32)
-        for pieces in _batches(_text_pieces(_text_lines(path, data, notes)), _BATCH_PIECES)
-        for ids in _encode_all(tokenizer, pieces)
-    ]
-    front = _missing(front, parts[0]) if parts else []
-    tokens = np.concatenate([np.asarray(front, dtype=np.int32), *parts])
-    return Record(tokens, np.arange(len(tokens)) >= len(front))
+    parts: list[np.ndarray] = []
+    front: list[int] = []
+    for pieces in _batches(_text_pieces(_text_lines(path, data, notes), path), _BATCH_PIECES):
+        for ids in _encode_all(tokenizer, pieces):
+            if not parts and data.rules > 1:
+                front = _missing(_front(tokenizer, pieces[0][1]), ids)
+            parts.append(np.asarray(ids, dtype=np.int32))
+    return Record.of(np.concatenate([np.asarray(front, dtype=np.int32), *parts]), len(front))
 
 
 def _text_lines(path: Path, data: Data, notes: Notes) -> Iterator[str]:
@@ -103,18 +106,18 @@ def _text_lines(path: Path, data: Data, notes: Notes) -> Iterator[str]:
         raise InputError(f"{path}: holds only white space", "give the path of a file with text in it")
 
 
-def _text_pieces(lines: Iterable[str]) -> Iterator[str]:
+def _text_pieces(lines: Iterable[str], path: Path) -> Iterator[Placed]:
     """Pieces of at least 64 KiB that end at a line end (the last is what is left)."""
     waiting: list[str] = []
-    size = 0
-    for line in lines:
+    size = done = 0
+    for number, line in enumerate(lines, 1):
         waiting.append(line)
         size += len(line.encode())
         if size >= TEXT_PIECE_BYTES:
-            yield "".join(waiting)
-            waiting, size = [], 0
+            yield f"{path}: lines {done + 1} to {number}", "".join(waiting)
+            waiting, size, done = [], 0, number
     if waiting:
-        yield "".join(waiting)
+        yield f"{path}: from line {done + 1} on", "".join(waiting)
 
 
 def _is_json_object(line: str) -> bool:
@@ -135,7 +138,7 @@ def read_records(data: Data, tokenizer: Any, path: Path, notes: Notes) -> Iterat
     """
     values = _values(data, path, notes)
     if data.kind == "jsonl":
-        return _texts(data, tokenizer, (text for _, text in values), notes)
+        return _texts(data, tokenizer, values, notes)
     return _chats(data, tokenizer, values, notes)
 
 
@@ -153,24 +156,27 @@ def _chats(data: Data, tokenizer: Any, values: Iterable[tuple[str, Any]], notes:
             yield Record(*encoded, _place(text))
 
 
-def _texts(data: Data, tokenizer: Any, texts: Iterable[str], notes: Notes) -> Iterator[Record]:
+def _texts(data: Data, tokenizer: Any, texts: Iterable[Placed], notes: Notes) -> Iterator[Record]:
     eos = tokenizer.eos_token_id
     if eos is None:
         raise InputError(
             "the model's tokenizer has no end-of-sequence token, which jsonl records need", "use kind text"
         )
-    front = front_of(tokenizer) if data.rules > 1 else []
+    front: list[int] | None = None
+    special = set(tokenizer.all_special_ids)
     for batch in _batches(texts, _BATCH_RECORDS):
-        for text, ids in zip(batch, _encode_all(tokenizer, batch), strict=True):
-            if not ids:
+        for (_, text), ids in zip(batch, _encode_all(tokenizer, batch), strict=True):
+            if not ids or (data.rules > 1 and not text.strip()):
                 notes.count(EMPTY_TEXTS)
                 continue
             if data.rules == 1:
                 yield Record.of(np.asarray([*ids, eos], dtype=np.int32))
                 continue
-            before = _missing(front, ids)
+            if front is None and not special.issuperset(ids):
+                front = _front(tokenizer, text)
+            before = _missing(front or [], ids)
             tokens = np.asarray([*before, *ids, *([eos] if ids[-1] != eos else [])], dtype=np.int32)
-            yield Record(tokens, np.arange(len(tokens)) >= len(before), _place(text))
+            yield Record.of(tokens, len(before), _place(text))
 
 
 def _place(text: str) -> int:
@@ -178,12 +184,12 @@ def _place(text: str) -> int:
     return int.from_bytes(hashlib.sha256(_HELD_OUT + normal_form(text)).digest()[:8], "big")
 
 
-def front_of(tokenizer: Any) -> list[int]:
-    """The tokens that the tokenizer's post-processor puts in front of a text."""
+def _front(tokenizer: Any, text: str) -> list[int]:
+    """The tokens that the tokenizer's post-processor puts in front of a text, seen by one that it has tokens for."""
     backend = tokenizer.backend_tokenizer
-    plain, whole = (backend.encode("potluck", add_special_tokens=special).ids for special in (False, True))
+    plain, whole = (backend.encode(text, add_special_tokens=special).ids for special in (False, True))
     for start in range(len(whole) - len(plain) + 1):
-        if plain and whole[start : start + len(plain)] == plain:
+        if whole[start : start + len(plain)] == plain:
             return list(whole[:start])
     return []
 
@@ -287,14 +293,22 @@ def _check_texts(record: dict[str, Any], where: str) -> None:
             raise InputError(f"{where}: half of a surrogate pair in {shown(field)!r}", _WHOLE_PAIRS)
 
 
-def _encode_all(tokenizer: Any, texts: list[str]) -> Iterator[list[int]]:
+def _encode_all(tokenizer: Any, texts: list[Placed]) -> Iterator[list[int]]:
     # the backend, and not the tokenizer's own call: no warning about long texts, no truncation, no special tokens;
     # "fast" leaves out offsets, which take twice the time of the tokens
-    for encoding in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+    encode = tokenizer.backend_tokenizer.encode_batch_fast
+    try:
+        encodings = encode([text for _, text in texts], add_special_tokens=False)
+    except Exception as error:  # what tokenizers raises where a model has no token for a character; nothing narrower
+        if len(texts) > 1:
+            for one in texts:  # which of them it is
+                yield from _encode_all(tokenizer, [one])
+        raise InputError(f"{texts[0][0]}: the model's tokenizer has no tokens for this: {told(error)}") from error
+    for encoding in encodings:
         yield encoding.ids
 
 
-def _batches(items: Iterable[str], size: int) -> Iterator[list[str]]:
+def _batches(items: Iterable[Placed], size: int) -> Iterator[list[Placed]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
