@@ -57,7 +57,9 @@ def dated(config: Any, day: date) -> Any:
     '2026-12-01'
     """
     data = config.get("data") if isinstance(config, dict) else None
-    if not isinstance(data, dict) or data.get("kind") != "chat" or data.get("rules") == 1 or data.get("template_date"):
+    if not isinstance(data, dict) or data.get("kind") != "chat" or data.get("rules") == 1:
+        return config
+    if data.get("template_date") is not None:
         return config
     return config | {"data": data | {"template_date": day.isoformat()}}
 

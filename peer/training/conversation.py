@@ -180,7 +180,7 @@ def _message(item: Any, shape: str, at: str) -> tuple[Message, bool]:
         )
     known = "tool" if role == "function" and shape == "messages" else _ROLES.get(role)
     if known is None:
-        raise InputError(f"{at}: unknown role {shown(role)!r}", f"known roles: {', '.join(_ROLES)}")
+        raise InputError(f"{at}: unknown role '{shown(role)}'", f"known roles: {', '.join(_ROLES)}")
     _refuse(item, at, "message ")
     rest = {name: part for name, part in item.items() if name not in (*names, *_MARKS) and part is not None}
     if known == "call":

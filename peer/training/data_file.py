@@ -153,7 +153,7 @@ def _wide_encoding(line: bytes) -> str:
     """
     zeros = [line[start::4].count(0) * 4 / len(line) for start in range(4)]
     filled = [share > 0.5 for share in zeros]
-    if sum(filled) >= 3:
+    if sum(filled) == 3:
         return "UTF-32LE" if filled[3] else "UTF-32BE"
     if filled in ([False, True, False, True], [True, False, True, False]):
         return "UTF-16LE" if filled[1] else "UTF-16BE"

@@ -245,7 +245,7 @@ def _json_object(line: str, where: str, rules: int, first: bool) -> dict[str, An
         raise InputError(f"{where}: not JSON: {error.msg} at column {error.colno}", _ONE_A_LINE) from error
     except _Twice as error:
         raise InputError(
-            f"{where}: the field {shown(error)!r} stands twice in one object", "leave one of them"
+            f"{where}: the field '{shown(error)}' stands twice in one object", "leave one of them"
         ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not JSON: {shown(error)}", _ONE_A_LINE) from error
@@ -288,9 +288,9 @@ def _check_texts(record: dict[str, Any], where: str) -> None:
             waiting += [(field, item) for item in part]
     for field, text in texts:
         if "\0" in text:
-            raise InputError(f"{where}: a NUL character in {shown(field)!r}", "take it out: no text has one")
+            raise InputError(f"{where}: a NUL character in '{shown(field)}'", "take it out: no text has one")
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise InputError(f"{where}: half of a surrogate pair in {shown(field)!r}", _WHOLE_PAIRS)
+            raise InputError(f"{where}: half of a surrogate pair in '{shown(field)}'", _WHOLE_PAIRS)
 
 
 def _encode_all(tokenizer: Any, texts: list[Placed]) -> Iterator[list[int]]:
