@@ -5,8 +5,8 @@ Both sides are compared by windows of 64 bytes of their normal form, about the 1
 them; the training side goes past them once. Only tokens that are learned count, so a system message that all chats share
 is no repetition.
 
-A held-out sequence is repeated when a window of it is trained on, unless more than a quarter of the held-out sequences have that
-window (a prompt that stands in all records); or when all of its windows are.
+A held-out sequence is repeated when a window of it is trained on that is apart from what more than a quarter of the held-out
+sequences have (a prompt that stands in all records); or when all of its windows are trained on.
 
 >>> normal_form("When  EVERYONE brings\\nwood") == normal_form("when everyone brings wood")
 True
@@ -68,21 +68,33 @@ def repeated(held_out: Tokens, train: Tokens, tokenizer: Any) -> np.ndarray:
     every = np.uint64(
         (1 << (windows // MAX_WINDOWS).bit_length()) - 1
     )  # a window is held when its hash has no bit of these
-    hashes = []
+    hashes, starts = [], []
     for row in range(len(held_out)):
         found = _windows(spelled.bytes_of(_learned(held_out, row, row + 1)))
-        hashes.append(np.unique(found[found & every == 0]))
-    known, place = np.unique(np.concatenate([*hashes, np.zeros(0, np.uint64)]), return_inverse=True)
+        starts.append(np.flatnonzero(found & every == 0))
+        hashes.append(found[starts[-1]])
+    known = np.unique(np.concatenate([*hashes, np.zeros(0, np.uint64)]))
     if not len(known):
         return np.zeros(len(held_out), dtype=bool)
-    sequences = np.bincount(place, minlength=len(known))
+    own = [np.searchsorted(known, found) for found in hashes]
+    sequences = np.bincount(np.concatenate([np.unique(places) for places in own]), minlength=len(known))
     common = sequences > max(_COMMON_SEQUENCES, _COMMON_SHARE * len(held_out))
     trained = _seen(known, train, spelled, every)
-    answer = []
-    for found in hashes:
-        own = np.searchsorted(known, found)
-        answer.append(bool(len(own) and ((trained & ~common)[own].any() or trained[own].all())))
-    return np.array(answer, dtype=bool)
+    return np.array(
+        [_is_repeated(trained[places], common[places], start) for places, start in zip(own, starts, strict=True)],
+        dtype=bool,
+    )
+
+
+def _is_repeated(trained: np.ndarray, common: np.ndarray, starts: np.ndarray) -> bool:
+    """By the windows of one sequence: which are trained on, which are common, and where they start, in ascending order."""
+    if not len(starts):
+        return False
+    # how many common windows share a byte with each
+    first, last = (np.searchsorted(starts, starts + end) for end in (1 - WINDOW_BYTES, WINDOW_BYTES))
+    before = np.concatenate([[0], np.cumsum(common)])
+    apart = before[last] == before[first]
+    return bool((trained & apart).any() or trained.all())
 
 
 def _seen(known: np.ndarray, train: Tokens, spelled: _Spelling, every: np.uint64) -> np.ndarray:
