@@ -28,13 +28,21 @@ class Evaluator:
         genesis_model: the `model/` folder of the genesis.
         base_model: LoRA: the base model's folder.
         data: the run's data file.
+        dataset: what it holds, if it was read before.
     """
 
-    def __init__(self, spec: RunSpec, genesis_model: Path, base_model: Path | None, data: Path) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        genesis_model: Path,
+        base_model: Path | None,
+        data: Path,
+        dataset: Dataset | None = None,
+    ) -> None:
         self._spec, self.base_model, self._data = spec, base_model, data
         self.genesis_model = genesis_model
         self._model: TrainableModel | None = None
-        self._dataset: Dataset | None = None
+        self._dataset = dataset
         self._fits = False  # whether the model was found to take all of it
 
     def load(self, state_folder: Path) -> None:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,10 @@ from coordinator.evaluator import Evaluator
 from coordinator.ledger import Ledger
 from coordinator.run_folder import RunFolder
 from coordinator.store import open_store
+from peer.training.data import Dataset, build_dataset, check_data
+from peer.training.data_file import check_file
 from peer.training.genesis import build_genesis, load_state, prepare_model
+from peer.training.model import load_tokenizer
 from peer.training.model_check import ModelFacts, check_model, check_plan
 from peer.training.quiet import no_progress_bars
 from protocol import canonical, checkpoint, disk, note
@@ -77,8 +81,7 @@ def open_run(config_path: Path, config: RunConfig, folder: RunFolder, tell: Tell
         NetworkError: the model's hub cannot be reached.
     """
     data = config_path.parent / config.data.path
-    if not os.path.isfile(data):
-        raise InputError(f"{data}: no such data file", "check data.path in run.toml; it starts from run.toml's folder")
+    check_file(data)
     data = data.resolve()
     if _is_started(folder):
         return _resume(config_path, config, folder, data)
@@ -111,20 +114,24 @@ def _has_leaves(folder: RunFolder) -> bool:
 
 
 def _first_start(config_path: Path, config: RunConfig, folder: RunFolder, data: Path, tell: Tell) -> Run:
+    check_data(config.data, data)
     base, build = config_path.parent, folder.path / "genesis.building"
     for path in (folder.run_json, folder.run_card, *folder.path.glob("ledger.db*")):
         path.unlink(missing_ok=True)
     folder.renew_damaged()
     _check_source(config, base)
+    dataset: Dataset | None = None
+
+    def look(plan: Path) -> None:  # at all but the weights, before these come from a hub
+        nonlocal dataset
+        check_plan(plan, config.method, config.data)
+        dataset = _read_data(config, data, plan, tell)
+
     with no_progress_bars(), contextlib.ExitStack() as failed:
-        model = prepare_model(
-            config.model,
-            base,
-            folder.path / "hub",
-            before_weights=lambda plan: check_plan(plan, config.method, config.data),
-        )
+        model = prepare_model(config.model, base, folder.path / "hub", before_weights=look)
         facts = check_model(model, config.method, config.data)
         tell(f"model: {facts}")
+        dataset = dataset or _read_data(config, data, model, tell)
         _check_place(folder, model, facts)
         for path in (build, folder.base_model, folder.licenses):
             failed.callback(shutil.rmtree, path, ignore_errors=True)
@@ -141,7 +148,7 @@ def _first_start(config_path: Path, config: RunConfig, folder: RunFolder, data: 
         shutil.rmtree(build, ignore_errors=True)
         state = build_genesis(spec, folder.base_model, build)
         lora = folder.base_model if spec.method.kind == "lora" else None
-        evaluator = Evaluator(spec, build, lora, data)
+        evaluator = Evaluator(spec, build, lora, data, dataset)
         logger.info("evaluating the model before training")
         evaluation = evaluator.evaluate()  # what is wrong with the data shows here, and nothing is signed yet
         write_file(folder.path / "source.json", _source(config))
@@ -172,6 +179,20 @@ def _check_place(folder: RunFolder, model: Path, facts: ModelFacts) -> None:
     sizes = {path: path.stat().st_size for path in base_model.files_to_copy(model)}
     besides = sum(size for path, size in sizes.items() if path.suffix != ".safetensors")
     disk.check_room(folder.path, sum(sizes.values()) + 2 * (4 * facts.trainable + besides) + SPARE_BYTES)
+
+
+def _read_data(config: RunConfig, data: Path, model: Path, tell: Tell) -> Dataset:
+    """All of the data, as the members will read them, before anything is copied; the host is told what is not used.
+
+    Raises:
+        InputError: the data cannot be used; the line is named.
+    """
+    with tempfile.TemporaryDirectory() as folder:  # the tokenizer as the genesis will hold it
+        load_tokenizer(model).save_pretrained(folder)
+        dataset = build_dataset(config.data, load_tokenizer(Path(folder)), data)
+    for sentence in dataset.notes():
+        tell(f"{data}: {sentence}")
+    return dataset
 
 
 def _check_source(config: RunConfig, base: Path) -> None:

@@ -10,6 +10,7 @@ What `lora` and `full` came to on home lines stands in docs/benchmarks.md (`scri
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 from typing import Any
 
 Filling = dict[str, dict[str, Any]]  # section -> values
@@ -33,9 +34,11 @@ ENDS = ("round_tokens", "round_seconds")  # of a round: whoever gives one of the
 
 
 NEW: Filling = {
-    # of runs that begin now; specs that were pinned before have neither. At 2, whoever has less than a third of the weight cannot
+    # of runs that begin now; specs that were pinned before have none of it. At 2, whoever has less than a third of the weight cannot
     # turn an average round, and one of seven costs 5 % of the loss, at 3 it is 10 (`scripts/bench poison`)
-    "sync": {"clip": 2.0, "rules": 2}
+    "sync": {"clip": 2.0, "rules": 2},
+    # the day is filled in by `dated`
+    "data": {"rules": 2, "template_date": None},
 }
 
 
@@ -45,6 +48,20 @@ def kept(spec: Mapping[str, Any]) -> Filling:
         section: {name: spec[section][name] for name in values if name in spec[section]}
         for section, values in NEW.items()
     }
+
+
+def dated(config: Any, day: date) -> Any:
+    """A run.toml's content that has a day for its chat templates.
+
+    >>> dated({"data": {"kind": "chat", "rules": 2, "template_date": None}}, date(2026, 12, 1))["data"]["template_date"]
+    '2026-12-01'
+    """
+    data = config.get("data") if isinstance(config, dict) else None
+    if not isinstance(data, dict) or data.get("kind") != "chat" or data.get("rules") == 1:
+        return config
+    if data.get("template_date") is not None:
+        return config
+    return config | {"data": data | {"template_date": day.isoformat()}}
 
 
 def filled(config: Any, new: Filling = NEW) -> Any:

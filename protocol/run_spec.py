@@ -8,7 +8,7 @@ how the host listens. `RunConfig.pin` turns it into the `RunSpec`, in which ever
     [model]                     path | hub + revision | checkpoint + key; license
     [method]                    kind = "full" | "lora"; rank, alpha, targets, base = "fp32" | "nf4"
     [data]                      path, url, kind = "text" | "jsonl" | "chat"; text_field, license, sequence_length, packing,
-                                held_out, held_out_sequences
+                                held_out, held_out_sequences, template_date
     [sync]                      method = "diloco" | "gradient"; round_tokens, round_seconds (or "auto"), wire, fragments,
                                 overlap, min_peers, max_group, clip
     [inner]                     the optimizer on each peer: lr, betas, weight_decay, clip_norm, micro_batch, batch
@@ -20,13 +20,16 @@ how the host listens. `RunConfig.pin` turns it into the `RunSpec`, in which ever
 
 from __future__ import annotations
 
+import datetime
 import difflib
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -43,6 +46,18 @@ from protocol.invite import Hex64
 MAX_RUN_SPEC_BYTES = 64 * 1024
 Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 Short = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+def _day(value: Any) -> Any:
+    if type(value) is datetime.date:  # TOML has dates of its own
+        return value.isoformat()
+    if not isinstance(value, str) or not re.fullmatch(r"[1-9]\d{3}-\d\d-\d\d", value, re.ASCII):
+        raise ValueError("expected a day as YYYY-MM-DD")
+    datetime.date.fromisoformat(value)
+    return value
+
+
+Day = Annotated[str, BeforeValidator(_day)]  # YYYY-MM-DD
 
 
 class _Section(BaseModel):
@@ -96,6 +111,9 @@ class DataSource(_Section):
     packing: bool = True  # join short records into full sequences
     held_out: float = Field(default=0.02, gt=0, lt=0.5)  # share of sequences kept for evaluation
     held_out_sequences: int = Field(default=256, ge=1, le=100_000)  # at most this many are evaluated
+    rules: Literal[1, 2] = 1  # how the file becomes tokens: `peer.training.data`; new runs have 2
+    template_date: Day | None = None  # chat: what templates are told the day is (UTC); default: that of the first start
+    later: ClassVar[frozenset[str]] = frozenset({"rules", "template_date"})
 
 
 class Method(_Section):
@@ -226,6 +244,15 @@ class PinnedData(_Section):
     packing: bool
     held_out: float
     held_out_sequences: int
+    rules: Literal[1, 2] = 1
+    template_date: Day | None = None
+    later: ClassVar[frozenset[str]] = DataSource.later
+
+    @model_validator(mode="after")
+    def _a_day_for_templates(self) -> PinnedData:
+        if self.kind == "chat" and self.rules > 1 and self.template_date is None:
+            raise ValueError("template_date is missing: without it chats would give other tokens each day")
+        return self
 
 
 class RunSpec(_Section):
@@ -280,7 +307,9 @@ class RunConfig(_Section):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, value: Any, info: ValidationInfo) -> Any:
-        return presets.filled(value, presets.NEW if info.context is None else info.context)
+        if info.context is not None:
+            return presets.filled(value, info.context)
+        return presets.dated(presets.filled(value, presets.NEW), datetime.datetime.now(datetime.UTC).date())
 
     @model_validator(mode="after")
     def _no_late_nesterov(self) -> RunConfig:

@@ -45,7 +45,7 @@ def make_spec(name: str = "tiny", method: str = "full", seed: int = 0, rules: in
             "run": {"name": name, "seed": seed},
             "model": {"path": "model", "license": "MIT"},
             "method": {"kind": method},
-            "data": {"path": "data.txt", "license": "MIT", "sequence_length": 16},
+            "data": {"path": "data.txt", "license": "MIT", "sequence_length": 16, "rules": 1},
             "sync": {"round_tokens": 4096, "wire": "int8", "clip": 0, "rules": rules},  # as the stored vectors have it
         }
     )

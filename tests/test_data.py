@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from training_fixtures import CHAT_TEMPLATE, make_config
 
 from peer.training.data import Dataset, Sequences, build_dataset, draw
@@ -124,13 +125,13 @@ def test_packed_records_follow_each_other_with_an_end_token_and_no_waste(tokeniz
 def test_without_packing_each_record_begins_a_sequence_and_padding_carries_no_loss(
     tokenizer: Any, tmp_path: Path
 ) -> None:
-    texts = ["a long one " * 20, "short one", "short one", "another short one"]
+    texts = ["a long one " * 20, "short one", "a shorter one", "another short one"]
     path = write_jsonl(tmp_path / "d.jsonl", [{"text": text} for text in texts])
     dataset = load(tokenizer, path, kind="jsonl", packing=False, held_out=0.001)
-    (row, *_) = [i for i, text in enumerate(rows(dataset.train)) if tokenizer.decode(text).startswith("short")]
+    (row, *_) = [i for i, text in enumerate(rows(dataset.train)) if tokenizer.decode(text).startswith("another")]
     tokens_BT, labels_BT = dataset.train.batch([row])
     length = dataset.train.lengths[row]
-    assert tokenizer.decode(tokens_BT[0, :length].tolist()) == "short one<eos>"
+    assert tokenizer.decode(tokens_BT[0, :length].tolist()) == "another short one<eos>"
     assert (labels_BT[0, length:] == -100).all() and (labels_BT[0, :length] == tokens_BT[0, :length]).all()
     assert dataset.train.loss_tokens[row] == length - 1
 
@@ -159,9 +160,13 @@ def test_in_all_three_chat_shapes_only_the_answers_carry_loss(tokenizer: Any, tm
     path = write_jsonl(tmp_path / "d.jsonl", CHATS * 2)
     dataset = load(tokenizer, path, kind="chat", packing=False, held_out=0.001, sequence_length=128)
     found = {answers(tokenizer, dataset.train, row) for row in range(len(dataset.train))}
+    found |= {answers(tokenizer, dataset.held_out, row) for row in range(len(dataset.held_out))}
     assert found == {" a friend<eos>\n thine<eos>\n", " a foe<eos>\n", " no one<eos>\n"}  # "▁a" is one token
-    texts = [tokenizer.decode(row) for row in rows(dataset.train)]
-    assert texts[0].startswith("[system] be brief\n[user] who goes there\n[assistant] a friend<eos>\n[user] whose")
+    texts = [tokenizer.decode(row) for split in (dataset.train, dataset.held_out) for row in rows(split)]
+    assert any(
+        text.startswith("[system] be brief\n[user] who goes there\n[assistant] a friend<eos>\n[user] whose")
+        for text in texts
+    )
 
 
 def test_packed_chats_keep_their_masks(tokenizer: Any, tmp_path: Path) -> None:
@@ -189,7 +194,7 @@ def test_turns_that_a_template_rewrites_carry_no_loss(tokenizer: Any, tmp_path: 
     [
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
-        ("[1]", "expected a JSON object, got list"),
+        ("[1]", "expected a JSON object, got an array"),
         ('{"messages": "hi"}', "expected a list"),
         ('{"messages": []}', "expected a list of 1 to"),
         ('{"messages": [1]}', "expected messages"),
@@ -197,7 +202,7 @@ def test_turns_that_a_template_rewrites_carry_no_loss(tokenizer: Any, tmp_path: 
         ('{"messages": [{"role": "user", "content": "hi"}]}', "no assistant message"),
         ('{"conversations": [{"from": "human"}]}', "expected strings in 'from' and 'value'"),
         ('{"instruction": "a", "output": 3}', "expected strings in instruction"),
-        ('{"question": "a"}', "got the keys ['question']"),
+        ('{"question": "a"}', "got the keys question"),
     ],
 )
 def test_a_bad_chat_is_refused_by_its_line(tokenizer: Any, tmp_path: Path, bad: str, message: str) -> None:
@@ -210,7 +215,7 @@ def test_a_bad_chat_is_refused_by_its_line(tokenizer: Any, tmp_path: Path, bad: 
 
 def test_a_bad_text_record_is_refused_by_its_line(tokenizer: Any, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", [{"text": "fine"}, {"text": 3}])
-    with pytest.raises(InputError, match=r"line 2: expected a string in 'text', got int"):
+    with pytest.raises(InputError, match=r"line 2: expected a string in 'text', got a number"):
         load(tokenizer, path, kind="jsonl")
 
 
@@ -222,7 +227,7 @@ def test_bytes_that_are_not_utf8_are_refused_by_their_line(tokenizer: Any, tmp_p
 
 
 def test_a_line_without_end_is_refused(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("peer.training.records.MAX_LINE_BYTES", 100)
+    monkeypatch.setattr("peer.training.data_file.MAX_LINE_BYTES", 100)
     path = tmp_path / "d.txt"
     path.write_text("fine\n" + "x" * 101)
     with pytest.raises(InputError, match=r"line 2: expected at most 100 bytes"):
@@ -230,9 +235,9 @@ def test_a_line_without_end_is_refused(tokenizer: Any, tmp_path: Path, monkeypat
 
 
 def test_a_missing_file_and_too_little_data_are_refused(tokenizer: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="No such file"):
+    with pytest.raises(InputError, match="no such data file"):
         load(tokenizer, tmp_path / "none.txt")
-    for text in ("", "word", "one short line\n"):
+    for text in ("word", "one short line\n"):
         (tmp_path / "d.txt").write_text(text)
         with pytest.raises(InputError, match="too little data"):
             load(tokenizer, tmp_path / "d.txt")
@@ -253,3 +258,102 @@ def test_truncation_and_padding_in_a_tokenizer_file_change_nothing(tokenizer: An
     tokenizer.backend_tokenizer.enable_truncation(10)
     tokenizer.backend_tokenizer.enable_padding(length=50)
     assert digest(load(tokenizer, plays).train) == expected
+
+
+# ---- rules of data ---------------------------------------------------------------------------------------------------
+
+PROVERBS = [f"When everyone brings wood, the fire burns high. {number}" for number in range(60)]
+OLD_RECORDS: dict[str, list[Any]] = {
+    "jsonl": [{"text": text, "meta": "x"} for text in (*PROVERBS, "", *PROVERBS[:3])],
+    "chat": [
+        *({"messages": [{"role": "user", "content": t}, {"role": "assistant", "content": "Yes", "weight": 0}]} for t in PROVERBS),
+        *({"conversations": [{"from": "gpt", "value": "So"}, {"from": "human", "value": t}, {"from": "gpt", "value": "A"}]} for t in PROVERBS[:9]),
+        *({"instruction": t, "input": "in", "output": "B", "system": "x", "history": [["a", "b"]]} for t in PROVERBS[:9]),
+    ],
+    "few": [{"text": "a b c"}, {"text": "a b c"}, {"text": "d e f"}],
+}  # fmt: skip
+OLD_DIGESTS = {  # by the code of the time when no run had rules 2
+    "text": "3efb3d2c3cda0cdc3397295443ac80f8",
+    "jsonl": "e2cc018d6b5b82267d9b1e121a8d5263",
+    "chat": "2921748345f023440030b19f9774bb2a",
+    "few": "563c657657c08d9d5122e0e57e167c67",
+}
+
+
+@pytest.mark.parametrize("kind", OLD_DIGESTS)
+def test_a_run_that_began_by_rules_1_keeps_its_tokens_and_its_split(tokenizer: Any, tmp_path: Path, kind: str) -> None:
+    data: dict[str, Any] = {"held_out": 0.2, "rules": 1}
+    if kind == "text":
+        path = tmp_path / "d.txt"
+        path.write_text("\n".join(PROVERBS))
+    else:
+        path = write_jsonl(tmp_path / "d.jsonl", OLD_RECORDS[kind])
+        data |= {"kind": "chat" if kind == "chat" else "jsonl", "packing": kind == "jsonl"}
+    if kind == "few":
+        data |= {"held_out": 1e-9}
+    dataset = load(with_front(tokenizer), path, **data)
+    assert digest(dataset.train)[:16] + digest(dataset.held_out)[:16] == OLD_DIGESTS[kind]
+
+
+def with_front(tokenizer: Any) -> Any:
+    """The tokenizer, putting its beginning-of-sequence token in front of a text."""
+    special = [("<bos>", tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=special)
+    return tokenizer
+
+
+def test_a_text_and_each_jsonl_record_begin_as_the_tokenizer_wants_it_and_that_is_not_predicted(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    with_front(tokenizer)
+    (tmp_path / "d.txt").write_text("\n".join(PROVERBS))
+    text = load(tokenizer, tmp_path / "d.txt", held_out=0.1)
+    both = [row for split in (text.train, text.held_out) for row in rows(split)]
+    assert sum(row.count(tokenizer.bos_token_id) for row in both) == 1
+    assert any(row[0] == tokenizer.bos_token_id for row in both)
+    path = write_jsonl(tmp_path / "d.jsonl", [{"text": text} for text in PROVERBS])
+    for packing in (True, False):
+        dataset = load(tokenizer, path, kind="jsonl", held_out=0.1, packing=packing)
+        stream = [token for row in rows(dataset.train) + rows(dataset.held_out) for token in row]
+        pairs = [token for token in stream if token in (tokenizer.bos_token_id, tokenizer.eos_token_id)]
+        assert pairs == [tokenizer.bos_token_id, tokenizer.eos_token_id] * len(PROVERBS)
+        is_front = dataset.train.tokens_ST == tokenizer.bos_token_id
+        assert is_front.any() and not (dataset.train.loss_ST & is_front).any()
+
+
+@pytest.mark.parametrize("back", ["", "<eos>"])
+def test_beginnings_and_ends_that_a_record_was_written_with_are_not_doubled(
+    tokenizer: Any, tmp_path: Path, back: str
+) -> None:
+    special = [("<bos>", tokenizer.bos_token_id), ("<eos>", tokenizer.eos_token_id)]
+    single = f"<bos> $A {back}".strip()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=special)
+    marks = tokenizer.bos_token + "{}" + tokenizer.eos_token
+    path = write_jsonl(
+        tmp_path / "d.jsonl", [{"text": text.format(i)} for i in range(20) for text in (marks, "{} plain")]
+    )
+    dataset = load(tokenizer, path, kind="jsonl", packing=False, held_out=0.1)
+    for row in rows(dataset.train) + rows(dataset.held_out):
+        assert [i for i, token in enumerate(row) if token == tokenizer.bos_token_id] == [0]
+        assert [i for i, token in enumerate(row) if token == tokenizer.eos_token_id] == [len(row) - 1]
+
+
+def test_a_tokenizer_that_puts_nothing_in_front_gets_nothing_in_front(tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    path = write_jsonl(tmp_path / "d.jsonl", [{"text": text} for text in PROVERBS])
+    dataset = load(tokenizer, path, kind="jsonl", held_out=0.1)
+    assert all(tokenizer.bos_token_id not in row for row in rows(dataset.train))
+
+
+def test_what_is_left_out_cut_or_unknown_is_told(tokenizer: Any, tmp_path: Path) -> None:
+    ask = {"role": "user", "content": "a long question " * 30}
+    chats = [{"messages": [ask, {"role": "assistant", "content": f"A {i}"}]} for i in range(9)]
+    notes = load(tokenizer, write_jsonl(tmp_path / "d.jsonl", chats), kind="chat", packing=False).notes()
+    assert any("cut: 9" in note for note in notes) and any("without anything to learn" in note for note in notes)
+    texts = [{"text": text} for text in ("", "  ", *PROVERBS)]
+    notes = load(tokenizer, write_jsonl(tmp_path / "d.jsonl", texts), kind="jsonl", held_out=0.1).notes()
+    assert any("empty text, which are left out: 2" in note for note in notes)
+    notes = load(tokenizer, write_jsonl(tmp_path / "d.jsonl", texts), kind="text", held_out=0.1).notes()
+    assert any("looks like JSONL" in note for note in notes)
+    everything = write_jsonl(tmp_path / "d.jsonl", [{"text": f"{number} of a different kind"} for number in range(60)])
+    assert load(tokenizer, everything, kind="jsonl", held_out=0.1).notes() == []

@@ -14,7 +14,7 @@ sees it from a real token, and carries no loss; a batch is cut to its longest se
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from peer.training.data_file import check_file
 from peer.training.draw import draw
-from peer.training.records import Record, read_records, read_text_tokens
+from peer.training.notes import LONG, UNKNOWN, UNPREDICTED, Notes
+from peer.training.records import Record, check_records, read_records, read_text
+from peer.training.repeats import repeated
 from protocol.errors import InputError
 from protocol.run_spec import DataSource, PinnedData, RunSpec
 
@@ -73,12 +76,37 @@ class Sequences:
         return pinned[0].to(device, non_blocking=True), pinned[1].to(device, non_blocking=True)
 
 
-@dataclass(frozen=True, eq=False)
 class Dataset:
-    """What peers train on, and what they never see."""
+    """What peers train on, and what they never see.
 
-    train: Sequences
-    held_out: Sequences
+    Args:
+        held_out: the split, or what makes it when it is first asked for: a peer never does.
+        notes: what there is to tell of the file.
+    """
+
+    def __init__(
+        self, train: Sequences, held_out: Sequences | Callable[[], Sequences], notes: Notes | None = None
+    ) -> None:
+        self.train, self._held_out, self._notes = train, held_out, notes or Notes()
+
+    @cached_property
+    def held_out(self) -> Sequences:
+        return self._held_out if isinstance(self._held_out, Sequences) else self._held_out()
+
+    def notes(self) -> list[str]:
+        """What a host should know of its data, a sentence each."""
+        assert self.held_out is not None  # what is repeated is counted with it
+        return self._notes.sentences()
+
+
+def check_data(data: PinnedData | DataSource, data_path: Path) -> None:
+    """Look at a run's data as far as that can be done without its tokenizer: before a model is fetched, say.
+
+    Raises:
+        InputError: no file of the run's kind, or a bad record; its line is named.
+    """
+    check_file(data_path)
+    check_records(data, data_path)
 
 
 def load_dataset(spec: RunSpec, tokenizer: Any, data_path: Path) -> Dataset:
@@ -96,32 +124,51 @@ def load_dataset(spec: RunSpec, tokenizer: Any, data_path: Path) -> Dataset:
 
 def build_dataset(data: PinnedData | DataSource, tokenizer: Any, data_path: Path) -> Dataset:
     """`load_dataset` with the one part of the spec that it needs."""
-    length = data.sequence_length
+    check_file(data_path)
+    length, notes = data.sequence_length, Notes()
     tokenizer.backend_tokenizer.no_truncation()  # what a tokenizer.json may have been saved with
     tokenizer.backend_tokenizer.no_padding()
     if data.kind == "text":
-        tokens = read_text_tokens(data_path, tokenizer)
-        records: Iterable[Record] = (Record.of(block) for block in _blocks(tokens, length))
+        records: Iterable[Record] = _blocks(read_text(data, tokenizer, data_path, notes), length)
         packing = False  # a block already fills a sequence
     else:
-        records, packing = read_records(data, tokenizer, data_path), data.packing
-    train, held_out = _split(records, data.held_out)
-    if not train or not held_out:
+        records, packing = read_records(data, tokenizer, data_path, notes), data.packing
+    split = _split(records, data.held_out, data.rules)
+    if not packing:
+        notes.count(LONG, sum(len(record.tokens) > length for side in split for record in side))
+    unknown = tokenizer.unk_token_id
+    if unknown is not None and unknown not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        notes.count(UNKNOWN, sum(int((record.tokens == unknown).sum()) for side in split for record in side))
+    train, kept_out = (_sequences(side, length, packing, notes) for side in split)
+    if not len(train) or not len(kept_out):
+        count = sum(map(len, split))
         raise InputError(
-            f"{data_path}: too little data: {len(train) + len(held_out)} records or blocks of {length} tokens",
+            f"{data_path}: too little data: {count} different records or blocks of {length} tokens",
             "give more data, or a smaller data.sequence_length",
         )
-    kept_out = _sequences(held_out, length, packing)
+    return Dataset(train, lambda: _held_out(data, kept_out, train, tokenizer, notes), notes)
+
+
+def _held_out(
+    data: PinnedData | DataSource, kept_out: Sequences, train: Sequences, tokenizer: Any, notes: Notes
+) -> Sequences:
+    """The sequences to evaluate, of those that were kept out."""
     order = sorted(range(len(kept_out)), key=lambda i: (_place(kept_out.tokens_ST[i].numpy()), i))
-    return Dataset(
-        train=_sequences(train, length, packing),
-        held_out=_take(kept_out, sorted(order[: data.held_out_sequences])),
-    )
+    if data.rules > 1:
+        order = order[: 2 * data.held_out_sequences]  # there are others in the place of those that are left out
+        known = repeated(_take(kept_out, order), train, tokenizer)
+        told = f"{known.sum()} of {len(order)} held-out sequences hold text that is trained on, too"
+        if known.all():
+            notes.say(f"{told}: the held-out loss says little about text that is new")
+        elif known.any():
+            notes.say(f"{told}, and are left out")
+            order = [row for row, is_known in zip(order, known, strict=True) if not is_known]
+    return _take(kept_out, sorted(order[: data.held_out_sequences]))
 
 
-def _blocks(tokens: np.ndarray, length: int) -> Iterable[np.ndarray]:
-    for start in range(0, len(tokens) - 1, length):  # a last block of one token would predict nothing
-        yield tokens[start : start + length]
+def _blocks(text: Record, length: int) -> Iterable[Record]:
+    for start in range(0, len(text.tokens) - 1, length):  # a last block of one token would predict nothing
+        yield Record(text.tokens[start : start + length], text.loss_mask[start : start + length])
 
 
 def _place(tokens: np.ndarray) -> int:
@@ -130,26 +177,32 @@ def _place(tokens: np.ndarray) -> int:
     return int.from_bytes(hashlib.sha256(_HELD_OUT + data).digest()[:8], "big")
 
 
-def _split(records: Iterable[Record], share: float) -> tuple[list[Record], list[Record]]:
-    """(train, held out); a small file keeps out the record with the lowest place, and that one alone."""
+def _split(records: Iterable[Record], share: float, rules: int) -> tuple[list[Record], list[Record]]:
+    """(train, held out); a small file keeps out the record with the lowest place, by rules 1 without its copies."""
     train: list[Record] = []
     held_out: list[Record] = []
-    lowest = (1 << 64, -1)
+    places: list[int] = []
     for record in records:
-        place = _place(record.tokens)
+        place = _place(record.tokens) if record.place is None else record.place
         if place < share * 2**64:
             held_out.append(record)
         else:
-            lowest = min(lowest, (place, len(train)))
+            places.append(place)
             train.append(record)
-    if not held_out and len(train) > 1:
-        held_out.append(train.pop(lowest[1]))
-    return train, held_out
+    if held_out or len(train) < 2:
+        return train, held_out
+    lowest = min(places)
+    if rules == 1:
+        return train, [train.pop(places.index(lowest))]
+    return (
+        [record for record, place in zip(train, places, strict=True) if place != lowest],
+        [record for record, place in zip(train, places, strict=True) if place == lowest],
+    )
 
 
-def _sequences(records: list[Record], length: int, packing: bool) -> Sequences:
+def _sequences(records: list[Record], length: int, packing: bool, notes: Notes) -> Sequences:
     """Lay records into rows of `length`; rows in which nothing is predicted are left out."""
-    if packing:
+    if packing and records:
         stream = Record(np.concatenate([r.tokens for r in records]), np.concatenate([r.loss_mask for r in records]))
         records = [stream]
     pieces = [
@@ -157,7 +210,9 @@ def _sequences(records: list[Record], length: int, packing: bool) -> Sequences:
         for record in records
         for start in range(0, len(record.tokens), length)
     ]
+    cut = len(pieces)
     pieces = [(tokens, loss) for tokens, loss in pieces if loss[1:].any()]
+    notes.count(UNPREDICTED, cut - len(pieces))
     tokens_ST = np.zeros((len(pieces), length), dtype=np.int32)
     loss_ST = np.zeros((len(pieces), length), dtype=bool)
     for row, (tokens, loss) in enumerate(pieces):

@@ -2,17 +2,19 @@
 
     text    UTF-8; tokenized in pieces that end at line ends, so that a large file needs little memory
     jsonl   one JSON object a line: {"text": "..."}; the field's name is the run's choice
-    chat    one conversation a line, in any of three shapes:
-            {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
-            {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}      ShareGPT
-            {"instruction": "...", "input": "...", "output": "..."}                                      Alpaca
+    chat    one conversation a line, in any of the shapes of `conversation`
 
 A jsonl record ends with the end-of-sequence token. A chat goes through the tokenizer's chat template, which sets its own
 ends, and only the assistant's answers carry loss.
+
+What goes in front of a text is the tokenizer's to say (its post-processor: for many models the beginning-of-sequence
+token): from rules 2 on (`data.rules`) it stands before a text's first token and before each jsonl record, once, and carries no
+loss. A chat template writes its own. By rules 1 nothing goes in front.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,15 +24,26 @@ from typing import Any
 
 import numpy as np
 
-from peer.training.chat import encode_chat, messages_of
+from peer.training.chat import Chats, encode_by_transformers, messages_of
+from peer.training.chat_template import told
+from peer.training.conversation import conversation_of, json_type
+from peer.training.data_file import numbered_lines
+from peer.training.notes import EMPTY_TEXTS, Notes
+from peer.training.repeats import normal_form
 from protocol.errors import InputError
 from protocol.run_spec import DataSource, PinnedData
+from protocol.shown import named, shown
 
-MAX_LINE_BYTES = 8 << 20
 TEXT_PIECE_BYTES = 1 << 16  # part of what makes tokens the same everywhere: do not change
 
 _BATCH_PIECES = 8
 _BATCH_RECORDS = 256
+_HELD_OUT = b"potluck-held-out-v2\n"
+_WHOLE_PAIRS = r"write both halves (\ud83d\ude00), or the character itself"
+_ONE_A_LINE = "a JSONL file has one JSON object on each line; `jq -c . OLD > NEW` writes it so"
+
+Data = PinnedData | DataSource
+Placed = tuple[str, str]  # where it stands (file and line), text
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,105 +53,262 @@ class Record:
     Args:
         tokens: int32.
         loss_mask: bool, True where the token is to be predicted.
+        place: from 0 to 2**64: below the held-out share it is kept out. None: by its tokens.
     """
 
     tokens: np.ndarray
     loss_mask: np.ndarray
+    place: int | None = None
 
     @classmethod
-    def of(cls, tokens: np.ndarray) -> Record:
-        """A record in which every token is to be predicted."""
-        return cls(tokens, np.ones(len(tokens), dtype=bool))
+    def of(cls, tokens: np.ndarray, front: int = 0, place: int | None = None) -> Record:
+        """A record in which every token after the first `front` ones is to be predicted."""
+        loss_mask = np.ones(len(tokens), dtype=bool)
+        loss_mask[:front] = False
+        return cls(tokens, loss_mask, place)
 
 
-def read_text_tokens(path: Path, tokenizer: Any) -> np.ndarray:
-    """All tokens of a text file, int32. Raises: InputError: unreadable, or not UTF-8 (the line is named)."""
-    parts = [
-        np.asarray(ids, dtype=np.int32)
-        for pieces in _batches(_text_pieces(path), _BATCH_PIECES)
-        for ids in _encode_all(tokenizer, pieces)
-    ]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
+def check_records(data: Data, path: Path) -> None:
+    """Read all of a file as far as that can be done without a tokenizer.
+
+    Raises:
+        InputError: as `read_text` and `read_records`.
+    """
+    notes = Notes()
+    values: Iterable[Any] = _text_lines(path, data, notes) if data.kind == "text" else _values(data, path, notes)
+    for _ in values:
+        pass
 
 
-def _text_pieces(path: Path) -> Iterator[str]:
+# ---- text ------------------------------------------------------------------------------------------------------------
+
+
+def read_text(data: Data, tokenizer: Any, path: Path, notes: Notes) -> Record:
+    """All of a text file as one record. Raises: InputError: unreadable, or not text (the line is named)."""
+    parts: list[np.ndarray] = []
+    front: list[int] = []
+    for pieces in _batches(_text_pieces(_text_lines(path, data, notes), path), _BATCH_PIECES):
+        for ids in _encode_all(tokenizer, pieces):
+            if not parts and data.rules > 1:
+                front = _missing(_front(tokenizer, pieces[0][1]), ids)
+            parts.append(np.asarray(ids, dtype=np.int32))
+    return Record.of(np.concatenate([np.asarray(front, dtype=np.int32), *parts]), len(front))
+
+
+def _text_lines(path: Path, data: Data, notes: Notes) -> Iterator[str]:
+    blank = True
+    for number, line in numbered_lines(path, data.rules):
+        if number == 1 and data.rules > 1 and _is_json_object(line):
+            notes.say("the file looks like JSONL, and data.kind is text: names and braces are trained on, too")
+        blank = blank and not line.strip()
+        yield line
+    if blank and data.rules > 1:
+        raise InputError(f"{path}: holds only white space", "give the path of a file with text in it")
+
+
+def _text_pieces(lines: Iterable[str], path: Path) -> Iterator[Placed]:
     """Pieces of at least 64 KiB that end at a line end (the last is what is left)."""
     waiting: list[str] = []
-    size = 0
-    for _, line in _lines(path):
+    size = done = 0
+    for number, line in enumerate(lines, 1):
         waiting.append(line)
         size += len(line.encode())
         if size >= TEXT_PIECE_BYTES:
-            yield "".join(waiting)
-            waiting, size = [], 0
+            yield f"{path}: lines {done + 1} to {number}", "".join(waiting)
+            waiting, size, done = [], 0, number
     if waiting:
-        yield "".join(waiting)
+        yield f"{path}: from line {done + 1} on", "".join(waiting)
 
 
-def read_records(data: PinnedData | DataSource, tokenizer: Any, path: Path) -> Iterable[Record]:
+def _is_json_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+# ---- jsonl and chat --------------------------------------------------------------------------------------------------
+
+
+def read_records(data: Data, tokenizer: Any, path: Path, notes: Notes) -> Iterator[Record]:
     """The records of a jsonl or chat file, in order.
 
     Raises:
         InputError: unreadable, a bad record (its line is named), or a tokenizer that lacks what the kind needs.
     """
+    values = _values(data, path, notes)
+    if data.kind == "jsonl":
+        return _texts(data, tokenizer, values, notes)
+    return _chats(data, tokenizer, values, notes)
+
+
+def _chats(data: Data, tokenizer: Any, values: Iterable[tuple[str, Any]], notes: Notes) -> Iterator[Record]:
+    if data.rules == 1:
+        for where, messages in values:
+            yield Record(*encode_by_transformers(tokenizer, messages, where))
+        return
+    if data.template_date is None:
+        raise InputError("chats need data.template_date", "name the day that chat templates are told, as YYYY-MM-DD")
+    chats = Chats(tokenizer, data.template_date, notes)
+    for where, conversation in values:
+        encoded, text = chats.encode(conversation, where)
+        if encoded is not None:
+            yield Record(*encoded, _place(text))
+
+
+def _texts(data: Data, tokenizer: Any, texts: Iterable[Placed], notes: Notes) -> Iterator[Record]:
     eos = tokenizer.eos_token_id
-    if data.kind == "jsonl" and eos is None:
+    if eos is None:
         raise InputError(
             "the model's tokenizer has no end-of-sequence token, which jsonl records need", "use kind text"
         )
-    values = ((f"{path}: line {number}", line) for number, line in _lines(path) if line.strip())
-    objects = ((where, _json_object(line, where)) for where, line in values)
-    if data.kind == "chat":
-        for where, value in objects:
-            yield Record(*encode_chat(tokenizer, messages_of(value, where), where))
-        return
-    for texts in _batches((_text_field(value, data.text_field, where) for where, value in objects), _BATCH_RECORDS):
-        for ids in _encode_all(tokenizer, texts):
-            if ids:
+    front: list[int] | None = None
+    special = set(tokenizer.all_special_ids)
+    for batch in _batches(texts, _BATCH_RECORDS):
+        for (_, text), ids in zip(batch, _encode_all(tokenizer, batch), strict=True):
+            if not ids or (data.rules > 1 and not text.strip()):
+                notes.count(EMPTY_TEXTS)
+                continue
+            if data.rules == 1:
                 yield Record.of(np.asarray([*ids, eos], dtype=np.int32))
+                continue
+            if front is None and not special.issuperset(ids):
+                front = _front(tokenizer, text)
+            before = _missing(front or [], ids)
+            tokens = np.asarray([*before, *ids, *([eos] if ids[-1] != eos else [])], dtype=np.int32)
+            yield Record.of(tokens, len(before), _place(text))
 
 
-def _text_field(value: dict[str, Any], field_name: str, where: str) -> str:
-    text = value.get(field_name)
+def _place(text: str) -> int:
+    """Where a record falls between 0 and 2**64, wherever its letters are capital and its spaces are."""
+    return int.from_bytes(hashlib.sha256(_HELD_OUT + normal_form(text)).digest()[:8], "big")
+
+
+def _front(tokenizer: Any, text: str) -> list[int]:
+    """The tokens that the tokenizer's post-processor puts in front of a text, seen by one that it has tokens for."""
+    backend = tokenizer.backend_tokenizer
+    plain, whole = (backend.encode(text, add_special_tokens=special).ids for special in (False, True))
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return list(whole[:start])
+    return []
+
+
+def _missing(front: list[int], ids: Any) -> list[int]:
+    """What of it does not stand there yet: a text may have been written with it."""
+    return front if list(ids[: len(front)]) != front else []
+
+
+def _values(data: Data, path: Path, notes: Notes) -> Iterator[tuple[str, Any]]:
+    """(where, text or conversation) of each record, checked as far as that needs no tokenizer."""
+    first = True
+    for number, line in numbered_lines(path, data.rules):
+        if not line.strip():
+            continue
+        where = f"{path}: line {number}"
+        value = _json_object(line, where, data.rules, first)
+        first = False
+        if data.kind == "jsonl":
+            yield where, _text_field(value, data, where, notes)
+        elif data.rules == 1:
+            yield where, messages_of(value, where)
+        else:
+            yield where, conversation_of(value, where, notes)
+    if first and data.rules > 1:
+        raise InputError(f"{path}: holds no records, only white space", "give the path of a file with data in it")
+
+
+def _text_field(value: dict[str, Any], data: Data, where: str, notes: Notes) -> str:
+    text = value.get(data.text_field)
     if not isinstance(text, str):
-        raise InputError(f"{where}: expected a string in {field_name!r}, got {type(text).__name__}")
+        found = json_type(text) if data.text_field in value else "no such field"
+        raise InputError(
+            f"{where}: expected a string in {data.text_field!r}, got {found}",
+            f"name the field that holds the text in data.text_field, or use kind chat; here are: {named(value)}",
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}: half of a surrogate pair in {data.text_field!r}", _WHOLE_PAIRS) from error
+    notes.unused(name for name in value if name != data.text_field and value[name] not in (None, "", [], {}))
     return text
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, line with its end), bounded and decoded strictly."""
+def _json_object(line: str, where: str, rules: int, first: bool) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            number = 0
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                if len(line) > MAX_LINE_BYTES:
-                    raise InputError(f"{path}: line {number}: expected at most {MAX_LINE_BYTES} bytes")
-                yield number, line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: line {number}: not UTF-8: {error.reason}", "save the file as UTF-8") from error
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}", "give the path of the run's data file") from error
-
-
-def _json_object(line: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON: {error}", "a JSONL file has one JSON object on each line") from error
+        value = json.loads(line, object_pairs_hook=_once if rules > 1 else None)
+    except json.JSONDecodeError as error:
+        if first and line.lstrip().startswith("["):
+            raise InputError(
+                f"{where}: a JSON array, not JSONL", "`jq -c '.[]' OLD > NEW` writes each on a line"
+            ) from error
+        raise InputError(f"{where}: not JSON: {error.msg} at column {error.colno}", _ONE_A_LINE) from error
+    except _Twice as error:
+        raise InputError(
+            f"{where}: the field '{shown(error)}' stands twice in one object", "leave one of them"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not JSON: {shown(error)}", _ONE_A_LINE) from error
+    if isinstance(value, list) and first:
+        raise InputError(f"{where}: a JSON array, not JSONL", "`jq -c '.[]' OLD > NEW` writes each on a line")
     if not isinstance(value, dict):
-        raise InputError(f"{where}: expected a JSON object, got {type(value).__name__}")
+        raise InputError(f"{where}: expected a JSON object, got {json_type(value)}", _ONE_A_LINE)
+    if rules > 1 and "\\u" in line:
+        _check_texts(value, where)
     return value
 
 
-def _encode_all(tokenizer: Any, texts: list[str]) -> Iterator[list[int]]:
+class _Twice(Exception):
+    """A field stands twice in one object; its name."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise _Twice(name)
+            seen.add(name)
+    return value
+
+
+def _check_texts(record: dict[str, Any], where: str) -> None:
+    """Raises: InputError: a text or a name in the record that is no text: half of a surrogate pair, or NUL."""
+    waiting: list[tuple[str, Any]] = list(record.items())
+    texts = [(name, name) for name in record]
+    while waiting:
+        field, part = waiting.pop()
+        if isinstance(part, str):
+            texts.append((field, part))
+        elif isinstance(part, dict):
+            texts += [(field, name) for name in part]
+            waiting += [(field, item) for item in part.values()]
+        elif isinstance(part, list):
+            waiting += [(field, item) for item in part]
+    for field, text in texts:
+        if "\0" in text:
+            raise InputError(f"{where}: a NUL character in '{shown(field)}'", "take it out: no text has one")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise InputError(f"{where}: half of a surrogate pair in '{shown(field)}'", _WHOLE_PAIRS)
+
+
+def _encode_all(tokenizer: Any, texts: list[Placed]) -> Iterator[list[int]]:
     # the backend, and not the tokenizer's own call: no warning about long texts, no truncation, no special tokens;
     # "fast" leaves out offsets, which take twice the time of the tokens
-    for encoding in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+    encode = tokenizer.backend_tokenizer.encode_batch_fast
+    try:
+        encodings = encode([text for _, text in texts], add_special_tokens=False)
+    except Exception as error:  # what tokenizers raises where a model has no token for a character; nothing narrower
+        if len(texts) > 1:
+            for one in texts:  # which of them it is
+                yield from _encode_all(tokenizer, [one])
+        raise InputError(f"{texts[0][0]}: the model's tokenizer has no tokens for this: {told(error)}") from error
+    for encoding in encodings:
         yield encoding.ids
 
 
-def _batches(items: Iterable[str], size: int) -> Iterator[list[str]]:
+def _batches(items: Iterable[Placed], size: int) -> Iterator[list[Placed]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
