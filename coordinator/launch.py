@@ -125,13 +125,13 @@ def _first_start(config_path: Path, config: RunConfig, folder: RunFolder, data: 
     def look(plan: Path) -> None:  # at all but the weights, before these come from a hub
         nonlocal dataset
         check_plan(plan, config.method, config.data)
-        dataset = _read_data(config, data, plan, tell)
+        dataset = _read_data(config, data, plan, folder.path, tell)
 
     with no_progress_bars(), contextlib.ExitStack() as failed:
         model = prepare_model(config.model, base, folder.path / "hub", before_weights=look)
         facts = check_model(model, config.method, config.data)
         tell(f"model: {facts}")
-        dataset = dataset or _read_data(config, data, model, tell)
+        dataset = dataset or _read_data(config, data, model, folder.path, tell)
         _check_place(folder, model, facts)
         for path in (build, folder.base_model, folder.licenses):
             failed.callback(shutil.rmtree, path, ignore_errors=True)
@@ -181,15 +181,17 @@ def _check_place(folder: RunFolder, model: Path, facts: ModelFacts) -> None:
     disk.check_room(folder.path, sum(sizes.values()) + 2 * (4 * facts.trainable + besides) + SPARE_BYTES)
 
 
-def _read_data(config: RunConfig, data: Path, model: Path, tell: Tell) -> Dataset:
+def _read_data(config: RunConfig, data: Path, model: Path, place: Path, tell: Tell) -> Dataset:
     """All of the data, as the members will read them, before anything is copied; the host is told what is not used.
 
     Raises:
         InputError: the data cannot be used; the line is named.
     """
-    with tempfile.TemporaryDirectory() as folder:  # the tokenizer as the genesis will hold it
-        load_tokenizer(model).save_pretrained(folder)
-        dataset = build_dataset(config.data, load_tokenizer(Path(folder)), data)
+    with tempfile.TemporaryDirectory(prefix="tokenizer-", dir=place) as name:  # as the genesis will hold it
+        folder = Path(name)
+        with disk.writing(folder):
+            load_tokenizer(model).save_pretrained(name)
+        dataset = build_dataset(config.data, load_tokenizer(folder), data)
     for sentence in dataset.notes():
         tell(f"{data}: {sentence}")
     return dataset

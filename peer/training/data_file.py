@@ -6,6 +6,7 @@ order mark, as it always could; what ended in a traceback is refused by all rule
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,9 +53,9 @@ def check_file(path: Path) -> None:
     """
     hint = "check data.path in run.toml; it starts from run.toml's folder"
     try:
-        if path.is_dir():
+        if os.path.isdir(path):
             raise InputError(f"{path}: a folder, not a data file", "give one file; `cat` joins several")
-        if not path.is_file():
+        if not os.path.isfile(path):  # Path's own raises for a name that is too long
             raise InputError(f"{path}: no such data file", hint)
         with path.open("rb") as file:
             first = file.read(1)
