@@ -81,6 +81,8 @@ class Chats:
                 f"the model's tokenizer has no chat template for this: {told(error)}", "name one of them default"
             ) from error
         if source not in self._compiled:
+            if "strftime_now" in source:
+                self._notes.say(f"the chat template writes the day: {self._day}, in this run, on all days")
             self._compiled[source] = ChatTemplate(source, self._day, dict(self._tokenizer.special_tokens_map))
         return self._compiled[source]
 

@@ -91,7 +91,10 @@ def conversation_of(value: dict[str, Any], where: str, notes: Notes) -> Conversa
     if "instruction" in value and "output" in value and (not shapes or value["output"] is not None):
         shapes.append("instruction")
     if not shapes:
-        raise InputError(f"{where}: {SHAPES}, got the keys {named(sorted(value))}")
+        raise InputError(
+            f"{where}: {SHAPES}, got the keys {named(sorted(value))}",
+            "rename them; texts that are no chats go by kind jsonl",
+        )
     if len(shapes) > 1:
         raise InputError(
             f"{where}: two conversations in one record: {' and '.join(shapes)}",
@@ -110,8 +113,9 @@ def conversation_of(value: dict[str, Any], where: str, notes: Notes) -> Conversa
         messages, learned = [{"role": "system", "content": system}, *messages], [False, *learned]
     tools = _tools(value, where)
     _refuse(value, where, "")
-    known = [*known, *_SYSTEM, *_LISTS, *_MARKS, "tools", "functions"]
-    notes.unused(name for name in value if name not in known and _is_given(value[name]))
+    known = [*known, *_SYSTEM, *_LISTS, "tools", "functions"]
+    unused = [name for name in value if name not in known and _is_given(value[name])]
+    notes.unused(name for name in unused if name not in _MARKS or not _is_mark(name, value[name]))
     if not any(m["role"] == "assistant" and _says_something(m) for m in messages):
         raise InputError(f"{where}: no assistant message to learn from")
     empty = sum(m["role"] == "assistant" and not _says_something(m) for m in messages)
@@ -120,7 +124,7 @@ def conversation_of(value: dict[str, Any], where: str, notes: Notes) -> Conversa
 
 
 def _is_given(value: Any) -> bool:
-    return value not in (None, "", False) and value != [] and value != {}
+    return value not in (None, "") and value != [] and value != {}
 
 
 def _says_something(message: Message) -> bool:
@@ -320,8 +324,13 @@ def _refuse(value: dict[str, Any], where: str, kind: str) -> None:
         if value.get(name) is False:
             raise InputError(f"{where}: {name} is false: rated as what not to say", "take such records out")
     for name in _MARKS:
-        if value.get(name) not in (None, 1):
+        if _is_mark(name, value.get(name)) and value[name] != 1:
             raise InputError(
                 f"{where}: the record's {name} is {_brief(value[name])}: all records count alike",
                 "take out the records that are not to be learned, and the field",
             )
+
+
+def _is_mark(name: str, value: Any) -> bool:
+    """Whether a field of a record says how much the record counts: a `loss` of 0.7 has been measured."""
+    return isinstance(value, int | float) and (name != "loss" or value in (0, 1))
