@@ -148,6 +148,8 @@ def test_a_record_of_which_nothing_is_to_be_learned_is_left_out_and_told(plain: 
         ({"messages": [ASK, ANSWER | {"loss_mask": 0}]}, "message field 'loss_mask'"),
         ({"messages": [ASK, ANSWER], "weight": 0.3}, "the record's weight is 0.3"),
         ({"messages": [ASK, ANSWER], "loss": False}, "the record's loss is false"),
+        ({"instruction": "Who?", "output": "We.", "weight": 0}, "the record's weight is 0"),
+        ({"messages": [ASK, ANSWER], "enable_thinking": False}, "'enable_thinking'"),
         ({"messages": [ASK, ANSWER], "chosen": [ANSWER], "rejected": [ANSWER]}, "'chosen'"),
         ({"instruction": "Who?", "output": "We.", "kto_tag": False}, "kto_tag is false"),
         ({"messages": [ASK, ANSWER], "images": ["a.png"]}, "'images'"),
@@ -187,22 +189,13 @@ def test_what_cannot_be_used_is_refused_by_name_and_line(
 
 
 def test_what_stands_beside_a_record_stops_nobody_and_is_named_once(plain: Any, tmp_path: Path) -> None:
-    record = {
-        "id": 7,
-        "source": "web",
-        "score": 0.25,
-        "meta": {"a": [1]},
-        "label": "good",
-        "chosen": None,
-        "images": [],
-    }
+    beside = {"id": 7, "source": "web", "score": 0.25, "loss": 0.7, "meta": {"a": [1]}, "label": "good", "train": "yes"}
+    nothing = {"chosen": None, "images": [], "weight": 1, "tools": [], "history": [], "system": ""}
     turns = {"messages": [ASK | {"timestamp": 3}, ANSWER | {"name": "cook", "weight": None}]}
-    dataset = chat(plain, tmp_path / "d.jsonl", record | turns, record | turns | {"note": "x"})
-    (note,) = [note for note in dataset.notes() if "not used" in note]
-    assert (
-        note
-        == "fields that are not used: id, source, score, meta, label, name (of messages), timestamp (of messages), note"
-    )
+    first, second = beside | nothing | turns, beside | nothing | turns | {"note": "x"}
+    dataset = chat(plain, tmp_path / "d.jsonl", first, second)
+    expected = "id, source, score, loss, meta, label, train, name (of messages), timestamp (of messages), note"
+    assert dataset.notes() == [f"fields that are not used: {expected}"]
 
 
 def test_one_text_part_is_its_text_and_names_go_by_either_form(plain: Any, tmp_path: Path) -> None:

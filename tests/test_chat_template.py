@@ -82,7 +82,9 @@ def test_tokens_and_split_are_the_same_on_another_day_and_in_another_zone(
 
 def test_the_pinned_day_is_what_llamas_template_writes_with_one_beginning(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(LLAMA, front="<s>")
-    train = chat(tokenizer, tmp_path / "d.jsonl", {"messages": TURNS}, template_date="2026-03-09").train
+    dataset = chat(tokenizer, tmp_path / "d.jsonl", {"messages": TURNS}, template_date="2026-03-09")
+    train, told = dataset.train, dataset.notes()
+    assert told == ["the chat template writes the day: 2026-03-09, in this run, on all days"]
     (text,) = texts(tokenizer, train)
     assert text.startswith("<s><|system|>Today Date: 09 Mar 2026<|end|><|user|>")
     assert train.tokens_ST[0].tolist().count(0) == 1 + (512 - train.lengths[0]), "padding is 0, too"
