@@ -138,10 +138,13 @@ def test_an_address_that_the_chat_itself_quotes_is_text() -> None:
     [
         CHAT,
         TOOLS,
-        "{{ bos_token }}{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{{ ns.n }}{% endfor %}",
-        "{% for m in messages %}\n  {% generation %}\n{{ m.content | trim }}{% set x = 1 %}{% endgeneration %}{{ x }}\n{% endfor %}",
+        "{{ bos_token }}{% set ns = namespace(n=0) %}"
+        "{% for m in messages %}{% set ns.n = ns.n + 1 %}{{ ns.n }}{% endfor %}",
+        "{% for m in messages %}\n  {% generation %}\n{{ m.content | trim }}{% set x = 1 %}"
+        "{% endgeneration %}{{ x }}\n{% endfor %}",
         "{{ messages | tojson(indent=2) }}{{ dict(a=messages[0].role) | tojson }}{% if tools is none %}none{% endif %}",
-        "{% for m in messages %}{% if loop.last %}{% break %}{% endif %}{{ m.content }}{% endfor %}{{ documents is defined }}",
+        "{% for m in messages %}{% if loop.last %}{% break %}{% endif %}{{ m.content }}{% endfor %}"
+        "{{ documents is defined }}",
     ],
 )
 def test_templates_render_as_transformers_renders_them(source: str) -> None:
@@ -187,7 +190,7 @@ def test_a_run_that_goes_on_keeps_the_day_and_the_rules_it_began_with(tmp_path: 
         "[sync]\nround_tokens = 1\n"
     )
     first = pin(RunConfig.load(toml))
-    long_ago = RunSpec.from_bytes(first.to_bytes().replace(first.data.template_date.encode(), b"2024-02-29"))  # type: ignore[union-attr]
+    long_ago = RunSpec.from_bytes(first.to_bytes().replace(str(first.data.template_date).encode(), b"2024-02-29"))
     assert pin(RunConfig.load(toml, long_ago)) == long_ago
     old = long_ago.model_copy(update={"data": long_ago.data.model_copy(update={"rules": 1, "template_date": None})})
     assert b"rules" not in old.to_bytes().partition(b'"data"')[2].partition(b"}")[0]

@@ -1,4 +1,4 @@
-"""Files that are no data: each is refused in one short line with the file, the line and what to do, by host and volunteer alike."""
+"""Files that are no data: each is refused in one short line with file, line and what to do, by host and volunteer."""
 
 from __future__ import annotations
 
@@ -67,7 +67,12 @@ BAD: list[tuple[str, bytes, str, str]] = [  # kind of the run, content, in the m
     ("jsonl", RECORDS + b'{"text": "' + b"wood " * 2_000_000 + b'"}\n', "line 41: expected at most", "split it"),
     ("jsonl", RECORDS + b'{"text": "half \\ud83d"}\n', "line 41: half of a surrogate pair in 'text'", "both halves"),
     ("jsonl", RECORDS + b'{"text": "a", "\\udc00": 1}\n', "line 41: half of a surrogate pair in '\\udc00'", "both"),
-    ("jsonl", RECORDS + b'{"text": "a", "meta": [{"b": ["\\ud83d"]}]}\n', "line 41: half of a surrogate pair in 'meta'", "both"),
+    (
+        "jsonl",
+        RECORDS + b'{"text": "a", "meta": [{"b": ["\\ud83d"]}]}\n',
+        "line 41: half of a surrogate pair in 'meta'",
+        "both",
+    ),
     ("chat", b'{"messages": [{"role": "user", "content": "\\udfff"}]}\n', "line 1: half of a surrogate pair", "both"),
     ("chat", b'{"instruction": "a", "output": "b", "\\ud800": "c"}\n', "line 1: half of a surrogate pair", "both"),
     ("jsonl", b"[" + RECORDS.replace(b"\n", b",\n")[:-2] + b"]", "line 1: a JSON array, not JSONL", "jq -c '.[]'"),
@@ -89,9 +94,14 @@ BAD: list[tuple[str, bytes, str, str]] = [  # kind of the run, content, in the m
     ("text", b"%PDF-1.7\n" + LINES, "a PDF file, not text", "as JSONL"),
     ("text", b"\x28\xb5\x2f\xfd" + LINES, "a Zstandard file, not text", "unpack"),
     ("text", b"SQLite format 3\0" + LINES, "a SQLite file, not text", "as JSONL"),
-    ("chat", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "pointer of Git LFS", "git lfs pull"),
+    (
+        "chat",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+        "pointer of Git LFS",
+        "git lfs pull",
+    ),
     ("text", b"\x7fELF\x02\x01\x01" + bytes(99), "line 1: holds NUL bytes", "give a text file"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("kind", "content", "message", "hint"), BAD)

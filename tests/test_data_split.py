@@ -1,4 +1,4 @@
-"""The same document on both sides of the split is found: copies, copies but for case and white space, and parts of blocks."""
+"""The same document on both sides of the split is found: copies, also but for case and white space, and parts."""
 
 from __future__ import annotations
 

@@ -1,15 +1,16 @@
 """One chat record as its format means it: messages and tools for the chat template, and which answers are learned.
 
-    {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "...", "weight": 0}], "tools": [...]}
-    {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}], "system": "..."}     ShareGPT
-    {"instruction": "...", "input": "...", "output": "...", "system": "...", "history": [["...", "..."]]}         Alpaca
+    OpenAI    {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+    ShareGPT  {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}], "system": "..."}
+    Alpaca    {"instruction": "...", "input": "...", "output": "...", "system": "...", "history": [["...", "..."]]}
 
-Sources: OpenAI's fine-tuning format (`weight`, `tools`, `functions`, `tool_calls`, `function_call`), LLaMA-Factory's data/README
-(`system`, `history`, whose answers are learned, too, `tools` as a string, roles `function_call` and `observation`), axolotl's
-chat_template (`train`), ms-swift's custom datasets (`loss`, roles `tool_call` and `tool_response`).
+Sources: OpenAI's fine-tuning format (`weight`, `tools`, `functions`, `tool_calls`, `function_call`), LLaMA-Factory's
+data/README (`system`, `history`, whose answers are learned, too, `tools` as a string, roles `function_call` and
+`observation`), axolotl's chat_template (`train`), ms-swift's custom datasets (`loss`, roles `tool_call` and
+`tool_response`).
 
-A field that would change what is learned, and cannot be used, is refused by its name. One that is not known stands beside the
-record: the host is told once that it is not used.
+A field that would change what is learned, and cannot be used, is refused by its name. One that is not known stands
+beside the record: the host is told once that it is not used.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ _MARKS = ("weight", "train", "training", "loss")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 # what changes the loss in ways that this program does not know
 _OTHER_MARKS = (
-    "train_detail", "training_detail", "loss_mask", "loss_weight", "loss_scale", "sample_weight", "mask", "masked", "learn",
-    "trainable", "assistant_masks",
+    "train_detail", "training_detail", "loss_mask", "loss_weight", "loss_scale", "sample_weight", "mask", "masked",
+    "learn", "trainable", "assistant_masks",
 )  # fmt: skip
 # what is said, read or chosen beside the text of the messages
 _OTHER_CONTENT = (
@@ -85,7 +86,8 @@ def conversation_of(value: dict[str, Any], where: str, notes: Notes) -> Conversa
     """Read one record.
 
     Raises:
-        InputError: none of the shapes or two of them, a field that cannot be used, or nobody to learn from; `where` names the line.
+        InputError: none of the shapes or two of them, a field that cannot be used, or nobody to learn from.
+            `where` names the line.
     """
     shapes = [name for name in _LISTS if value.get(name) is not None]
     if "instruction" in value and "output" in value and (not shapes or value["output"] is not None):
