@@ -1,4 +1,4 @@
-"""Chat records as their formats mean them: nothing that they say is dropped in silence, and nothing is learned that they mark."""
+"""Chat records as their formats mean them: nothing they say is dropped in silence, nothing they mark is learned."""
 
 from __future__ import annotations
 
@@ -49,10 +49,19 @@ def refusal(tokenizer: Any, tmp_path: Path, record: Any) -> str:
         {"tools": [TOOL], "messages": [ASK, {"role": "assistant", "content": None, "tool_calls": [CALL]}]},
         {"tools": [TOOL], "messages": [ASK, {"role": "assistant", "tool_calls": [{"id": "a1", **CALL}]}]},
         {"functions": [TOOL["function"]], "messages": [ASK, {"role": "assistant", "function_call": CALL["function"]}]},
-        {"tools": '[{"name": "oven"}]', "conversations": [HUMAN, {"from": "function_call", "value": '{"name": "oven", "arguments": {"minutes": 40}}'}]},
-        {"tools": [TOOL], "messages": [ASK, {"role": "tool_call", "content": '{"name": "oven", "arguments": "{\\"minutes\\": 40}"}'}]},
+        {
+            "tools": '[{"name": "oven"}]',
+            "conversations": [
+                HUMAN,
+                {"from": "function_call", "value": '{"name": "oven", "arguments": {"minutes": 40}}'},
+            ],
+        },
+        {
+            "tools": [TOOL],
+            "messages": [ASK, {"role": "tool_call", "content": '{"name": "oven", "arguments": "{\\"minutes\\": 40}"}'}],
+        },
     ],
-)  # fmt: skip
+)
 def test_tools_and_calls_reach_the_template_in_all_their_forms(tools: Any, tmp_path: Path, record: Any) -> None:
     text, answer = read(tools, tmp_path, record)
     assert '"type": "function", "function": {"name": "oven"' in text
@@ -76,10 +85,13 @@ def test_thoughts_reach_the_template_under_all_their_names(tools: Any, tmp_path:
     ("record", "named"),
     [
         ({"tools": [TOOL], "messages": [ASK, ANSWER]}, "leaves out tools"),
-        ({"messages": [ASK, {"role": "assistant", "content": "", "tool_calls": [CALL]}, ANSWER]}, "leaves out tool_calls"),
+        (
+            {"messages": [ASK, {"role": "assistant", "content": "", "tool_calls": [CALL]}, ANSWER]},
+            "leaves out tool_calls",
+        ),
         ({"messages": [ASK, ANSWER | {"thinking": "who?"}]}, "leaves out reasoning_content"),
     ],
-)  # fmt: skip
+)
 def test_what_the_template_leaves_out_is_refused_by_name(plain: Any, tmp_path: Path, record: Any, named: str) -> None:
     assert named in refusal(plain, tmp_path, record)
 
@@ -148,6 +160,8 @@ def test_a_record_of_which_nothing_is_to_be_learned_is_left_out_and_told(plain: 
         ({"messages": [ASK, ANSWER | {"loss_mask": 0}]}, "message field 'loss_mask'"),
         ({"messages": [ASK, ANSWER], "weight": 0.3}, "the record's weight is 0.3"),
         ({"messages": [ASK, ANSWER], "loss": False}, "the record's loss is false"),
+        ({"instruction": "Who?", "output": "We.", "weight": 0}, "the record's weight is 0"),
+        ({"messages": [ASK, ANSWER], "enable_thinking": False}, "'enable_thinking'"),
         ({"messages": [ASK, ANSWER], "chosen": [ANSWER], "rejected": [ANSWER]}, "'chosen'"),
         ({"instruction": "Who?", "output": "We.", "kto_tag": False}, "kto_tag is false"),
         ({"messages": [ASK, ANSWER], "images": ["a.png"]}, "'images'"),
@@ -163,21 +177,33 @@ def test_a_record_of_which_nothing_is_to_be_learned_is_left_out_and_told(plain: 
         ({"tools": "[{", "messages": [ASK, ANSWER]}, "tools: not JSON"),
         ({"tools": {"name": "oven"}, "messages": [ASK, ANSWER]}, "tools: expected a list of objects"),
         ({"tools": [TOOL], "functions": [TOOL], "messages": [ASK, ANSWER]}, "tools and functions"),
-        ({"messages": [ASK, {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "{"}}]}]}, "arguments: not JSON"),
-        ({"messages": [ASK, {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": [1]}}]}]}, "expected an object, got an array"),
+        (
+            {"messages": [ASK, {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "{"}}]}]},
+            "arguments: not JSON",
+        ),
+        (
+            {"messages": [ASK, {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": [1]}}]}]},
+            "expected an object, got an array",
+        ),
         ({"messages": [ASK, {"role": "assistant", "tool_calls": ["oven"]}]}, "tool_calls: expected a function's name"),
         ({"messages": [ASK | {"tool_calls": [CALL]}, ANSWER]}, "tool_calls of a message of role user"),
-        ({"messages": [ASK, {"role": "assistant", "content": None}, ASK, ANSWER]}, "message 2: expected strings in 'role' and 'content'; content is null"),
+        (
+            {"messages": [ASK, {"role": "assistant", "content": None}, ASK, ANSWER]},
+            "message 2: expected strings in 'role' and 'content'; content is null",
+        ),
         ({"messages": [ASK, {"role": "assistant"}, ASK, ANSWER]}, "content is missing"),
         ({"messages": [ASK, {"role": None, "content": "a"}]}, "role is null"),
         ({"conversations": [HUMAN, {"from": "gpt", "value": None}]}, "value is null"),
-        ({"messages": [ASK, ANSWER | {"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]}, "content is a list of parts"),
+        (
+            {"messages": [ASK, ANSWER | {"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]},
+            "content is a list of parts",
+        ),
         ({"messages": [ASK, {"role": "narrator", "content": "a"}, ANSWER]}, "message 2: unknown role 'narrator'"),
         ({"messages": [ASK, {"role": "n" * 9_000_000, "content": "a"}, ANSWER]}, "unknown role 'nnn"),
         ({"instruction": "Who?", "output": None}, "output is null"),
         ({"q" * 100_000: "Who?", "a\nb": "We."}, "got the keys"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_used_is_refused_by_name_and_line(
     tools: Any, tmp_path: Path, record: Any, named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,22 +213,13 @@ def test_what_cannot_be_used_is_refused_by_name_and_line(
 
 
 def test_what_stands_beside_a_record_stops_nobody_and_is_named_once(plain: Any, tmp_path: Path) -> None:
-    record = {
-        "id": 7,
-        "source": "web",
-        "score": 0.25,
-        "meta": {"a": [1]},
-        "label": "good",
-        "chosen": None,
-        "images": [],
-    }
+    beside = {"id": 7, "source": "web", "score": 0.25, "loss": 0.7, "meta": {"a": [1]}, "label": "good", "train": "yes"}
+    nothing = {"chosen": None, "images": [], "weight": 1, "tools": [], "history": [], "system": ""}
     turns = {"messages": [ASK | {"timestamp": 3}, ANSWER | {"name": "cook", "weight": None}]}
-    dataset = chat(plain, tmp_path / "d.jsonl", record | turns, record | turns | {"note": "x"})
-    (note,) = [note for note in dataset.notes() if "not used" in note]
-    assert (
-        note
-        == "fields that are not used: id, source, score, meta, label, name (of messages), timestamp (of messages), note"
-    )
+    first, second = beside | nothing | turns, beside | nothing | turns | {"note": "x"}
+    dataset = chat(plain, tmp_path / "d.jsonl", first, second)
+    expected = "id, source, score, loss, meta, label, train, name (of messages), timestamp (of messages), note"
+    assert dataset.notes() == [f"fields that are not used: {expected}"]
 
 
 def test_one_text_part_is_its_text_and_names_go_by_either_form(plain: Any, tmp_path: Path) -> None:

@@ -82,7 +82,9 @@ def test_tokens_and_split_are_the_same_on_another_day_and_in_another_zone(
 
 def test_the_pinned_day_is_what_llamas_template_writes_with_one_beginning(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(LLAMA, front="<s>")
-    train = chat(tokenizer, tmp_path / "d.jsonl", {"messages": TURNS}, template_date="2026-03-09").train
+    dataset = chat(tokenizer, tmp_path / "d.jsonl", {"messages": TURNS}, template_date="2026-03-09")
+    train, told = dataset.train, dataset.notes()
+    assert told == ["the chat template writes the day: 2026-03-09, in this run, on all days"]
     (text,) = texts(tokenizer, train)
     assert text.startswith("<s><|system|>Today Date: 09 Mar 2026<|end|><|user|>")
     assert train.tokens_ST[0].tolist().count(0) == 1 + (512 - train.lengths[0]), "padding is 0, too"
@@ -136,10 +138,13 @@ def test_an_address_that_the_chat_itself_quotes_is_text() -> None:
     [
         CHAT,
         TOOLS,
-        "{{ bos_token }}{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{{ ns.n }}{% endfor %}",
-        "{% for m in messages %}\n  {% generation %}\n{{ m.content | trim }}{% set x = 1 %}{% endgeneration %}{{ x }}\n{% endfor %}",
+        "{{ bos_token }}{% set ns = namespace(n=0) %}"
+        "{% for m in messages %}{% set ns.n = ns.n + 1 %}{{ ns.n }}{% endfor %}",
+        "{% for m in messages %}\n  {% generation %}\n{{ m.content | trim }}{% set x = 1 %}"
+        "{% endgeneration %}{{ x }}\n{% endfor %}",
         "{{ messages | tojson(indent=2) }}{{ dict(a=messages[0].role) | tojson }}{% if tools is none %}none{% endif %}",
-        "{% for m in messages %}{% if loop.last %}{% break %}{% endif %}{{ m.content }}{% endfor %}{{ documents is defined }}",
+        "{% for m in messages %}{% if loop.last %}{% break %}{% endif %}{{ m.content }}{% endfor %}"
+        "{{ documents is defined }}",
     ],
 )
 def test_templates_render_as_transformers_renders_them(source: str) -> None:
@@ -185,7 +190,7 @@ def test_a_run_that_goes_on_keeps_the_day_and_the_rules_it_began_with(tmp_path: 
         "[sync]\nround_tokens = 1\n"
     )
     first = pin(RunConfig.load(toml))
-    long_ago = RunSpec.from_bytes(first.to_bytes().replace(first.data.template_date.encode(), b"2024-02-29"))  # type: ignore[union-attr]
+    long_ago = RunSpec.from_bytes(first.to_bytes().replace(str(first.data.template_date).encode(), b"2024-02-29"))
     assert pin(RunConfig.load(toml, long_ago)) == long_ago
     old = long_ago.model_copy(update={"data": long_ago.data.model_copy(update={"rules": 1, "template_date": None})})
     assert b"rules" not in old.to_bytes().partition(b'"data"')[2].partition(b"}")[0]

@@ -266,12 +266,27 @@ PROVERBS = [f"When everyone brings wood, the fire burns high. {number}" for numb
 OLD_RECORDS: dict[str, list[Any]] = {
     "jsonl": [{"text": text, "meta": "x"} for text in (*PROVERBS, "", *PROVERBS[:3])],
     "chat": [
-        *({"messages": [{"role": "user", "content": t}, {"role": "assistant", "content": "Yes", "weight": 0}]} for t in PROVERBS),
-        *({"conversations": [{"from": "gpt", "value": "So"}, {"from": "human", "value": t}, {"from": "gpt", "value": "A"}]} for t in PROVERBS[:9]),
-        *({"instruction": t, "input": "in", "output": "B", "system": "x", "history": [["a", "b"]]} for t in PROVERBS[:9]),
+        *(
+            {"messages": [{"role": "user", "content": t}, {"role": "assistant", "content": "Yes", "weight": 0}]}
+            for t in PROVERBS
+        ),
+        *(
+            {
+                "conversations": [
+                    {"from": "gpt", "value": "So"},
+                    {"from": "human", "value": t},
+                    {"from": "gpt", "value": "A"},
+                ]
+            }
+            for t in PROVERBS[:9]
+        ),
+        *(
+            {"instruction": t, "input": "in", "output": "B", "system": "x", "history": [["a", "b"]]}
+            for t in PROVERBS[:9]
+        ),
     ],
     "few": [{"text": "a b c"}, {"text": "a b c"}, {"text": "d e f"}],
-}  # fmt: skip
+}
 OLD_DIGESTS = {  # by the code of the time when no run had rules 2
     "text": "3efb3d2c3cda0cdc3397295443ac80f8",
     "jsonl": "e2cc018d6b5b82267d9b1e121a8d5263",

@@ -1,4 +1,4 @@
-"""Files that are no data: each is refused in one short line with the file, the line and what to do, by host and volunteer alike."""
+"""Files that are no data: each is refused in one short line with file, line and what to do, by host and volunteer."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from data_fixtures import byte_tokenizer, load, texts
 from tokenizers import Tokenizer, models, pre_tokenizers
-from training_fixtures import make_config
+from training_fixtures import CHAT_TEMPLATE, make_config, write_tiny_llama
 from transformers import PreTrainedTokenizerFast
 
 from coordinator.launch import open_run
 from coordinator.run_folder import RunFolder
-from peer.training.data import check_data
+from peer.training.data import check_data, load_dataset
+from peer.training.model import load_tokenizer
 from protocol.errors import InputError
+from protocol.run_spec import RunConfig
 
 LINES = b"When everyone brings wood, the fire burns high.\n" * 40
 RECORDS = b"".join(json.dumps({"text": f"wood {i}"}).encode() + b"\n" for i in range(40))
@@ -64,7 +67,12 @@ BAD: list[tuple[str, bytes, str, str]] = [  # kind of the run, content, in the m
     ("jsonl", RECORDS + b'{"text": "' + b"wood " * 2_000_000 + b'"}\n', "line 41: expected at most", "split it"),
     ("jsonl", RECORDS + b'{"text": "half \\ud83d"}\n', "line 41: half of a surrogate pair in 'text'", "both halves"),
     ("jsonl", RECORDS + b'{"text": "a", "\\udc00": 1}\n', "line 41: half of a surrogate pair in '\\udc00'", "both"),
-    ("jsonl", RECORDS + b'{"text": "a", "meta": [{"b": ["\\ud83d"]}]}\n', "line 41: half of a surrogate pair in 'meta'", "both"),
+    (
+        "jsonl",
+        RECORDS + b'{"text": "a", "meta": [{"b": ["\\ud83d"]}]}\n',
+        "line 41: half of a surrogate pair in 'meta'",
+        "both",
+    ),
     ("chat", b'{"messages": [{"role": "user", "content": "\\udfff"}]}\n', "line 1: half of a surrogate pair", "both"),
     ("chat", b'{"instruction": "a", "output": "b", "\\ud800": "c"}\n', "line 1: half of a surrogate pair", "both"),
     ("jsonl", b"[" + RECORDS.replace(b"\n", b",\n")[:-2] + b"]", "line 1: a JSON array, not JSONL", "jq -c '.[]'"),
@@ -86,9 +94,14 @@ BAD: list[tuple[str, bytes, str, str]] = [  # kind of the run, content, in the m
     ("text", b"%PDF-1.7\n" + LINES, "a PDF file, not text", "as JSONL"),
     ("text", b"\x28\xb5\x2f\xfd" + LINES, "a Zstandard file, not text", "unpack"),
     ("text", b"SQLite format 3\0" + LINES, "a SQLite file, not text", "as JSONL"),
-    ("chat", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "pointer of Git LFS", "git lfs pull"),
+    (
+        "chat",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+        "pointer of Git LFS",
+        "git lfs pull",
+    ),
     ("text", b"\x7fELF\x02\x01\x01" + bytes(99), "line 1: holds NUL bytes", "give a text file"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("kind", "content", "message", "hint"), BAD)
@@ -123,7 +136,7 @@ def test_a_folder_an_absent_file_and_a_path_that_is_none_are_refused(tmp_path: P
 def test_a_host_hears_of_bad_data_before_it_looks_for_the_model(tmp_path: Path, kind: str, content: bytes) -> None:
     (tmp_path / "data").write_bytes(content)
     config = make_config(tmp_path / "no-model", tmp_path / "data", data={"kind": kind})
-    with pytest.raises(InputError, match="data"):
+    with pytest.raises(InputError, match=r"data: (the data file is empty|line 41: half of a surrogate pair)"):
         open_run(tmp_path / "run.toml", config, RunFolder(tmp_path / "run"))
     assert not list((tmp_path / "run").glob("*.json")) and not (tmp_path / "run" / "base-model").exists()
 
@@ -172,3 +185,59 @@ def test_what_a_tokenizer_has_no_token_for_is_told_with_its_line(tmp_path: Path,
     path.write_text("\n".join(lines))
     with pytest.raises(InputError, match=r"line [12](: | on: )the model's tokenizer has no tokens for this"):
         load(tokenizer, path, kind=kind)
+
+
+# ---- at a host's first start, with a model ---------------------------------------------------------------------------
+
+TOML = """
+[run]
+name = "chats"
+[model]
+path = "model"
+license = "MIT"
+[data]
+path = "data"
+kind = "chat"
+license = "MIT"
+sequence_length = 64
+held_out = 0.2
+[sync]
+round_tokens = 100
+"""
+
+
+def write_run(tmp_path: Path, glass_dir: Path, template: str) -> tuple[Path, RunConfig]:
+    write_tiny_llama(tmp_path / "model", glass_dir)
+    tokenizer = load_tokenizer(tmp_path / "model")
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path / "model")
+    chats = [{"instruction": f"Who cooks on day {day}?", "output": f"Number {day}.", "id": day} for day in range(40)]
+    (tmp_path / "data").write_text("".join(json.dumps(record) + "\n" for record in chats))
+    (tmp_path / "run.toml").write_text(TOML)
+    return tmp_path / "run.toml", RunConfig.load(tmp_path / "run.toml")
+
+
+def test_a_template_that_fails_on_a_record_is_found_before_the_model_is_copied(tmp_path: Path, glass_dir: Path) -> None:
+    path, config = write_run(tmp_path, glass_dir, CHAT_TEMPLATE + "{{ 1 + 'a' if '39' in messages[0].content }}")
+    with pytest.raises(InputError, match="line 40: the chat template fails"):
+        open_run(path, config, RunFolder(tmp_path / "run"))
+    assert not (tmp_path / "run" / "base-model").exists() and not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_host_reads_what_its_members_read_says_what_is_not_used_and_keeps_the_day(
+    tmp_path: Path, glass_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, config = write_run(tmp_path, glass_dir, "{{ strftime_now('%d %b %Y') }} " + CHAT_TEMPLATE)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"template_date": "2024-02-29"})})
+    run = open_run(path, config, RunFolder(tmp_path / "run"))
+    told = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert f"{tmp_path / 'data'}: fields that are not used: id" in told
+    tokenizer = load_tokenizer(run.genesis / "model")
+    members, host = load_dataset(run.card.spec, tokenizer, tmp_path / "data"), run.evaluator._dataset
+    assert host is not None and torch.equal(host.train.tokens_ST, members.train.tokens_ST)
+    assert torch.equal(host.held_out.tokens_ST, members.held_out.tokens_ST)
+    assert "29 Feb 2024 [user]" in "".join(texts(tokenizer, members.train))
+    run.ledger.engine.dispose()
+    again = open_run(path, RunConfig.load(path), RunFolder(tmp_path / "run"))
+    assert again.card.run == run.card.run and again.config.data.template_date == "2024-02-29"
+    again.ledger.engine.dispose()

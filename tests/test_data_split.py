@@ -1,4 +1,4 @@
-"""The same document on both sides of the split is found: copies, copies but for case and white space, and parts of blocks."""
+"""The same document on both sides of the split is found: copies, also but for case and white space, and parts."""
 
 from __future__ import annotations
 
@@ -154,6 +154,7 @@ def test_windows_find_what_a_search_finds_wherever_the_chunks_end(monkeypatch: p
         source, size = "".join(train[row % 20].split()), chance.choice([60, 63, 64, 70])
         start = chance.randrange(len(source) - size)
         held_out[row] = held_out[row][:50] + "#" + source[start : start + size] + "#" + held_out[row][50:]
+    held_out[1] += train[6][-50:] + train[7][:50]  # over the end of a sequence
     whole = b"".join(normal_form(text) for text in train)
     expected = [any(text[i : i + 64] in whole for i in range(len(text) - 63)) for text in map(normal_form, held_out)]
     found = repeated(sequences(tokenizer, held_out), sequences(tokenizer, train), tokenizer)

@@ -5,7 +5,7 @@ the second adds to the first is the answer with the marks that end it, which a m
 rewrite earlier turns (dropping old thoughts, say) make that impossible for those turns; they then carry no loss.
 
 By the first rules of data (`data.rules`), `messages_of` reads a record and transformers renders it. From rules 2 on,
-`conversation.conversation_of` reads it, and `Chats` renders it the same everywhere and sees to it that nothing is left out.
+`conversation.conversation_of` reads it, and `Chats` renders it the same everywhere and sees that nothing is left out.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Chats:
         """((tokens, loss mask), text) of one conversation; no tokens if all of it is marked as not to be learned.
 
         Raises:
-            InputError: the template refuses it, leaves something out, or no answer can be told apart in what it renders.
+            InputError: the template refuses it or leaves something out, or no answer is told apart in what it renders.
         """
         template = self._template(conversation.tools)
 
@@ -81,11 +81,13 @@ class Chats:
                 f"the model's tokenizer has no chat template for this: {told(error)}", "name one of them default"
             ) from error
         if source not in self._compiled:
+            if "strftime_now" in source:
+                self._notes.say(f"the chat template writes the day: {self._day}, in this run, on all days")
             self._compiled[source] = ChatTemplate(source, self._day, dict(self._tokenizer.special_tokens_map))
         return self._compiled[source]
 
     def _check_written(self, conversation: Conversation, text: str, render: Callable[..., str], where: str) -> None:
-        """Raises: InputError: the text would be the same without the tools, calls, thoughts or words of somebody else."""
+        """Raises: InputError: the text would be the same without the tools, calls, thoughts or somebody's words."""
         messages = conversation.messages
 
         def same(changed: list[Message], tools: Any = conversation.tools) -> bool:

@@ -1,7 +1,7 @@
 """A chat template in an environment that is the same on every machine and every day.
 
-As transformers renders them (its `utils/chat_template_utils.py`, version 5.24), with what differs from one machine, process
-or day to another taken out or pinned:
+As transformers renders them (its `utils/chat_template_utils.py`, version 5.24), with what differs from one machine,
+process or day to another taken out or pinned:
 
     strftime_now    reads a clock that stands at 00:00 UTC of the run's `data.template_date`, with English names
     random, lipsum  are not there
@@ -162,10 +162,13 @@ def _clock(day: datetime.date) -> Callable[[str], str]:
         "W": ((number + 6 - day.weekday()) // 7, 2), "V": (day.isocalendar().week, 2),
     }  # fmt: skip
     texts = {
-        "a": name[:3], "A": name, "b": month[:3], "h": month[:3], "B": month, "Y": f"{year}", "G": f"{day.isocalendar().year}",
-        "C": f"{year // 100:02}", "e": f"{day.day:2}", "k": " 0", "l": "12", "p": "AM", "P": "am", "f": "000000", "z": "+0000",
+        "a": name[:3], "A": name, "b": month[:3], "h": month[:3], "B": month, "Y": f"{year}",
+        "G": f"{day.isocalendar().year}",
+        "C": f"{year // 100:02}", "e": f"{day.day:2}", "k": " 0", "l": "12", "p": "AM", "P": "am", "f": "000000",
+        "z": "+0000",
         "Z": "UTC", "u": f"{day.isoweekday()}", "w": f"{day.isoweekday() % 7}", "n": "\n", "t": "\t", "%": "%",
-        "s": f"{(day - datetime.date(1970, 1, 1)).days * 86400}", "F": day.isoformat(), "T": "00:00:00", "X": "00:00:00",
+        "s": f"{(day - datetime.date(1970, 1, 1)).days * 86400}", "F": day.isoformat(), "T": "00:00:00",
+        "X": "00:00:00",
         "R": "00:00", "r": "12:00:00 AM", "D": f"{day:%m/%d/}{year % 100:02}", "x": f"{day:%m/%d/}{year % 100:02}",
         "c": f"{name[:3]} {month[:3]} {day.day:2} 00:00:00 {year}",
     }  # fmt: skip

@@ -1,15 +1,16 @@
 """One chat record as its format means it: messages and tools for the chat template, and which answers are learned.
 
-    {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "...", "weight": 0}], "tools": [...]}
-    {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}], "system": "..."}     ShareGPT
-    {"instruction": "...", "input": "...", "output": "...", "system": "...", "history": [["...", "..."]]}         Alpaca
+    OpenAI    {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+    ShareGPT  {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}], "system": "..."}
+    Alpaca    {"instruction": "...", "input": "...", "output": "...", "system": "...", "history": [["...", "..."]]}
 
-Sources: OpenAI's fine-tuning format (`weight`, `tools`, `functions`, `tool_calls`, `function_call`), LLaMA-Factory's data/README
-(`system`, `history`, whose answers are learned, too, `tools` as a string, roles `function_call` and `observation`), axolotl's
-chat_template (`train`), ms-swift's custom datasets (`loss`, roles `tool_call` and `tool_response`).
+Sources: OpenAI's fine-tuning format (`weight`, `tools`, `functions`, `tool_calls`, `function_call`), LLaMA-Factory's
+data/README (`system`, `history`, whose answers are learned, too, `tools` as a string, roles `function_call` and
+`observation`), axolotl's chat_template (`train`), ms-swift's custom datasets (`loss`, roles `tool_call` and
+`tool_response`).
 
-A field that would change what is learned, and cannot be used, is refused by its name. One that is not known stands beside the
-record: the host is told once that it is not used.
+A field that would change what is learned, and cannot be used, is refused by its name. One that is not known stands
+beside the record: the host is told once that it is not used.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ _MARKS = ("weight", "train", "training", "loss")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 # what changes the loss in ways that this program does not know
 _OTHER_MARKS = (
-    "train_detail", "training_detail", "loss_mask", "loss_weight", "loss_scale", "sample_weight", "mask", "masked", "learn",
-    "trainable", "assistant_masks",
+    "train_detail", "training_detail", "loss_mask", "loss_weight", "loss_scale", "sample_weight", "mask", "masked",
+    "learn", "trainable", "assistant_masks",
 )  # fmt: skip
 # what is said, read or chosen beside the text of the messages
 _OTHER_CONTENT = (
@@ -85,13 +86,17 @@ def conversation_of(value: dict[str, Any], where: str, notes: Notes) -> Conversa
     """Read one record.
 
     Raises:
-        InputError: none of the shapes or two of them, a field that cannot be used, or nobody to learn from; `where` names the line.
+        InputError: none of the shapes or two of them, a field that cannot be used, or nobody to learn from.
+            `where` names the line.
     """
     shapes = [name for name in _LISTS if value.get(name) is not None]
     if "instruction" in value and "output" in value and (not shapes or value["output"] is not None):
         shapes.append("instruction")
     if not shapes:
-        raise InputError(f"{where}: {SHAPES}, got the keys {named(sorted(value))}")
+        raise InputError(
+            f"{where}: {SHAPES}, got the keys {named(sorted(value))}",
+            "rename them; texts that are no chats go by kind jsonl",
+        )
     if len(shapes) > 1:
         raise InputError(
             f"{where}: two conversations in one record: {' and '.join(shapes)}",
@@ -110,8 +115,9 @@ def conversation_of(value: dict[str, Any], where: str, notes: Notes) -> Conversa
         messages, learned = [{"role": "system", "content": system}, *messages], [False, *learned]
     tools = _tools(value, where)
     _refuse(value, where, "")
-    known = [*known, *_SYSTEM, *_LISTS, *_MARKS, "tools", "functions"]
-    notes.unused(name for name in value if name not in known and _is_given(value[name]))
+    known = [*known, *_SYSTEM, *_LISTS, "tools", "functions"]
+    unused = [name for name in value if name not in known and _is_given(value[name])]
+    notes.unused(name for name in unused if name not in _MARKS or not _is_mark(name, value[name]))
     if not any(m["role"] == "assistant" and _says_something(m) for m in messages):
         raise InputError(f"{where}: no assistant message to learn from")
     empty = sum(m["role"] == "assistant" and not _says_something(m) for m in messages)
@@ -120,7 +126,7 @@ def conversation_of(value: dict[str, Any], where: str, notes: Notes) -> Conversa
 
 
 def _is_given(value: Any) -> bool:
-    return value not in (None, "", False) and value != [] and value != {}
+    return value not in (None, "") and value != [] and value != {}
 
 
 def _says_something(message: Message) -> bool:
@@ -320,8 +326,13 @@ def _refuse(value: dict[str, Any], where: str, kind: str) -> None:
         if value.get(name) is False:
             raise InputError(f"{where}: {name} is false: rated as what not to say", "take such records out")
     for name in _MARKS:
-        if value.get(name) not in (None, 1):
+        if _is_mark(name, value.get(name)) and value[name] != 1:
             raise InputError(
                 f"{where}: the record's {name} is {_brief(value[name])}: all records count alike",
                 "take out the records that are not to be learned, and the field",
             )
+
+
+def _is_mark(name: str, value: Any) -> bool:
+    """Whether a field of a record says how much the record counts: a `loss` of 0.7 has been measured."""
+    return isinstance(value, int | float) and (name != "loss" or value in (0, 1))

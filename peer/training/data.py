@@ -1,14 +1,20 @@
 """A run's data as sequences of tokens, the same on every machine that has the same file and the same tokenizer.
 
 `load_dataset` reads the one file that the run spec pins. Each record (text: each block of a sequence's length) goes to
-the held-out split or to training by a hash of its own tokens, so that copies of a record fall on one side:
+the held-out split or to training by a hash, so that copies of a record fall on one side:
 
-    SHA-256("potluck-held-out-v1\\n" | token ids, i32 little-endian), first 8 bytes as a big-endian fraction of 1,
-    below `held_out`: kept out; of these, the `held_out_sequences` sequences with the lowest numbers are evaluated
+    text    SHA-256("potluck-held-out-v1\\n" | token ids, i32 little-endian)
+    others  SHA-256("potluck-held-out-v2\\n" | text in `repeats.normal_form`; chats: as rendered); by rules 1 as text
+    the first 8 bytes as a big-endian fraction of 1, below `held_out`: kept out
+    of these, the `held_out_sequences` sequences with the lowest numbers (v1) are evaluated
+
+By rules 2 (`data.rules`), which new runs have, a held-out sequence with text that is trained on, too, is left out
+(`repeats`), unless all are. Runs that began by rules 1 keep their tokens and their split.
 
 Sequences have one length. With packing, records follow each other, an end-of-sequence token after each, and only the
 last sequence is padded; without, each record begins a sequence. Padding comes after the tokens, so a causal model never
-sees it from a real token, and carries no loss; a batch is cut to its longest sequence. Legend: S sequences, T tokens in each, B sequences in a batch.
+sees it from a real token, and carries no loss; a batch is cut to its longest sequence. Legend: S sequences, T tokens in
+each, B sequences in a batch.
 """
 
 from __future__ import annotations

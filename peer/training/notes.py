@@ -1,4 +1,4 @@
-"""What a host is told of its data, once, when they are read for the first time: what is not used, and what carries no loss."""
+"""What a host is told of its data, once, at its first start: what of them is not used, and what carries no loss."""
 
 from __future__ import annotations
 

@@ -4,12 +4,12 @@
     jsonl   one JSON object a line: {"text": "..."}; the field's name is the run's choice
     chat    one conversation a line, in any of the shapes of `conversation`
 
-A jsonl record ends with the end-of-sequence token. A chat goes through the tokenizer's chat template, which sets its own
-ends, and only the assistant's answers carry loss.
+A jsonl record ends with the end-of-sequence token. A chat goes through the tokenizer's chat template, which sets its
+own ends, and only the assistant's answers carry loss.
 
 What goes in front of a text is the tokenizer's to say (its post-processor: for many models the beginning-of-sequence
-token): from rules 2 on (`data.rules`) it stands before a text's first token and before each jsonl record, once, and carries no
-loss. A chat template writes its own. By rules 1 nothing goes in front.
+token): from rules 2 on (`data.rules`) it stands before a text's first token and before each jsonl record, once, and
+carries no loss. A chat template writes its own. By rules 1 nothing goes in front.
 """
 
 from __future__ import annotations

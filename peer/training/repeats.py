@@ -1,12 +1,12 @@
-"""Finds text of the held-out split that is trained on, too: copies that differ in case or white space, and parts of documents.
+"""Finds text of the held-out split that is trained on, too: copies but for case and white space, parts of documents.
 
 Both sides are compared by windows of 64 bytes of their normal form, about the 13 words by which Brown et al. 2020
-(arXiv:2005.14165, appendix C) look for what a model has seen. The held-out windows are held as hashes, a bounded number of
-them; the training side goes past them once. Only tokens that are learned count, so a system message that all chats share
-is no repetition.
+(arXiv:2005.14165, appendix C) look for what a model has seen. The held-out windows are held as hashes, a bounded number
+of them; the training side goes past them once. Only tokens that are learned count, so a system message that all chats
+share is no repetition.
 
-A held-out sequence is repeated when a window of it is trained on that is apart from what more than a quarter of the held-out
-sequences have (a prompt that stands in all records); or when all of its windows are trained on.
+A held-out sequence is repeated when a window of it is trained on that is apart from what more than a quarter of the
+held-out sequences have (a prompt that stands in all records); or when all of its windows are trained on.
 
 >>> normal_form("When  EVERYONE brings\\nwood") == normal_form("when everyone brings wood")
 True
@@ -26,15 +26,14 @@ _CHUNK_TOKENS = 1 << 18
 _SIEVE_BITS = 22
 _COMMON_SHARE, _COMMON_SEQUENCES = 0.25, 3
 
-# letters that have one small form each in every version of Unicode since 6, and all white space: the same on every Python
+# letters with one small form each in every version of Unicode since 6, and all white space: the same on every Python
 _LETTERS = [
-    *range(0x41, 0x5B),
-    *range(0xC0, 0x527),
-    *range(0x531, 0x557),
-    *range(0x1E00, 0x2000),
-    *range(0xFF21, 0xFF3B),
-]
-_SPACES = [*range(9, 14), *range(28, 33), 0x85, 0xA0, 0x1680, *range(0x2000, 0x200E), 0x2028, 0x2029, 0x202F, 0x205F, 0x2060, 0x3000, 0xFEFF]  # fmt: skip
+    *range(0x41, 0x5B), *range(0xC0, 0x527), *range(0x531, 0x557), *range(0x1E00, 0x2000), *range(0xFF21, 0xFF3B),
+]  # fmt: skip
+_SPACES = [
+    *range(9, 14), *range(28, 33), 0x85, 0xA0, 0x1680, *range(0x2000, 0x200E), 0x2028, 0x2029, 0x202F, 0x205F, 0x2060,
+    0x3000, 0xFEFF,
+]  # fmt: skip
 _NORMAL: dict[int, str | None] = {
     letter: chr(letter).lower() for letter in _LETTERS if len(chr(letter).lower()) == 1
 } | dict.fromkeys(_SPACES)
@@ -87,7 +86,7 @@ def repeated(held_out: Tokens, train: Tokens, tokenizer: Any) -> np.ndarray:
 
 
 def _is_repeated(trained: np.ndarray, common: np.ndarray, starts: np.ndarray) -> bool:
-    """By the windows of one sequence: which are trained on, which are common, and where they start, in ascending order."""
+    """By the windows of one sequence: which are trained on, which are common, and where they start (ascending)."""
     if not len(starts):
         return False
     # how many common windows share a byte with each
@@ -150,7 +149,7 @@ class _Spelling:
 
 
 def _windows(text: np.ndarray) -> np.ndarray:
-    """A 64-bit hash of every window of the text, uint64: a polynomial in an odd number, built by doubling the window."""
+    """A 64-bit hash of every window of the text, uint64: a polynomial in an odd number, built by doubling it."""
     hashes = _BYTES[text]
     width, factor = 1, 0x9E3779B97F4A7C15
     while width < WINDOW_BYTES:
