@@ -30,6 +30,7 @@ OURS = {
 NOT_SHOWN = {
     "%(asctime)s %(levelname)s %(name)s: %(message)s",
     "(os error",
+    "as a standalone, add `is_decoder=True",
     ".is_gradient_checkpointing. is deprecated",
     'cat >/dev/null; kill "$1" 2>/dev/null; sleep 1; kill -9 "$1" 2>/dev/null; rm -f "$2" "$3"',
     "error: {}\nhint: {}",  # of what is started as python -m
