@@ -123,10 +123,14 @@ class Host:
             InputError: the folder, the model, the data or the listening address cannot be used, or the disk is full.
             NetworkError: the model's hub cannot be reached.
         """
-        check_addresses(self._config.host)
+        is_new = not os.path.isdir(self.folder)
+        if is_new:
+            check_addresses(self._config.host)  # before a folder is made
         with disk.writing(self.folder), contextlib.ExitStack() as stack:
             folder = RunFolder(self._folder_path)
             stack.enter_context(folder.locked())
+            if not is_new:
+                check_addresses(self._config.host)  # another host that runs in this very folder was told as that
             rendezvous = self._open_rendezvous(folder, stack)  # takes seconds, as does what follows
             run = open_run(self._config_path, self._config, folder, self._tell)
             stack.callback(run.ledger.engine.dispose)

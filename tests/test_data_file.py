@@ -225,12 +225,12 @@ def test_a_template_that_fails_on_a_record_is_found_before_the_model_is_copied(t
 
 
 def test_a_host_reads_what_its_members_read_says_what_is_not_used_and_keeps_the_day(
-    tmp_path: Path, glass_dir: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, glass_dir: Path
 ) -> None:
+    told: list[str] = []
     path, config = write_run(tmp_path, glass_dir, "{{ strftime_now('%d %b %Y') }} " + CHAT_TEMPLATE)
     config = config.model_copy(update={"data": config.data.model_copy(update={"template_date": "2024-02-29"})})
-    run = open_run(path, config, RunFolder(tmp_path / "run"))
-    told = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    run = open_run(path, config, RunFolder(tmp_path / "run"), told.append)
     assert f"{tmp_path / 'data'}: fields that are not used: id" in told
     tokenizer = load_tokenizer(run.genesis / "model")
     members, host = load_dataset(run.card.spec, tokenizer, tmp_path / "data"), run.evaluator._dataset
