@@ -78,7 +78,7 @@ class CoordinatorService:
         self._desk = desk
         self._calls = Places(total=MEMBERS, each=EACH)
         self.transfers = Places(total=MEMBERS, each=TRANSFERS_EACH)
-        self._twins = Twins()
+        self._twins = Twins(desk.card.run)
 
     @property
     def upload_s(self) -> float:

@@ -1,13 +1,17 @@
 """One identity on two computers: a home that was copied. `service` tells both, by what they announce.
 
-Each process draws a session at its start and sends it with every announcement. A restart is a change of session; only two
-processes that run at the same time take turns. Who was there first goes on, and the other is to stop: two that sign by
-one key could sign for two states.
+Each process draws a session at its start, signs it, and shows it with every announcement. A restart is a change of
+session; only two processes that run at the same time take turns. Who was there first goes on, and the other is to stop:
+two that sign by one key could sign for two states. Whoever has but seen a member's certificate cannot announce as that
+member while it is there.
 
-    >>> twins = Twins()
-    >>> [twins.seen("me", session, now) for session, now in ((b"a", 0.0), (b"b", 2.0), (b"b", 4.0))]  # a restart
+    >>> from protocol.keys import PeerIdentity
+    >>> from protocol.rpc import draw_session
+    >>> run, me = "ab" * 32, PeerIdentity.generate()
+    >>> twins, (a, b, c) = Twins(run), [draw_session(me, run) for _ in range(3)]
+    >>> [twins.seen(me.peer_id, session, now) for session, now in ((a, 0.0), (b, 2.0), (b, 4.0))]  # a restart
     [<Twin.NONE: 0>, <Twin.NONE: 0>, <Twin.NONE: 0>]
-    >>> [twins.seen("me", session, now) for session, now in ((b"c", 6.0), (b"b", 7.0), (b"c", 8.0))]  # a copy
+    >>> [twins.seen(me.peer_id, session, now) for session, now in ((c, 6.0), (b, 7.0), (c, 8.0))]  # a copy
     [<Twin.NONE: 0>, <Twin.CAME_LATER: 1>, <Twin.CAME_FIRST: 2>]
 """
 
@@ -17,13 +21,12 @@ import logging
 import threading
 from dataclasses import dataclass, field
 
-from protocol.errors import FormatError
-from protocol.rpc import Twin
+from protocol.errors import RefusedError
+from protocol.rpc import Twin, check_session
 
 logger = logging.getLogger(__name__)
 
 FORGET_S = 60.0  # a session that does not announce itself any more
-MAX_SESSION_BYTES = 16
 MAX_PEERS = 10_000
 
 
@@ -41,9 +44,14 @@ class _Sessions:
 
 
 class Twins:
-    """Which sessions each identity has announced itself by; safe to use from several threads."""
+    """Which sessions each identity has announced itself by; safe to use from several threads.
 
-    def __init__(self) -> None:
+    Args:
+        run: run digest.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._run = run
         self._peers: dict[str, _Sessions] = {}
         self._lock = threading.Lock()
 
@@ -51,18 +59,22 @@ class Twins:
         """Note an announcement.
 
         Args:
-            session: empty: from a peer that sends none.
+            session: empty: from a peer that shows none.
             now: seconds, monotonic.
 
         Raises:
-            FormatError: a session that is too long.
+            FormatError: a session of another length.
+            SignatureError: another has made it.
+            RefusedError: none is shown, and this peer is here with one.
         """
-        if len(session) > MAX_SESSION_BYTES:
-            raise FormatError(f"a session has at most {MAX_SESSION_BYTES} bytes, got {len(session)}")
-        if not session:
-            return Twin.NONE
         with self._lock:
             item = self._peers.get(peer_id)
+            if not session:
+                if item is not None and any(now - at <= FORGET_S for at in item.seen.values()):
+                    raise RefusedError("this member is here, and shows a session with what it announces", "show yours")
+                return Twin.NONE
+            if item is None or session not in item.seen:
+                check_session(session, peer_id, self._run)
             if item is None:
                 self._make_room(now)
                 item = self._peers[peer_id] = _Sessions(session)

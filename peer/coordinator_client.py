@@ -174,7 +174,7 @@ class CoordinatorClient:
             round: the last one committed.
             states: digests of states that can still be uploaded, the newest first.
             leaving: this peer leaves; if nobody else stays, the coordinator may want the first of these.
-            session: drawn when this process started.
+            session: drawn when this process started (`protocol.rpc.draw_session`).
 
         Raises:
             CoordinatorAway: it cannot be reached.

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -45,7 +44,7 @@ from protocol.invite import Invite
 from protocol.keys import PeerIdentity
 from protocol.leaving import Leaving
 from protocol.parts import MOST_FAILURES, Failure
-from protocol.rpc import Twin
+from protocol.rpc import Twin, draw_session
 from protocol.status import Alarm, loss_text
 from protocol.trust import trust
 from protocol.verify import verify_checkpoint
@@ -55,7 +54,6 @@ logger = logging.getLogger(__name__)
 FAREWELL_S = 60.0  # to hand in the last claims and states after the last round
 OTHERS_S = 10.0  # for the others to reach the last round
 OVER_S = 5.0  # the run is over by the coordinator's word: this peer may be about to commit the last round, too
-SESSION_BYTES = 8
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0  # before the network part is started again
 
 
@@ -88,7 +86,7 @@ class Volunteer:
         self.outcome = Outcome.DONE  # of leaving
         self.took_part = False  # in the run, now or earlier
         self._alarm: Alarm | None = None  # the coordinator's, that was told last
-        self._session = os.urandom(SESSION_BYTES)
+        self._session = draw_session(self._identity, invite.run)
         self._over_since: float | None = None  # the run has had all its rounds
         self._is_over = self._is_twin = False  # why `stop` was set, if by neither signal nor `potluck leave`
 

@@ -1,6 +1,7 @@
 """What both ends of the coordinator's gRPC service keep to: names, limits, and the bytes that enrolling signs.
 
 "potluck-enroll-v1\\n" | run digest (64 hex digits) | "\\n" | challenge          signed by the peer's Ed25519 key
+"potluck-session-v1\\n" | run digest (64 hex digits) | "\\n" | 8 random bytes    likewise; a session is these 8 and the signature
 
 >>> enroll_message("ab" * 32, b"challenge")[:24]
 b'potluck-enroll-v1\\nababab'
@@ -9,11 +10,13 @@ b'potluck-enroll-v1\\nababab'
 from __future__ import annotations
 
 import enum
+import os
 import re
 from typing import Final
 
 from protocol.claim import MAX_AGREEMENT_BYTES
 from protocol.errors import FormatError
+from protocol.keys import PeerIdentity, verify_peer_signature
 
 SWARM_VERSION: Final = 2  # of what members say to each other; whoever announces a lower one is told to update
 TLS_NAME = "potluck"  # the name in the coordinator's certificate, whatever its address
@@ -22,6 +25,7 @@ MAX_MESSAGE_BYTES = MAX_AGREEMENT_BYTES + (1 << 20)  # either way
 PART_BYTES = 1 << 20  # of a file or a state, in one message
 MAX_CHALLENGE_BYTES = 256
 MAX_CODE_CHARS = 128
+SESSION_BYTES = 8  # drawn at a process's start
 MAX_ADDRESSES = 16  # that one peer announces
 MAX_ADDRESS_CHARS = 256
 MAX_STATES = 64  # that one peer offers
@@ -55,6 +59,33 @@ def check_swarm_address(address: str) -> str:
     if match is None:
         raise FormatError(f"not a swarm address: {address[:80]!r}", "expected /ip4/…/tcp/…/p2p/<peer id>")
     return match["peer"]
+
+
+def draw_session(identity: PeerIdentity, run: str) -> bytes:
+    """What a process shows with its announcements. Members see each other's certificates; this the coordinator alone sees.
+
+    >>> me = PeerIdentity.generate()
+    >>> check_session(draw_session(me, "ab" * 32), me.peer_id, "ab" * 32)
+    """
+    drawn = os.urandom(SESSION_BYTES)
+    return drawn + identity.sign(_session_message(run, drawn))
+
+
+def check_session(session: bytes, peer_id: str, run: str) -> None:
+    """Check that a session is this peer's own.
+
+    Raises:
+        FormatError: it has another length.
+        SignatureError: another has made it.
+    """
+    if len(session) != SESSION_BYTES + 64:
+        raise FormatError(f"a session has {SESSION_BYTES + 64} bytes, got {len(session)}")
+    drawn, signature = session[:SESSION_BYTES], session[SESSION_BYTES:]
+    verify_peer_signature(peer_id, signature, _session_message(run, drawn))
+
+
+def _session_message(run: str, drawn: bytes) -> bytes:
+    return b"potluck-session-v1\n" + run.encode() + b"\n" + drawn
 
 
 def transfer_timeout_s(size_bytes: int) -> float:

@@ -23,6 +23,7 @@ from peer.run_folder import RunFolder
 from protocol import certificate as certificates
 from protocol.errors import RefusedError
 from protocol.keys import PeerIdentity
+from protocol.rpc import draw_session
 from protocol.run_spec import Host as RunHost
 
 pytestmark = pytest.mark.swarm
@@ -114,7 +115,7 @@ def test_a_reducer_keeps_its_role_while_somebody_at_its_address_guesses_at_the_c
                 on_twin=lambda twin: None,
                 on_finished=lambda: None,
                 on_receipts=lambda: None,
-                session=b"here",
+                session=draw_session(me, card.run),
                 position=lambda: (0, 0.0, []),
                 states=KeptStates(folder, card, lambda: pytest.fail("nothing is kept")),
                 reduce_only=True,

@@ -17,11 +17,11 @@ from peer.coordinator_client import CoordinatorClient
 from peer.outbox import Outbox
 from peer.screens import JsonScreen, TerminalScreen
 from peer.volunteer import PeerConfig, Volunteer
-from protocol.errors import InputError, NetworkError
+from protocol.errors import InputError, NetworkError, RefusedError
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity
 from protocol.leaving import Leaving
-from protocol.rpc import Twin
+from protocol.rpc import Twin, draw_session
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +137,27 @@ def test_of_two_computers_with_one_identity_the_later_one_is_told_to_stop_and_th
             def told(client: CoordinatorClient, session: bytes) -> Twin:
                 return client.announce(member.certificate, session=session).twin
 
-            restarted = [told(first, b"before"), told(first, b"after"), told(first, b"after")]
+            before, after, other = (draw_session(member.identity, site.host.invite.run) for _ in range(3))
+            restarted = [told(first, before), told(first, after), told(first, after)]
             assert restarted == [Twin.NONE] * 3, "a restart is no copy"
-            assert told(copy, b"copy") is Twin.NONE, "it may be a restart, too"
-            assert [told(first, b"after"), told(copy, b"copy")] == [Twin.CAME_LATER, Twin.CAME_FIRST]
+            assert told(copy, other) is Twin.NONE, "it may be a restart, too"
+            assert [told(first, after), told(copy, other)] == [Twin.CAME_LATER, Twin.CAME_FIRST]
             assert "two computers use this identity" in caplog.text
+
+
+def test_who_has_only_seen_a_members_certificate_cannot_announce_as_that_member(tmp_path: Path) -> None:
+    with site_of(write_run(tmp_path / "source"), tmp_path / "run") as site:
+        victim, thief = site.swarm.members[:2]
+        run = site.host.invite.run
+        own, made_up = draw_session(victim.identity, run), draw_session(thief.identity, run)
+        for session in (made_up, b"x" * len(own), b"short"):
+            with pytest.raises((RefusedError, InputError)):
+                site.client.announce(victim.certificate, session=session, leaving=True)
+        assert site.client.announce(victim.certificate, session=own).twin is Twin.NONE
+        for session in (made_up, b""):
+            with pytest.raises(RefusedError):
+                site.client.announce(victim.certificate, session=session, leaving=True)
+        assert site.client.announce(victim.certificate, session=own).twin is Twin.NONE, "nobody made it a twin"
 
 
 def test_the_later_one_stops_without_a_word_to_the_others_and_its_owner_is_told_what_to_do(
