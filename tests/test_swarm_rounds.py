@@ -605,6 +605,7 @@ def test_a_state_that_only_a_liar_signed_is_not_taken(tmp_path: Path, said: str)
             async with lying(world, liar, peers, lie):
                 await until(lambda: asked, what="somebody to ask the liar")
                 await asyncio.sleep(1.0)
+                assert (await peers[0].rounds.copies()).is_newest, "whoever leaves hands on what it has"
             assert {peer.round for peer in peers} == {at}
             assert reply.state not in {peer.rounds.head.digest for peer in peers}
 

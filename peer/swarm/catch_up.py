@@ -93,6 +93,17 @@ class CatchUp:
         self._retry_at = time.monotonic() + RETRY_S
         return None
 
+    async def shows_later(self, source: str) -> bool:
+        """Whether a member shows that the run has gone on from this member's head: nothing is fetched."""
+        mine = self._position.head
+        try:
+            reply = await self._ask_head(source, mine.round, HEAD_SOON_S)
+            agreement = self._open(reply.agreement)
+            return agreement.round > mine.round and bool(await self._since(mine.last, agreement, list(reply.chain)))
+        except (NetworkError, FormatError, RefusedError) as error:
+            logger.debug("%s shows no later round: %s", source[-8:], error.message)
+            return False
+
     async def held_or_fetched(self, digest: str, sources: list[str]) -> SharedState:
         """The state with this digest, from here or from other members.
 

@@ -19,9 +19,7 @@ from peer.swarm.exchange import PIECE_BYTES, holds
 from peer.swarm.head import Position
 from peer.swarm.members import MemberView
 from peer.swarm.talk import Talk
-from protocol import claim, swarm_pb2
-from protocol.claim import Agreement
-from protocol.errors import FormatError, NetworkError, RefusedError
+from protocol import claim
 from protocol.run_card import RunCard
 
 CHECKED_AT_ONCE = 8
@@ -112,19 +110,12 @@ class LastCopy:
         return {peer for peer in peers if (peer, state.digest) in self._shown}
 
     async def _is_behind(self, staying: list[MemberView]) -> bool:
-        """Whether somebody shows an agreement on a later round."""
+        """Whether somebody shows that the run has gone on without this member."""
         found: list[str] = []
 
         async def check(peer: str) -> None:
-            request = swarm_pb2.HeadRequest(certificate=self._talk.certificate(), since=self._position.head.round)
-            with contextlib.suppress(NetworkError, FormatError, RefusedError):
-                reply = await self._talk.call(peer, "head", request, swarm_pb2.HeadReply, more_s=CHECK_S)
-                agreement = Agreement.from_bytes(
-                    reply.agreement, run=self._card.run, membership_key=self._card.member_key
-                )
-                enough = len(agreement.claims) >= self._card.spec.sync.min_peers
-                if agreement.round > self._position.head.round and enough:
-                    found.append(peer)
+            if await self._catch_up.shows_later(peer):
+                found.append(peer)
 
         await _some({view.peer_id for view in staying if view.round > self._position.round}, check)
         return bool(found)
