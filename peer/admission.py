@@ -18,7 +18,6 @@ from peer.clock import ClockWrong, how_to_set, in_words, message_key
 from peer.coordinator_client import CoordinatorClient, RunDescription, RunFiles
 from peer.coordinator_link import Certificate
 from peer.downloads import is_complete
-from peer.run_files import fetch_run_files
 from peer.run_folder import RunFolder
 from peer.screen import Screen
 from peer.terms import Terms, terms_of
@@ -120,13 +119,8 @@ class Newcomer:
                 "ask the host for the reducers' invite, or join without --reduce-only",
             )
         self._screen.step("fetching")
-        files = fetch_run_files(
-            self._client,
-            description,
-            enrollment.certificate,
-            self._folder.path,
-            self._screen.fetching,
-            to_train=not self._reduce_only,
+        files = self._client.fetch_run_files(
+            enrollment.certificate, self._folder.path, self._screen.fetching, to_train=not self._reduce_only
         )
         self._folder.write("run-card.json", description.card_bytes)
         if self._client.clock.is_wrong:

@@ -34,8 +34,9 @@ from peer.coordinator_answers import (
     parse_files,
     parse_twin,
 )
-from peer.downloads import Progress, fetch
+from peer.downloads import STREAM_TIMEOUT_S, Progress, fetch
 from peer.pinned_channel import open_channel, translate
+from peer.run_files import fetch_run_files
 from protocol import certificate, coordinator_pb2, coordinator_pb2_grpc
 from protocol.claim import Agreement
 from protocol.errors import CoordinatorAway, FormatError, SignatureError
@@ -49,8 +50,6 @@ from protocol.state import StateManifest
 from protocol.status import RunStatus
 
 logger = logging.getLogger(__name__)
-
-STREAM_TIMEOUT_S = 600.0  # of one call that fetches a file, which then resumes
 
 
 class CoordinatorClient:
@@ -155,6 +154,19 @@ class CoordinatorClient:
             return self._stream("FetchFile", request)
 
         return fetch(read, destination.name, sha256, size_bytes, destination, progress)
+
+    def fetch_run_files(
+        self, certificate: str, folder: Path, progress: Progress | None = None, *, to_train: bool = True
+    ) -> RunFiles:
+        """Fetch genesis, base model and data into `folder`; what is already there and whole is not fetched again.
+
+        Args:
+            to_train: without that, only the genesis is needed.
+
+        Raises: as `fetch_file`; VerificationError: the genesis does not hold, and was deleted.
+        """
+        run = self._run or self.get_run()
+        return fetch_run_files(self, run, certificate, folder, progress, to_train=to_train)
 
     def announce(
         self,

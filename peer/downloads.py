@@ -31,6 +31,7 @@ from protocol.rpc import PART_BYTES
 
 FETCH_ATTEMPTS = 8  # in a row without a single new byte
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0  # between two
+STREAM_TIMEOUT_S = 600.0  # of one call that fetches a file, which then resumes
 
 Progress = Callable[[str, int, int], None]  # (file name, bytes so far, bytes in all)
 

@@ -1,6 +1,6 @@
 """A run's files from its coordinator: genesis, base model and data, each held against what vouches for it.
 
-`admission` calls this. What is already there and whole is not fetched again. The genesis is verified as the signed
+`CoordinatorClient.fetch_run_files` calls this. What is already there and whole is not fetched again. The genesis is verified as the signed
 checkpoint that it is, by the root key in the invite; all else has its digest in the run spec.
 """
 
@@ -10,15 +10,18 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from peer.coordinator_answers import RemoteFile, RunDescription, RunFiles
-from peer.coordinator_client import STREAM_TIMEOUT_S, CoordinatorClient
-from peer.downloads import Progress, fetch, read_url
+from peer.downloads import STREAM_TIMEOUT_S, Progress, fetch, read_url
 from protocol.disk import set_aside
 from protocol.errors import VerificationError
 from protocol.keys import fingerprint, load_public_pem
 from protocol.run_spec import PinnedData
 from protocol.verify import verify_checkpoint
+
+if TYPE_CHECKING:
+    from peer.coordinator_client import CoordinatorClient
 
 logger = logging.getLogger(__name__)
 

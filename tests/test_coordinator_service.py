@@ -21,7 +21,6 @@ from coordinator.host import Host
 from coordinator.service import TRANSFERS_EACH, CoordinatorService
 from peer.coordinator_client import CoordinatorClient, RunDescription
 from peer.pinned_channel import open_channel
-from peer.run_files import fetch_run_files
 from peer.training.genesis import load_state
 from protocol import certificate, coordinator_pb2, coordinator_pb2_grpc
 from protocol.beginners import open_beginners
@@ -93,9 +92,7 @@ def test_invite_for_another_root_or_run_is_refused(site: Site) -> None:
 
 def test_member_fetches_verified_genesis_and_data(site: Site, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
-    files = fetch_run_files(
-        site.client,
-        site.run,
+    files = site.client.fetch_run_files(
         site.member.certificate,
         tmp_path,
         lambda name, done, total: seen.append((name, done, total)),
@@ -104,9 +101,7 @@ def test_member_fetches_verified_genesis_and_data(site: Site, tmp_path: Path) ->
     assert hashlib.sha256(files.data.read_bytes()).hexdigest() == site.run.card.spec.data.digest
     assert files.base_model is None and not list(tmp_path.rglob("*.part"))
     before = len(seen)
-    fetch_run_files(
-        site.client, site.run, site.member.certificate, tmp_path, lambda name, done, total: seen.append((name, 0, 0))
-    )
+    site.client.fetch_run_files(site.member.certificate, tmp_path, lambda name, done, total: seen.append((name, 0, 0)))
     assert len(seen) == before, "what is whole is not fetched again"
 
 
