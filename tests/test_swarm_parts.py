@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,6 +117,15 @@ def test_a_swarm_whose_thread_has_ended_closes_what_it_opened(tmp_path: Path) ->
         with pytest.raises(PartFailed, match="swarm, has stopped: SystemExit"):
             swarm.begin_work()
     assert swarm._node is not None and swarm._node._p2p._child.returncode is not None
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <StreamWriter:ResourceWarning")  # what was being said when it ended
+def test_a_task_that_hivemind_leaves_behind_is_ended_before_the_loop_is_closed(tmp_path: Path) -> None:
+    """Else asyncio complains of it over the owner's prompt: "Task was destroyed but it is pending"."""
+    with swarm_of_one(tmp_path) as (swarm, _):
+        left_behind = asyncio.run_coroutine_threadsafe(asyncio.sleep(600), swarm._loop)
+    assert left_behind.cancelled()
+    assert not [task for task in asyncio.all_tasks(swarm._loop) if not task.done()]
 
 
 # ---- a group that breaks by a mistake of one member's ------------------------------------------------------------------
