@@ -18,6 +18,7 @@ from peer.clock import ClockWrong, how_to_set, in_words, message_key
 from peer.coordinator_client import CoordinatorClient, RunDescription, RunFiles
 from peer.coordinator_link import Certificate
 from peer.downloads import is_complete
+from peer.kept_states import is_kept
 from peer.run_folder import RunFolder
 from peer.screen import Screen
 from peer.terms import Terms, terms_of
@@ -103,7 +104,9 @@ class Newcomer:
         description = self._client.get_run()
         card = description.card
         known = self._agreed or self._folder.read("run-card.json") is not None
-        if description.finished:
+        rounds = card.spec.run.rounds
+        is_last = 0 < rounds <= description.round  # who has the last state hands it in, if that is still wanted
+        if description.finished or (is_last and not is_kept(self._folder.path, rounds)):
             return RunOver(card, description.round, known)
         if not known and not self._screen.agree(self._terms(description)):
             return None

@@ -39,6 +39,15 @@ _NOTE = re.compile(r"round-(\d{6,10})\.json")
 _UNUSABLE = (InputError, RefusedError, RoundAborted, SafetensorError, KeyError, TypeError, ValueError, OSError)
 
 
+def is_kept(run_folder: Path, round: int) -> bool:
+    """Whether a run's folder says that it holds the state of a round; nothing is read."""
+    return _file(run_folder / "states", round, ".json").is_file()
+
+
+def _file(states: Path, round: int, suffix: str) -> Path:
+    return states / f"round-{round:06d}{suffix}"
+
+
 class KeptStates:
     """The folder `states` of one run's folder.
 
@@ -127,7 +136,7 @@ class KeptStates:
     # ---- one round's files -------------------------------------------------------------------------------------------
 
     def _file(self, round: int, suffix: str) -> Path:
-        return self._path / f"round-{round:06d}{suffix}"
+        return _file(self._path, round, suffix)
 
     def _place(self, round: int, suffix: str) -> Path:
         return self._folder.place(f"states/{self._file(round, suffix).name}")

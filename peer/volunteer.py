@@ -54,6 +54,9 @@ logger = logging.getLogger(__name__)
 FAREWELL_S = 60.0  # to hand in the last claims and states after the last round
 OTHERS_S = 10.0  # for the others to reach the last round
 OVER_S = 5.0  # the run is over by the coordinator's word: this peer may be about to commit the last round, too
+LAST_STATE_S = (
+    60.0  # all rounds are made, and the last state is still to be handed in: this peer may be about to fetch it
+)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0  # before the network part is started again
 
 
@@ -245,6 +248,11 @@ class Volunteer:
             swarm.add_addresses(addresses)
             folder.write_addresses(sorted({*addresses, *(a for view in swarm.members() for a in view.addresses)}))
 
+        def on_run(round: int, named: bytes) -> None:
+            swarm.set_run(round, named)
+            if 0 < rounds <= round:
+                self._finished(swarm.head.round, rounds, LAST_STATE_S)
+
         self._link = stack.enter_context(
             CoordinatorLink(
                 self._client,
@@ -254,13 +262,13 @@ class Volunteer:
                 receipts,
                 on_certificate=lambda token: folder.write("certificate", token.encode()),
                 on_addresses=on_addresses,
-                on_run=swarm.set_run,
+                on_run=on_run,
                 wants_anchor=lambda: swarm.wants_anchor,
                 on_anchor=swarm.set_anchor,
                 on_clock=self._clock,
                 on_alarm=self._alarmed,
                 on_twin=self._met_twin,
-                on_finished=lambda: self._finished(swarm.head.round, rounds),
+                on_finished=lambda: self._finished(swarm.head.round, rounds, OVER_S),
                 on_receipts=lambda: self._screen.credited(*receipts.credit()),
                 position=lambda: (swarm.head.round, self._tokens_per_s, swarm.addresses),
                 states=states,
@@ -340,10 +348,10 @@ class Volunteer:
             self._screen.problem("run-better")
         self._alarm = alarm
 
-    def _finished(self, round: int, rounds: int) -> None:
+    def _finished(self, round: int, rounds: int, grace_s: float) -> None:
         """The coordinator says that the run is over: who is at an earlier round has nothing to do any more."""
         self._over_since = self._over_since or time.monotonic()
-        if round < rounds and time.monotonic() - self._over_since >= OVER_S:
+        if round < rounds and time.monotonic() - self._over_since >= grace_s:
             self._is_over = True
             self._stop.set()
 

@@ -71,6 +71,29 @@ def test_a_member_that_comes_back_hands_in_what_waits_and_is_told_its_credit(
     assert not len(Outbox(folder / "outbox"))
 
 
+def test_all_rounds_are_made_and_the_last_state_is_not_handed_in_only_who_has_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class WentOn(Exception):
+        pass
+
+    def goes_on(*arguments: object, **options: object) -> None:
+        raise WentOn
+
+    monkeypatch.setattr(CoordinatorClient, "fetch_run_files", goes_on)
+    with site_of(write_run(tmp_path / "source", rounds=2, every=2), tmp_path / "run") as site:
+        site.commit(seed=1), site.commit(seed=2)
+        assert not site.host.status().finished
+        assert join(site, tmp_path / "new", capsys)[-1]["event"] == "over"
+        states = tmp_path / "here" / "runs" / site.host.invite.run[:16] / "states"
+        states.mkdir(parents=True)
+        (states / "round-000001.json").touch()
+        assert join(site, tmp_path / "here", capsys)[-1]["event"] == "over"
+        (states / "round-000002.json").touch()
+        with pytest.raises(WentOn):
+            join(site, tmp_path / "here", capsys)
+
+
 def test_the_status_of_a_run_that_is_over_says_so(over: Site) -> None:
     shown = CliRunner().invoke(potluck.app, ["status", str(over.host.invite)])
     assert "round 2 of 2" in shown.stdout and "this run is over" in shown.stdout
@@ -105,12 +128,15 @@ def test_a_peer_that_trains_while_the_run_ends_stops_but_not_before_the_others_c
     monkeypatch.setattr(volunteer_module.time, "monotonic", lambda: now[0])
     leaving = Leaving(lambda: None)
     peer = Volunteer(over.host.invite, PeerConfig(tmp_path), JsonScreen(), leaving)
-    peer._finished(1, 2)
+    soon, later = volunteer_module.OVER_S, volunteer_module.LAST_STATE_S
+    peer._finished(1, 2, soon)
     assert not leaving.stop.is_set()
-    now[0] += volunteer_module.OVER_S
-    peer._finished(2, 2)
+    now[0] += soon
+    peer._finished(2, 2, soon)
     assert not leaving.stop.is_set(), "it has made the last round itself"
-    peer._finished(1, 2)
+    peer._finished(1, 2, later)
+    assert not leaving.stop.is_set(), "the last state is not handed in yet: it may be about to fetch it"
+    peer._finished(1, 2, soon)
     assert leaving.stop.is_set() and not leaving.is_asked
 
 
