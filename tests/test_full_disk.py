@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pacing
 import pytest
 from processes import CARD_TOKENS_PER_S, Community, eventually
 from small_community import tiny_run
@@ -38,6 +39,8 @@ def community(
 ) -> Iterator[Community]:
     config = tiny_run(tmp_path, glass_dir, plays, "full", round_seconds=1.0, min_peers=2)
     with Community(tmp_path, config, starter=starter, tokens_per_s=CARD_TOKENS_PER_S) as opened:
+        # so slow that the others have the majority whoever was in the last round: it cannot vote while its disk is full
+        opened.more_environment["alice"] = pacing.environment(CARD_TOKENS_PER_S / 4)
         yield opened
 
 
