@@ -72,7 +72,10 @@ class Invite(BaseModel):
             payload = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
         except (binascii.Error, ValueError) as error:
             raise FormatError("the invite is damaged: it is not base64", hint) from error
-        if canonical.sha256_hex(payload)[:8] != check:
+        is_whole = (
+            base64.urlsafe_b64encode(payload).decode().rstrip("=") == body
+        )  # the last character has bits to spare
+        if not is_whole or canonical.sha256_hex(payload)[:8] != check:
             raise FormatError("the invite is damaged: its check digits do not match", hint)
         try:
             said = canonical.loads(payload.removeprefix(TO_OLDER_ONES), max_bytes=MAX_INVITE_CHARS)

@@ -52,6 +52,17 @@ def test_an_older_potluck_prints_what_to_do() -> None:
     assert "this run needs a newer Potluck: git pull, or pip install -U potluck" in told.value.message
 
 
+def test_an_invite_whose_last_character_has_other_spare_bits_is_damaged() -> None:
+    body, dot, check = str(INVITE).rpartition(".")
+    same = [character for character in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+            if base64.urlsafe_b64decode(body[9:-1] + character + "=" * (-len(body[9:]) % 4))
+            == base64.urlsafe_b64decode(body[9:] + "=" * (-len(body[9:]) % 4))]  # fmt: skip
+    assert len(same) > 1, "its length leaves some"
+    for character in set(same) - {body[-1]}:
+        with pytest.raises(FormatError, match="check digits"):
+            Invite.parse(body[:-1] + character + dot + check)
+
+
 @given(st.data())
 def test_a_damaged_invite_is_refused(data: st.DataObject) -> None:
     text = str(data.draw(st.sampled_from([INVITE, NEWER])))
