@@ -14,6 +14,7 @@ says on the same socket which processes have ended.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -153,7 +154,22 @@ class WarmStart:
 
 
 def serve(requests: socket.socket) -> dict[str, Any] | None:
-    """Fork for each request. Returns the request in the child, and None in the parent when the tests are over."""
+    """Fork for each request. Returns the request in the child, and None in the parent when the tests are over.
+
+    What still runs then is killed: tests that end well have stopped theirs, and those that were killed cannot any more.
+    """
+    children: set[int] = set()
+    try:
+        return _serve(requests, children)
+    except BrokenPipeError:  # nobody is there to be told
+        return None
+    finally:
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _serve(requests: socket.socket, children: set[int]) -> dict[str, Any] | None:
     wake, woken = os.pipe()
     os.set_blocking(woken, False)
     signal.set_wakeup_fd(woken)
@@ -162,7 +178,7 @@ def serve(requests: socket.socket) -> dict[str, Any] | None:
         ready, _, _ = select.select([requests, wake], [], [])
         if wake in ready:
             os.read(wake, 1024)
-            _tell_ended(requests)
+            _tell_ended(requests, children)
         if requests not in ready:
             continue
         data, descriptors, _, _ = socket.recv_fds(requests, MAX_REQUEST_BYTES, 2)
@@ -170,18 +186,20 @@ def serve(requests: socket.socket) -> dict[str, Any] | None:
             return None
         pid = os.fork()
         if pid == 0:
+            children.clear()
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os.setsid()
             for descriptor in (wake, woken):
                 os.close(descriptor)
             return json.loads(data) | {"descriptors": descriptors}
+        children.add(pid)
         for descriptor in descriptors:
             os.close(descriptor)
         requests.send(json.dumps({"pid": pid}).encode())
 
 
-def _tell_ended(requests: socket.socket) -> None:
+def _tell_ended(requests: socket.socket, children: set[int]) -> None:
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -189,6 +207,7 @@ def _tell_ended(requests: socket.socket) -> None:
             return
         if pid == 0:
             return
+        children.discard(pid)
         requests.send(json.dumps({"pid": pid, "code": os.waitstatus_to_exitcode(status)}).encode())
 
 
