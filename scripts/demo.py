@@ -26,11 +26,11 @@ from rich.table import Table
 from rich.text import Text
 
 from coordinator.host_screen import run_view
+from lab import REPOSITORY
 from protocol.checkpoint import read_info, step_name
 from protocol.run_card import RunCard
 from protocol.status import RunStatus
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 EXAMPLE = REPOSITORY / "examples" / "shakespeare"
 PEERS = 3
 START_TIMEOUT_S = 90.0

@@ -25,11 +25,9 @@ from pathlib import Path
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
-from outcomes import counted_twice, divergences
-from processes import Community, Part, leave_in_turn, marked
-from small_community import run_config, tiny_inputs
+from lab.outcomes import counted_twice, divergences
+from lab.processes import Community, Part, leave_in_turn, marked
+from lab.small_community import run_config, tiny_inputs
 
 NAMES = ("alice", "bob", "carol")
 PANELS = {

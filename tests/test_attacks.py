@@ -19,7 +19,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-from coordinator_kit import Member, Office, Swarm, start_host, write_run
 
 from coordinator.admission import Admission
 from coordinator.host import Host
@@ -30,6 +29,7 @@ from protocol.errors import NetworkError, RefusedError
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity, fingerprint, load_public_pem
 from protocol.rpc import TLS_NAME, enroll_message
+from tests.kit.coordinator import Member, Office, Swarm, start_host, write_run
 
 NOW = 1_763_769_600.0  # Unix seconds
 DAY_S = 86_400.0

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import safetensors.numpy as safe_numpy
-from builders import SHAPES, Run, build_run, edit_info, fixed_root_key, make_run
 
 from protocol import checkpoint
 from protocol.errors import FormatError, InputError, VerificationError
@@ -20,6 +19,7 @@ from protocol.model_signature import ModelSignature
 from protocol.report import Answer, Report
 from protocol.safetensors_file import FULL_FILE, INDEX_FILE
 from protocol.verify import verify_checkpoint
+from tests.kit.builders import SHAPES, Run, build_run, edit_info, fixed_root_key, make_run
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import Run, build_run, fixed_ed25519
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from protocol import claim, succession
 from protocol.claim import GROWTH_CAP, MAX_TOKENS, Agreement, Claim, UpdateDigest
 from protocol.errors import FormatError, RefusedError, SignatureError, VerificationError
 from protocol.succession import Last
+from tests.kit.builders import Run, build_run, fixed_ed25519
 
 STATE = "d" * 64
 

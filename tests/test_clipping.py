@@ -11,9 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from poisoned_rounds import ATTACKS, LARGEST, Community
-from training_fixtures import Bench
 
+from lab.poisoned_rounds import ATTACKS, LARGEST, Community
+from lab.training_fixtures import Bench
 from peer.training.aggregate import ClippedMean, Mean, aggregator, length, usual_length
 from peer.training.codec import average_chunk, codec
 from protocol.errors import FormatError

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import CARD_TOKENS_PER_S, Community, Part
-from small_community import tiny_run
-from warm_start import WarmStart
 
+from lab.processes import CARD_TOKENS_PER_S, Community, Part
+from lab.small_community import tiny_run
+from lab.warm_start import WarmStart
 from peer.clock import Clock
 from peer.messages import text
 

@@ -14,17 +14,17 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import builders
 import pytest
-from processes import Community, eventually
-from training_fixtures import write_tiny_llama
-from warm_start import WarmStart
 
 from coordinator import tls
+from lab.processes import Community, eventually
+from lab.training_fixtures import write_tiny_llama
+from lab.warm_start import WarmStart
 from peer.starting import starting
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity, public_pem
 from protocol.trust import trust
+from tests.kit import builders
 
 VERBS = ([], ["host"], ["join"], ["leave"], ["verify"], ["status"], ["identity"], ["identity", "backup"])
 HEAVY = ("torch", "hivemind", "transformers", "numpy", "grpc", "sqlalchemy", "peft", "safetensors")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from swarm_kit import World
 
 from peer.swarm import leading, members
 from peer.swarm.company import IDLE_ASKED_EVERY, IDLE_ROUNDS, MISSED, Company
@@ -16,6 +15,7 @@ from peer.swarm.head import Head, Position
 from peer.swarm.members import MemberBook
 from peer.swarm.standing import BROKEN_FREE, Standing
 from protocol import swarm_pb2
+from tests.swarm_kit import World
 
 ME, NEEDED, IDLE = "me", ["b", "c", "d", "e", "f"], [f"idle-{number:02}" for number in range(63)]
 

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from outcomes import divergences, ledger_entries
-from processes import (
+
+from lab import REPOSITORY
+from lab.outcomes import divergences, ledger_entries
+from lab.processes import (
     CARD_TOKENS_PER_S,
     GONE_S,
     MARK,
-    REPOSITORY,
     WAIT_S,
     Community,
     Part,
@@ -33,9 +34,8 @@ from processes import (
     leave_in_turn,
     marked,
 )
-from training_fixtures import write_tiny_llama
-from warm_start import WarmStart
-
+from lab.training_fixtures import write_tiny_llama
+from lab.warm_start import WarmStart
 from protocol.checkpoint import step_name
 from protocol.keys import PeerIdentity, fingerprint, load_public_pem
 from protocol.succession import PROBATION
@@ -451,12 +451,12 @@ def test_ctrl_c_in_the_middle_of_the_demo_leaves_nothing_behind(tmp_path: Path) 
     mark = f"{tmp_path}:demo;"
     with (tmp_path / "demo.log").open("w") as log:
         demo = subprocess.Popen(
-            [sys.executable, str(REPOSITORY / "scripts" / "demo.py"), "--out", str(tmp_path / "out")],
+            [sys.executable, "-m", "scripts.demo", "--out", str(tmp_path / "out")],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | {MARK: mark},
-            cwd=tmp_path,
+            cwd=REPOSITORY,
             start_new_session=True,
         )
     try:

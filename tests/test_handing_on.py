@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from coordinator_kit import Swarm as Members
-from coordinator_kit import start_host, write_run
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import CARD_TOKENS_PER_S, Community
-from small_community import tiny_run
-from swarm_kit import Peer, World, agreed, run, until
-from warm_start import WarmStart
 
+from lab.processes import CARD_TOKENS_PER_S, Community
+from lab.small_community import tiny_run
+from lab.warm_start import WarmStart
 from peer.coordinator_client import CoordinatorClient
 from peer.handing_on import ALONE_S, ASKED_S, Outcome, hand_on
 from peer.messages import text
@@ -26,6 +23,9 @@ from peer.swarm.rounds import Rounds
 from peer.training.genesis import load_state
 from protocol import swarm_pb2
 from protocol.errors import NetworkError
+from tests.kit.coordinator import Swarm as Members
+from tests.kit.coordinator import start_host, write_run
+from tests.swarm_kit import Peer, World, agreed, run, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from coordinator_kit import start_host, write_run
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.torch import load_file, save_file
@@ -34,6 +33,7 @@ from protocol.errors import FormatError, InputError
 from protocol.keys import RootKey
 from protocol.run_spec import Host as HostSection
 from protocol.run_spec import RunSpec
+from tests.kit.coordinator import start_host, write_run
 
 SIGNED = ("run.json", "run-card.json", "ledger.db", "checkpoints/step-000000")
 

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import CARD_TOKENS_PER_S, WAIT_S, Community, Part, free_ports
-from small_community import tiny_run
-from warm_start import WarmStart
 
+from lab.processes import CARD_TOKENS_PER_S, WAIT_S, Community, Part, free_ports
+from lab.small_community import tiny_run
+from lab.warm_start import WarmStart
 from peer.local_peers import ask_to_leave, find_peers
 from peer.run_lock import Process, RunLock, holder, start_of
 from protocol.errors import InputError

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from memory_probe import Probes
-from training_fixtures import make_genesis, make_spec, write_llama, write_tiny_llama
 
+from lab.training_fixtures import make_genesis, make_spec, write_llama, write_tiny_llama
 from peer.training.codec import codec
 from peer.training.memory import activation_bytes, memory_needed_bytes
 from protocol.run_spec import RunSpec
+from tests.kit.memory_probe import Probes
 
 DAEMON_BYTES = 90 << 20  # p2pd, which the probe does not start; measured in whole peers
 FACTOR = 1.6  # the estimate is never too low, and at most this many times too high

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from builders import Run, build_run, fixed_ed25519
 
 from protocol import checkpoint, merkle, newest, note
 from protocol.errors import CoordinatorAway, FormatError, SignatureError
@@ -16,6 +15,7 @@ from protocol.invite import Invite
 from protocol.newest import RunNow, by_coordinator, by_head, head_note_in
 from protocol.report import Answer, Report
 from protocol.verify import verify_checkpoint
+from tests.kit.builders import Run, build_run, fixed_ed25519
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,6 @@ import jsonschema
 import model_signing
 import pytest
 import referencing
-from builders import Run, build_run, fixed_root_key
-from test_hostile_checkpoints import stock_verdict
 
 from protocol import checkpoint
 from protocol.envelope import pae
@@ -27,6 +25,8 @@ from protocol.keys import public_der, public_pem
 from protocol.model_signature import ModelSignature
 from protocol.report import Report
 from protocol.verify import verify_checkpoint
+from tests.kit.builders import Run, build_run, fixed_root_key
+from tests.test_hostile_checkpoints import stock_verdict
 
 VECTORS = Path(__file__).parent / "vectors"
 OMS = VECTORS / "oms"

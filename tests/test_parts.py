@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from processes import eventually
 
+from lab.processes import eventually
 from protocol import parts
 from protocol.backoff import Backoff
 from protocol.errors import PartFailed

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from coordinator_kit import Site, site_of, write_run
 from typer.testing import CliRunner
 
 import potluck
@@ -22,6 +21,7 @@ from protocol.invite import Invite
 from protocol.keys import PeerIdentity
 from protocol.leaving import Leaving
 from protocol.rpc import Twin, draw_session
+from tests.kit.coordinator import Site, site_of, write_run
 
 
 @pytest.fixture(scope="module")

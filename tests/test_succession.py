@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from builders import fixed_ed25519, make_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from protocol.errors import FormatError, RefusedError, SignatureError, Verificat
 from protocol.keys import PeerIdentity
 from protocol.run_spec import RunSpec
 from protocol.succession import MOST_TIMES, PROBATION, Last, check_follows, counted, weights
+from tests.kit.builders import fixed_ed25519, make_spec
 
 KEY = fixed_ed25519("membership 1")
 GENESIS, ONE, TWO = "ab" * 32, "cd" * 32, "ef" * 32

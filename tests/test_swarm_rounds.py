@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from swarm_kit import Peer, World, acquaint, agreed, meet, run, until, with_chunk
 
 from peer.round_rules import Ballot, BallotBox
 from peer.swarm import frames
@@ -28,6 +27,7 @@ from protocol import claim, swarm_pb2
 from protocol.claim import Agreement, Cast, Promise, Vote
 from protocol.errors import NetworkError
 from protocol.keys import PeerIdentity
+from tests.swarm_kit import Peer, World, acquaint, agreed, meet, run, until, with_chunk
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import eventually
-from swarm_kit import World
-from training_fixtures import make_genesis, make_spec, write_tiny_llama
 
+from lab.processes import eventually
+from lab.training_fixtures import make_genesis, make_spec, write_tiny_llama
 from peer.moments import Moments
 from peer.round_rules import BallotBox
 from peer.swarm.averages import Average
@@ -30,6 +29,7 @@ from peer.training.work import LocalWork, StepResult
 from protocol.beginners import Beginners
 from protocol.errors import RoundAborted
 from protocol.run_card import RunCard
+from tests.swarm_kit import World
 
 pytestmark = [
     pytest.mark.swarm,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from training_fixtures import Bench
 
+from lab.training_fixtures import Bench
 from peer.training.codec import EncodedUpdate
 from peer.training.outer import outer_step
 from peer.training.state import SharedState

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from training_fixtures import make_genesis, make_spec, write_tiny_gpt2
 
+from lab.training_fixtures import make_genesis, make_spec, write_tiny_gpt2
 from peer.training.aggregate import aggregator
 from peer.training.codec import EncodedUpdate, average_chunk, chunk_sizes, codec
 from peer.training.data import load_dataset

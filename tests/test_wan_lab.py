@@ -16,8 +16,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from wan_lab import Host, WanLab, available
-from wan_namespace import processes_in
+
+from lab import REPOSITORY
+from lab.wan.lab import Host, WanLab, available
+from lab.wan.namespace import processes_in
 
 WAIT_S = 20.0
 SILENCE_S = 0.3  # after which nothing more comes over a line without delay
@@ -276,15 +278,14 @@ def test_leaving_ends_all_processes_inside_and_leaves_nothing() -> None:
 def test_kill_9_of_the_owner_leaves_nothing() -> None:
     owner = (
         "import json, os, sys, time\n"
-        "from wan_lab import Host, WanLab\n"
+        "from lab.wan.lab import Host, WanLab\n"
         "with WanLab({'a': Host(), 'b': Host()}) as lab:\n"
         f"    lab.run('a', [sys.executable, '-c', {SETSID_SLEEP!r}])\n"
         "    inodes = [os.stat(lab.namespace(name)).st_ino for name in ('a', 'b')]\n"
         "    print(json.dumps([inodes, lab.forwarder_pid]), flush=True)\n"
         "    time.sleep(1000)\n"
     )
-    folder = Path(__file__).resolve().parent
-    with subprocess.Popen([sys.executable, "-c", owner], stdout=subprocess.PIPE, cwd=folder) as process:
+    with subprocess.Popen([sys.executable, "-c", owner], stdout=subprocess.PIPE, cwd=REPOSITORY) as process:
         try:
             assert process.stdout is not None
             inodes, forwarder = json.loads(process.stdout.readline())

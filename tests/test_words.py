@@ -11,12 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import builders
 import pytest
-from texts_in_source import ROOT, texts
 
 import potluck
 from coordinator.host_screen import HostScreen, run_view
+from lab import REPOSITORY
 from peer import messages
 from peer.coordinator_client import CoordinatorClient
 from protocol import words
@@ -24,6 +23,8 @@ from protocol.invite import Invite
 from protocol.keys import PeerIdentity, public_pem
 from protocol.status import Alarm, Evaluation, LedgerStatus, PeerStatus, RunStatus
 from protocol.words import Catalogue
+from tests.kit import builders
+from tests.kit.texts_in_source import texts
 
 COMMANDS = ("pip install", "sudo ", "potluck ")  # what is typed is typed in every language
 SAID_ELSEWHERE = (
@@ -59,7 +60,7 @@ def test_a_text_that_is_not_in_the_catalogue_is_listed(monkeypatch: pytest.Monke
 
 
 def test_the_catalogue_holds_nothing_that_is_said_no_more() -> None:
-    ours = words.parse((ROOT / "protocol" / "zh.txt").read_text(encoding="utf-8").partition(SAID_ELSEWHERE)[0])
+    ours = words.parse((REPOSITORY / "protocol" / "zh.txt").read_text(encoding="utf-8").partition(SAID_ELSEWHERE)[0])
     said = texts().keys() | {english.strip() for english in messages._MESSAGES.values()}
     assert not [english for english in ours if english.strip() not in said]
 
