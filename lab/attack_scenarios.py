@@ -3,9 +3,9 @@
     for scenario in SCENARIOS:
         print(play(scenario, folder, inputs, starter, Terms()).to_markdown(clean))
 
-`scripts/bench attackers` prints the table; `test_attackers.py` plays rows of it (slow). An attacker is the real client with
-one thing changed (`attackers.py`). All members that are there from the start begin at the same moment, so that they are in
-round 1 together; a row in which nobody makes a round any more ends and says so.
+`scripts/bench attackers` prints the table; `test_attackers.py` plays rows of it (slow). An attacker is the real client
+with one thing changed (`attackers.py`). All members that are there from the start begin at the same moment, so that
+they are in round 1 together; a row in which nobody makes a round any more ends and says so.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Scenario:
         count: of attackers, each with an identity of its own.
         after_round: they come when this round is made, and begin all at the same moment; 0: from the start.
         killed_after: the attacker is killed when this round is made; 0: it is not.
-        die_counted: the attackers are killed as soon as all of them have been in an agreed round, or one of them two rounds ago.
+        die_counted: the attackers are killed as soon as all of them have been in an agreed round, or one of them two
+        rounds ago.
         speeds: of the honest members, tokens/s; empty: as fast as they can, which is alike.
     """
 
@@ -108,8 +109,8 @@ class Row:
     @staticmethod
     def header() -> str:
         return (
-            "| attacker | wire | held-out loss | against clean | rounds made | the attacker's weight | its credit, tokens "
-            "| the members say | the host says |\n|---|---|---:|---:|---|---|---|---|---|"
+            "| attacker | wire | held-out loss | against clean | rounds made | the attacker's weight "
+            "| its credit, tokens | the members say | the host says |\n|---|---|---:|---:|---|---|---|---|---|"
         )
 
     def to_markdown(self, clean: Row | None) -> str:
@@ -122,8 +123,9 @@ class Row:
             low, high, count = min(self.shares.values()), max(self.shares.values()), len(self.shares)
             share = f"{low:.0%} to {high:.0%}, in {count} rounds" if count > 1 else f"{high:.0%}, in one round"
         return (
-            f"| {self.name} | {self.wire} | {self.loss:.2f}{newest} | {against} | {self.rounds} in {self.seconds:.0f} s{end} "
-            f"| {share} | {self.credit:,} ({self.credit_honest:,.0f} a member) | {_most(self.said)} | {_most(self.host_said)} |"
+            f"| {self.name} | {self.wire} | {self.loss:.2f}{newest} | {against} "
+            f"| {self.rounds} in {self.seconds:.0f} s{end} | {share} "
+            f"| {self.credit:,} ({self.credit_honest:,.0f} a member) | {_most(self.said)} | {_most(self.host_said)} |"
         )
 
 

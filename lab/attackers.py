@@ -56,7 +56,7 @@ def environment(attack: str) -> dict[str, str]:
 
 
 def install(environment: dict[str, str]) -> None:
-    """In a process that is about to be `potluck join`: make it the attacker of its environment; without one, do nothing."""
+    """Make this process, about to be `potluck join`, the attacker that its environment names, if it names one."""
     if ATTACK in environment:
         for patch in ATTACKS[environment[ATTACK]]():
             setattr(*patch)
@@ -68,8 +68,8 @@ def install(environment: dict[str, str]) -> None:
 def _handing_over(change: Callable[[Update], Update]) -> Callable[[], list[Patch]]:
     """An attacker that works as all do, and hands over another update, or says something else of it.
 
-    Each round it starts from the agreed state. An honest member keeps what the others have not got of its work, which is
-    here the difference to what it has made up: added up, that would soon be no number any more.
+    Each round it starts from the agreed state. An honest member keeps what the others have not got of its work, which
+    is here the difference to what it has made up: added up, that would soon be no number any more.
     """
 
     def patches() -> list[Patch]:

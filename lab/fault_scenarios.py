@@ -4,9 +4,9 @@
         for scenario in SCENARIOS:
             print(community.play(scenario))
 
-`test_faults.py` plays them and asserts the rows; `scripts/bench faults` prints them. A scenario names one fault or several;
-the rest of a row is measured: what the survivors' logs say of it, attempts at a round that came to nothing, seconds to the
-next agreed round, bytes of state that had to be handed over, and when the victim took part again.
+`test_faults.py` plays them and asserts the rows; `scripts/bench faults` prints them. A scenario names one fault or
+several; the rest of a row is measured: what the survivors' logs say of it, attempts at a round that came to nothing,
+seconds to the next agreed round, bytes of state that had to be handed over, and when the victim took part again.
 """
 
 from __future__ import annotations
@@ -331,7 +331,7 @@ def _lost(parts: Any, since: float, until: float) -> set[tuple[str, str]]:
 
 
 def _kept(parts: list[Part], since: float, commits: list[dict[str, Any]]) -> str:
-    """What became of the work of those whose attempt came to nothing: used at once "yes", a round later "late", or "no"."""
+    """What became of the work whose attempt came to nothing: used at once "yes", a round later "late", or "no"."""
     found = "yes"
     for part, commit in zip(parts, commits, strict=True):
         if commit["took_part"] or not _lost([part], since, commit["time"]):

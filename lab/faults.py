@@ -2,7 +2,7 @@
 
     faults = Faults(folder)                                  # a folder that all peers of a community share
     number = faults.order(Fault("kill", "reduce", peer="carol"))
-    happened = faults.wait(number)                           # when carol is next in `reduce`: what happened, where, when
+    happened = faults.wait(number)                           # once carol is next in `reduce`: what, where, when
 
 A fault is *at round r, in stage s, peer p: kill, freeze, cut, corrupt, delay*. The stages are those of
 `peer.swarm.rounds.STAGES`, and "serve": the instant before a part of a state is handed to a member that fetches it.
@@ -45,13 +45,15 @@ class Fault:
     """One order.
 
     Args:
-        kind: kill (SIGKILL of the process itself) · kill p2pd (of its network daemon alone) · freeze (SIGSTOP of it and its
-            p2pd for `seconds`, as a laptop that sleeps) · cut (it stands still until the test has cut its cable and says
-            `done`) · corrupt (a byte of the next `what` that it sends is another) · delay (its loop sleeps for `seconds`).
+        kind: kill (SIGKILL of the process itself) · kill p2pd (of its network daemon alone) · freeze (SIGSTOP of it and
+            its p2pd for `seconds`, as a laptop that sleeps) · cut (it stands still until the test has cut its cable
+            and says `done`) · corrupt (a byte of the next `what` that it sends is another) · delay (its loop sleeps
+            for `seconds`).
         stage: where.
         peer: whose; empty: whoever is first there.
         round: not before this one.
-        what: with corrupt: part (of its update), result (of its reducing), vote, or state (a part of one that it hands on).
+        what: with corrupt: part (of its update), result (of its reducing), vote, or state (a part of one that it
+            hands on).
     """
 
     kind: str
@@ -199,7 +201,7 @@ class Injector:
 
 
 def install(environment: dict[str, str]) -> None:
-    """In a process that is about to be `potluck join`: break it where its environment says; without that, do nothing."""
+    """Break this process, about to be `potluck join`, where its environment says so."""
     if FOLDER not in environment:
         return
     from peer.swarm import frames, swarm

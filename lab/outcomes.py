@@ -1,4 +1,4 @@
-"""What must be true of a community afterwards, whatever was done to it: one state a round, one credit for each claim."""
+"""What must be true of a community afterwards, whatever was done to it: one state a round, one credit a claim."""
 
 from __future__ import annotations
 

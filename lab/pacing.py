@@ -1,9 +1,10 @@
 """Pacing: a peer that trains at a given speed, so that eight fit on two cores and speeds can be compared.
 
-A process that starts with `POTLUCK_TOKENS_PER_S` in its environment sleeps after each micro-batch until as much time has
-passed as a card of that speed would have needed; what it computes is what it would compute anyway. One with
-`POTLUCK_BEGIN_WHEN` does its first micro-batch when a file is there, so that all of a community are in round 1; one with
-`POTLUCK_COME_WHEN` loads all that it needs, and goes among the members when that file is there. `warm_start` puts them in.
+A process that starts with `POTLUCK_TOKENS_PER_S` in its environment sleeps after each micro-batch until as much time
+has passed as a card of that speed would have needed; what it computes is what it would compute anyway. One with
+`POTLUCK_BEGIN_WHEN` does its first micro-batch when a file is there, so that all of a community are in round 1; one
+with `POTLUCK_COME_WHEN` loads all that it needs, and goes among the members when that file is there. `warm_start` puts
+them in.
 
     >>> environment(500)
     {'POTLUCK_TOKENS_PER_S': '500'}

@@ -1,7 +1,9 @@
-"""Whole rounds in memory, one member of which sends something else than its update: for tests/test_clipping.py and `scripts/bench poison`.
+"""Whole rounds in memory, one member of which sends something else than its update.
 
-Real local work, codecs, aggregator and outer steps; no network, and every member's chunk comes. The member that attacks works as
-the others do, so that what it sends is as harmful as can be; what it claims is what the others claim.
+tests/test_clipping.py and `scripts/bench poison` play them.
+
+Real local work, codecs, aggregator and outer steps; no network, and every member's chunk comes. The member that attacks
+works as the others do, so that what it sends is as harmful as can be; what it claims is what the others claim.
 
     community = Community(bench, members=7)
     loss = community.train(rounds=10, attack=ATTACKS["negated x10"], clip=0.0)

@@ -1,4 +1,4 @@
-"""Real `potluck` processes for the end-to-end tests: start them, read what they say, kill them, and see that they are gone.
+"""Real `potluck` processes: start them, read what they say, kill them, and see that they are gone.
 
     with Community(tmp_path, config) as community:
         host = community.host()
@@ -7,8 +7,8 @@
         alice.kill()
         community.check_nothing_left("alice")
 
-Every process carries a mark in its environment, which its children inherit: so those that outlive it are found, whatever
-session or parent they have. Every wait has a deadline. Leaving the block kills whatever is left.
+Every process carries a mark in its environment, which its children inherit: so those that outlive it are found,
+whatever session or parent they have. Every wait has a deadline. Leaving the block kills whatever is left.
 """
 
 from __future__ import annotations
@@ -157,7 +157,8 @@ class Part:
             code = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise AssertionError(
-                f"{self.name} did not end within {timeout_s:.0f} s\nlast events: {self.events[-5:]}\n{self.said[-3000:]}"
+                f"{self.name} did not end within {timeout_s:.0f} s\n"
+                f"last events: {self.events[-5:]}\n{self.said[-3000:]}"
             ) from None
         self._reader.join(10)
         assert "Task was destroyed" not in self.said, f"{self.name}: {self.said[-3000:]}"

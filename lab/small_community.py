@@ -1,4 +1,4 @@
-"""What a small community needs: a model, a text and a run.toml, for the fault scenarios and for the benchmarks in scripts/.
+"""What a small community needs: a model, a text and a run.toml, for the fault scenarios and for the benchmarks.
 
 inputs = tiny_inputs(folder)                     a random Llama of 0.09 M parameters, 200 kB of the plays
 inputs = real_inputs(folder)                     the demo's glassllm of 0.85 M, all plays

@@ -1,8 +1,8 @@
 """Starts `potluck` processes in a fraction of a second: imports once what they all import, and forks for each.
 
 Importing torch, hivemind and transformers takes longer than the rounds that the end-to-end tests are about. A process
-that comes from here is `potluck` as it stands on disk, in a process and a session of its own; only the imports are shared. So is the
-rendezvous that a host starts: the host's child, too, and ready before the host is.
+that comes from here is `potluck` as it stands on disk, in a process and a session of its own; only the imports are
+shared. So is the rendezvous that a host starts: the host's child, too, and ready before the host is.
 
     with WarmStart() as starter:
         process = starter.start(["verify", "--help"], stdout=pipe, stderr=log, environment={}, folder=Path("/tmp"))
@@ -110,7 +110,8 @@ class WarmStart:
     ) -> WarmProcess:
         """Run `potluck` with these arguments; the two descriptors become its standard output and error.
 
-        `namespace` is the file of the network namespace that it is to live in, see `WanLab.namespace`; default: this one.
+        `namespace` is the file of the network namespace that it is to live in, see `WanLab.namespace`; default: this
+        one.
         """
         request = {"arguments": arguments, "environment": environment, "folder": str(folder), "namespace": namespace}
         with self._news:
@@ -151,7 +152,7 @@ class WarmStart:
                 self._news.notify_all()
 
 
-# ---- the other half ------------------------------------------------------------------------------------------------------
+# ---- the other half --------------------------------------------------------------------------------------------------
 
 
 def serve(requests: socket.socket) -> dict[str, Any] | None:
@@ -213,7 +214,7 @@ def _tell_ended(requests: socket.socket, children: set[int]) -> None:
 
 
 def become(request: dict[str, Any], requests: socket.socket) -> None:
-    """In the child: stand as a fresh process would, and be `potluck`; hostile, broken or paced if its environment says so."""
+    """In the child: stand as a fresh process would, and be `potluck`; hostile, broken or paced as it is told to be."""
     import potluck
     from lab import attackers, faults, pacing
 

@@ -1,4 +1,4 @@
-"""A peer whose clock is wrong is told so, in both directions, waits where it must, and goes on when the clock is set."""
+"""A peer whose clock is wrong is told so, in both directions, and waits where it must until the clock is set."""
 
 from __future__ import annotations
 

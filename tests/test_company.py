@@ -25,7 +25,8 @@ class Scene:
 
     def __init__(self, folder: Path, beginners: list[str], **sync: int) -> None:
         world = World(folder, values=10, **sync)
-        self.book, self.standing, self.position = MemberBook(world.card.run, world.card.member_key), Standing(), Position(Head(world.genesis))  # fmt: skip
+        self.book = MemberBook(world.card.run, world.card.member_key)
+        self.standing, self.position = Standing(), Position(Head(world.genesis))
         self.company = Company(ME, world.spec, self.book, self.standing, self.position)
         self.company.weights = lambda: dict.fromkeys(beginners, 1)  # type: ignore[method-assign]
 

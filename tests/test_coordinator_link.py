@@ -1,4 +1,4 @@
-"""The link to the coordinator: it tries for ever, never in a hurry while that one is away, and never dies in silence."""
+"""The link to the coordinator: it tries for ever, never in a hurry, and never dies in silence."""
 
 from __future__ import annotations
 

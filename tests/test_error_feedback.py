@@ -1,4 +1,4 @@
-"""What a lossy codec leaves out of a gradient comes with the author's next update: nothing is lost, and nothing is counted twice.
+"""What a lossy codec leaves out of a gradient comes with the author's next update: nothing is lost or counted twice.
 
 With local steps it stays in the trainer's model: `test_training_overlap`.
 """

@@ -1,4 +1,4 @@
-"""The fault table, played: real processes are broken at chosen instants of a round, one after the other in one community.
+"""The fault table, played: real processes are broken at chosen instants of a round, one after the other.
 
 One scenario of each kind that is over in seconds; `scripts/bench faults` plays all.
 """

@@ -1,4 +1,4 @@
-"""A leaver and the run's newest state: it is not gone with whoever alone has it, or the owner is told what that costs."""
+"""A leaver and the run's newest state: it is not gone with whoever alone has it, or its owner is told."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_the_time_to_give_a_state_away_is_in_proportion_to_its_size(size_bytes: 
         assert giving_s(size_bytes, line) >= 3 * size_bytes / line
 
 
-# ---- who counts as having it --------------------------------------------------------------------------------------------
+# ---- who counts as having it -----------------------------------------------------------------------------------------
 
 
 async def only_one_ahead(world: World, one: Peer, other: Peer) -> None:
@@ -246,7 +246,7 @@ def test_of_members_that_made_the_round_together_none_is_the_only_one(tmp_path: 
     run(main())
 
 
-# ---- the coordinator ----------------------------------------------------------------------------------------------------
+# ---- the coordinator -------------------------------------------------------------------------------------------------
 
 
 def test_the_coordinator_publishes_the_newest_state_out_of_turn_when_the_last_member_leaves(tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_the_coordinator_publishes_the_newest_state_out_of_turn_when_the_last_me
         host.stop()
 
 
-# ---- real processes -----------------------------------------------------------------------------------------------------
+# ---- real processes --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

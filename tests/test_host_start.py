@@ -53,7 +53,7 @@ def left_in(folder: Path) -> list[str]:
 
 @contextmanager
 def file_limit(size_bytes: int) -> Iterator[None]:
-    """No file of this process may grow larger: as a disk that fills up, at the system's own boundary, and without root."""
+    """No file of this process may grow larger: as a disk that fills up, at the system's own boundary, without root."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
     try:

@@ -213,7 +213,7 @@ def test_a_coordinator_that_was_never_there_is_waited_for(tmp_path: Path, starte
         peer.kill()
 
 
-# ---- the lock ------------------------------------------------------------------------------------------------------------
+# ---- the lock --------------------------------------------------------------------------------------------------------
 
 
 def test_a_process_that_got_an_old_peers_number_is_sent_nothing(tmp_path: Path) -> None:

@@ -47,9 +47,10 @@ class Case:
 @pytest.mark.parametrize(
     "case",
     [
-        # and the update, or its average, which becomes the next state; what travels and what has (a quarter, half); activations
+        # and the update, or its average, which becomes the next state; what travels and what has (a quarter, half);
+        # activations
         pytest.param(Case({"method": "diloco", "wire": "int8"}, 5.4, 7.6), id="int8"),
-        # no residual, no copy of where the work of the round before ended: what the others do not have yet is in the model
+        # no residual, no copy of where the work of the round before ended: what the others have not got is in the model
         pytest.param(Case({"method": "diloco", "wire": "int4", "overlap": True}, 5.4, 7.75), id="int4, overlap"),
         pytest.param(
             Case({"method": "diloco", "wire": "int2", "fragments": 6, "overlap": True}, 5.4, 7.35), id="int2, fragments"

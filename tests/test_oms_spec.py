@@ -1,7 +1,7 @@
 """OpenSSF Model Signing v1.0: what we sign is what its schemas say, and what its verifiers must accept, ours accepts.
 
-tests/vectors/oms holds the schemas and the test vectors of the specification. Where the stock command refuses what a schema
-allows, so do we; what must be refused is refused by all three.
+tests/vectors/oms holds the schemas and the test vectors of the specification. Where the stock command refuses what a
+schema allows, so do we; what must be refused is refused by all three.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def test_what_was_once_signed_is_what_the_schemas_say(kind: str) -> None:
     assert len(paths) == 2 and all(holds(path.read_bytes()) for path in paths)
 
 
-# ---- the specification's own bundles -----------------------------------------------------------------------------------
+# ---- the specification's own bundles ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", vectors("valid"), ids=lambda path: path.name)

@@ -1,4 +1,4 @@
-"""What `potluck verify` is pointed at: a slip of the hand is told in one line, and nothing that was tampered with passes for one."""
+"""What `potluck verify` is pointed at: a slip of the hand is told in one line; nothing tampered with passes for one."""
 
 from __future__ import annotations
 

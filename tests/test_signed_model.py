@@ -1,4 +1,4 @@
-"""A model that the stock command signed with a key: yes where the stock command says yes, and plain words where it does not hold."""
+"""A model that the stock command signed with a key: yes where that command says yes, and plain words where not."""
 
 from __future__ import annotations
 

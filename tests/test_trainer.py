@@ -1,4 +1,4 @@
-"""The trainer's loop over real swarms: it does not work on for ever when no round can be made, and it hands over on leaving."""
+"""The trainer's loop over real swarms: it gives up when no round can be made, and it hands over on leaving."""
 
 from __future__ import annotations
 

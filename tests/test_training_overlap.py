@@ -1,4 +1,4 @@
-"""What the others do not have yet stays in a peer's model: nothing of it is lost or counted twice, and alone it is the same training."""
+"""What the others do not have yet stays in a peer's model: nothing of it is lost or counted twice."""
 
 from __future__ import annotations
 

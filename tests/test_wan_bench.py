@@ -1,4 +1,4 @@
-"""`scripts/bench wan`: how a small model stands for a large one, what the table says, and, slowly, an arm of each sort."""
+"""`scripts/bench wan`: how a small model stands for a large one, what the table says, and an arm of each sort."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def transfer_s(source: socket.socket, to: socket.socket, size: int) -> float:
     return time.monotonic() - began
 
 
-# ---- lines ---------------------------------------------------------------------------------------------------------------
+# ---- lines -----------------------------------------------------------------------------------------------------------
 
 
 def round_trip_s(one: socket.socket, other: socket.socket) -> float:
@@ -160,7 +160,7 @@ def tcp_within(lab: WanLab, client: str, server: str, wait_s: float) -> Iterator
         yield
 
 
-# ---- cables --------------------------------------------------------------------------------------------------------------
+# ---- cables ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_connection_survives_a_cable_that_is_cut_and_restored() -> None:
@@ -215,7 +215,7 @@ def test_every_packet_and_byte_on_an_interface_is_counted() -> None:
         assert other.bytes_down == (other.packets_down - 1) * (500 + HEADERS_BYTES) + 8 + HEADERS_BYTES
 
 
-# ---- alone, and gone without a trace -------------------------------------------------------------------------------------
+# ---- alone, and gone without a trace ---------------------------------------------------------------------------------
 
 
 def test_two_labs_at_once_share_addresses_and_nothing_else() -> None:

@@ -1,4 +1,4 @@
-"""A host and its peers, each on a host of its own in a `WanLab`: what `processes.Community` does on loopback, over slow lines.
+"""A host and its peers, each on a host of its own in a `WanLab`: `processes.Community`, over slow lines.
 
     home = Host(delay_ms=20, up_mbit=20, down_mbit=100)
     with WanLab({"host": home, "alice": home, "bob": home}) as lab, WanCommunity(tmp_path, config, lab) as community:

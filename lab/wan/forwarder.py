@@ -1,14 +1,15 @@
-"""The process that carries the lab's packets: reads each host's TUN device, applies `link`'s rules, writes to another's.
+"""The process that carries the lab's packets, from one host's TUN device to another's, by the rules in `link`.
 
-`lab` starts it as `python -m lab.wan.forwarder`, with the TUN devices inherited and a Unix socket as standard input. The
-first message on the socket says what to do, each further one is a command, and every one is answered:
+`lab` starts it as `python -m lab.wan.forwarder`, with the TUN devices inherited and a Unix socket as standard input.
+The first message on the socket says what to do, each further one is a command, and every one is answered:
 
-    {"hosts": {"a": {"delay_ms": 20.0, …}}, "addresses": {"a": "10.77.0.1"}, "tuns": {"a": 5}, "inodes": [4026532281], "seed": 0}
-    {"do": "set", "arguments": ["a"], "values": {"loss": 0.01}}                                  -> {"result": null}
-    {"do": "cut", "arguments": ["b"], "values": {}}                                              -> {"error": "no host ['b']"}
+    {"hosts": {"a": {"delay_ms": 20.0, …}}, "addresses": {"a": "10.77.0.1"}, "tuns": {"a": 5}, "inodes": [4026532281],
+     "seed": 0}
+    {"do": "set", "arguments": ["a"], "values": {"loss": 0.01}}              -> {"result": null}
+    {"do": "cut", "arguments": ["b"], "values": {}}                          -> {"error": "no host ['b']"}
 
-When the socket is closed, even by kill -9 of the lab's owner, it kills every process in the lab's namespaces and ends; the
-devices and the namespaces go with it.
+When the socket is closed, even by kill -9 of the lab's owner, it kills every process in the lab's namespaces and ends;
+the devices and the namespaces go with it.
 """
 
 from __future__ import annotations

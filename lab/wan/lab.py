@@ -1,4 +1,4 @@
-"""A small internet on one machine: each host in a network namespace of its own, on a slow line that can be cut while it runs.
+"""A small internet on one machine: each host in a network namespace of its own, on a slow line that can be cut.
 
 Tests, demos and benchmarks use it where the kernel has no netem. It needs root and /dev/net/tun, and nothing else:
 
@@ -13,13 +13,14 @@ Tests, demos and benchmarks use it where the kernel has no netem. It needs root 
         print(lab.counters()["a"].bytes_up, lab.strain())
 
 Packets go through one user-space process (`forwarder`), by the rules in `link`: delay, jitter, rates, queues, loss,
-firewalls, cuts and splits. Leaving the block, or the death of its owner by whatever means, ends every process in there and
-takes the namespaces away. Many labs can run at once; nothing of one can reach another, or the machine outside, or be seen
-there. The addresses, 10.77.0.1 and on, are private ones: libp2p's NAT detection does not take them for public.
+firewalls, cuts and splits. Leaving the block, or the death of its owner by whatever means, ends every process in there
+and takes the namespaces away. Many labs can run at once; nothing of one can reach another, or the machine outside, or
+be seen there. The addresses, 10.77.0.1 and on, are private ones: libp2p's NAT detection does not take them for public.
 
-One forwarder carries 1.3 to 1.8 Gbit/s in 1400-byte packets with a core to itself, and 370 to 480 Mbit/s in two TCP flows of
-40 ms round trip, senders and receivers on the same two busy cores; a round trip of 40 ms takes 40.6 ms (median; one in a
-hundred 43 to 47); a 20 Mbit/s uplink gives TCP 18.8. At such rates it wakes for every packet: 15 % of a core for 20 Mbit/s.
+One forwarder carries 1.3 to 1.8 Gbit/s in 1400-byte packets with a core to itself, and 370 to 480 Mbit/s in two TCP
+flows of 40 ms round trip, senders and receivers on the same two busy cores; a round trip of 40 ms takes 40.6 ms
+(median; one in a hundred 43 to 47); a 20 Mbit/s uplink gives TCP 18.8. At such rates it wakes for every packet: 15 % of
+a core for 20 Mbit/s.
 """
 
 from __future__ import annotations

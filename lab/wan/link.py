@@ -3,9 +3,9 @@
     host a -- up queue, up rate --+                       +-- firewall, down queue, down rate -- host b
                                   +-- delay, jitter, loss-+
 
-A packet waits for its turn on the sender's uplink (tail drop when the queue is full), travels for the sum of both hosts'
-delays, must pass the receiver's firewall, and waits for its turn on the receiver's downlink. Packets from one host to
-another never overtake each other.
+A packet waits for its turn on the sender's uplink (tail drop when the queue is full), travels for the sum of both
+hosts' delays, must pass the receiver's firewall, and waits for its turn on the receiver's downlink. Packets from one
+host to another never overtake each other.
 
     >>> import ipaddress
     >>> def packet(source, destination, size):
@@ -235,7 +235,7 @@ class Switch:
         self._update()
 
     def split(self, groups: Iterable[Iterable[str]]) -> None:
-        """From now on two hosts reach each other only if some group holds both; a host may be in several, or in none."""
+        """From now on two hosts reach each other only if a group holds both; a host may be in several, or in none."""
         self._groups = [self._known(group) for group in groups]
         self._update()
 

@@ -1,8 +1,8 @@
 """One Linux network namespace with one TUN device: a machine of its own as far as the network goes. `lab` opens them.
 
-The namespace has no name and no file: the kernel takes it away when its last process has ended and its last descriptor is
-closed, after kill -9 too. Nothing of the machine outside can be reached from inside: there is a loopback device and `wan0`,
-a route to the lab's own addresses, and no default route. No tool is needed, neither `ip` nor `nsenter`.
+The namespace has no name and no file: the kernel takes it away when its last process has ended and its last descriptor
+is closed, after kill -9 too. Nothing of the machine outside can be reached from inside: there is a loopback device and
+`wan0`, a route to the lab's own addresses, and no default route. No tool is needed, neither `ip` nor `nsenter`.
 
     with Namespace("10.77.0.1") as here:
         here.call(lambda: socket.create_server(("10.77.0.1", 0)))  # a socket in there, used from here
@@ -88,7 +88,7 @@ class Namespace:
         return os.fstat(self.file).st_ino
 
     def call(self, action: Callable[[], T]) -> T:
-        """Do something in there, in a thread of its own: what it opens or starts stays there. Raises what `action` does."""
+        """Do something in there, in a thread of its own: what it opens or starts stays. Raises what `action` does."""
 
         def inside() -> T:
             enter(self.file)
@@ -136,7 +136,8 @@ def available() -> str:
 def congestion_control() -> str:
     """What home computers have as far as this machine lets namespaces choose it: "cubic", or "reno".
 
-    Where the machine's own default is another, `sysctl net.ipv4.tcp_allowed_congestion_control="reno cubic"` allows cubic.
+    Where the machine's own default is another, `sysctl net.ipv4.tcp_allowed_congestion_control="reno cubic"` allows
+    cubic.
     """
     allowed = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control").read_text().split()
     return "cubic" if "cubic" in allowed else "reno"

@@ -1,8 +1,8 @@
 """One all-reduce over home lines, against what the lines allow.
 
-In the WAN lab: peers on lines of 20/100 and 10/50 Mbit/s average one update, with the real streams, proofs and checks, and
-no training. The physical limit is 2 (n - 1) / n times the update's bytes on each uplink. With trusted reducers on fast lines
-(`potluck join --reduce-only`) a home sends its update once, and the limit is half of that or more.
+In the WAN lab: peers on lines of 20/100 and 10/50 Mbit/s average one update, with the real streams, proofs and checks,
+and no training. The physical limit is 2 (n - 1) / n times the update's bytes on each uplink. With trusted reducers on
+fast lines (`potluck join --reduce-only`) a home sends its update once, and the limit is half of that or more.
 
     scripts/bench allreduce --mb 100 --peers 4,8 --reducers 0,2
 
@@ -58,8 +58,8 @@ class Row:
 
     def row(self) -> str:
         return (
-            f"{self.link:8} {self.peers:6d} {self.reducers:9d} {self.update_mb:11.1f} {self.limit_s:9.1f} {self.took_s:8.1f} "
-            f"{self.ratio:7.2f} {self.sent_mb:14.1f} {self.late_ms:9.1f}"
+            f"{self.link:8} {self.peers:6d} {self.reducers:9d} {self.update_mb:11.1f} {self.limit_s:9.1f} "
+            f"{self.took_s:8.1f} {self.ratio:7.2f} {self.sent_mb:14.1f} {self.late_ms:9.1f}"
         )
 
 
@@ -158,7 +158,7 @@ def _wait(
     return [json.loads(path.read_text()) for path in found]
 
 
-# ---- one peer, in a namespace of its own ---------------------------------------------------------------------------------
+# ---- one peer, in a namespace of its own -----------------------------------------------------------------------------
 
 
 def as_peer(job: dict[str, Any]) -> int:

@@ -1,8 +1,9 @@
 """One peer alone through our loop, against a bare PyTorch loop on the same model, batches and optimizer.
 
-The two arms take turns (A B B A A B B A ...), so that what else the machine does falls on both; each pair gives a ratio,
-and the table shows their median, of wall time and (on a CPU that others use too, the better witness) of CPU time. Our arm is a peer's whole round but for the network: take over the base, train, the
-update, its encoding and Merkle tree, the outer step, the digest of the new state.
+The two arms take turns (A B B A A B B A ...), so that what else the machine does falls on both; each pair gives a
+ratio, and the table shows their median, of wall time and (on a CPU that others use too, the better witness) of CPU
+time. Our arm is a peer's whole round but for the network: take over the base, train, the update, its encoding and
+Merkle tree, the outer step, the digest of the new state.
 
 Goal: a ratio of at least 0.97.
 """

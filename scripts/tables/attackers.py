@@ -1,8 +1,8 @@
 """Six honest members and one attacker, in real processes: what is left of the run, and what the attacker gets of it.
 
-The demo's model on the plays, the default wire codec, rounds of a fixed number of tokens, so that a round is the same work
-whoever does it. The attacker is the real client with one thing changed (see `lab.attackers`), and joins with the invite
-as everybody does. A row in which nobody makes a round for two minutes ends, and says so.
+The demo's model on the plays, the default wire codec, rounds of a fixed number of tokens, so that a round is the same
+work whoever does it. The attacker is the real client with one thing changed (see `lab.attackers`), and joins with the
+invite as everybody does. A row in which nobody makes a round for two minutes ends, and says so.
 
     scripts/bench attackers                                         all rows
     scripts/bench attackers --only "clean,negated x10" --json attackers.json
@@ -77,16 +77,16 @@ def one(scenario: Scenario, folder: Path, inputs: Inputs, starter: WarmStart, te
     sys.stderr.write(f"{scenario.name}, {terms.wire} …\n")
     row = play(scenario, folder, inputs, starter, terms)
     sys.stderr.write(
-        f"    loss {row.loss:.4f} after {row.loss_round} rounds; {row.rounds} made in {row.seconds:.0f} s, {row.ended}; "
-        f"all of it {time.monotonic() - started:.0f} s\n"
+        f"    loss {row.loss:.4f} after {row.loss_round} rounds; {row.rounds} made in {row.seconds:.0f} s, "
+        f"{row.ended}; all of it {time.monotonic() - started:.0f} s\n"
     )
     return row
 
 
 def tell(rows: list[Row], failed: list[str], options: argparse.Namespace) -> None:
     print(
-        f"\n{HONEST} honest members, the demo's model on the plays, {options.rounds} rounds of {options.round_tokens:,} tokens, "
-        f"{time.strftime('%Y-%m-%d')}\n"
+        f"\n{HONEST} honest members, the demo's model on the plays, {options.rounds} rounds of "
+        f"{options.round_tokens:,} tokens, {time.strftime('%Y-%m-%d')}\n"
     )
     print(Row.header())
     clean = {row.wire: row for row in rows if row.name == SCENARIOS[0].name}

@@ -1,10 +1,10 @@
 """What is left of a community's throughput when a random peer is killed or frozen every half minute.
 
 Eight peers, a process each, whose training is slowed to a fixed speed, so that they fit on two cores. Blocks with and
-without faults take turns in one run, so that what else the machine does falls on both. A killed peer is started again by
-the same command some seconds later, a frozen one (SIGSTOP, its p2pd too) is woken. What a block came to is the tokens of
-its agreed rounds for each second that a peer was there, from the first agreed round of the block to the last: what the
-surviving peers could have done is what they do in the quiet blocks.
+without faults take turns in one run, so that what else the machine does falls on both. A killed peer is started again
+by the same command some seconds later, a frozen one (SIGSTOP, its p2pd too) is woken. What a block came to is the
+tokens of its agreed rounds for each second that a peer was there, from the first agreed round of the block to the last:
+what the surviving peers could have done is what they do in the quiet blocks.
 
     scripts/bench churn --minutes 15 --seed 1 --json churn.json
 
@@ -221,10 +221,12 @@ def tell(blocks: list[Block], options: argparse.Namespace) -> dict[str, Any]:
     """Print the two kinds of blocks, and what is left; returns the shares."""
     print(
         f"\n{options.peers} peers of {options.tokens_per_s:g} tokens/s, rounds of {options.round_seconds:g} s, "
-        f"one {' or '.join(options.kinds)} every {options.every_s:g} s, seed {options.seed}, {time.strftime('%Y-%m-%d')}"
+        f"one {' or '.join(options.kinds)} every {options.every_s:g} s, seed {options.seed}, "
+        f"{time.strftime('%Y-%m-%d')}"
     )
     print(
-        f"{'blocks':8} {'faults':>7} {'rounds':>7} {'minutes':>8} {'tokens/s':>9} {'peers there':>12} {'tokens per peer-s':>18}"
+        f"{'blocks':8} {'faults':>7} {'rounds':>7} {'minutes':>8} {'tokens/s':>9} {'peers there':>12} "
+        f"{'tokens per peer-s':>18}"
     )
     sums = {}
     for faults, name in ((False, "quiet"), (True, "faults")):

@@ -1,9 +1,10 @@
 """How fast each wire codec is on one core, what it writes, and what it loses, against hivemind's 8-bit codecs.
 
 Speed is of fp32 bytes per CPU second of one thread, in chunks of 65536 values as they travel, over a heavy-tailed made
-tensor of 4 M values (normal times exp(normal), times 1e-4); arms interleaved, median of the repetitions. Beside it numpy's
-copy of the same chunks, bytes a value, and the relative L2 error, of that tensor and of a real update: ten local steps
-of the demo's model. Then the averaging of four members' parts: their common update and noise a third as large.
+tensor of 4 M values (normal times exp(normal), times 1e-4); arms interleaved, median of the repetitions. Beside it
+numpy's copy of the same chunks, bytes a value, and the relative L2 error, of that tensor and of a real update: ten
+local steps of the demo's model. Then the averaging of four members' parts: their common update and noise a third as
+large.
 
     scripts/bench codec --json codec.json
 
@@ -120,7 +121,7 @@ def real_update(folder: Path) -> torch.Tensor:
 
 
 def averaging(repetitions: int) -> dict[str, dict[str, float]]:
-    """GB/s of the four parts of a chunk that are averaged and encoded, and of one chunk's average read; its bytes a value."""
+    """GB/s of a chunk's four parts averaged and encoded, and of one chunk's average read; its bytes a value."""
     common = made_tensor(CHUNK_VALUES)
     members = [common + made_tensor(CHUNK_VALUES, 1 + i) / 3 for i in range(MEMBERS)]
     parts = {name: [codec(name).encode(member) for member in members] for name in OURS}
@@ -163,7 +164,8 @@ def main(arguments: list[str]) -> int:
     gigabytes = 4 * options.values / 1e9
     found: dict[str, dict[str, float]] = {}
     print(
-        "\n| codec | encode, GB/s | decode, GB/s | bytes a value | error, made | error, real |\n|---|---|---|---|---|---|"
+        "\n| codec | encode, GB/s | decode, GB/s | bytes a value | error, made | error, real |\n"
+        "|---|---|---|---|---|---|"
     )
     for name, arm in contest.items():
         (size, error), (_, real_error) = arm.quality(made), arm.quality(real)

@@ -1,7 +1,7 @@
 """What a round costs a peer's own processor and disk, beside training and line: all of the state against what changed.
 
-A full fine-tune of many parameters whose rounds average one of `--fragments` parts, by int2 (the `full` preset). Each round is
-done once; what is then hashed, written and taken over is timed both ways, one after the other.
+A full fine-tune of many parameters whose rounds average one of `--fragments` parts, by int2 (the `full` preset). Each
+round is done once; what is then hashed, written and taken over is timed both ways, one after the other.
 
     scripts/bench commit
     scripts/bench commit --millions 300 --rounds 24
@@ -30,7 +30,8 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         times, sizes = measure(options, Path(folder))
     print(
-        f"{options.millions} M parameters, a round averages one of {options.fragments} parts; medians of {options.rounds} rounds\n"
+        f"{options.millions} M parameters, a round averages one of {options.fragments} parts; "
+        f"medians of {options.rounds} rounds\n"
     )
     print("| in a round | all of it, s | what changed, s | times |")
     print("|---|---|---|---|")
@@ -41,9 +42,14 @@ def main(arguments: list[str]) -> int:
         print(f"| {what} | | {statistics.median(times[what, 'changed']):.3f} | |")
     whole, part = (statistics.median(sizes[which]) / 1e6 for which in ("all", "changed"))
     print(
-        f"\nwritten: {whole:.1f} MB a state, {part:.2f} MB an average; with a state every 33 rounds {whole / ((32 * part + whole) / 33):.0f} times less"
+        f"\nwritten: {whole:.1f} MB a state, {part:.2f} MB an average; with a state every 33 rounds "
+        f"{whole / ((32 * part + whole) / 33):.0f} times less"
     )
     return 0
+
+
+def _catch_up(own: Any, new: Any, old: Any) -> None:
+    own.add_(new - old)
 
 
 def measure(
@@ -74,8 +80,8 @@ def measure(
 
     for _ in range(options.rounds + 1):
         if work._base is not None:
-            whole = state.parameters.clone()
-            timed("take it over", "all", lambda own, new, old: own.add_(new - old), whole, state.parameters, work._base.parameters)  # fmt: skip
+            own, new, old = state.parameters.clone(), state.parameters, work._base.parameters
+            timed("take it over", "all", _catch_up, own, new, old)
         timed("take it over", "changed", work.rebase, state, sent)
         work.step()
         sent = timed("encode the update", "changed", EncodedUpdate.encode, work.finish().vector, "int2")

@@ -1,9 +1,9 @@
 """Real peers broken at chosen instants of a round, stage x kind, and what the others made of it.
 
-Five peers and a coordinator (three in the WAN lab, where cables are cut), a process each, with a tiny model and rounds of a
-second: see `lab.fault_scenarios`. A row says what the survivors saw, how many attempts at a round came to nothing, when
-the next round was agreed, how much state had to be handed over, and when the victim took part again. Afterwards every
-round must have one state, and no claim may have been credited twice.
+Five peers and a coordinator (three in the WAN lab, where cables are cut), a process each, with a tiny model and rounds
+of a second: see `lab.fault_scenarios`. A row says what the survivors saw, how many attempts at a round came to nothing,
+when the next round was agreed, how much state had to be handed over, and when the victim took part again. Afterwards
+every round must have one state, and no claim may have been credited twice.
 
     scripts/bench faults --only freeze --json faults.json
 """

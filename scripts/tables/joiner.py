@@ -1,9 +1,9 @@
 """How long a newcomer on a home line takes from `potluck join` to its first counted work.
 
-In the WAN lab: a coordinator and two peers on fast lines, who are some rounds into a run, and one who joins on a line of
-50 Mbit/s each way and 20 ms. It fetches the genesis and the data from the coordinator, the state of the moment from the peers,
-and works until the round ends in which its claim is part of the agreement. The physical limit is what that many bytes take on
-the line: the model once (it must have the parameters), and everything that came down until then.
+In the WAN lab: a coordinator and two peers on fast lines, who are some rounds into a run, and one who joins on a line
+of 50 Mbit/s each way and 20 ms. It fetches the genesis and the data from the coordinator, the state of the moment from
+the peers, and works until the round ends in which its claim is part of the agreement. The physical limit is what that
+many bytes take on the line: the model once (it must have the parameters), and everything that came down until then.
 
     scripts/bench joiner --sizes glassllm,10M
 
@@ -49,8 +49,9 @@ class Joined:
     def row(self, mbit: float) -> str:
         model_s, down_s = (size * 8e-6 / mbit for size in (self.model_bytes, self.down_bytes))
         return (
-            f"{self.model:10} {self.model_bytes / 1e6:9.1f} {self.down_bytes / 1e6:8.1f} {self.states:7d} {model_s:12.1f} {down_s:12.1f} "
-            f"{self.admitted_s:10.1f} {self.standing_s:9.1f} {self.counted_s:9.1f} {self.round_s:8.1f}"
+            f"{self.model:10} {self.model_bytes / 1e6:9.1f} {self.down_bytes / 1e6:8.1f} {self.states:7d} "
+            f"{model_s:12.1f} {down_s:12.1f} {self.admitted_s:10.1f} {self.standing_s:9.1f} "
+            f"{self.counted_s:9.1f} {self.round_s:8.1f}"
         )
 
 

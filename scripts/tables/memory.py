@@ -1,9 +1,10 @@
 """What a peer's processes weigh beyond torch and the model, against stock hivemind's.
 
-Three arms in one run, each a process tree of its own on the same machine, all with the demo's model: Python with torch and
-transformers and the model, AdamW and its gradient, and nothing else; a stock `hivemind.Optimizer` with its DHT, after two
-epochs with another one; a Potluck peer after two rounds with another one. Memory is the proportional set size (shared
-pages divided among those who share them) of all processes of one peer, the others having been killed a moment before.
+Three arms in one run, each a process tree of its own on the same machine, all with the demo's model: Python with torch
+and transformers and the model, AdamW and its gradient, and nothing else; a stock `hivemind.Optimizer` with its DHT,
+after two epochs with another one; a Potluck peer after two rounds with another one. Memory is the proportional set size
+(shared pages divided among those who share them) of all processes of one peer, the others having been killed a moment
+before.
 
     scripts/bench memory --json memory.json
 

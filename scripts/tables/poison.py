@@ -1,8 +1,9 @@
-"""What one hostile member of seven does to a run, and what the clipping of updates leaves of it; and what that costs honest runs.
+"""What one hostile member of seven does to a run, what clipping leaves of it, and what that costs honest runs.
 
-In memory: seven members train the demo's model with real local work, codecs, aggregator and outer steps (`tests/poisoned_rounds.py`).
-The hostile one works as the others do and sends something else. Rows: how the run averages; columns: the held-out loss at the end,
-without clipping (`sync.clip` 0) and with it. "speeds" is an honest run whose members do 4, 2, 2, 1, 1, 1 and 1 times the same work.
+In memory: seven members train the demo's model with real local work, codecs, aggregator and outer steps
+(`lab.poisoned_rounds`). The hostile one works as the others do and sends something else. Rows: how the run
+averages; columns: the held-out loss at the end, without clipping (`sync.clip` 0) and with it. "speeds" is an honest run
+whose members do 4, 2, 2, 1, 1, 1 and 1 times the same work.
 
     scripts/bench poison --rounds 10 --clips 2,3 --wires int4,int2
 

@@ -1,8 +1,8 @@
 """What a round costs beyond its compute, with real peers over loopback sockets.
 
 A coordinator and three peers, each a process, train the demo's model. Waiting is the time from the end of a peer's own
-micro-batch to the new agreed state: encoding, group forming, claims, all-reduce, outer step, hashing, votes, and what the
-others still compute. The busy share is what is left of the round for training.
+micro-batch to the new agreed state: encoding, group forming, claims, all-reduce, outer step, hashing, votes, and what
+the others still compute. The busy share is what is left of the round for training.
 
 Goal: under 0.5 s of waiting per round.
 """
@@ -72,7 +72,8 @@ def main(arguments: list[str]) -> int:
             rows.append((name, demo.committed))
     print(f"\nthree peers and a coordinator on one machine, {options.rounds} rounds each, {time.strftime('%Y-%m-%d')}")
     print(
-        f"{'run':12} {'round, s':>9} {'waiting, s: median':>19} {'worst':>7} {'busy share':>11} {'attempts a round':>17} {'states':>7}"
+        f"{'run':12} {'round, s':>9} {'waiting, s: median':>19} {'worst':>7} {'busy share':>11} "
+        f"{'attempts a round':>17} {'states':>7}"
     )
     for name, committed in rows:
         print(_row(name, committed))

@@ -1,9 +1,9 @@
 """Peers of unlike speeds against as many of the mean speed: agreed tokens per second, and the way to a loss.
 
 Two communities train the demo's model on the plays, at the same time on one machine, so that what else it does falls on
-both: one with peers at 4:2:1, one with three at the mean of these. Their training is slowed to fixed speeds; all else is
-real. Tokens per second are counted from the first agreed round to the last, against what the peers' speeds add up to; the
-held-out loss is the host's own evaluation of each agreed state.
+both: one with peers at 4:2:1, one with three at the mean of these. Their training is slowed to fixed speeds; all else
+is real. Tokens per second are counted from the first agreed round to the last, against what the peers' speeds add up
+to; the held-out loss is the host's own evaluation of each agreed state.
 
     scripts/bench speeds --minutes 8 --target-loss 3.4
 

@@ -3,11 +3,11 @@
     scripts/bench step                                              the demo's model, on the CPU
     scripts/bench step --device cuda --model 500M --sequence-length 1024 --batch 8 --steps 20
 
-Same model, text, batch, precision (CPU: fp32, CUDA: bf16 under autocast), fused AdamW and clipping in all arms, nothing of the
-network in any. Each arm is a process of its own that takes turns with the others (A B C C B A ...), so that what else the
-machine does falls on all; each turn gives a ratio, and the table shows their median, of wall time and of CPU time. Our
-arm's turn is a round's work: take over the base, train, hand over the update. Memory is the most that the device's
-allocator held; on the CPU the most that the process grew by after its imports.
+Same model, text, batch, precision (CPU: fp32, CUDA: bf16 under autocast), fused AdamW and clipping in all arms, nothing
+of the network in any. Each arm is a process of its own that takes turns with the others (A B C C B A ...), so that what
+else the machine does falls on all; each turn gives a ratio, and the table shows their median, of wall time and of CPU
+time. Our arm's turn is a round's work: take over the base, train, hand over the update. Memory is the most that the
+device's allocator held; on the CPU the most that the process grew by after its imports.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         inputs = prepare(Path(folder), options)
         print(
-            f"\nlocal step: {inputs['name']}, {options.device}, {options.batch} x {options.sequence_length} tokens a step, "
-            f"{options.threads} thread(s), {options.turns} turns of {options.steps} steps\n"
+            f"\nlocal step: {inputs['name']}, {options.device}, {options.batch} x {options.sequence_length} tokens a "
+            f"step, {options.threads} thread(s), {options.turns} turns of {options.steps} steps\n"
             f"{'':6} {'arm':8} {'tokens/s':>10} {'step':>10} {'memory':>10}   ours is faster by: wall, CPU (quartiles)",
             flush=True,
         )

@@ -1,18 +1,20 @@
 """The way to a loss over home links, against stock hivemind and OpenDiLoCo, in one run.
 
-Arms (`wan/arms`): ideal (all batches on one machine, no network), stock hivemind.Optimizer, OpenDiLoCo's recipe, Potluck's
-presets. Lines (`wan/scale`): 20/100 Mbit/s and 40 ms; 10/50 Mbit/s, 80 ms, 0.5 % loss; loopback. A LoRA and a full fine-tune, four
-peers, the same host, model (the demo's), data, token budget, local step and evaluation for all; learning rates from one small grid.
-How the pacing stands for a 1B LoRA and a 0.5B full fine-tune on cards of 1.5k tokens/s is derived in `wan/scale`.
+Arms (`wan/arms`): ideal (all batches on one machine, no network), stock hivemind.Optimizer, OpenDiLoCo's recipe,
+Potluck's presets. Lines (`wan/scale`): 20/100 Mbit/s and 40 ms; 10/50 Mbit/s, 80 ms, 0.5 % loss; loopback. A LoRA and a
+full fine-tune, four peers, the same host, model (the demo's), data, token budget, local step and evaluation for all;
+learning rates from one small grid. How the pacing stands for a 1B LoRA and a 0.5B full fine-tune on cards of 1.5k
+tokens/s is derived in `wan/scale`.
 
     scripts/bench wan --quick                                 one line, one seed, a short budget
     scripts/bench wan --grid-only --json rates.json           tune the learning rates, without a network
     scripts/bench wan --rates rates.json --json wan.json --plot wan.png
     scripts/bench wan --rates rates.json --methods lora --links 20/100 --arms ideal,potluck-int8 --seeds 1
-    scripts/bench wan --compress 1 --units 4096 --methods lora --arms ideal,potluck    in real time: our preset to the letter
+    scripts/bench wan --compress 1 --units 4096 --methods lora --arms ideal,potluck    in real time: our preset itself
 
 The time to the loss is counted from when all peers stand ready to the loss that the ideal arm has after 80 % of the
-budget. The ideal arm's own time is counted, not waited for: its steps are as long as a card of the four takes for its share.
+budget. The ideal arm's own time is counted, not waited for: its steps are as long as a card of the four takes for its
+share.
 """
 
 from __future__ import annotations
@@ -170,7 +172,8 @@ class Show:
             self._grid.setdefault(kind, {}).setdefault(arm, {})[f"{lr:g}"] = losses[-1][1]
             left_s = (time.monotonic() - started) / (number + 1) * (len(jobs) - number - 1)
             say(
-                f"[tuning {number + 1}/{len(jobs)}] {kind}, {arm}, lr {lr:g}: {losses[-1][1]:.4f}; {left_s / 60:.0f} min left"
+                f"[tuning {number + 1}/{len(jobs)}] {kind}, {arm}, lr {lr:g}: {losses[-1][1]:.4f}; "
+                f"{left_s / 60:.0f} min left"
             )
             found = self._grid[kind][arm]
             self._rates[kind][arm] = float(min(found, key=lambda rate: found[rate]))
@@ -213,7 +216,8 @@ class Show:
             for number, course in enumerate(plan):
                 left_s = sum(item.expected_s for item in plan[number:])
                 say(
-                    f"[{number + 1}/{len(plan)}] {course}: about {course.expected_s / 60:.1f} min; {left_s / 60:.0f} min to the end"
+                    f"[{number + 1}/{len(plan)}] {course}: about {course.expected_s / 60:.1f} min; "
+                    f"{left_s / 60:.0f} min to the end"
                 )
                 task = self._task("judge", course.kind, course.lr, course.seed)
                 judge = task.open(self._dataset)
@@ -224,8 +228,9 @@ class Show:
                     continue
                 self._outcomes.append(outcome)
                 say(
-                    f"    {outcome.wall_s:.0f} s, {outcome.tokens:,} of {course.budget:,} tokens, loss {outcome.points[-1][1]:.4f}, "
-                    f"busy {outcome.busy:.1%}, up {outcome.up_bytes / 1e3:.0f} kB a peer, late {outcome.late:.1%}"
+                    f"    {outcome.wall_s:.0f} s, {outcome.tokens:,} of {course.budget:,} tokens, "
+                    f"loss {outcome.points[-1][1]:.4f}, busy {outcome.busy:.1%}, "
+                    f"up {outcome.up_bytes / 1e3:.0f} kB a peer, late {outcome.late:.1%}"
                 )
                 for problem in outcome.problems[:3]:
                     say(f"    {problem}")
@@ -249,7 +254,8 @@ class Show:
 
         options = self._options
         print(
-            f"\n{options.steps} steps of each of four peers, {len(options.seeds)} seed(s), {time.strftime('%Y-%m-%d')}\n"
+            f"\n{options.steps} steps of each of four peers, {len(options.seeds)} seed(s), "
+            f"{time.strftime('%Y-%m-%d')}\n"
         )
         print("\n".join(table(self._outcomes)))
         if options.plot:

@@ -1,8 +1,8 @@
 """The arms of `scripts/bench wan`, and their training without a network: the ideal arm, and what tunes the others.
 
-    ideal                one machine does the four peers' batches of each step together: AdamW on the mean gradient of all
-                         four batches, as DDP would. No network: a step takes what a card takes for its quarter.
-    hivemind             stock hivemind.Optimizer as in its ALBERT example: fp16, delayed averaging, 4096 sequences a step
+    ideal                one machine does the four peers' batches of each step together: AdamW on the mean gradient of
+                         all four, as DDP would. No network: a step takes what a card takes for its quarter.
+    hivemind             stock hivemind.Optimizer as in its ALBERT example: fp16, delayed averaging, 4096 sequences
     hivemind-256         the same with a target batch that suits a short fine-tune
     opendiloco-50, -500  H local AdamW steps; fp16 pseudo-gradients averaged; Nesterov SGD, lr 0.7, momentum 0.9
     potluck-...          a run.toml of ours: see PRESETS
@@ -29,8 +29,8 @@ from scripts.wan.training import Bench, Gradients, Task, average
 
 GRID = {"lora": (1e-3, 2e-3, 3e-3, 5e-3, 1e-2), "full": (1e-4, 3e-4, 1e-3, 3e-3)}  # the same for all arms
 
-# run.toml sections of Potluck's presets, for each method; `round_steps`: local steps of each peer in a round, and where a
-# peer chooses its rounds itself, about what that comes to. In real time (--compress 1) "potluck" is the preset to the
+# run.toml sections of Potluck's presets, for each method; `round_steps`: local steps of each peer in a round, and where
+# a peer chooses its rounds itself, about what that comes to. In real time (--compress 1) "potluck" is the preset to the
 # letter, which makes rounds of 4 to 6; where times are divided, what an exchange takes beside its bytes is not.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "potluck": {

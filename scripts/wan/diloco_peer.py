@@ -1,10 +1,10 @@
 """One peer of the OpenDiLoCo-like arms of `scripts/bench wan`, by its published recipe, on hivemind's averager.
 
-H local AdamW steps; the pseudo-gradient (where the round began minus where it ended) is averaged in fp16; every peer takes
-a Nesterov SGD step of lr 0.7 and momentum 0.9 with it (Jaghouar et al. 2024; Douillard et al. 2023). As its code does:
-matchmaking (15 s, divided by `compress`) begins that long before the last local step, and a peer waits for all that are
-alive and on the same round before it averages, for ten minutes at most. As in the paper and not as in its code: one exchange a
-round, the state itself is not averaged besides, and each starts from the same state.
+H local AdamW steps; the pseudo-gradient (where the round began minus where it ended) is averaged in fp16; every peer
+takes a Nesterov SGD step of lr 0.7 and momentum 0.9 with it (Jaghouar et al. 2024; Douillard et al. 2023). As its code
+does: matchmaking (15 s, divided by `compress`) begins that long before the last local step, and a peer waits for all
+that are alive and on the same round before it averages, for ten minutes at most. As in the paper and not as in its
+code: one exchange a round, the state itself is not averaged besides, and each starts from the same state.
 
 `others` starts it as `python -m scripts.wan.diloco_peer SETTINGS`; it talks by `stock`.
 """

@@ -1,11 +1,12 @@
 """One peer of the stock arm of `scripts/bench wan`: `hivemind.Optimizer`, set up as hivemind's own ALBERT example does.
 
 Taken from there (examples/albert): fp16 for gradients and state, delay_grad_averaging, delay_optimizer_step and
-offload_optimizer on, target_batch_size 4096 sequences, 4 x 2 sequences between two calls of `step`, matchmaking_time 5 s,
-averaging_timeout 60 s, the tracker's refresh between 0.5 and 30 s, target_group_size 256. Ours: AdamW with the rate that
-the grid chose, without warm-up, as in all arms (there: LAMB); all times divided by `compress`, but matchmaking not below
-a second, for its requests time out; and an averaging timeout that an exchange on this line can meet, for with the
-example's a full fine-tune at 20 Mbit/s never averages anything.
+offload_optimizer on, target_batch_size 4096 sequences, 4 x 2 sequences between two calls of `step`, matchmaking_time
+5 s, averaging_timeout 60 s, the tracker's refresh between 0.5 and 30 s, target_group_size 256.
+
+Ours: AdamW with the rate that the grid chose, without warm-up, as in all arms (there: LAMB); all times divided by
+`compress`, but matchmaking not below a second, for its requests time out; and an averaging timeout that an exchange on
+this line can meet, for with the example's a full fine-tune at 20 Mbit/s never averages anything.
 
 `others` starts it as `python -m scripts.wan.hivemind_peer SETTINGS`; it talks by `stock`.
 """

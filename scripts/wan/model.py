@@ -1,8 +1,9 @@
-"""The models of `scripts/bench wan`: the demo's for LoRA; for a full fine-tune the same, made larger without changing it.
+"""The models of `scripts/bench wan`: the demo's for LoRA; for a full fine-tune the same, made larger.
 
 A line scaled for 0.85 M values would carry little more than the protocols' own messages. So each layer's MLP gets more
-units, whose way in (gate, up) is random and whose way out (down) is zero: the model computes what it did, bit for bit but
-for the order of sums, and its new weights take part in training from the first step (Chen et al. 2016, Net2Net, section 2).
+units, whose way in (gate, up) is random and whose way out (down) is zero: the model computes what it did, bit for bit
+but for the order of sums, and its new weights take part in training from the first step (Chen et al. 2016, Net2Net,
+section 2).
 """
 
 from __future__ import annotations

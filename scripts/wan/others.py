@@ -1,4 +1,4 @@
-"""Runs an arm that is not ours for `scripts/bench wan`: four processes of `hivemind_peer` or `diloco_peer` in the WAN lab.
+"""Runs an arm that is not ours for `scripts/bench wan`: four of `hivemind_peer` or `diloco_peer` in the WAN lab.
 
 Everything that they start, hivemind's daemons too, lives in the lab's namespaces and is killed when the lab closes.
 """

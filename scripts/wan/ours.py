@@ -1,7 +1,7 @@
-"""Runs a preset of Potluck's for `scripts/bench wan`: `potluck host` and four `potluck join`, unchanged, in the WAN lab.
+"""Runs a preset of ours for `scripts/bench wan`: `potluck host` and four `potluck join`, unchanged, in the WAN lab.
 
-The host stands on a line without limits and publishes nothing: it is not on the training path, and an upload of the state
-for each evaluation would be charged to a peer's line. The states are copied from a peer's disk instead.
+The host stands on a line without limits and publishes nothing: it is not on the training path, and an upload of the
+state for each evaluation would be charged to a peer's line. The states are copied from a peer's disk instead.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _watch_ours(course: Course, lab: WanLab, peers: list[Part], trace: Trace) ->
 
 
 def _sum_up_ours(course: Course, peers: list[Part], trace: Trace, killed_at: float | None) -> None:
-    """Busy: the time that the tokens of all finished work take at the card's speed, and the time since in which it works on."""
+    """Busy: what the tokens of all finished work take at the card's speed, and the time since, in which it works on."""
     shares, slow = [], []
     overlap = PRESETS[course.arm][course.kind]["sync"].get("overlap", False)
     for number, peer in enumerate(peers):

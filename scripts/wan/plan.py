@@ -1,6 +1,7 @@
 """Which runs `scripts/bench wan` makes, in which order, and how long they take. Pure.
 
-Arms take turns within each line, and lines and methods within each seed, so that what else the machine does falls on all.
+Arms take turns within each line, and lines and methods within each seed, so that what else the machine does falls on
+all.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def courses(
     steps: int,
     patience: float,
 ) -> list[Course]:
-    """All runs in the lab; other variants than "plain" on the first line only. `rates`: kind -> arm -> learning rate."""
+    """All runs in the lab; only the first line has variants beside "plain". `rates`: kind -> arm -> learning rate."""
     racing = [arm for arm in arms if arm != "ideal"]
     found = []
     for seed, variant, line, kind, arm in itertools.product(seeds, variants, lines, kinds, racing):

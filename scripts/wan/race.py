@@ -1,9 +1,9 @@
 """Runs one arm of `scripts/bench wan` in the WAN lab, and says what it came to.
 
-The lines are set when all peers stand ready, so nobody is charged for fetching the model and the text. Stock peers begin
-together; Potluck's each when it is ready, so its clock starts at the mean of these times. States are kept on the way and
-evaluated afterwards, when nothing else runs. An arm ends when its peers have used up the token budget, or at `limit_s`,
-whichever is first.
+The lines are set when all peers stand ready, so nobody is charged for fetching the model and the text. Stock peers
+begin together; Potluck's each when it is ready, so its clock starts at the mean of these times. States are kept on the
+way and evaluated afterwards, when nothing else runs. An arm ends when its peers have used up the token budget, or at
+`limit_s`, whichever is first.
 """
 
 from __future__ import annotations

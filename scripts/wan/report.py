@@ -98,8 +98,8 @@ def table(outcomes: Sequence[Outcome]) -> list[str]:
         groups.setdefault((item.kind, item.line, item.variant, item.arm), []).append(item)
     ours = {(item.kind, item.line, item.variant, item.seed): item.points for item in outcomes if item.arm == OURS}
     rows = [
-        "| method | line | peers | arm | lr | whole run, s | s to the loss | of ideal's | kB up | kB down | bytes/token | busy | final loss "
-        "| against ideal | ours as good after, s |",
+        "| method | line | peers | arm | lr | whole run, s | s to the loss | of ideal's | kB up | kB down "
+        "| bytes/token | busy | final loss | against ideal | ours as good after, s |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (kind, line, variant, arm), items in groups.items():
@@ -110,7 +110,8 @@ def table(outcomes: Sequence[Outcome]) -> list[str]:
         cells = [
             kind, line, variant, arm, f"{items[0].lr:g}", _mean(items, lambda item: item.wall_s, ".0f"),
             _times([at for at, _ in reached]), ratio,
-            _mean(items, lambda item: item.up_bytes / 1e3, ".0f"), _mean(items, lambda item: item.down_bytes / 1e3, ".0f"),
+            _mean(items, lambda item: item.up_bytes / 1e3, ".0f"),
+            _mean(items, lambda item: item.down_bytes / 1e3, ".0f"),
             _mean(items, lambda item: item.bytes_per_token, ".2f"), _mean(items, lambda item: item.busy, ".1%"),
             _mean(items, lambda item: item.points[-1][1], ".4f"), f"{against:+.2%}",
             _as_good(items, ours) if arm not in ("ideal", OURS) else "",
@@ -164,7 +165,8 @@ def draw(outcomes: Sequence[Outcome], path: Path, compress: float) -> None:
             first = next(other.seed for other in shown if other.arm == item.arm) == item.seed
             at.plot(
                 [seconds * compress / 3600 for seconds, _ in item.points], [loss for _, loss in item.points],
-                drawstyle="default" if item.arm == "ideal" else "steps-post", color=f"C{arms.index(item.arm)}", label=item.arm if first else None, linewidth=1.3,
+                drawstyle="default" if item.arm == "ideal" else "steps-post", color=f"C{arms.index(item.arm)}",
+                label=item.arm if first else None, linewidth=1.3,
             )  # fmt: skip
         for (of, _), loss in goal.items():
             if of == kind:

@@ -1,23 +1,25 @@
-"""How `scripts/bench wan` makes a small model on two cores stand for a large one on home lines. Pure; the table uses it.
+"""How `scripts/bench wan` makes a small model on two cores stand for a large one on home lines. Pure.
 
-Four cards at 1,500 tokens/s each, a local step of 8 sequences of 512 tokens: 2.73 s a step. What decides an arm's fate is
-how many steps one exchange costs. All-reducing N values of b bytes among n peers takes an uplink
+Four cards at 1,500 tokens/s each, a local step of 8 sequences of 512 tokens: 2.73 s a step. What decides an arm's fate
+is how many steps one exchange costs. All-reducing N values of b bytes among n peers takes an uplink
 
     2 (n - 1) / n * N * b / (up / 8)      seconds; in fp16, four peers, 20 Mbit/s:
 
     LoRA, 1B     11.27 M values (rank 16 on all linear layers of Llama 3.2 1B)      13.5 s     5.0 steps
     full, 0.5B   494.0 M values (Qwen2.5 0.5B)                                       593 s     217 steps
 
-Kept: the number of optimizer steps, each with its real batch replaced by a small one (LoRA: 8 sequences of 32 tokens; full: 2), and the number of steps that an exchange costs. Two knobs keep it: our model has fewer trainable values,
-so rates are scaled by ours/real; and all times are divided by `compress` (8), so rates are multiplied by it. Round trips,
-matchmaking times and time limits of the other arms are divided too, as far as they can be. Speeding up the card instead of
-slowing the line (a 100 times smaller model, 100 times the tokens/s) is beyond two cores. The larger our model, the less the
-line has to be slowed, so a full fine-tune takes the demo's model made larger (`model`).
+Kept: the number of optimizer steps, each with its real batch replaced by a small one (LoRA: 8 sequences of 32 tokens;
+full: 2), and the number of steps that an exchange costs. Two knobs keep it: our model has fewer trainable values, so
+rates are scaled by ours/real; and all times are divided by `compress` (8), so rates are multiplied by it. Round trips,
+matchmaking times and time limits of the other arms are divided too, as far as they can be. Speeding up the card instead
+of slowing the line (a 100 times smaller model, 100 times the tokens/s) is beyond two cores. The larger our model, the
+less the line has to be slowed, so a full fine-tune takes the demo's model made larger (`model`).
 
-What does not scale falls on every arm: packets have their real size, so a scaled line's queue holds at least 16 of them;
-bytes that the protocols send beside the tensors weigh real/ours times more; constants inside the libraries (ours,
-hivemind's, TCP's) are not divided, so they weigh `compress` times more. These make the table pessimistic for whoever sends
-often. And TCP's throughput under loss does not fall as the rate does: 0.5 % loss is milder here than on the real line.
+What does not scale falls on every arm: packets have their real size, so a scaled line's queue holds at least 16 of
+them; bytes that the protocols send beside the tensors weigh real/ours times more; constants inside the libraries (ours,
+hivemind's, TCP's) are not divided, so they weigh `compress` times more. These make the table pessimistic for whoever
+sends often. And TCP's throughput under loss does not fall as the rate does: 0.5 % loss is milder here than on the real
+line.
 
     >>> full = Scale("full", trainable=3_998_336)
     >>> round(full.step_s, 3), round(full.rate, 5)
@@ -114,6 +116,7 @@ class Scale:
             if real.up_mbit
         )
         return (
-            f"{self.kind}: {self.trainable:,} values stand for the {REAL_TRAINABLE[self.kind]:,} of {REAL_NAME[self.kind]}; "
-            f"times are 1/{self.compress:g}; a local step takes {self.step_s:.3f} s ({self.tokens_per_s:.0f} tokens/s); {lines}"
+            f"{self.kind}: {self.trainable:,} values stand for the {REAL_TRAINABLE[self.kind]:,} of "
+            f"{REAL_NAME[self.kind]}; times are 1/{self.compress:g}; a local step takes {self.step_s:.3f} s "
+            f"({self.tokens_per_s:.0f} tokens/s); {lines}"
         )

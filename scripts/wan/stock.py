@@ -1,7 +1,7 @@
 """A peer of an arm that is not ours, as a process: its side of the talk with `others`.
 
-Standard output, one JSON object a line: ready (addresses), worked (tokens, busy_s, late_s), state (path, tokens), problem,
-ended. Standard input: "go", then "stop"; its end means stop, too, and that nobody needs this peer any more.
+Standard output, one JSON object a line: ready (addresses), worked (tokens, busy_s, late_s), state (path, tokens),
+problem, ended. Standard input: "go", then "stop"; its end means stop, too, and that nobody needs this peer any more.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Peer:
         say("problem", message=message)
 
     def end(self) -> None:
-        """All is done. Returns once the others are done, too: they may still be receiving the last average from this peer."""
+        """All is done. Returns once the others are done, too: they may still be receiving this peer's last average."""
         self.tell_progress(at_once=True)
         say("ended", error=None)
         self._leave.wait(LEAVE_S)

@@ -117,7 +117,7 @@ class Bench:
 
 
 class Gradients:
-    """For the arm whose optimizer is another's: the mean gradient of one batch after another, clipped as LocalWork does."""
+    """For the arm whose optimizer is another's: the mean gradient of each batch, clipped as LocalWork does."""
 
     def __init__(self, bench: Bench, name: str) -> None:
         self._bench, self._name, self._drawn = bench, name, 0

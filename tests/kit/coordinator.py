@@ -1,4 +1,4 @@
-"""What the coordinator's tests share: a tiny real model and text, a run.toml, and a swarm of identities that signs rounds."""
+"""What the coordinator's tests share: a tiny real model and text, a run.toml, and identities that sign rounds."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@
 It does what a peer does, in that order, and drops what a peer may drop: load, train, encode, average, step, save, and
 begin again. hivemind's daemon is not started: tests/test_memory.py adds what that takes.
 
-The other half, below, is run as `python -m tests.kit.memory_probe`: for each folder that is named on its standard input, it
-forks a process that has imported what all peers do, and prints what that one found as a line of JSON.
+The other half, below, is run as `python -m tests.kit.memory_probe`: for each folder that is named on its standard
+input, it forks a process that has imported what all peers do, and prints what that one found as a line of JSON.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Probes:
         return found
 
 
-# ---- the other half ------------------------------------------------------------------------------------------------------
+# ---- the other half --------------------------------------------------------------------------------------------------
 
 
 class Peak:
