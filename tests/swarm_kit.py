@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from builders import fixed_ed25519, fixed_root_key, make_spec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tests.kit.builders import fixed_ed25519, fixed_root_key, make_spec
 
 with warnings.catch_warnings():  # hivemind's layers of experts, which nobody here uses, are decorated by torch.jit
     warnings.simplefilter("ignore", DeprecationWarning)

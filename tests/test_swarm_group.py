@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import swarm_kit
-from swarm_kit import World
 
 from peer.swarm.group import Group, Member
 from peer.training.codec import CHUNK_VALUES, EncodedUpdate
@@ -17,6 +15,8 @@ from protocol.errors import FormatError, RefusedError, SignatureError, Verificat
 from protocol.signed import Signed
 from protocol.statements import Claim, Vote
 from protocol.succession import MOST_TIMES
+from tests import swarm_kit
+from tests.swarm_kit import World
 
 VALUES = 40
 

@@ -1,4 +1,4 @@
-"""The trainer's loop over real swarms: it does not work on for ever when no round can be made, and it hands over on leaving."""
+"""The trainer's loop over real swarms: it gives up when no round can be made, and it hands over on leaving."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import eventually
-from swarm_kit import World
-from training_fixtures import make_genesis, make_spec, write_tiny_llama
 
+from lab.processes import eventually
+from lab.training_fixtures import make_genesis, make_spec, write_tiny_llama
 from peer.moments import Moments
 from peer.round_rules import BallotBox
 from peer.swarm.averages import Average
@@ -31,6 +30,7 @@ from protocol.beginners import Beginners
 from protocol.errors import RoundAborted
 from protocol.keys import PeerIdentity
 from protocol.run_card import RunCard
+from tests.swarm_kit import World
 
 pytestmark = [
     pytest.mark.swarm,
