@@ -58,7 +58,7 @@ def measure(
     from wan_training import Task, average, sections
 
     from peer.swarm.averages import Average
-    from peer.training.codec import EncodedUpdate
+    from peer.training.codecs.codec import EncodedUpdate
     from peer.training.outer import outer_step
     from peer.training.state import SharedState
 

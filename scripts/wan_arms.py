@@ -21,7 +21,7 @@ import torch
 from wan_scale import PEERS, REAL_BATCH
 from wan_training import Bench, Gradients, Task, average
 
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from peer.training.data import Dataset
 from peer.training.outer import step as outer_step
 from protocol.presets import NEW

@@ -25,7 +25,7 @@ from wan_scale import PEERS
 from wan_trace import LOOK_S, NAMES, READY_S, VICTIM, Trace, config, kill, set_lines
 from warm_start import WarmStart
 
-from peer.kept_states import AVERAGE, WHOLE
+from peer.disk.kept_states import AVERAGE, WHOLE
 from protocol.keys import load_public_pem
 from protocol.run_card import RunCard
 from protocol.run_spec import RunSpec

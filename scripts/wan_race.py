@@ -23,7 +23,7 @@ from wan_trace import Trace
 from wan_training import Bench
 from warm_start import WarmStart
 
-from peer.kept_states import AVERAGE
+from peer.disk.kept_states import AVERAGE
 from peer.swarm.averages import Average
 from peer.training.state import SharedState
 

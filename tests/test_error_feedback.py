@@ -12,7 +12,7 @@ import torch
 from swarm_kit import World, agreed, run, until
 
 from peer.swarm.contribution import Contribution, Leftover
-from peer.training.codec import EncodedUpdate, codec
+from peer.training.codecs.codec import EncodedUpdate, codec
 from peer.training.work import Update
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # hivemind's way to find p2pd

@@ -11,7 +11,7 @@ import pytest
 from memory_probe import Probes
 from training_fixtures import make_genesis, make_spec, write_llama, write_tiny_llama
 
-from peer.training.codec import codec
+from peer.training.codecs.codec import codec
 from peer.training.memory import activation_bytes, memory_needed_bytes
 from protocol.run_spec import RunSpec
 

@@ -10,7 +10,7 @@ import swarm_kit
 from swarm_kit import World
 
 from peer.swarm.group import Group, Member
-from peer.training.codec import CHUNK_VALUES, EncodedUpdate
+from peer.training.codecs.codec import CHUNK_VALUES, EncodedUpdate
 from protocol import claim, swarm_pb2
 from protocol.envelope import Envelope
 from protocol.errors import FormatError, RefusedError, SignatureError, VerificationError

@@ -11,7 +11,7 @@ from swarm_kit import World, agreed, run, until
 
 from peer.swarm.contribution import Contribution, Leftover
 from peer.swarm.rounds import Rounds
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from peer.training.work import Update
 from protocol.claim import Claim, Late, open_claim
 from protocol.errors import FormatError, RoundAborted, VerificationError

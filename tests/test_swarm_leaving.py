@@ -14,7 +14,7 @@ from swarm_kit import World, agreed, run, until
 from peer.round_rules import Ballot, BallotBox, Bound
 from peer.swarm.farewells import Farewells
 from peer.swarm.group import Group
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from protocol import swarm_pb2
 from protocol.claim import Farewell, acceptors_after, has_majority
 from protocol.errors import RefusedError, VerificationError
