@@ -14,14 +14,15 @@ from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from peer.clock import ClockWrong, how_to_set, in_words, message_key
-from peer.coordinator_client import CoordinatorClient, RunDescription, RunFiles
-from peer.coordinator_link import Certificate
-from peer.downloads import is_complete
-from peer.kept_states import is_kept
-from peer.run_folder import RunFolder
-from peer.screen import Screen
-from peer.terms import Terms, terms_of
+from peer.disk.kept_states import is_kept
+from peer.disk.run_folder import RunFolder
+from peer.link.background import Certificate
+from peer.link.client import CoordinatorClient, RunDescription, RunFiles
+from peer.link.clock import ClockWrong, how_to_set, in_words, message_key
+from peer.link.downloads import is_complete
+from peer.link.estimate import terms_of
+from peer.screen.screen import Screen
+from peer.screen.terms import Terms
 from peer.training import nf4
 from protocol import certificate as certificates
 from protocol.backoff import Backoff

@@ -4,12 +4,6 @@
      "left_out":[["12D3Koo…ab12cd34","not heard for 12 s"]],"time":1763769600.0}
 
 `volunteer` appends at each commit, `potluck status` reads. What does not parse is passed over: nothing depends on it.
-
-    >>> told = Round(41, 3, 9216, 0.2, 1, True, (("12D3Kooab12cd34", "not heard for 12 s"),), 1763769600.0)
-    >>> describe(told)
-    'round 41: 3 members, 9216 tokens; left out …ab12cd34: not heard for 12 s'
-    >>> describe(told, "zh")
-    '第 41 轮：3 名成员，9216 个词元；未计入 …ab12cd34：已 12 秒没有消息'
 """
 
 from __future__ import annotations
@@ -18,12 +12,9 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from peer.messages import text
-from protocol import words
 from protocol.disk import disk_error, write_file
 
 if TYPE_CHECKING:
@@ -86,18 +77,6 @@ def read_rounds(path: Path, most: int = KEPT) -> list[Round]:
     """The newest rounds in the file, oldest first; empty when there is none."""
     parsed = (_parse(line) for line in _lines(path))
     return list(deque((item for item in parsed if item is not None), most))
-
-
-def describe(item: Round, language: str = "en") -> str:
-    """One line for people."""
-    line = text("round-line", language, round=item.round, members=item.members, tokens=item.tokens)
-    return line + (text("left-out-of", language, peers=name_left_out(item.left_out, language)) if item.left_out else "")
-
-
-def name_left_out(left_out: Iterable[tuple[str, str]], language: str = "en") -> str:
-    """Who was left out and why, on one line."""
-    reasons = [(peer[-8:], words.told(why, language)) for peer, why in left_out]
-    return text("and", language).join(text("because", language, peer=peer, why=why) for peer, why in reasons)
 
 
 def _lines(path: Path) -> list[bytes]:

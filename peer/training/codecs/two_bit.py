@@ -19,8 +19,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from peer.training.block_codec import in_blocks, read_bf16, write_bf16
-from peer.training.dense_codec import Codec
+from peer.training.codecs.block import in_blocks, read_bf16, write_bf16
+from peer.training.codecs.dense import Codec
 from protocol.errors import FormatError
 
 BLOCK = 256

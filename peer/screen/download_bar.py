@@ -1,4 +1,7 @@
-"""A bar for what is being downloaded, on standard error; nothing where that is no terminal. `screens` and `potluck fetch` use it."""
+"""A bar for what is being downloaded, on standard error; nothing where that is no terminal.
+
+The terminal's screen and `potluck fetch` use it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 
 class DownloadBar:
-    """Shows one file after the other; a `peer.downloads.Progress`."""
+    """Shows one file after the other; a `peer.link.downloads.Progress`."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False)

@@ -6,7 +6,7 @@
     certificate                      the newest membership certificate
     addresses.json                   where other members were last seen
     step-000000/ base-model/ data/   fetched by digest
-    states/                          the newest committed states, see `peer.kept_states`
+    states/                          the newest committed states, see `peer.disk.kept_states`
     ballots.json                     promises and votes of the round in hand
     rounds.jsonl                     the newest rounds, for the owner
     optimizer.safetensors            what the inner optimizer remembers
@@ -23,9 +23,9 @@ import logging
 import time
 from pathlib import Path
 
-from peer.round_log import RoundLog
+from peer.disk.round_log import RoundLog
+from peer.disk.run_lock import RunLock
 from peer.round_rules import MAX_BOX_BYTES, BallotBox
-from peer.run_lock import RunLock
 from protocol import canonical
 from protocol.canonical import sha256_hex
 from protocol.disk import disk_error, set_aside, write_file

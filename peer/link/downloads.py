@@ -1,6 +1,6 @@
 """Files fetched in pieces, resumed after a break, and moved into place only when their digest is right.
 
-`coordinator_client` calls `fetch` for every file of a run. While it is incomplete a file is called `NAME.part`.
+`client` calls `fetch` for every file of a run. While it is incomplete a file is called `NAME.part`.
 
     >>> import tempfile, hashlib
     >>> folder = Path(tempfile.mkdtemp())

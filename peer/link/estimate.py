@@ -1,60 +1,23 @@
-"""What a run will take of this computer: what its owner is told before anything is downloaded. Needs no torch.
+"""A run's terms for this computer, from what the coordinator says of the run. Needs no torch.
 
-`admission` puts it together from what the coordinator says, `screens` shows it. All of it but the download is an estimate:
-traffic and disk from the size of an update and from what is kept, times from how fast the run goes now.
-
->>> spans = [duration(90), duration(5400), duration(200_000)]; spans
-['2 min', '1.5 h', '2.3 days']
+`admission` calls `terms_of`. All of it but the download is an estimate: traffic and disk from the size of an update and
+from what is kept, times from how fast the run goes now.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from peer.coordinator_answers import RunDescription
+from peer.link.answers import RunDescription
+from peer.screen.terms import Terms
 from peer.training.memory import memory_needed_bytes, update_bytes
 from protocol.invite import Invite
-from protocol.run_card import RunCard
 from protocol.run_spec import RunSpec
 from protocol.status import RunStatus
 
-_KEPT_CHECKPOINTS = 2  # as far back as a peer keeps rounds: `peer.kept_states.KEPT_STATES`
-_BETWEEN_WHOLE = 33  # rounds at most: `peer.kept_states.MOST_REPLAYED`
-_TALK_BYTES_PER_HOUR = 5_000_000  # of members among each other beside the updates, each way; a guess
+_KEPT_CHECKPOINTS = 2  # as far back as a peer keeps rounds: `peer.disk.kept_states.KEPT_STATES`
+_BETWEEN_WHOLE = 33  # rounds at most: `peer.disk.kept_states.MOST_REPLAYED`
 _MEASURED_OVER = 6  # evaluations
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What taking part means."""
-
-    card: RunCard
-    address: str  # of the coordinator
-    root: str  # fingerprint of the host's key
-    download_bytes: int  # still to come
-    here_bytes: int  # of what is needed, already on this disk
-    disk_bytes: int  # in all, when it runs
-    memory_bytes: int
-    round: int | None  # the run is at; None: not known
-    members: int | None  # live now
-    round_s: float | None  # from one average to the next; None: not known yet
-    round_bytes: int  # that travel in a round, each way, at most
-
-    @property
-    def traffic_bytes_per_hour(self) -> int | None:
-        """Each way, at most."""
-        if self.round_s is None:
-            return None
-        return int(self.round_bytes * 3600 / self.round_s) + _TALK_BYTES_PER_HOUR
-
-    @property
-    def left_s(self) -> float | None:
-        """How long the run will last; None: not known, or until the host ends it."""
-        rounds = self.card.spec.run.rounds
-        if not rounds or self.round is None or self.round_s is None:
-            return None
-        return max(rounds - self.round, 0) * self.round_s
 
 
 def terms_of(
@@ -121,14 +84,3 @@ def _round_s(spec: RunSpec, status: RunStatus | None) -> float | None:
     if spec.sync.round_tokens is not None and status is not None and status.tokens_per_s > 0:
         ends.append(spec.sync.round_tokens / status.tokens_per_s)
     return min(ends) if ends else None
-
-
-def duration(seconds: float) -> str:
-    """A length of time in words, in English.
-
-    >>> duration(0.0), duration(3600.0)
-    ('1 min', '1.0 h')
-    """
-    if seconds < 3600:
-        return f"{max(round(seconds / 60), 1)} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

@@ -1,4 +1,4 @@
-"""What the coordinator's service says, parsed: the values that `coordinator_client` returns.
+"""What the coordinator's service says, parsed: the values that `client` returns.
 
 >>> parse_files([coordinator_pb2.ModelFile(path="../x", sha256="0" * 64, size_bytes=1)])
 Traceback (most recent call last):

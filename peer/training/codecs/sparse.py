@@ -5,7 +5,7 @@ pulls the wrong way. docs/benchmarks.md has what each is worth.
 
 A part is, of `n` values, the k = ceil(n / 32) that are kept:
 
-    places       `peer.training.positions` of k out of n: each block of 4096 has 128 of them, a shorter last one of w values ceil(w / 32)
+    places       `peer.training.codecs.positions` of k out of n: each block of 4096 has 128 of them, a shorter last one of w values ceil(w / 32)
     sizes        for each block 2 x bf16: the mean of its smaller and of its larger ones, cut where that is closest to all
     2k bits      the signs (1: negative), then which of the two sizes, in whole bytes; least significant bit first
 
@@ -35,9 +35,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from peer.training.block_codec import Int4, read_bf16, round_bf16, write_bf16
-from peer.training.dense_codec import Codec
-from peer.training.positions import most_position_bytes, position_bytes, read_positions, write_positions
+from peer.training.codecs.block import Int4, read_bf16, round_bf16, write_bf16
+from peer.training.codecs.dense import Codec
+from peer.training.codecs.positions import most_position_bytes, position_bytes, read_positions, write_positions
 from protocol.errors import FormatError
 
 BLOCK = 4096  # values from which the largest are taken

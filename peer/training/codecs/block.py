@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from peer.training.aggregate import fp32
-from peer.training.dense_codec import Codec, read_floats
+from peer.training.codecs.dense import Codec, read_floats
 from peer.training.state import is_finite
 from protocol.errors import FormatError
 

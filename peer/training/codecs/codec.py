@@ -1,9 +1,9 @@
 """How an update travels: by one of six codecs, cut into chunks that a claim binds by a Merkle root.
 
-    fp32, fp16   `peer.training.dense_codec`, which also says what a codec is
-    int8, int4   `peer.training.block_codec`
-    int2         `peer.training.two_bit_codec`
-    topk         `peer.training.sparse_codec`
+    fp32, fp16   `peer.training.codecs.dense`, which also says what a codec is
+    int8, int4   `peer.training.codecs.block`
+    int2         `peer.training.codecs.two_bit`
+    topk         `peer.training.codecs.sparse`
 
     >>> data = codec("int8").encode(torch.tensor([0.0, -1.0, 0.5]))
     >>> len(data) == codec("int8").encoded_bytes(3) == 4 + 3
@@ -28,10 +28,10 @@ from functools import cached_property
 import torch
 
 from peer.training.aggregate import Aggregator
-from peer.training.block_codec import Int4, Int8
-from peer.training.dense_codec import Codec, Fp16, Fp32
-from peer.training.sparse_codec import TopK
-from peer.training.two_bit_codec import Int2
+from peer.training.codecs.block import Int4, Int8
+from peer.training.codecs.dense import Codec, Fp16, Fp32
+from peer.training.codecs.sparse import TopK
+from peer.training.codecs.two_bit import Int2
 from protocol import merkle
 from protocol.errors import FormatError
 from protocol.statements import UpdateDigest

@@ -1,6 +1,6 @@
 """How far this computer's clock is from the coordinator's, and how to say so.
 
-`coordinator_client` measures it on every answer that carries the coordinator's time: half of the round trip is taken
+`client` measures it on every answer that carries the coordinator's time: half of the round trip is taken
 off, so the error is at most the other half. Certificates are checked with `certificate.CLOCK_LEEWAY_S` of leeway, and
 where members find each other records live for a minute: a clock further off than that cuts a peer off from the others.
 
@@ -56,7 +56,7 @@ class Clock:
 
 
 def message_key(offset_s: float) -> str:
-    """Which of peer.messages says it."""
+    """Which of peer.screen.messages says it."""
     return "clock-ahead" if offset_s > 0 else "clock-behind"
 
 

@@ -1,4 +1,4 @@
-"""What a wire codec is, and the two plain ones: fp32 and fp16. `peer.training.codec` looks codecs up by name.
+"""What a wire codec is, and the two plain ones: fp32 and fp16. `peer.training.codecs.codec` looks codecs up by name.
 
 Encoding happens once, on the sender; decoding on every member, with the same bits everywhere, so decoders use only
 single IEEE operations, each rounded on its own. All numbers are little-endian; `n` values become

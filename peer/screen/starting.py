@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from peer.messages import text
+from peer.screen.messages import text
 from protocol import words
 
 

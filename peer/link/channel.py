@@ -1,4 +1,4 @@
-"""A gRPC channel to the coordinator whose certificate the invite pins. `coordinator_client` calls over it.
+"""A gRPC channel to the coordinator whose certificate the invite pins. `client` calls over it.
 
 The certificate is fetched first, compared with the invite by its SHA-256, and then used as the channel's only root:
 gRPC has no pinning of its own. A server that shows another certificate is not the one the volunteer was invited to.
@@ -15,7 +15,7 @@ import ssl
 import grpc
 from cryptography import x509
 
-from peer.clock import ClockWrong
+from peer.link.clock import ClockWrong
 from protocol.errors import (
     CoordinatorAway,
     FormatError,

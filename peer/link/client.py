@@ -21,8 +21,7 @@ from typing import Any
 
 import grpc
 
-from peer.clock import Clock, ClockWrong
-from peer.coordinator_answers import (
+from peer.link.answers import (
     Announcement,
     Enrollment,
     RemoteFile,
@@ -34,9 +33,10 @@ from peer.coordinator_answers import (
     parse_files,
     parse_twin,
 )
-from peer.downloads import STREAM_TIMEOUT_S, Progress, fetch
-from peer.pinned_channel import open_channel, translate
-from peer.run_files import fetch_run_files
+from peer.link.channel import open_channel, translate
+from peer.link.clock import Clock, ClockWrong
+from peer.link.downloads import STREAM_TIMEOUT_S, Progress, fetch
+from peer.link.run_files import fetch_run_files
 from protocol import certificate, coordinator_pb2, coordinator_pb2_grpc
 from protocol.agreement import Agreement
 from protocol.errors import CoordinatorAway, FormatError, SignatureError
@@ -271,7 +271,7 @@ class CoordinatorClient:
         return bool(self._call("UploadState", parts(), timeout_s=limit_s).accepted)
 
     def receipts(self, certificate: str, after_round: int = 0) -> list[bytes]:
-        """Receipts for the rounds after `after_round`, oldest first; not yet checked (`peer.receipts` does).
+        """Receipts for the rounds after `after_round`, oldest first; not yet checked (`peer.disk.receipts` does).
 
         Raises:
             CoordinatorAway: it cannot be reached.

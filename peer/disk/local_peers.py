@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peer.round_log import Round, read_rounds
-from peer.run_lock import Process, holder
+from peer.disk.round_log import Round, read_rounds
+from peer.disk.run_lock import Process, holder
 from protocol.errors import InputError, PotluckError
 from protocol.keys import load_public_pem
 from protocol.run_card import MAX_RUN_CARD_BYTES, RunCard

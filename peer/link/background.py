@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from peer.clock import ClockWrong
-from peer.coordinator_client import CoordinatorClient
-from peer.outbox import Outbox
-from peer.receipts import Receipts
+from peer.disk.outbox import Outbox
+from peer.disk.receipts import Receipts
+from peer.link.client import CoordinatorClient
+from peer.link.clock import ClockWrong
 from peer.training.state import SharedState
 from protocol.agreement import Agreement
 from protocol.backoff import Backoff
@@ -60,7 +60,7 @@ class Certificate:
 
 
 class Uploads(Protocol):
-    """The states that a peer can give to the coordinator; `peer.kept_states` has them."""
+    """The states that a peer can give to the coordinator; `peer.disk.kept_states` has them."""
 
     def offered(self) -> dict[str, int]: ...
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from peer.run_folder import RunFolder, seal, unseal
+from peer.disk.run_folder import RunFolder, seal, unseal
 from peer.swarm.averages import Average
 from peer.swarm.head import Head
 from peer.training.state import SharedState

@@ -1,13 +1,13 @@
-"""What the owner of a peer sees, as its parts see it; `screens` has one for people and one for scripts."""
+"""What the owner of a peer sees, as its parts see it; `terminal` has one for people, `json_lines` one for scripts."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Protocol
 
+from peer.screen.terms import Terms
 from peer.swarm.head import Head
 from peer.swarm.rounds import RoundReport
-from peer.terms import Terms
 from peer.trainer import WorkReport
 
 
@@ -20,7 +20,7 @@ class Screen(Protocol):
     def fetching(self, name: str, done_bytes: int, size_bytes: int) -> None: ...
 
     def step(self, key: str) -> None:
-        """One of the steps before training: a key of peer.messages."""
+        """One of the steps before training: a key of peer.screen.messages."""
 
     def working(self, report: WorkReport) -> None: ...
 
@@ -32,7 +32,7 @@ class Screen(Protocol):
         """No step is done until the reason is gone; what was done is kept."""
 
     def problem(self, key: str, **values: str) -> None:
-        """Something that the owner may have to see to, and that goes on by itself then: a key of peer.messages."""
+        """Something that the owner may have to see to, and that goes on by itself then: a key of peer.screen.messages."""
 
     def credited(self, tokens: int, rounds: int, newest: int) -> None:
         """What the receipts show, up to round `newest`."""

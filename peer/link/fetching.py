@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from peer.coordinator_answers import RemoteFile
-from peer.coordinator_client import CoordinatorClient
-from peer.downloads import Progress
+from peer.link.answers import RemoteFile
+from peer.link.client import CoordinatorClient
+from peer.link.downloads import Progress
 from protocol import checkpoint
 from protocol.disk import disk_error, write_file
 from protocol.errors import InputError

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from peer.kept_states import KeptStates
-from peer.outbox import Outbox
-from peer.round_log import Round, RoundLog, describe
+from peer.disk.kept_states import KeptStates
+from peer.disk.outbox import Outbox
+from peer.disk.round_log import Round, RoundLog
 from peer.swarm.averages import Average
 from peer.swarm.head import Head
 from peer.swarm.rounds import RoundReport
@@ -36,15 +36,14 @@ class Keeper:
     def __call__(self, head: Head, report: RoundReport, average: Average | None) -> None:
         assert head.agreement is not None
         self._unsaved[head.round] = head.agreement.to_bytes()
-        kept, item = False, Round.of(report)
+        kept = False
         try:
             for number in sorted(self._unsaved):
                 self._outbox.put(number, self._unsaved[number])
                 del self._unsaved[number]
             self._states.keep(head, average)
             kept = True
-            self._log.append(item)
+            self._log.append(Round.of(report))
         except InputError as error:  # a full disk does not end the training; what was not written is tried again
             logger.warning("%s; %s", error.message, error.hint)
-        logger.info("%s", describe(item))
         self._tell(head, report, kept)

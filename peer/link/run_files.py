@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peer.coordinator_answers import RemoteFile, RunDescription, RunFiles
-from peer.downloads import STREAM_TIMEOUT_S, Progress, fetch, read_url
+from peer.link.answers import RemoteFile, RunDescription, RunFiles
+from peer.link.downloads import STREAM_TIMEOUT_S, Progress, fetch, read_url
 from protocol.disk import set_aside
 from protocol.errors import VerificationError
 from protocol.keys import fingerprint, load_public_pem
@@ -21,7 +21,7 @@ from protocol.run_spec import PinnedData
 from protocol.verify import verify_checkpoint
 
 if TYPE_CHECKING:
-    from peer.coordinator_client import CoordinatorClient
+    from peer.link.client import CoordinatorClient
 
 logger = logging.getLogger(__name__)
 
