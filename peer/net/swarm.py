@@ -135,6 +135,11 @@ class Swarm:
     def addresses(self) -> list[str]:
         return list(self._rounds.addresses)
 
+    @property
+    def known_addresses(self) -> set[str]:
+        """Where to look for other members."""
+        return set(self._searching.addresses)
+
     def members(self) -> list[View]:
         """The other live members."""
         driver = self._rounds
