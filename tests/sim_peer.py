@@ -327,9 +327,9 @@ class SimPeer:
     def _new_group(self, proposal: Proposal) -> SimGroup:
         claims = {peer: claim for peer, (claim, _) in sorted(proposal.answers.items())}
         last = self.head.last
-        given, newcomers = counted({peer: claim.worth for peer, claim in claims.items()}, last)
+        counts = counted({peer: claim.worth for peer, claim in claims.items()}, last)
         name = f"{self.round}.{proposal.attempt} by {self.name} of {''.join(claims)}"
-        return SimGroup(self.round, self.head.digest, name, claims, given, newcomers)
+        return SimGroup(self.round, self.head.digest, name, claims, counts.weights, counts.newcomers)
 
     # ---- the group ---------------------------------------------------------------------------------------------------
 

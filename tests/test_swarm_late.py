@@ -117,7 +117,7 @@ def test_late_work_must_be_of_the_round_before_and_not_counted_there(
 def test_a_claim_without_late_work_is_signed_as_it_always_was(tmp_path: Path) -> None:
     world = World(tmp_path, values=1000)
     signed = world.claim(0, EncodedUpdate.encode(world.update(0), "fp32")).sign(world.identity(0))
-    assert b"late" not in signed.payload
+    assert b"late" not in Envelope.from_bytes(signed.data).payload
     assert isinstance(open_claim(signed.data).value, Claim)
 
 
