@@ -22,7 +22,7 @@ import pytest
 
 from coordinator.admission import Admission
 from coordinator.host import Host
-from peer.coordinator_client import CoordinatorClient
+from peer.link.client import CoordinatorClient
 from protocol import coordinator_pb2, coordinator_pb2_grpc
 from protocol.envelope import Envelope
 from protocol.errors import NetworkError, RefusedError

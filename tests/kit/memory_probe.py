@@ -75,7 +75,7 @@ def probe(folder: Path) -> dict[str, tuple[int, int]]:
     from peer.swarm.contribution import lossy
     from peer.swarm.head import Head, Position
     from peer.training.aggregate import aggregator
-    from peer.training.codec import EncodedUpdate, average_chunk, chunk_sizes, codec
+    from peer.training.codecs.codec import EncodedUpdate, average_chunk, chunk_sizes, codec
     from peer.training.data import load_dataset
     from peer.training.genesis import load_state
     from peer.training.model import load_trainable
