@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from peer.round_rules import Ballot, Bound, locked
+from protocol.counting import counted_worths as counted
 from protocol.errors import RoundAborted
 from protocol.majority import acceptors_after, has_majority
-from protocol.succession import counted_worths as counted
 from tests.sim_rules import Farewell, Late, SimClaim, SimGroup, SimHead, by_digest
 
 if TYPE_CHECKING:

@@ -12,9 +12,11 @@ from peer.swarm.contribution import Contribution, Leftover
 from peer.swarm.rounds import Rounds
 from peer.training.codecs.codec import EncodedUpdate
 from peer.training.work import Update
+from protocol.counting import weights
+from protocol.envelope import Envelope
 from protocol.errors import FormatError, RoundAborted, VerificationError
 from protocol.statements import Claim, Late, open_claim
-from protocol.succession import Last, check_follows, weights
+from protocol.succession import Last, check_follows
 from tests.swarm_kit import World, agreed, run, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -25,10 +25,10 @@ from peer.training.outer import outer_step
 from peer.training.state import SharedState
 from protocol import swarm_pb2
 from protocol.agreement import Agreement, Counts, group_digest
+from protocol.counting import growth_capped
 from protocol.errors import NetworkError
 from protocol.keys import PeerIdentity
 from protocol.statements import Cast, Promise, Vote, open_vote
-from protocol.succession import growth_capped
 from tests.swarm_kit import Peer, World, acquaint, agreed, meet, run, until, with_chunk
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from peer.swarm.farewells import Farewells
 from peer.training.codecs.codec import CHUNK_VALUES
 from protocol import certificate, swarm_pb2
-from protocol.agreement import MAX_GROUP, group_digest
+from protocol.agreement import MAX_GROUP, Counts, group_digest
 from protocol.beginners import Beginners, open_beginners
 from protocol.errors import VerificationError
 from protocol.run_spec import RunSpec
@@ -119,7 +119,7 @@ class Group:
     complete: str = ""  # not averaging, but completing the vote for this state
     promises: tuple[bytes, ...] = ()  # after attempt 0: signed, of a majority, to show what must be completed
     voted: tuple[Group, ...] = ()  # the groups that those promises name
-    newcomers: Mapping[str, int] = field(default_factory=dict)  # as its agreement will have them
+    counts: Counts = field(default_factory=lambda: Counts({}))  # as its agreement will have them
     beginners: bytes = b""  # in round 1: the coordinator's signed word on whose it is
     left_out: tuple[tuple[str, str], ...] = ()  # (peer id, why), by the leader's word; for people
     farewells: Farewells = field(default_factory=Farewells)  # by which this attempt's majorities are counted
@@ -159,7 +159,7 @@ class Group:
             counts.weights,
             complete,
             reducers=tuple(reducers),
-            newcomers=counts.newcomers,
+            counts=counts,
             beginners=rules.named,
         )
 

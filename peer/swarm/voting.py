@@ -18,7 +18,7 @@ from peer.round_rules import Ballot, BallotBox, is_committed
 from peer.swarm.group import Group, Rules
 from peer.swarm.talk import Talk
 from protocol import swarm_pb2
-from protocol.agreement import MAX_GROUP, Agreement, Counts
+from protocol.agreement import MAX_GROUP, Agreement
 from protocol.beginners import Beginners
 from protocol.errors import FormatError, NetworkError, RefusedError, RoundAborted, VerificationError
 from protocol.keys import PeerIdentity
@@ -146,7 +146,7 @@ class Voting:
             claims=tuple(member.envelope for member in group.members),
             votes=tuple(self._votes[m.peer_id] for m in group.members if m.peer_id in voters),
             certificates={member.peer_id: member.certificate for member in group.members},
-            counts=Counts(dict(group.weights), dict(group.newcomers)),
+            counts=group.counts,
             farewells=tuple(said for _, said in sorted(group.farewells.by_peer.items())),
             beginners=stored_signed(Beginners, group.beginners) if group.beginners else None,
         )
