@@ -247,7 +247,7 @@ def test_what_the_others_do_not_have_stays_in_the_model_until_they_do(new_peer: 
     two.swarm.add_addresses(three.swarm.addresses)
     eventually(lambda: len(taken) >= 8, 2 * WAIT_S)
     assert taken.count(False) >= 1 and taken.count(True) >= 5, taken
-    claims = [head.agreement.claims for head in one.heads if head.agreement]
+    claims = [head.agreement.by_peer for head in one.heads if head.agreement]
     assert any(one.peer_id in made and made[one.peer_id].late for made in claims), "its tokens count less, but count"
 
 
