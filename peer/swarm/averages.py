@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from peer.swarm import frames
 from peer.swarm.node import Node
-from peer.training.codecs.codec import CHUNK_VALUES, chunk_sizes, codec
+from peer.training.codecs.codec import CHUNK_VALUES, average_codec, chunk_sizes
 from peer.training.outer import outer_step
 from peer.training.state import SharedState
 from peer.training.tensor_file import write_tensors
@@ -53,9 +53,9 @@ class Average:
 
     def decode(self) -> torch.Tensor:
         """Flat fp32 [values]. Raises: FormatError: bytes that no reducer writes."""
-        coder, vector = codec(self.codec), torch.empty(self.values)
+        coder, vector = average_codec(self.codec), torch.empty(self.values)
         for part, data in zip(vector.split(CHUNK_VALUES), self.chunks, strict=True):
-            part.copy_(coder.decode_average(data, part.numel()))
+            part.copy_(coder.decode(data, part.numel()))
         return vector
 
     def applied_to(self, spec: RunSpec, base: SharedState) -> SharedState:
@@ -96,7 +96,7 @@ class Average:
 
 def is_small(codec_name: str) -> bool:
     """Whether averages of this codec are worth keeping: at most half as large as what they lead to."""
-    return codec(codec_name).average_bytes(CHUNK_VALUES) <= 2 * CHUNK_VALUES
+    return average_codec(codec_name).encoded_bytes(CHUNK_VALUES) <= 2 * CHUNK_VALUES
 
 
 async def serve_average(
@@ -136,7 +136,7 @@ class AverageFetch:
         if not asked:
             raise NetworkError("no member that has the average")
         bounds = [len(sizes) * index // len(asked) for index in range(len(asked) + 1)]
-        most = codec(codec_name).average_bytes(max(sizes)) + _OVERHEAD_BYTES
+        most = average_codec(codec_name).encoded_bytes(max(sizes)) + _OVERHEAD_BYTES
         tasks = [
             asyncio.create_task(self._fetch(source, state, range(bounds[i], bounds[i + 1]), most))
             for i, source in enumerate(asked)
