@@ -1,4 +1,4 @@
-"""One member cannot ruin an average: each part's length is bounded by the group's, exactly, for every codec; and a run survives."""
+"""One member cannot ruin an average: each part's length is bounded by the group's, exactly, for every codec."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from poisoned_rounds import ATTACKS, LARGEST, Community
-from training_fixtures import Bench
 
+from lab.poisoned_rounds import ATTACKS, LARGEST, Community
+from lab.training_fixtures import Bench
 from peer.training.aggregate import ClippedMean, Mean, aggregator, length, usual_length
 from peer.training.codecs.codec import average_codec, codec
 from peer.training.reduce import average_chunk
@@ -43,7 +43,7 @@ def averaged(wire: str, parts: list[torch.Tensor], weights: list[int], clip: flo
     return average_codec(wire).decode(data, count)
 
 
-# ---- the length of a part -------------------------------------------------------------------------------------------------
+# ---- the length of a part --------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
@@ -70,7 +70,7 @@ def test_a_length_is_exactly_what_integers_come_to() -> None:
     assert length(part) == math.sqrt(whole) * 2.0**-shift
 
 
-# ---- the usual length -----------------------------------------------------------------------------------------------------
+# ---- the usual length ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_the_usual_length_is_a_lower_median_by_weight(
     assert backwards == expected, "in whatever order the members stand in the group"
 
 
-# ---- the average of a chunk -----------------------------------------------------------------------------------------------
+# ---- the average of a chunk ------------------------------------------------------------------------------------------
 
 DIGESTS = {  # of the bytes that a reducer sends for POISONED by WEIGHTS: the same on every machine
     "fp32": "e3d6cbb91bb7de4e",
@@ -211,7 +211,7 @@ def test_values_that_are_not_finite_are_refused_before_they_are_averaged(wire: s
         average_chunk(wire, aggregator(CLIP), [codec(wire).encode(values(1)), data], [1, 1], COUNT)
 
 
-# ---- a whole run ----------------------------------------------------------------------------------------------------------
+# ---- a whole run -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

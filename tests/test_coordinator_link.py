@@ -1,4 +1,4 @@
-"""The link to the coordinator: it tries for ever, never in a hurry while that one is away, and never dies in silence."""
+"""The link to the coordinator: it tries for ever, never in a hurry, and never dies in silence."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import eventually
 
+from lab.processes import eventually
 from peer.disk.outbox import Outbox
-from peer.link import background
+from peer.link import background as coordinator_link
 from peer.link.answers import Announcement
 from peer.link.background import INTERVAL_S, LONGEST_PAUSE_S, Certificate, CoordinatorLink
 from protocol.errors import CoordinatorAway, RefusedError
@@ -114,8 +114,8 @@ def test_after_two_thousand_failed_visits_in_a_row_the_link_still_tries(
 def test_a_commit_hurries_a_visit_only_while_the_coordinator_is_there(
     make: Callable[..., CoordinatorLink], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(background, "INTERVAL_S", 3600.0)
-    monkeypatch.setattr(background, "LONGEST_PAUSE_S", 3600.0)
+    monkeypatch.setattr(coordinator_link, "INTERVAL_S", 3600.0)
+    monkeypatch.setattr(coordinator_link, "LONGEST_PAUSE_S", 3600.0)
     there = threading.Event()
     there.set()
     client = Client(lambda: None if there.is_set() else away())
@@ -135,7 +135,7 @@ def test_a_commit_hurries_a_visit_only_while_the_coordinator_is_there(
 def test_an_error_that_nobody_foresaw_does_not_end_the_link_and_is_told(
     make: Callable[..., CoordinatorLink], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(background, "INTERVAL_S", 0.01)
+    monkeypatch.setattr(coordinator_link, "INTERVAL_S", 0.01)
     told: list[Failure] = []
     planted = iter([KeyError("addresses"), ZeroDivisionError()])
 

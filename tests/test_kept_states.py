@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from coordinator_kit import Member, Swarm
-from swarm_kit import World
 
 from peer.disk.kept_states import AVERAGE, MOST_REPLAYED, WHOLE, KeptStates
 from peer.disk.run_folder import RunFolder
@@ -21,6 +19,8 @@ from peer.training.reduce import average_chunk
 from peer.training.state import SharedState
 from protocol.errors import InputError
 from protocol.succession import Last
+from tests.kit.coordinator import Member, Swarm
+from tests.swarm_kit import World
 
 VALUES = 300_000
 

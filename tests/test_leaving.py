@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import CARD_TOKENS_PER_S, WAIT_S, Community, Part, free_ports
-from small_community import tiny_run
-from warm_start import WarmStart
 
+from lab.processes import CARD_TOKENS_PER_S, WAIT_S, Community, Part, free_ports
+from lab.small_community import tiny_run
+from lab.warm_start import WarmStart
 from peer.disk.local_peers import ask_to_leave, find_peers
 from peer.disk.run_lock import Process, RunLock, holder, start_of
 from protocol.errors import InputError
@@ -213,7 +213,7 @@ def test_a_coordinator_that_was_never_there_is_waited_for(tmp_path: Path, starte
         peer.kill()
 
 
-# ---- the lock ------------------------------------------------------------------------------------------------------------
+# ---- the lock --------------------------------------------------------------------------------------------------------
 
 
 def test_a_process_that_got_an_old_peers_number_is_sent_nothing(tmp_path: Path) -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import jwt
 import pytest
-from coordinator_kit import start_host, write_run
-from processes import CARD_TOKENS_PER_S, WAIT_S, Community
-from training_fixtures import write_tiny_llama
-from warm_start import WarmStart
 
+from lab.processes import CARD_TOKENS_PER_S, WAIT_S, Community
+from lab.training_fixtures import write_tiny_llama
+from lab.warm_start import WarmStart
 from peer.disk.kept_states import KeptStates
 from peer.disk.outbox import Outbox
 from peer.disk.receipts import Receipts
@@ -25,6 +24,7 @@ from protocol.errors import RefusedError
 from protocol.keys import PeerIdentity
 from protocol.rpc import draw_session
 from protocol.run_spec import Host as RunHost
+from tests.kit.coordinator import start_host, write_run
 
 pytestmark = pytest.mark.swarm
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from swarm_kit import Peer, World, agreed, run, until
 
 from peer.swarm.averages import Average, AverageFetch, is_small
 from peer.swarm.head import Head, Position
@@ -17,6 +16,7 @@ from peer.swarm.rounds import Rounds
 from peer.training.codecs.codec import codec
 from peer.training.state import SharedState
 from protocol.errors import FormatError, NetworkError, RoundAborted
+from tests.swarm_kit import Peer, World, agreed, run, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 VALUES = 300_000

@@ -18,8 +18,8 @@ from peer.disk.receipts import Receipts
 from peer.link.client import CoordinatorClient
 from peer.link.clock import ClockWrong
 from peer.training.state import SharedState
+from protocol.agreement import Agreement
 from protocol.backoff import Backoff
-from protocol.claim import Agreement
 from protocol.errors import CoordinatorAway, InputError, PotluckError, RefusedError
 from protocol.keys import PeerIdentity
 from protocol.parts import Part, Told

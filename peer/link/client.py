@@ -38,7 +38,7 @@ from peer.link.clock import Clock, ClockWrong
 from peer.link.downloads import STREAM_TIMEOUT_S, Progress, fetch
 from peer.link.run_files import fetch_run_files
 from protocol import certificate, coordinator_pb2, coordinator_pb2_grpc
-from protocol.claim import Agreement
+from protocol.agreement import Agreement
 from protocol.errors import CoordinatorAway, FormatError, SignatureError
 from protocol.files import tree_digest
 from protocol.invite import Invite

@@ -31,8 +31,8 @@ from peer.training.codecs.dense import Codec, Fp16, Fp32
 from peer.training.codecs.sparse import TopK, TopKAverage
 from peer.training.codecs.two_bit import Int2
 from protocol import merkle
-from protocol.claim import UpdateDigest
 from protocol.errors import FormatError
+from protocol.statements import UpdateDigest
 
 CHUNK_VALUES = 65536  # 256 KiB of fp32
 
