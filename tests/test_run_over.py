@@ -223,7 +223,7 @@ def test_where_a_peer_cannot_listen_is_said_before_anything_is_loaded_or_asked(
     monkeypatch: pytest.MonkeyPatch, listen: str, announce: str | None, error: type[Exception], said: str
 ) -> None:
     invite = Invite(addresses=("127.0.0.1:1",), run="a" * 64, tls="b" * 64, root="c" * 64)
-    monkeypatch.setattr(potluck, "_need", lambda *modules: pytest.fail("it went on"))
+    monkeypatch.setattr("peer.screen.starting.starting", lambda *modules, quiet: pytest.fail("it went on"))
     options = ["--listen", listen] + (["--announce", announce] if announce else [])
     done = CliRunner().invoke(potluck.app, ["join", str(invite), *options])
     assert isinstance(done.exception, error) and said in done.exception.message  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ What still breaks one stands in KNOWN, by file. An entry that has come true fail
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +34,6 @@ KNOWN: dict[str, set[str]] = {
     "coordinator/launch.py": {"file"},
     "coordinator/model_card.py": {"readme"},
     "coordinator/publisher.py": {"Publisher.__init__"},
-    "potluck.py": {"file", "join", "verify"},
     "tests/test_clipping.py": {"Exact._surely_short"},
     "tests/test_coordinator_link.py": {"link._closing", "link._renew"},
     "tests/test_data_split.py": {"repeats._CHUNK_TOKENS"},
@@ -42,7 +42,7 @@ KNOWN: dict[str, set[str]] = {
     "tests/test_hivemind_contract.py": {"node._p2p"},
     "tests/test_host_parts.py": {"Server._serve", "protocol.backoff._MOST_DOUBLINGS"},
     "tests/test_publisher.py": {"Checkpoints._finish"},
-    "tests/test_run_over.py": {"potluck._need", "screen._pending"},
+    "tests/test_run_over.py": {"screen._pending"},
     "tests/test_swarm_allreduce.py": {
         "lazy._send_chunks",
         "liar._send_chunks",
@@ -107,6 +107,12 @@ def oversized(source: str) -> Iterator[Breach]:
             width += bool(node.args.vararg) + bool(node.args.kwarg)
             if node.name == "__init__" and width > PARAMETERS:
                 yield Breach(name, node.lineno, f"{name} has {width} parameters, at most {PARAMETERS}")
+
+
+def test_every_package_of_the_product_is_installed() -> None:
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    there = {str(Path(name).parent).replace("/", ".") for name, _ in sources(PRODUCT) if "/" in name}
+    assert sorted(told) == sorted(there)
 
 
 # ---- the tests ------------------------------------------------------------------------------------------------------
