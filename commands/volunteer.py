@@ -12,9 +12,9 @@ from protocol import words
 from protocol.errors import InputError
 
 if TYPE_CHECKING:
+    from peer.participation import PeerConfig
     from peer.screen.json_lines import JsonScreen
     from peer.screen.terminal import TerminalScreen
-    from peer.volunteer import PeerConfig
     from protocol.invite import Invite
 
 
@@ -52,8 +52,8 @@ def join(
     log_to_stderr(verbose)
     need("peer", "torch", "hivemind")
     starting("torch", "transformers", "hivemind", "peer.volunteer", quiet=json_output)
+    from peer.participation import PeerConfig
     from peer.swarm.swarm import SwarmConfig
-    from peer.volunteer import PeerConfig
     from protocol.trust import home as default_home
 
     config = PeerConfig(

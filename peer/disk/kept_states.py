@@ -20,7 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from peer.disk.run_folder import RunFolder, seal, unseal
+from peer.disk.peer_folder import PeerFolder, seal, unseal
 from peer.swarm.averages import Average
 from peer.swarm.head import Head
 from peer.training.state import SharedState
@@ -55,7 +55,7 @@ class KeptStates:
         genesis: loads the state of round 0, which is kept elsewhere.
     """
 
-    def __init__(self, folder: RunFolder, card: RunCard, genesis: Callable[[], SharedState]) -> None:
+    def __init__(self, folder: PeerFolder, card: RunCard, genesis: Callable[[], SharedState]) -> None:
         self._folder, self._card, self._genesis = folder, card, genesis
         self._path = folder.path / "states"
         self._newest = ""  # digest of the newest state that is kept; empty: none, or it is not known

@@ -41,7 +41,7 @@ from protocol.backoff import Backoff
 from protocol.beginners import open_beginners
 from protocol.errors import FormatError, NetworkError, RefusedError, SignatureError
 from protocol.keys import PeerIdentity
-from protocol.parts import Failure, Part, Told
+from protocol.parts import Failure, SupervisedThread, Told
 from protocol.run_card import RunCard
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class Swarm:
         self._on_commit, self._config = on_commit, config
         self._loop = asyncio.new_event_loop()
         self._closing = threading.Event()
-        self._thread = Part("swarm", self._loop.run_forever, self._closing, self._failed)
+        self._thread = SupervisedThread("swarm", self._loop.run_forever, self._closing, self._failed)
         self._node: Node | None = None
         self._engine: Rounds | None = None
         self._daemon_ended = threading.Event()
