@@ -44,7 +44,7 @@ from protocol.agreement import Agreement
 from protocol.backoff import Backoff
 from protocol.beginners import open_beginners
 from protocol.errors import FormatError, NetworkError, RefusedError
-from protocol.parts import Failure, Part, Told
+from protocol.parts import Failure, SupervisedThread, Told
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Swarm:
         self._place: Place | None = place  # until there is a driver: its head is as large as the model
         self._loop = asyncio.new_event_loop()
         self._closing = threading.Event()
-        self._thread = Part("swarm", self._loop.run_forever, self._closing, self._failed)
+        self._thread = SupervisedThread("swarm", self._loop.run_forever, self._closing, self._failed)
         self._node: Node | None = None
         self._driver: Driver | None = None
         self._search: Search | None = None
