@@ -1,7 +1,7 @@
 """topk: of each block of 4096 values only the 128 largest travel, as one of two sizes with a sign (SparseLoCo, Sarfi et
 al. 2025; the setting of Covenant-72B). What is left out waits in its sender's model, which trains on from there
 (`peer.training.work`). Gradients wait in a residual, of which nine tenths go into the next update: what has waited for long
-pulls the wrong way. docs/benchmarks.md has what each is worth.
+pulls the wrong way. docs/log.md has what each is worth.
 
 A part is, of `n` values, the k = ceil(n / 32) that are kept:
 
@@ -11,7 +11,7 @@ A part is, of `n` values, the k = ceil(n / 32) that are kept:
 
 An average is another thing. A place that a member did not send is not a zero of that member: each place is the
 weighted mean over those who sent it, and what one member alone sent is shrunk to that member's share of all weight. (Four
-simulated workers, docs/benchmarks.md, with all of the residual: 3.367; halved instead 3.412, not shrunk at all 3.636.)
+simulated workers, docs/log.md, with all of the residual: 3.367; halved instead 3.412, not shrunk at all 3.636.)
 The average is on the places of all members together:
 
     u32          how many places k
