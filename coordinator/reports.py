@@ -25,11 +25,12 @@ from coordinator.branch import Verdict, judge
 from coordinator.ledger import Ledger, Writing
 from coordinator.store import CreditRow, ForkRow, PendingByRow, PendingRow, RoundRow
 from protocol import canonical
-from protocol.claim import MAX_AGREEMENT_BYTES, Agreement, Vote, group_digest
+from protocol.agreement import MAX_AGREEMENT_BYTES, Agreement, group_digest
 from protocol.envelope import Envelope
 from protocol.errors import FormatError, NetworkError, RefusedError
 from protocol.ledger_entry import CreditEntry
 from protocol.run_card import RunCard
+from protocol.statements import Vote
 from protocol.succession import Last
 
 logger = logging.getLogger(__name__)
@@ -217,7 +218,7 @@ class Reports:
                 round=agreement.round,
                 base=agreement.base,
                 state=agreement.state,
-                group=group_digest(list(agreement.claim_envelopes)),
+                group=group_digest(agreement.claims),
                 tokens=tokens,
                 agreement=data,
                 reporter=reporter,
@@ -226,8 +227,8 @@ class Reports:
         )
         write.session.flush()
         grants = audit.decide(agreement)
-        for envelope in agreement.claim_envelopes:
-            peer_id = envelope.keyid
+        for claim in agreement.claims:
+            peer_id = claim.by
             if peer_id not in grants:
                 continue
             entry = CreditEntry(
@@ -236,7 +237,7 @@ class Reports:
                 peer_id=peer_id,
                 tokens=grants[peer_id].tokens,
                 flops=grants[peer_id].flops,
-                claim=envelope.digest,
+                claim=claim.digest,
                 state=agreement.state,
             )
             leaf = write.leaf(entry)
@@ -292,7 +293,7 @@ class Reports:
             else f"round {agreement.round}: it starts from state {agreement.base[:16]}…, which is not in the ledger"
         )
         if session.get(ForkRow, digest) is None and self._forks(session, reporter) < MAX_FORKS_PER_PEER:
-            logger.warning("fork: %s, signed by %d peers", reason, len(agreement.vote_envelopes))
+            logger.warning("fork: %s, signed by %d peers", reason, len(agreement.votes))
             session.add(
                 ForkRow(
                     digest=digest,

@@ -19,7 +19,7 @@ from coordinator.shelf import Shelf, ShelfFile
 from coordinator.twins import Twins
 from coordinator.uploads import StateInbox, Wanted
 from protocol import certificate, coordinator_pb2
-from protocol.claim import MAX_AGREEMENT_BYTES
+from protocol.agreement import MAX_AGREEMENT_BYTES
 from protocol.errors import FormatError, RefusedError
 from protocol.rpc import PART_BYTES, SWARM_VERSION, transfer_timeout_s
 from protocol.run_card import RunCard

@@ -38,7 +38,7 @@ from peer.downloads import STREAM_TIMEOUT_S, Progress, fetch
 from peer.pinned_channel import open_channel, translate
 from peer.run_files import fetch_run_files
 from protocol import certificate, coordinator_pb2, coordinator_pb2_grpc
-from protocol.claim import Agreement
+from protocol.agreement import Agreement
 from protocol.errors import CoordinatorAway, FormatError, SignatureError
 from protocol.files import tree_digest
 from protocol.invite import Invite

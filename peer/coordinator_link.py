@@ -18,8 +18,8 @@ from peer.coordinator_client import CoordinatorClient
 from peer.outbox import Outbox
 from peer.receipts import Receipts
 from peer.training.state import SharedState
+from protocol.agreement import Agreement
 from protocol.backoff import Backoff
-from protocol.claim import Agreement
 from protocol.errors import CoordinatorAway, InputError, PotluckError, RefusedError
 from protocol.keys import PeerIdentity
 from protocol.parts import Part, Told

@@ -25,7 +25,7 @@ from peer.swarm.averages import Average
 from peer.swarm.head import Head
 from peer.training.state import SharedState
 from protocol import canonical
-from protocol.claim import MAX_AGREEMENT_BYTES, Agreement
+from protocol.agreement import MAX_AGREEMENT_BYTES, Agreement
 from protocol.disk import set_aside
 from protocol.errors import FormatError, InputError, RefusedError, RoundAborted
 from protocol.run_card import RunCard

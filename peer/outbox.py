@@ -22,8 +22,8 @@ import threading
 from pathlib import Path
 from typing import Protocol
 
+from protocol.agreement import MAX_AGREEMENT_BYTES
 from protocol.canonical import sha256_hex
-from protocol.claim import MAX_AGREEMENT_BYTES
 from protocol.disk import disk_error, set_aside, write_file
 from protocol.errors import FormatError
 

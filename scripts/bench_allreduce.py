@@ -182,9 +182,8 @@ async def _peer(job: dict[str, Any]) -> None:
     from peer.training.aggregate import aggregator
     from peer.training.codec import EncodedUpdate, codec
     from protocol import swarm_pb2
-    from protocol.claim import open_claim
-    from protocol.envelope import Envelope
     from protocol.presets import NEW
+    from protocol.statements import open_claim
 
     torch.set_num_threads(1)
     folder, index, peers = Path(job["folder"]), job["index"], job["peers"]
@@ -200,7 +199,7 @@ async def _peer(job: dict[str, Any]) -> None:
         await (await reductions).serve(peer, first, reader, writer)
 
     await node.serve(NAME, handle)
-    claim = world.claim(index, update).sign(world.identity(index)).to_bytes().hex() if update else ""
+    claim = world.claim(index, update).sign(world.identity(index)).data.hex() if update else ""
     _say(folder, "ready", index, {"claim": claim, "addresses": await node.addresses()})
     others = await asyncio.to_thread(_wait, folder, "ready", len(job["addresses"]), READY_S)
     for other in others[:index]:  # the later ones dial the earlier: two that dial each other at once may both fail
@@ -215,7 +214,8 @@ async def _peer(job: dict[str, Any]) -> None:
             continue
         data = bytes.fromhex(other["claim"])
         token, share = world.certificate(number), 0 if job["reducers"] else 1
-        members.append(Member(peer, token, open_claim(data)[1], Envelope.from_bytes(data), True, share))
+        claim = open_claim(data)
+        members.append(Member(peer, token, claim.value, claim, True, share))
     group = Group.build(world.rules(), 0, members[0].peer_id, members, reducers=tuple(helpers))
     book = MemberBook(world.card.run, world.card.member_key)
     limits = Limits(silence_s=60.0, total_s=3600.0)

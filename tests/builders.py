@@ -22,17 +22,19 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from protocol import canonical, certificate, checkpoint, claim, merkle, note, tlog_proof
+from protocol import canonical, certificate, checkpoint, merkle, note, tlog_proof
+from protocol.agreement import Agreement, group_digest
 from protocol.checkpoint import CheckpointInfo, Contributor, Evaluation, LedgerState
-from protocol.claim import Agreement, Claim, UpdateDigest, Vote
-from protocol.envelope import Envelope
 from protocol.keys import PeerIdentity, RootKey, public_pem
 from protocol.ledger_entry import CreditEntry, Entry, RunEntry
 from protocol.receipt import make_receipt
 from protocol.run_card import RunCard
 from protocol.run_spec import RunConfig, RunSpec
 from protocol.safetensors_file import ADAPTER_FILE, FULL_FILE, Weights
+from protocol.signed import Signed
 from protocol.state import StateManifest
+from protocol.statements import Claim, UpdateDigest, Vote
+from protocol.succession import growth_capped
 
 SHAPES = {"model.embed.weight": (8, 4), "model.norm.weight": (4,)}
 NOW = 1_763_769_600  # when the fixed keys' certificates are issued, Unix seconds
@@ -137,7 +139,7 @@ class Run:
         issuer = self.membership_key if key is None else key
         return certificate.issue(issuer, run=self.spec.digest, peer_id=peer.peer_id, lifetime_s=3600, now=NOW)
 
-    def make_claims(self, round_number: int, base: str, tokens: list[int], **changes: Any) -> list[Envelope]:
+    def make_claims(self, round_number: int, base: str, tokens: list[int], **changes: Any) -> list[Signed[Claim]]:
         """Each peer's signed claim; `changes` replace fields of the first peer's."""
         result = []
         for index, (peer, count) in enumerate(zip(self.peers, tokens, strict=False)):
@@ -159,12 +161,12 @@ class Run:
             result.append(Claim(**(fields | (changes if index == 0 else {}))).sign(peer))
         return result
 
-    def make_votes(self, claims: list[Envelope], round_number: int, base: str, state: str) -> list[Envelope]:
+    def make_votes(self, claims: list[Signed[Claim]], round_number: int, base: str, state: str) -> list[Signed[Vote]]:
         vote = Vote(
             run=self.spec.digest,
             round=round_number,
             attempt=0,
-            group=claim.group_digest(claims),
+            group=group_digest(claims),
             base=base,
             state=state,
         )
@@ -174,13 +176,15 @@ class Run:
         before = self.agreements.get(round_number - 1)
         return dict(before.weights) if before else {}
 
-    def agreement_json(self, claims: list[Envelope], votes: list[Envelope], round_number: int) -> dict[str, Any]:
-        opened = dict(claim.open_claim(item.to_bytes()) for item in claims)
+    def agreement_json(
+        self, claims: list[Signed[Claim]], votes: list[Signed[Vote]], round_number: int
+    ) -> dict[str, Any]:
+        worths = {item.by: item.value.worth for item in claims}
         return {
-            "claims": [json.loads(item.to_bytes()) for item in claims],
-            "votes": [json.loads(item.to_bytes()) for item in votes],
+            "claims": [json.loads(item.data) for item in claims],
+            "votes": [json.loads(item.data) for item in votes],
             "certificates": {peer.peer_id: self.certificate(peer) for peer in self.peers},
-            "weights": claim.weights(opened, self.previous_weights(round_number)),
+            "weights": growth_capped(worths, self.previous_weights(round_number)),
         }
 
     def open_agreement(self, value: dict[str, Any]) -> Agreement:
@@ -212,7 +216,7 @@ class Run:
             for peer_id, weight in agreed.weights.items():
                 sums = done.setdefault(peer_id, [0, 0, 0])
                 sums[0] += weight
-                sums[1] += agreed.claims[peer_id].flops
+                sums[1] += agreed.by_peer[peer_id].flops
                 sums[2] += 1
         return tuple(
             Contributor(peer_id=peer_id, tokens=tokens, flops=flops, rounds=rounds)
@@ -280,9 +284,9 @@ class Run:
                 CreditEntry(
                     run=self.spec.digest,
                     round=number,
-                    peer_id=item.keyid,
-                    tokens=agreement.weights[item.keyid],
-                    flops=agreement.claims[item.keyid].flops,
+                    peer_id=item.by,
+                    tokens=agreement.weights[item.by],
+                    flops=item.value.flops,
                     claim=item.digest,
                     state=state.digest,
                 )

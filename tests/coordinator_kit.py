@@ -25,14 +25,15 @@ from peer.training.genesis import load_state
 from peer.training.quiet import no_progress_bars
 from peer.training.state import SharedState
 from protocol import certificate, note
+from protocol.agreement import Agreement, group_digest
 from protocol.beginners import Beginners
-from protocol.claim import Agreement, Claim, UpdateDigest, Vote, group_digest
-from protocol.envelope import Envelope
 from protocol.errors import InputError
 from protocol.keys import PeerIdentity, RootKey
 from protocol.ledger_entry import CreditEntry, RunEntry, parse_entry
 from protocol.run_card import RunCard
 from protocol.run_spec import RunSpec
+from protocol.signed import Signed, stored_signed
+from protocol.statements import Claim, UpdateDigest, Vote
 from protocol.status import CheckpointStatus
 from protocol.succession import Last, counted
 
@@ -182,7 +183,7 @@ class Swarm:
         """An agreement of `members` on `state`, from the current base."""
         members = list(members)
         number, base = round or self.state.round + 1, base or self.state.digest
-        signed: list[Envelope] = []
+        signed: list[Signed[Claim]] = []
         claims: dict[str, Claim] = {}
         for index, member in enumerate(members):
             claim = Claim(
@@ -198,18 +199,11 @@ class Swarm:
             claims[member.peer_id] = claim
             signed.append(claim.sign(member.identity))
         vote = Vote(run=self.run, round=number, attempt=0, group=group_digest(signed), base=base, state=state)
-        weights, newcomers = counted(claims, self.last, self.spec)
         return Agreement(
-            run=self.run,
-            round=number,
-            base=base,
-            state=state,
-            weights=weights,
-            newcomers=newcomers,
-            beginners=self.beginners if number == 1 else b"",
-            claims=claims,
-            claim_envelopes=tuple(signed),
-            vote_envelopes=tuple(vote.sign(member.identity) for member in (voters or members)),
+            counts=counted(claims, self.last, self.spec),
+            beginners=stored_signed(Beginners, self.beginners) if number == 1 and self.beginners else None,
+            claims=tuple(signed),
+            votes=tuple(vote.sign(member.identity) for member in (voters or members)),
             certificates={member.peer_id: member.certificate for member in members},
         )
 
@@ -302,7 +296,7 @@ class Office:
     def word(self, members: Iterable[Member], key: Ed25519PrivateKey | None = None) -> bytes:
         """The coordinator's word that these begin."""
         peers = tuple(member.peer_id for member in members)
-        return Beginners(run=self.card.run, peers=peers).sign(key or self.membership_key)
+        return Beginners(run=self.card.run, peers=peers).sign(PeerIdentity(key or self.membership_key)).data
 
     def open(self) -> None:
         """Open the store, as a start does."""

@@ -11,7 +11,7 @@ from sim_rules import Broken, Diverged, Late, Rulebook, SimHead, Stuck
 from swarm_plans import LIES, TELLS
 
 from peer.round_rules import Ballot, BallotBox, Undecided, is_committed, must_complete
-from protocol.claim import has_majority
+from protocol.majority import has_majority
 
 
 class FickleBox(BallotBox):

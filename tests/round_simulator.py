@@ -22,7 +22,7 @@ from sim_rules import Broken, Diverged, Farewell, Rulebook, SimClaim, SimGroup, 
 from swarm_plans import Fault, Plan
 
 from peer.round_rules import Ballot
-from protocol.claim import acceptors_after
+from protocol.majority import acceptors_after
 
 CALM_TICKS = 400
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from sim_rules import Farewell, Late, SimClaim, SimGroup, SimHead, by_digest
 
 from peer.round_rules import Ballot, Bound, locked
-from protocol.claim import acceptors_after, has_majority
 from protocol.errors import RoundAborted
+from protocol.majority import acceptors_after, has_majority
 from protocol.succession import counted_worths as counted
 
 if TYPE_CHECKING:

@@ -39,11 +39,11 @@ from peer.training.state import SharedState
 from peer.training.work import Update
 from protocol import certificate, note
 from protocol.beginners import Beginners
-from protocol.claim import Claim
 from protocol.errors import RoundAborted
 from protocol.keys import PeerIdentity
 from protocol.run_card import RunCard
 from protocol.run_spec import RunSpec
+from protocol.statements import Claim
 from protocol.succession import Last
 
 T = TypeVar("T")
@@ -112,7 +112,7 @@ class World:
     def name(self, *indices: int) -> bytes:
         """The coordinator's word that these begin the run."""
         peers = tuple(self.identity(index).peer_id for index in indices)
-        return Beginners(run=self.card.run, peers=peers).sign(self.key)
+        return Beginners(run=self.card.run, peers=peers).sign(PeerIdentity(self.key)).data
 
     def identity_path(self, index: int) -> Path:
         path = self.folder / f"identity-{index}"

@@ -9,7 +9,7 @@ from round_simulator import simulate
 from sim_rules import Broken, Diverged, Rulebook
 from swarm_plans import LIES, Fault, Member, Plan, plans, random_plan, shrink
 
-from protocol.claim import acceptors_after, has_majority
+from protocol.majority import acceptors_after, has_majority
 
 ROUNDS = 10_000
 

@@ -29,6 +29,7 @@ from peer.training.state import SharedState
 from peer.training.work import LocalWork, StepResult
 from protocol.beginners import Beginners
 from protocol.errors import RoundAborted
+from protocol.keys import PeerIdentity
 from protocol.run_card import RunCard
 
 pytestmark = [
@@ -64,7 +65,7 @@ class Peer:
             SwarmConfig(listen="127.0.0.1:0"),
         )
         self.peer_id, self.folder = identity.peer_id, folder
-        self.named = Beginners(run=card.run, peers=(world.identity(0).peer_id,)).sign(world.key)
+        self.named = Beginners(run=card.run, peers=(world.identity(0).peer_id,)).sign(PeerIdentity(world.key)).data
         moments = Moments(self.work, folder / f"optimizer-{index}.safetensors")
         arguments = (self.swarm, self.work, 0, self.stop, self, moments, PATIENCE_S)
         self.thread = threading.Thread(target=train, args=arguments)
@@ -142,7 +143,9 @@ def test_a_peer_that_waits_too_long_pauses_keeps_its_work_and_goes_on_by_itself(
     meet(alone, other)
     eventually(lambda: alone.reports and alone.reports[0].took_part, WAIT_S)
     agreed = alone.heads[0].agreement
-    assert agreed is not None and agreed.claims[alone.peer_id].tokens >= tokens, "what was done before the pause counts"
+    assert agreed is not None and agreed.by_peer[alone.peer_id].tokens >= tokens, (
+        "what was done before the pause counts"
+    )
     eventually(lambda: len(alone.reports) >= 2 and not alone.is_paused, WAIT_S)
     other.stop.set()
     other.thread.join(30)

@@ -36,9 +36,9 @@ from peer.swarm.records import RecordValidator, members_key, open_record, sign_r
 from peer.swarm.rounds import RoundReport, Rounds
 from peer.training.codec import EncodedUpdate
 from peer.training.work import Update
+from protocol.agreement import Agreement
 from protocol.backoff import Backoff
 from protocol.beginners import open_beginners
-from protocol.claim import Agreement
 from protocol.errors import FormatError, NetworkError, RefusedError, SignatureError
 from protocol.keys import PeerIdentity
 from protocol.parts import Failure, Part, Told

@@ -33,8 +33,8 @@ from peer.training.dense_codec import Codec, Fp16, Fp32
 from peer.training.sparse_codec import TopK
 from peer.training.two_bit_codec import Int2
 from protocol import merkle
-from protocol.claim import UpdateDigest
 from protocol.errors import FormatError
+from protocol.statements import UpdateDigest
 
 CHUNK_VALUES = 65536  # 256 KiB of fp32
 
