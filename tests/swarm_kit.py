@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from builders import fixed_ed25519, fixed_root_key, make_spec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tests.kit.builders import fixed_ed25519, fixed_root_key, make_spec
 
 with warnings.catch_warnings():  # hivemind's layers of experts, which nobody here uses, are decorated by torch.jit
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -34,7 +35,7 @@ from peer.swarm.node import Node
 from peer.swarm.pace import Limits
 from peer.swarm.records import RecordValidator
 from peer.swarm.rounds import RoundReport, Rounds
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from peer.training.state import SharedState
 from peer.training.work import Update
 from protocol import certificate, note

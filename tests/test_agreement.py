@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import Run, build_run, fixed_ed25519
 
 from protocol import succession
 from protocol.agreement import Agreement, Counts, group_digest
 from protocol.errors import FormatError, RefusedError, SignatureError, VerificationError
 from protocol.succession import Last
+from tests.kit.builders import Run, build_run, fixed_ed25519
 
 STATE = "d" * 64
 

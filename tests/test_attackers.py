@@ -9,17 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from attack_scenarios import SCENARIOS, Row, Scenario, Terms, play
-from attackers import ATTACKS, LONGER, MADE_UP_TOKENS, MORE, TOLD_TOKENS, environment, install
-from builders import fixed_ed25519
-from small_community import real_inputs
-from training_fixtures import Bench
-from warm_start import WarmStart
 
+from lab.attack_scenarios import SCENARIOS, Row, Scenario, Terms, play
+from lab.attackers import ATTACKS, LONGER, MADE_UP_TOKENS, MORE, TOLD_TOKENS, environment, install
+from lab.small_community import real_inputs
+from lab.training_fixtures import Bench
+from lab.warm_start import WarmStart
 from peer import volunteer
 from peer.swarm.contribution import Contribution
 from peer.swarm.group import Rules
-from peer.training.codec import verify_chunk
+from peer.training.codecs.codec import verify_chunk
 from peer.training.state import SharedState
 from peer.training.work import LocalWork, Update
 from protocol import certificate
@@ -27,6 +26,7 @@ from protocol.errors import FormatError, VerificationError
 from protocol.keys import PeerIdentity
 from protocol.statements import Claim, open_claim
 from protocol.succession import Last
+from tests.kit.builders import fixed_ed25519
 
 ME = PeerIdentity(fixed_ed25519("attacker"))
 WIRES = ("fp32", "fp16", "int8", "int4", "int2", "topk")

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from coordinator_kit import Office
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from protocol.keys import PeerIdentity
 from protocol.rpc import check_swarm_address
 from protocol.status import RunStatus
 from protocol.succession import Last
+from tests.kit.coordinator import Office
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from builders import Run, build_run, fixed_root_key
 
 from protocol.errors import FormatError, VerificationError
 from protocol.ledger_entry import CheckpointEntry, CreditEntry, RunEntry, entry_from_json, parse_entry
 from protocol.receipt import Receipt, check_receipt
 from protocol.verify import verify_receipt
+from tests.kit.builders import Run, build_run, fixed_root_key
 
 
 @pytest.fixture(scope="module")

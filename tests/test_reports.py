@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from coordinator_kit import Member, Office
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import IntegrityError
@@ -25,6 +24,7 @@ from protocol.errors import NetworkError
 from protocol.keys import PeerIdentity
 from protocol.ledger_entry import parse_entry
 from protocol.signed import stored_signed
+from tests.kit.coordinator import Member, Office
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from builders import fixed_ed25519
 
 from protocol import envelope
 from protocol.errors import FormatError
 from protocol.keys import PeerIdentity
 from protocol.signed import Signed
 from protocol.statements import MAX_TOKENS, Claim, UpdateDigest, Vote, open_claim
+from tests.kit.builders import fixed_ed25519
 
 PEER = PeerIdentity(fixed_ed25519("member"))
 

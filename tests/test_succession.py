@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from builders import fixed_ed25519, make_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from protocol.run_spec import RunSpec
 from protocol.signed import Signed
 from protocol.statements import MAX_TOKENS, Claim, Farewell, Late, UpdateDigest, Vote
 from protocol.succession import GROWTH_CAP, MOST_TIMES, PROBATION, Last, check_follows, counted, growth_capped, weights
+from tests.kit.builders import fixed_ed25519, make_spec
 
 KEY = fixed_ed25519("membership 1")
 GENESIS, ONE, TWO = "ab" * 32, "cd" * 32, "ef" * 32

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from swarm_kit import World, agreed, run, until
 
 from peer.swarm.contribution import Contribution, Leftover
 from peer.swarm.rounds import Rounds
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from peer.training.work import Update
 from protocol.errors import FormatError, RoundAborted, VerificationError
 from protocol.statements import Claim, Late, open_claim
 from protocol.succession import Last, check_follows, weights
+from tests.swarm_kit import World, agreed, run, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

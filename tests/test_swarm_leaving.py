@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import fixed_ed25519
 from hypothesis import given
 from hypothesis import strategies as st
-from swarm_kit import World, agreed, run, until
 
 from peer.round_rules import Ballot, BallotBox, Bound
 from peer.swarm.farewells import Farewells
 from peer.swarm.group import Group
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from protocol import swarm_pb2
 from protocol.errors import RefusedError, VerificationError
 from protocol.keys import PeerIdentity
 from protocol.majority import acceptors_after, has_majority
 from protocol.statements import Farewell
+from tests.kit.builders import fixed_ed25519
+from tests.swarm_kit import World, agreed, run, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -7,12 +7,12 @@ import logging
 from pathlib import Path
 
 import pytest
-from swarm_kit import World, acquaint, agreed, run, until
 
 from peer.swarm.group import Group, Reducer
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from protocol import swarm_pb2
 from protocol.errors import VerificationError
+from tests.swarm_kit import World, acquaint, agreed, run, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from swarm_kit import Peer, World, acquaint, agreed, meet, run, until, with_chunk
 
 from peer.round_rules import Ballot, BallotBox
 from peer.swarm import frames
@@ -21,7 +20,7 @@ from peer.swarm.node import Node
 from peer.swarm.pace import Limits
 from peer.swarm.rounds import FREE_ATTEMPTS, Rounds
 from peer.swarm.standing import Standing
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from peer.training.outer import outer_step
 from peer.training.state import SharedState
 from protocol import swarm_pb2
@@ -30,6 +29,7 @@ from protocol.errors import NetworkError
 from protocol.keys import PeerIdentity
 from protocol.statements import Cast, Promise, Vote, open_vote
 from protocol.succession import growth_capped
+from tests.swarm_kit import Peer, World, acquaint, agreed, meet, run, until, with_chunk
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

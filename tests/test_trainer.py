@@ -1,4 +1,4 @@
-"""The trainer's loop over real swarms: it does not work on for ever when no round can be made, and it hands over on leaving."""
+"""The trainer's loop over real swarms: it gives up when no round can be made, and it hands over on leaving."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import eventually
-from swarm_kit import World
-from training_fixtures import make_genesis, make_spec, write_tiny_llama
 
-from peer.moments import Moments
+from lab.processes import eventually
+from lab.training_fixtures import make_genesis, make_spec, write_tiny_llama
+from peer.disk.moments import Moments
 from peer.round_rules import BallotBox
 from peer.swarm.averages import Average
 from peer.swarm.contribution import Contribution
@@ -22,7 +21,7 @@ from peer.swarm.head import Head
 from peer.swarm.rounds import RoundReport
 from peer.swarm.swarm import Swarm, SwarmConfig
 from peer.trainer import WorkReport, train
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from peer.training.data import load_dataset
 from peer.training.model import load_trainable
 from peer.training.state import SharedState
@@ -31,6 +30,7 @@ from protocol.beginners import Beginners
 from protocol.errors import RoundAborted
 from protocol.keys import PeerIdentity
 from protocol.run_card import RunCard
+from tests.swarm_kit import World
 
 pytestmark = [
     pytest.mark.swarm,

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import NOW, Run, build_run, safetensors_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -34,6 +33,7 @@ from protocol.state import StateManifest
 from protocol.statements import open_claim, open_vote
 from protocol.tlog_proof import LogProof
 from protocol.verify import verify_checkpoint, verify_receipt
+from tests.kit.builders import NOW, Run, build_run, safetensors_bytes
 
 COMMON = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ODD_VALUES = st.one_of(

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import NOW, build_run, fixed_root_key, make_spec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol import canonical, certificate, keys, merkle, note, tlog_proof
@@ -48,6 +47,7 @@ from protocol.statements import (
 from protocol.succession import Last, check_follows
 from protocol.tlog_proof import LogProof
 from protocol.verify import verify_checkpoint
+from tests.kit.builders import NOW, build_run, fixed_root_key, make_spec
 
 VECTORS = Path(__file__).parent / "vectors"
 
