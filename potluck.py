@@ -126,7 +126,7 @@ def join(
     from peer.handing_on import Outcome
     from peer.screen.json_lines import JsonScreen
     from peer.screen.terminal import TerminalScreen
-    from peer.swarm.swarm import SwarmConfig
+    from peer.net.swarm import SwarmConfig
     from peer.volunteer import PeerConfig, Volunteer
     from protocol.keys import PeerIdentity
     from protocol.leaving import Leaving

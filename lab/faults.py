@@ -5,7 +5,7 @@
     happened = faults.wait(number)                           # once carol is next in `reduce`: what, where, when
 
 A fault is *at round r, in stage s, peer p: kill, freeze, cut, corrupt, delay*. The stages are those of
-`peer.swarm.rounds.STAGES`, and "serve": the instant before a part of a state is handed to a member that fetches it.
+`peer.round.report.STAGES`, and "serve": the instant before a part of a state is handed to a member that fetches it.
 Orders can be given while the peers run. Each is carried out once, by the first peer that it fits.
 
 Production code knows nothing of this. A process that starts with `POTLUCK_FAULTS` and `POTLUCK_FAULTS_NAME` in its
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from peer.swarm.rounds import Rounds
+    from peer.round.report import Rounds
 
 FOLDER, NAME = "POTLUCK_FAULTS", "POTLUCK_FAULTS_NAME"
 KINDS = ("kill", "kill p2pd", "freeze", "cut", "corrupt", "delay")
@@ -204,7 +204,7 @@ def install(environment: dict[str, str]) -> None:
     """Break this process, about to be `potluck join`, where its environment says so."""
     if FOLDER not in environment:
         return
-    from peer.swarm import frames, swarm
+    from peer.net import frames, swarm
 
     injector = Injector(Path(environment[FOLDER]), environment[NAME], own_process=True)
     swarm.Rounds = injector.engine()  # type: ignore[misc]

@@ -29,12 +29,17 @@ from peer.link.admission import Admission, Newcomer, RunOver, tell_clock
 from peer.link.background import Certificate, CoordinatorLink
 from peer.link.client import CoordinatorClient
 from peer.link.clock import MAX_OFFSET_S
+from peer.net import box_bytes
+from peer.net.opening import Opening
+from peer.net.place import Place
+from peer.net.swarm import DaemonEnded, Swarm, SwarmConfig
+from peer.round.box import Box
+from peer.round.report import RoundReport
+from peer.round.turns import Waiting
 from peer.screen.messages import Reason
 from peer.screen.rounds import describe
 from peer.screen.screen import Screen
-from peer.swarm.head import Head
-from peer.swarm.rounds import RoundReport
-from peer.swarm.swarm import DaemonEnded, Swarm, SwarmConfig
+from peer.sync.shelf import Head
 from peer.trainer import WorkReport, reduce, train
 from peer.training.data import load_dataset
 from peer.training.genesis import load_state
@@ -221,6 +226,22 @@ class Volunteer:
             return error
         return None
 
+    def _place(self, folder: RunFolder, admission: Admission, states: KeptStates) -> Place:
+        card = admission.card
+        opening = Opening(card.run, card.member_key)
+        box = folder.ballots(lambda data: box_bytes.from_bytes(data, opening))
+        head = states.resume()
+        return Place(
+            self._identity,
+            card,
+            lambda: admission.certificate.token,
+            head,
+            box or Box(),
+            folder.save_ballots,
+            states.candidate(head),
+            self._config.swarm,
+        )
+
     def _train_in(self, stack: ExitStack, folder: RunFolder, admission: Admission, work: LocalWork | None) -> None:
         card, rounds = admission.card, admission.card.spec.run.rounds
         self.took_part = True
@@ -232,14 +253,10 @@ class Volunteer:
         self._leaving.graceful = True  # from here on there are others
         swarm = stack.enter_context(
             Swarm(
-                self._identity,
+                self._place(folder, admission, states),  # not held here: its head is as large as the model
                 self._identity_path,
-                card,
-                lambda: admission.certificate.token,
-                folder.ballot_box(),
-                states.resume(),  # not held here: it is as large as the model
                 Keeper(states, folder.round_log(), outbox, self._kept),
-                self._config.swarm,
+                states.keep_candidate,
                 self._screen.stage,
                 self.failed,
             )
@@ -248,7 +265,7 @@ class Volunteer:
 
         def on_addresses(addresses: list[str]) -> None:
             swarm.add_addresses(addresses)
-            folder.write_addresses(sorted({*addresses, *(a for view in swarm.members() for a in view.addresses)}))
+            folder.write_addresses(sorted({*addresses, *swarm.member_addresses()}))
 
         def on_run(round: int, named: bytes) -> None:
             swarm.set_run(round, named)
@@ -309,20 +326,22 @@ class Volunteer:
         self._tokens_per_s = report.tokens_per_s
         self._screen.working(report)
 
-    def waiting(self, reason: str) -> None:
-        """No round is made though enough is done; `reason` says what is missing, and is empty when nothing is."""
+    def waiting(self, reason: Waiting | None) -> None:
+        """No round is made though enough is done; `reason` says what is missing; None: nothing is."""
         self._screen.waiting(self._why(reason))
 
-    def paused(self, reason: str) -> None:
+    def paused(self, reason: Waiting) -> None:
         """The trainer does no step until `reason` is gone."""
         self._tokens_per_s = 0.0
         self._screen.paused(self._why(reason))
 
-    def _why(self, reason: str) -> str:
+    def _why(self, reason: Waiting | None) -> str:
         """Why no round is made: members without a certificate do not hear each other, which looks like their absence."""
-        if reason and self._certificate is not None and time.time() > self._certificate.expires:
+        if reason is None:
+            return ""
+        if self._certificate is not None and time.time() > self._certificate.expires:
             return Reason("certificate-ended")
-        return reason
+        return Reason(reason.key, **reason.values)
 
     def _kept(self, head: Head, report: RoundReport, kept: bool) -> None:
         """A round was committed; `kept` says whether all that must be on disk is there."""
@@ -375,7 +394,7 @@ class Volunteer:
         while not self._leaving.is_asked:
             time.sleep(0.2)
             passed = time.monotonic() - started
-            others = self._is_over or passed > OTHERS_S or all(view.round > rounds for view in swarm.members())
+            others = self._is_over or passed > OTHERS_S or all(view.said.round > rounds for view in swarm.members())
             handed_in = passed > FAREWELL_S or (link.settled.is_set() and link.finished)
             away = link.away_since is not None and passed > OTHERS_S
             kept = self._is_over or self._kept_round >= rounds or passed > OTHERS_S

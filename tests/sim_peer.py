@@ -1,6 +1,6 @@
 """One member of a simulated swarm, through all its rounds; `round_simulator.World` is all that it sees.
 
-It decides as a member of `peer.swarm.rounds` does, by the rules of `peer.round_rules`; time is counted in ticks.
+It decides as a member of `peer.round.report` does, by the rules of `peer.round_rules`; time is counted in ticks.
 """
 
 from __future__ import annotations

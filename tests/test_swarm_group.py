@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from peer.swarm.group import Group, Member
+from peer.round.group import Group, Member
 from peer.training.codecs.codec import CHUNK_VALUES, EncodedUpdate
 from protocol import swarm_pb2
 from protocol.envelope import Envelope

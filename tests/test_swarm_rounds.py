@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from peer.round_rules import Ballot, BallotBox
-from peer.swarm import frames
-from peer.swarm.group import Group
-from peer.swarm.head import Head
-from peer.swarm.node import Node
-from peer.swarm.pace import Limits
-from peer.swarm.rounds import FREE_ATTEMPTS, Rounds
+from peer.net import frames
+from peer.round.group import Group
+from peer.sync.shelf import Head
+from peer.net.node import Node
+from peer.net.pace import Limits
+from peer.round.report import FREE_ATTEMPTS, Rounds
 from peer.swarm.standing import Standing
 from peer.training.codecs.codec import EncodedUpdate
 from peer.training.outer import outer_step

@@ -15,11 +15,11 @@ from lab.processes import eventually
 from lab.training_fixtures import make_genesis, make_spec, write_tiny_llama
 from peer.disk.moments import Moments
 from peer.round_rules import BallotBox
-from peer.swarm.averages import Average
-from peer.swarm.contribution import Contribution
-from peer.swarm.head import Head
-from peer.swarm.rounds import RoundReport
-from peer.swarm.swarm import Swarm, SwarmConfig
+from peer.sync.averages import Average
+from peer.sync.contribution import Contribution
+from peer.sync.shelf import Head
+from peer.round.report import RoundReport
+from peer.net.swarm import Swarm, SwarmConfig
 from peer.trainer import WorkReport, train
 from peer.training.codecs.codec import EncodedUpdate
 from peer.training.data import load_dataset
@@ -175,7 +175,7 @@ def test_no_more_addresses_are_remembered_than_fit_however_many_are_announced(
     new_peer: Callable[[int], Peer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = new_peer(0), new_peer(1)
-    monkeypatch.setattr("peer.swarm.swarm.MAX_CONTACTS", 3)
+    monkeypatch.setattr("peer.net.swarm.MAX_CONTACTS", 3)
     one.swarm.add_addresses(f"/ip4/127.0.0.1/tcp/{port}/p2p/{two.peer_id}" for port in range(1, 9))
     one.swarm.add_addresses(two.swarm.addresses)
     for peer in (one, two):

@@ -35,7 +35,7 @@ from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.multiaddr.exceptions import Error as MultiaddrError
 
 from peer.listening import check_free, split_host_port
-from peer.swarm import frames
+from peer.net import frames
 from protocol.errors import FormatError, NetworkError, PotluckError
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ import logging
 import random
 from collections.abc import Callable, Iterable
 
-from peer.swarm import frames
-from peer.swarm.node import Node, short
+from peer.net import frames
+from peer.net.node import Node, short
 from peer.training.state import SharedState, StateAssembler
 from protocol import swarm_pb2
 from protocol.errors import FormatError, NetworkError, RefusedError, VerificationError

@@ -13,12 +13,14 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from peer.swarm.catch_up import CatchUp
-from peer.swarm.company import Company
-from peer.swarm.exchange import PIECE_BYTES, holds
-from peer.swarm.head import Position
-from peer.swarm.members import MemberView
-from peer.swarm.talk import Talk
+from peer.net.exchange import PIECE_BYTES, holds
+from peer.net.heads import Heads
+from peer.net.talk import Talk
+from peer.round import follow, turns, views
+from peer.round.events import HeadShown
+from peer.round.state import State, View
+from peer.sync.shelf import Shelf
+from protocol.errors import FormatError, RefusedError
 from protocol.majority import has_majority
 from protocol.run_card import RunCard
 
@@ -66,9 +68,9 @@ def giving_s(size_bytes: int, line_bytes_s: float) -> float:
 class LastCopy:
     """Looks for other copies of this member's head."""
 
-    def __init__(self, catch_up: CatchUp, talk: Talk, card: RunCard, position: Position, company: Company) -> None:
-        self._catch_up, self._talk, self._card = catch_up, talk, card
-        self._position, self._company = position, company
+    def __init__(self, heads: Heads, talk: Talk, card: RunCard, shelf: Shelf, state: State) -> None:
+        self._heads, self._talk, self._card = heads, talk, card
+        self._shelf, self._state = shelf, state
         self._since: float | None = None  # when it was first asked, time.monotonic()
         self._shown: set[tuple[str, str]] = set()  # (peer id, state) of those that have given a piece of it
 
@@ -76,12 +78,12 @@ class LastCopy:
         """What is so now; asks others, for `CHECK_S` at most."""
         now = time.monotonic()
         self._since = self._since or now
-        head, rounds, me = self._position.head, self._card.spec.run.rounds, self._talk.me
-        staying = [view for view in self._talk.book.alive() if not view.leaving]
+        head, rounds, me = self._shelf.head, self._card.spec.run.rounds, self._talk.me
+        staying = [view for view in views.alive(self._state, now) if not view.said.leaving]
         over = head.round == 0 or (rounds and head.round >= rounds)
-        if over or self._company.ledger_round > head.round or await self._is_behind(staying):
+        if over or self._state.ledger_round > head.round or await self._is_behind(staying):
             return Copies(head.round, False)
-        acceptors, line = self._company.acceptors(), self._company.up_bytes_s()
+        acceptors, line = turns.acceptors(self._state), views.up_bytes_s(self._state)
         patience_s = max(STALLED_S, giving_s(PIECE_BYTES, line))
         return Copies(
             round=head.round,
@@ -90,17 +92,17 @@ class LastCopy:
             others=len(staying),
             run_waits=not has_majority(set(acceptors) - {me}, acceptors),
             seconds=giving_s(4 * head.state.parameters.numel() * (1 + len(head.state.outer)), line),
-            is_stalled=now - max(self._since, self._catch_up.asked_at) >= patience_s,
+            is_stalled=now - max(self._since, self._heads.asked_at) >= patience_s,
         )
 
-    async def _holders(self, staying: list[MemberView]) -> frozenset[str]:
-        head = self._position.head
-        there = {view.peer_id for view in staying if view.base == head.digest}
+    async def _holders(self, staying: list[View]) -> frozenset[str]:
+        head = self._shelf.head
+        there = {view.peer for view in staying if view.said.base == head.digest}
         known = {peer for peer in there if peer in head.weights or (peer, head.digest) in self._shown}
         return frozenset(known or await self._those_that_show(there))
 
     async def _those_that_show(self, peers: set[str]) -> set[str]:
-        state, talk = self._position.head.state, self._talk
+        state, talk = self._shelf.head.state, self._talk
 
         async def check(peer: str) -> None:
             if await holds(talk.node, talk.stream_name("state"), talk.certificate, peer, state):
@@ -109,16 +111,28 @@ class LastCopy:
         await _some(peers, check)
         return {peer for peer in peers if (peer, state.digest) in self._shown}
 
-    async def _is_behind(self, staying: list[MemberView]) -> bool:
+    async def _is_behind(self, staying: list[View]) -> bool:
         """Whether somebody shows that the run has gone on without this member."""
         found: list[str] = []
 
         async def check(peer: str) -> None:
-            if await self._catch_up.shows_later(peer):
+            if await self._shows_later(peer):
                 found.append(peer)
 
-        await _some({view.peer_id for view in staying if view.round > self._position.round}, check)
+        await _some({view.peer for view in staying if view.said.round > self._state.round}, check)
         return bool(found)
+
+    async def _shows_later(self, peer: str) -> bool:
+        """Whether a member shows that the run has gone on from this member's head: nothing is fetched."""
+        state, last = self._state, self._shelf.head.last
+        shown = await self._heads.ask(peer, last.round, state.config.timing.head_soon_s)
+        if not isinstance(shown, HeadShown) or not shown.chain or shown.chain[0].round != last.round + 1:
+            return False
+        try:
+            follow.check_chain(self._card.spec, last, shown.chain, state.word.data if state.word else None)
+        except (FormatError, RefusedError):
+            return False
+        return True
 
 
 async def _some(peers: set[str], check: Callable[[str], Awaitable[None]]) -> None:

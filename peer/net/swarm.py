@@ -20,55 +20,46 @@ import time
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from peer.round_rules import BallotBox
-from peer.swarm.averages import Average
-from peer.swarm.head import Head
-from peer.swarm.last_copy import Copies
-from peer.swarm.members import MemberView
-from peer.swarm.node import Node
-from peer.swarm.pace import Limits
-from peer.swarm.records import RecordValidator, members_key, open_record, sign_record
-from peer.swarm.rounds import RoundReport, Rounds
+from peer.net.driver import Driver
+from peer.net.last_copy import Copies
+from peer.net.node import Node
+from peer.net.place import Callbacks, Place, SwarmConfig
+from peer.net.records import RecordValidator
+from peer.net.search import SEARCH_INTERVAL_S, Search
+from peer.round import views
+from peer.round.events import Anchored, CoordinatorSaid, Event
+from peer.round.report import RoundReport
+from peer.round.state import View
+from peer.round.turns import Waiting
+from peer.sync.averages import Average
+from peer.sync.shelf import Head
 from peer.training.codecs.codec import EncodedUpdate
+from peer.training.state import SharedState
 from peer.training.work import Update
 from protocol.agreement import Agreement
 from protocol.backoff import Backoff
 from protocol.beginners import open_beginners
-from protocol.errors import FormatError, NetworkError, RefusedError, SignatureError
-from protocol.keys import PeerIdentity
+from protocol.errors import FormatError, NetworkError, RefusedError
 from protocol.parts import Failure, Part, Told
-from protocol.run_card import RunCard
 
 logger = logging.getLogger(__name__)
 
-SEARCH_INTERVAL_S, SEARCH_MOST_S = 3.0, 60.0  # the latter after many failures that nobody foresaw
-RECORD_INTERVAL_S = 15.0
-RECONNECT_S = 15.0  # before an address is tried again whose peer was reached and is not heard
-MAX_CONTACTS = 4096  # addresses remembered, whoever announces more
+SEARCH_MOST_S = 60.0  # between two, after many failures that nobody foresaw
 START_TIMEOUT_S = 90.0
 CLOSE_TIMEOUT_S = 30.0
 END_TASKS_S = 3.0
 T = TypeVar("T")
 
 
+__all__ = ["DaemonEnded", "Swarm", "SwarmConfig"]
+
+
 class DaemonEnded(NetworkError):
     """p2pd has died under the swarm, which can do nothing any more."""
-
-
-@dataclass(frozen=True)
-class SwarmConfig:
-    """How this peer stands in the network; the owner's own choice."""
-
-    listen: str = "0.0.0.0:0"
-    announce: str | None = None
-    can_reduce: bool = True
-    reduce_only: bool = False  # without a trainer; the certificate must say that the host trusts this peer
-    limits: Limits = field(default_factory=Limits)
 
 
 class Swarm:
@@ -77,37 +68,33 @@ class Swarm:
     Args:
         on_commit: called in a thread with each new head, what is to be said of its round, and the average that led to it,
             if that is known; the next round begins when it returns.
+        on_candidate: called in a thread before this member votes for a state: keeps what led to it.
         on_failure: told of each part that fails by a mistake of ours. When a vital one has ended, every call of the
             trainer's raises PartFailed: the swarm can do nothing any more, and another may be made from what is on disk.
     """
 
     def __init__(
         self,
-        identity: PeerIdentity,
+        place: Place,
         identity_path: Path,
-        card: RunCard,
-        certificate: Callable[[], str],
-        box: BallotBox,
-        head: Head,
         on_commit: Callable[[Head, RoundReport, Average | None], None],
-        config: SwarmConfig,
+        on_candidate: Callable[[SharedState, Average | None], None] = lambda state, average: None,
         on_stage: Callable[[int, str], None] = lambda round, stage: None,
         on_failure: Told = lambda failure: None,
     ) -> None:
-        self._on_stage, self._on_failure = on_stage, on_failure
-        self._identity, self._identity_path, self._card = identity, identity_path, card
-        self._certificate, self._box = certificate, box
-        self._first_head: Head | None = head  # until there is an engine: it is as large as the model
-        self._on_commit, self._config = on_commit, config
+        self._on_failure, self._on_commit = on_failure, on_commit
+        self._callbacks = Callbacks(self._committed, on_candidate, on_stage)
+        self._identity_path, self._card, self._config = identity_path, place.card, place.config
+        self._place: Place | None = place  # until there is a driver: its head is as large as the model
         self._loop = asyncio.new_event_loop()
         self._closing = threading.Event()
         self._thread = Part("swarm", self._loop.run_forever, self._closing, self._failed)
         self._node: Node | None = None
-        self._engine: Rounds | None = None
+        self._driver: Driver | None = None
+        self._search: Search | None = None
         self._daemon_ended = threading.Event()
         self._is_quiet = False  # tells nobody that it leaves
         self._failure: Failure | None = None  # of a vital part
-        self._addresses: dict[str, float] = {}  # address -> when it was last reached, time.monotonic(); < 0: never
 
     def __enter__(self) -> Swarm:
         self._thread.start()
@@ -140,17 +127,22 @@ class Swarm:
         return self._rounds.head
 
     @property
-    def waiting_for(self) -> str:
-        """Why no round is being made, in words for the owner; empty when nothing is missing."""
-        return self._rounds.company.waiting_for
+    def waiting_for(self) -> Waiting | None:
+        """Why no round is being made; None when nothing is missing."""
+        return self._rounds.waiting_for
 
     @property
     def addresses(self) -> list[str]:
         return list(self._rounds.addresses)
 
-    def members(self) -> list[MemberView]:
+    def members(self) -> list[View]:
         """The other live members."""
-        return self._run(_value(self._rounds.book.alive), 5.0)
+        driver = self._rounds
+        return self._run(_value(lambda: views.alive(driver.state, time.monotonic())), 5.0)
+
+    def member_addresses(self) -> set[str]:
+        """Where they said that they are."""
+        return {address for view in self.members() for address in self._rounds.roster.addresses(view.peer)}
 
     def keep_quiet(self) -> None:
         """Tell nobody that this member leaves, and hand its weight to nobody."""
@@ -169,25 +161,21 @@ class Swarm:
 
         Until it has named somebody, this member makes no first round; from round 2 on the members need nobody's word.
         """
-        company = self._rounds.company
-        company.ledger_round = ledger_round
-        if not named or company.named:  # the word is final
-            return
+        word = None
         try:
-            open_beginners(named, self._card.member_key, run=self._card.run)
+            word = open_beginners(named, self._card.member_key, run=self._card.run) if named else None
         except (FormatError, RefusedError) as error:
             logger.warning("the coordinator names beginners, and that does not hold: %s", error.message)
-        else:
-            company.named = named
+        self._post(CoordinatorSaid(ledger_round, word))
 
     @property
     def wants_anchor(self) -> bool:
         """Others are so far ahead that they cannot show all the way from here: the coordinator's ledger can."""
-        return self._rounds.catch_up.wants_anchor
+        return self._rounds.state.search.wants_anchor
 
     def set_anchor(self, agreement: Agreement) -> None:
         """A round as the coordinator's ledger has it, its signatures checked."""
-        self._rounds.catch_up.anchor = agreement
+        self._post(Anchored(agreement))
 
     def begin_work(self) -> Head:
         """The head to train from. Raises: DaemonEnded, PartFailed."""
@@ -206,10 +194,7 @@ class Swarm:
         Args:
             tokens: None: as before. What is done before a round has begun is not told.
         """
-        progress = self._rounds.own.progress
-        progress.step_s = step_s
-        if tokens is not None:
-            progress.tokens = tokens
+        self._loop.call_soon_threadsafe(self._rounds.worked, tokens, step_s)
 
     def hand_over(self, update: Update, base: str) -> Future[Head]:
         """Hand over an update, which is used up; `next_head` tells what comes of it. Raises: DaemonEnded, PartFailed."""
@@ -241,42 +226,37 @@ class Swarm:
 
     def add_addresses(self, addresses: Iterable[str]) -> None:
         """Where other members, or the rendezvous, may be found."""
-        self._loop.call_soon_threadsafe(lambda wanted: self._rounds.talk.spawn(self._connect(wanted)), set(addresses))
+        wanted = set(addresses)
+        self._loop.call_soon_threadsafe(lambda: self._rounds.talk.spawn(self._searching.connect(wanted)))
 
     # ---- on the loop -------------------------------------------------------------------------------------------------
 
     @property
-    def _rounds(self) -> Rounds:
-        assert self._engine is not None, "the swarm has not been entered"
-        return self._engine
+    def _rounds(self) -> Driver:
+        assert self._driver is not None, "the swarm has not been entered"
+        return self._driver
+
+    @property
+    def _searching(self) -> Search:
+        assert self._search is not None, "the swarm has not been entered"
+        return self._search
+
+    def _post(self, event: Event) -> None:
+        self._loop.call_soon_threadsafe(self._rounds.post, event)
 
     async def _start(self) -> None:
-        config, first = self._config, self._first_head
-        assert first is not None, "a swarm is entered once"
-        self._node = await Node.start(
+        config, place = self._config, self._place
+        assert place is not None, "a swarm is entered once"
+        self._node = node = await Node.start(
             self._identity_path, listen=config.listen, announce=config.announce, validator=RecordValidator()
         )
-        self._engine = Rounds(
-            self._node,
-            self._identity,
-            self._card,
-            self._certificate,
-            self._box,
-            first,
-            self._committed,
-            can_reduce=config.can_reduce,
-            reduce_only=config.reduce_only,
-            limits=config.limits,
-            on_stage=self._on_stage,
-            on_failure=self._failed,
-        )
-        self._first_head = None
-        self._engine.addresses = await self._node.addresses()
-        await self._engine.start()
-        talk, restarts = self._engine.talk, Backoff(SEARCH_INTERVAL_S, SEARCH_MOST_S)
-        talk.keep("search", self._search_forever, restarts, vital=False)
-        node = self._node
-        talk.keep("p2pd-watch", lambda: self._watch_daemon(node), is_over=self._daemon_ended.is_set)
+        self._driver = driver = Driver(node, place, self._callbacks, self._failed)
+        self._search = Search(node, driver, place.identity, place.certificate)
+        self._place = None
+        driver.addresses = await node.addresses()
+        await driver.start()
+        driver.talk.keep("search", self._search.forever, Backoff(SEARCH_INTERVAL_S, SEARCH_MOST_S), vital=False)
+        driver.talk.keep("p2pd-watch", lambda: self._watch_daemon(node), is_over=self._daemon_ended.is_set)
 
     def _failed(self, failure: Failure) -> None:
         """On the loop, or in its thread as it ends."""
@@ -287,8 +267,8 @@ class Swarm:
 
     def _wake_trainer(self) -> None:
         """It hands over soon, and is told then."""
-        if self._engine is not None:
-            self._engine.own.close.set()
+        if self._driver is not None:
+            self._driver.own.close.set()
 
     async def _watch_daemon(self, node: Node) -> None:
         await node.daemon_ended()
@@ -296,76 +276,15 @@ class Swarm:
         self._wake_trainer()
 
     async def _close(self) -> None:
-        if self._engine is not None:
+        if self._driver is not None:
             is_quiet = self._is_quiet or self._failure is not None or self._daemon_ended.is_set()
-            await self._engine.leave(comes_back=is_quiet)
+            await self._driver.leave(comes_back=is_quiet)
         if self._node is not None:
             await self._node.close()
 
     async def _committed(self, head: Head, report: RoundReport) -> None:
-        average = self._rounds.position.average(head.digest)
+        average = self._rounds.shelf.average(head.digest)
         await self._loop.run_in_executor(None, self._on_commit, head, report, average)
-
-    async def _connect(self, addresses: set[str]) -> None:
-        assert self._node is not None
-        now, alive = time.monotonic(), {view.peer_id for view in self._rounds.book.alive()}
-        wanted = {
-            address
-            for address in addresses
-            if address.rpartition("/")[2] not in alive
-            and now - self._addresses.get(address, -RECONNECT_S) >= RECONNECT_S
-        }
-        for address in list(wanted)[: max(0, MAX_CONTACTS - len(self._addresses))]:
-            self._addresses.setdefault(address, -RECONNECT_S)  # who is not reached is tried again
-        reached = await self._node.connect(wanted)
-        self._rounds.gossip.contacts |= reached
-        known = wanted & self._addresses.keys()
-        self._addresses |= {address: now for address in known if address.rpartition("/")[2] in reached}
-
-    async def _reconnect(self) -> None:
-        """After an outage libp2p may have forgotten where everyone is; the coordinator may be away."""
-        if not self._rounds.book.alive():
-            await self._connect(set(self._addresses))
-
-    async def _search_forever(self) -> None:
-        """Say where we are, and look who else is there; never ends."""
-        stored_at = -RECORD_INTERVAL_S
-        while True:
-            try:
-                if time.monotonic() - stored_at >= RECORD_INTERVAL_S:
-                    await self._store_record()
-                    stored_at = time.monotonic()
-                await self._reconnect()
-                await self._find_members()
-            except (TimeoutError, NetworkError) as error:
-                logger.debug("search: %s", error)
-            await asyncio.sleep(SEARCH_INTERVAL_S)
-
-    async def _store_record(self) -> None:
-        assert self._node is not None
-        self._rounds.addresses = await self._node.addresses()
-        value, expires = sign_record(
-            self._identity, run=self._card.run, certificate=self._certificate(), addresses=self._rounds.addresses
-        )
-        await self._node.store_record(members_key(self._card.run), self._identity.peer_id, value, expires)
-
-    async def _find_members(self) -> None:
-        assert self._node is not None
-        known = {view.peer_id for view in self._rounds.book.alive()} | {self._identity.peer_id}
-        found: set[str] = set()
-        for peer_id, value in (await self._node.find_records(members_key(self._card.run))).items():
-            if peer_id in known:
-                continue
-            try:
-                signer, record = open_record(value)
-                self._rounds.book.admit(peer_id, record.certificate)
-            except (FormatError, SignatureError, RefusedError) as error:
-                logger.debug("a member record that is none: %s", error.message)
-                continue
-            if signer == peer_id and record.run == self._card.run:
-                found |= {address for address in record.addresses if address.endswith(f"/p2p/{peer_id}")}
-        if found:
-            self._rounds.gossip.contacts |= await self._node.connect(found)
 
     def _run(self, coroutine: Coroutine[Any, Any, T], timeout_s: float) -> T:
         future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)

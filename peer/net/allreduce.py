@@ -5,11 +5,11 @@ averaged ones back on the same stream. What differs from hivemind's: a chunk cou
 sender claimed it before the group formed; weights come from the claims; chunks are averaged in group order, whenever they
 came, by the run's `peer.training.aggregate`; the average is encoded once and all members, the reducer too, decode the same bytes; and a part that does not
 come fails the attempt for everybody instead of being averaged without. Nothing has a fixed time: bytes that come, however
-slowly, are progress; see `peer.swarm.pace` for how long there may be none.
+slowly, are progress; see `peer.net.pace` for how long there may be none.
 
 Who only reduces takes part with no update of its own, and gets all averages, as the members do.
 
-    reduction = Reduction(group, me, update, node, stream_name, certificate, pace, book, aggregator(spec.sync.clip))
+    reduction = Reduction(group, update, talk, pace, aggregator(spec.sync.clip))
     averaged = await reduction.run()      # flat fp32 [N]; or RoundAborted, and nothing has changed
 """
 
@@ -24,17 +24,18 @@ from typing import Any
 
 import torch
 
-from peer.swarm import frames
-from peer.swarm.averages import is_small
-from peer.swarm.group import Group
-from peer.swarm.members import MemberBook
-from peer.swarm.node import CONNECT_TIMEOUT_S, Node, short
-from peer.swarm.pace import MEASURED_FROM_BYTES, Pace
+from peer.net import frames
+from peer.net.node import CONNECT_TIMEOUT_S, short
+from peer.net.pace import MEASURED_FROM_BYTES, Pace
+from peer.net.talk import Talk
+from peer.round.group import Group
+from peer.sync.averages import is_small
 from peer.training.aggregate import Aggregator
 from peer.training.codecs.codec import EncodedUpdate, average_chunk, chunk_sizes, codec, verify_chunk
 from protocol import swarm_pb2
 from protocol.errors import FormatError, NetworkError, PotluckError, RefusedError, RoundAborted
 
+STREAM = "reduce"
 WATCH_INTERVAL_S = 0.25
 LEAST_AHEAD, MOST_AHEAD = 4, 24  # chunks; further ahead, lines idle at the end for who is behind
 LONGEST_WAIT_S = 600.0  # on one stream; `_watch` looks whether the other side is still there
@@ -74,20 +75,17 @@ class Reduction:
     def __init__(
         self,
         group: Group,
-        me: str,
         update: EncodedUpdate | None,
-        node: Node,
-        stream_name: str,
-        certificate: str,
+        talk: Talk,
         pace: Pace,
-        book: MemberBook,
         aggregator: Aggregator,
         stage: Callable[[str], None] = lambda name: None,
     ) -> None:
-        self._pace, self._book, self._aggregator, self._stage = pace, book, aggregator, stage
-        self.group, self._me, self._update = group, me, update
-        self._node, self._stream_name, self._certificate = node, stream_name, certificate
-        self._digest = group.members[0].claim.update  # all are of one size and codec
+        self._pace, self._aggregator, self._stage = pace, aggregator, stage
+        self.group, self._me, self._update = group, talk.me, update
+        self._talk, self._lines = talk, talk.lines
+        me = self._me
+        self._digest = group.members[0].claim.value.update  # all are of one size and codec
         self._sizes = chunk_sizes(self._digest.values, self._digest.chunk_values)
         self._ranges = group.ranges(len(self._sizes))
         self._mine = self._ranges.get(me, range(0))
@@ -161,7 +159,7 @@ class Reduction:
 
     def _to_blame(self, peer: str, error: PotluckError) -> str:
         """Whose fault it is: bad data are their sender's; a stream that ends is not, for it ends when its other side has given up too."""
-        return "" if isinstance(error, NetworkError) and self._book.is_alive(peer) else peer
+        return "" if isinstance(error, NetworkError) and self._lines.is_alive(peer) else peer
 
     async def _watch(self) -> None:
         """Fails the attempt when a member owes parts and is silent, or owes averages and is gone."""
@@ -169,11 +167,11 @@ class Reduction:
             await asyncio.sleep(WATCH_INTERVAL_S)
             now = time.monotonic()
             for peer, heard in sorted(self._heard.items(), key=lambda item: item[1]):  # who was silent longest is named
-                silent_s, silence_s = now - heard, max(self._pace.silence_s, self._book.slowness_s(peer))
-                if self._book.is_alive(peer):  # its line may be slow, or it has not heard of the group yet
+                silent_s, silence_s = now - heard, max(self._pace.silence_s, self._lines.slowness_s(peer))
+                if self._lines.is_alive(peer):  # its line may be slow, or it has not heard of the group yet
                     silence_s = max(silence_s, self._pace.most_s)
                 # a reducer sends nothing while it waits for the slowest sender: it is there as long as it says so
-                gone = peer in self._awaited and not self._book.is_alive(peer)
+                gone = peer in self._awaited and not self._lines.is_alive(peer)
                 owes = self._owed[peer] and peer not in self._held
                 if silent_s > silence_s and (owes or gone):
                     self._pace.failed()
@@ -186,7 +184,7 @@ class Reduction:
         if self._owed[peer]:
             self._longest_gap_s = max(self._longest_gap_s, now - self._heard[peer])
         self._heard[peer] = now
-        self._book.heard(peer)
+        self._lines.heard(peer)
 
     async def _contribute_own(self) -> None:
         if self._update is not None:
@@ -196,8 +194,8 @@ class Reduction:
     async def _exchange(self, reducer: str) -> None:
         """Send a reducer its chunks, and take the averages from it."""
         try:
-            open_s = max(CONNECT_TIMEOUT_S, self._book.patience_s(reducer))
-            async with self._node.stream(reducer, self._stream_name, open_s) as (reader, writer):
+            open_s = max(CONNECT_TIMEOUT_S, self._lines.patience_s(reducer))
+            async with self._talk.node.stream(reducer, self._talk.stream_name(STREAM), open_s) as (reader, writer):
                 sending = asyncio.create_task(self._send_chunks(writer, self._ranges[reducer]))
                 try:
                     await self._receive_averages(reducer, reader)
@@ -234,7 +232,11 @@ class Reduction:
                 part.data, part.proof[:] = update.chunks[chunk], update.proof(chunk)
             if chunk == chunks[0]:
                 self._stage("send")
-                part.certificate, part.group, part.attempt = self._certificate, self.group.digest, self.group.attempt
+                part.certificate, part.group, part.attempt = (
+                    self._talk.certificate(),
+                    self.group.digest,
+                    self.group.attempt,
+                )
             await frames.send(writer, part, timeout_s=LONGEST_WAIT_S)
 
     def _take_result(self, chunk: int, data: bytes) -> None:
@@ -281,7 +283,7 @@ class Reduction:
     async def _receive_chunks(self, peer: str, first: swarm_pb2.Part, reader: asyncio.StreamReader) -> None:
         if peer not in self.group.by_peer:
             return
-        digest, part = self.group.by_peer[peer].claim.update, first
+        digest, part = self.group.by_peer[peer].claim.value.update, first
 
         def count(size: int) -> None:
             self._arrivals[peer].count(size)
@@ -318,7 +320,7 @@ class Reduction:
         parts[peer] = data
         if len(parts) < len(self.group.members):
             return
-        order = [member.peer_id for member in self.group.members]
+        order = [member.peer for member in self.group.members]
         weights = [self.group.weights[peer_id] for peer_id in order]
         loop, kept = asyncio.get_running_loop(), [parts[peer_id] for peer_id in order]
         averaged = await loop.run_in_executor(

@@ -1,8 +1,8 @@
-"""Where a member stands: its newest committed state, and the states it can still give to others.
+"""The shelf: a member's newest committed state, and the states that it can still give to others.
 
 Beside the head, one state is kept: the one before, which others may be fetching, or, once room was made for it, the
 candidate that is being voted on. The last rounds' averages are kept as they travelled, as far as they are small: who missed
-a round needs no more (`peer.swarm.averages`).
+a round needs no more (`peer.sync.averages`).
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from peer.swarm.averages import Average
+from peer.sync.averages import Average
 from peer.training.state import SharedState
 from protocol.agreement import Agreement
 from protocol.succession import Last
 
 CHAIN_ROUNDS = 512  # of which the agreements are kept, as far as they fit, to show others how the run got here
 MAX_CHAIN_BYTES = 4 << 20
+MOST_CANDIDATES = 2
 
 
 @dataclass(frozen=True)
@@ -45,30 +46,27 @@ class Head:
         return dict(self.agreement.weights) if self.agreement else {}
 
 
-class Position:
+class Shelf:
     """The head, and the states around it."""
 
     def __init__(self, head: Head) -> None:
         self.head = head
         self._previous: SharedState | None = None
-        self._candidate: SharedState | None = None
+        self._candidates: list[SharedState] = []  # that may be agreed on: the group's, and one that was fetched
         self._averages: dict[str, Average] = {}  # digest of the state that each led to -> it, the oldest first
         self._agreements: deque[tuple[int, bytes]] = deque(maxlen=CHAIN_ROUNDS)  # MAX_CHAIN_BYTES at most
-
-    @property
-    def round(self) -> int:
-        """The round that is being worked on."""
-        return self.head.round + 1
 
     def make_room(self) -> None:
         """A new state is about to be computed: stop keeping the one before."""
         self._previous = None
 
     def propose(self, candidate: SharedState) -> None:
-        self._candidate = candidate
+        """Keep a state that may be agreed on."""
+        others = [state for state in self._candidates if state.digest != candidate.digest]
+        self._candidates = [*others, candidate][-MOST_CANDIDATES:]
 
     def advance(self, head: Head) -> None:
-        self._previous, self._candidate, self.head = self.head.state, None, head
+        self._previous, self._candidates, self.head = self.head.state, [], head
         if head.agreement is not None:
             self._agreements.append((head.round, head.agreement.to_bytes()))
             while sum(len(data) for _, data in self._agreements) > MAX_CHAIN_BYTES:
@@ -95,7 +93,7 @@ class Position:
 
     def held(self) -> list[SharedState]:
         """The states that are here."""
-        return [state for state in (self._candidate, self.head.state, self._previous) if state is not None]
+        return [state for state in (*self._candidates, self.head.state, self._previous) if state is not None]
 
     def find(self, digest: str) -> SharedState | None:
         """The state with this digest, if it is still here."""

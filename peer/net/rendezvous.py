@@ -2,7 +2,7 @@
 
 The host starts one beside the coordinator:
 
-    python -m peer.swarm.rendezvous --identity FILE --listen 0.0.0.0:4701 [--announce HOST]
+    python -m peer.net.rendezvous --identity FILE --listen 0.0.0.0:4701 [--announce HOST]
 
 It prints one JSON line, {"addresses": [...]}, when it can be reached, and ends when its standard input is closed: so it
 goes when the host goes, even on kill -9. Nothing it says is believed: it only carries records that peers signed.
@@ -18,8 +18,8 @@ import signal
 import sys
 from pathlib import Path
 
-from peer.swarm.node import Node
-from peer.swarm.records import RecordValidator
+from peer.net.node import Node
+from peer.net.records import RecordValidator
 from protocol.errors import PotluckError
 
 
@@ -39,7 +39,7 @@ async def run(identity_path: Path, listen: str, announce: str | None) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m peer.swarm.rendezvous")
+    parser = argparse.ArgumentParser(prog="python -m peer.net.rendezvous")
     parser.add_argument("--identity", type=Path, required=True)
     parser.add_argument("--listen", required=True)
     parser.add_argument("--announce")

@@ -1,8 +1,9 @@
 """What a member brings to a round: its encoded update and its signed claim, and what it had ready for the round before.
 
 An update that missed its round is not thrown away: it is part of its author's next one, with its tokens counted less
-(`protocol.statements.Late`). Where the trainer keeps in its model what the others do not have (`peer.training.work.keeps_own`), it is in
-there already; else it is added. After that it is over.
+(`protocol.statements.Late`); after that it is over. One that waited, because there was no place in the groups for its
+author, counts in full, however many rounds it waited. Where the trainer keeps in its model what the others do not have
+(`peer.training.work.keeps_own`), it is in there already; else it is added.
 
 What a lossy codec leaves out is not lost either. With local steps it stays in the trainer's model. With gradients it is the
 contribution's `residual` (error feedback, Seide et al. 2014), of which `Codec.feedback` is added to the author's next
@@ -11,7 +12,8 @@ update, whether this one is part of its round or comes late.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -26,35 +28,59 @@ from protocol.statements import LATE_DIVISOR, Claim, Late
 
 @dataclass(frozen=True)
 class Leftover:
-    """Work that missed its round. It is kept as it would have travelled: that is all that a second copy may cost."""
+    """Work that was in no round yet. It is kept as it would have travelled: that is all that a second copy may cost."""
 
-    round: int  # that it missed
+    since: int  # the first round that it was done for
     base: str  # state digest that it started from
     encoded: EncodedUpdate | None  # None: it is still in the trainer's model
     tokens: int
     first_batch: int
     batches: int
     flops: int
+    waited: bool = False  # its author had no place in the groups: it counts in full
 
     @classmethod
     def of(cls, update: Update, round: int, base: str, encoded: EncodedUpdate | None) -> Leftover:
         return cls(round, base, encoded, update.tokens, update.first_batch, update.batches, update.flops)
 
-    def statement(self) -> Late:
-        return Late(base=self.base, tokens=self.tokens, first_batch=self.first_batch, batches=self.batches)
+    @property
+    def weight(self) -> int:
+        """Tokens that it counts for."""
+        return self.tokens if self.waited else self.tokens // LATE_DIVISOR
+
+    def statement(self, round: int) -> Late:
+        """As a claim for this round has it."""
+        waited = round - self.since if self.waited else None
+        return Late(
+            base=self.base, tokens=self.tokens, first_batch=self.first_batch, batches=self.batches, waited=waited
+        )
 
     def add_to(self, vector: torch.Tensor, tokens: int) -> None:
-        """Make `vector`, an update that stands for `tokens`, the mean of itself and this one, which counts less.
+        """Make `vector`, an update that stands for `tokens`, the mean of itself and this one, by what each counts for.
 
         Args:
             vector: flat fp32 [N], changed in place.
         """
         if self.encoded is None:
             return
-        weight = self.tokens // LATE_DIVISOR
-        vector.mul_(tokens / (tokens + weight))
+        vector.mul_(tokens / (tokens + self.weight))
         for index, piece in enumerate(vector.split(self.encoded.chunk_values)):
-            piece.add_(self.encoded.decode_chunk(index), alpha=weight / (tokens + weight))
+            piece.add_(self.encoded.decode_chunk(index), alpha=self.weight / (tokens + self.weight))
+
+    def with_later(self, later: Leftover) -> Leftover:
+        """This work and what was done after it, as one; takes a while for large models."""
+        encoded = later.encoded
+        if encoded is not None:
+            vector = encoded.decode()
+            self.add_to(vector, later.tokens)
+            encoded = EncodedUpdate.encode(vector, encoded.codec)
+        return replace(
+            self,
+            encoded=encoded,
+            tokens=self.tokens + later.tokens,
+            batches=self.batches + later.batches,
+            flops=self.flops + later.flops,
+        )
 
 
 @dataclass(frozen=True)
@@ -62,10 +88,10 @@ class Contribution:
     """This member's finished work of one round: kept until the round is committed, however many attempts it takes."""
 
     encoded: EncodedUpdate
-    claim: Claim
-    envelope: Signed[Claim]
+    claim: Signed[Claim]
     since: float  # when the work was handed over, time.monotonic()
     fresh: Leftover  # the work of this round alone, in case that it misses it
+    late: tuple[Leftover, ...]  # that was added to it
     residual: torch.Tensor | None  # [N]: the next `feedback`; None: there is none, or it is in the trainer's model
 
     @classmethod
@@ -77,7 +103,7 @@ class Contribution:
         round: int,
         base: str,
         identity: PeerIdentity,
-        late: Leftover | None,
+        left: tuple[Leftover, ...],
         since: float,
         feedback: torch.Tensor | None = None,
     ) -> Contribution:
@@ -85,7 +111,7 @@ class Contribution:
 
         Args:
             update: its vector is used up: the residual is made in its memory.
-            late: of the round before: added, or only named where the model has it still.
+            left: work that was in no round yet, the oldest first: added, or only named where the model has it still.
             feedback: the residual of this member's last update, flat fp32 [N]; not needed afterwards.
 
         Raises:
@@ -94,11 +120,12 @@ class Contribution:
         if update.tokens < 1:
             raise FormatError("an update without tokens is no update")
         alone, flops, keeps = None, update.flops, keeps_own(spec)
+        late = functools.reduce(Leftover.with_later, left) if left else None
         if late is not None:
             if not keeps:  # encoded without what would be late for the second time
                 alone = EncodedUpdate.encode(update.vector, spec.sync.wire)
             late.add_to(update.vector, update.tokens)
-            flops += late.flops // LATE_DIVISOR
+            flops += late.flops * late.weight // late.tokens
         encoded, residual = lossy(update.vector, spec, feedback)
         fresh = Leftover.of(update, round, base, None if keeps else alone or encoded)
         made = Claim(
@@ -111,9 +138,9 @@ class Contribution:
             batches=update.batches,
             update=encoded.digest,
             segments=update.segments,
-            late=late.statement() if late else None,
+            late=late.statement(round) if late else None,
         )
-        return cls(encoded, made, made.sign(identity), since, fresh, residual)
+        return cls(encoded, made.sign(identity), since, fresh, (late,) if late else (), residual)
 
 
 def lossy(

@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from peer.swarm import frames
-from peer.swarm.members import CALL_MOST_S, CALL_S, MemberBook
-from peer.swarm.node import Node
+from peer.net import frames
+from peer.net.lines import Lines
+from peer.net.node import Node
+from peer.net.roster import Roster
 from protocol.backoff import Backoff
 from protocol.errors import NetworkError
 from protocol.parts import Told, failed, keep
@@ -28,6 +29,8 @@ M = TypeVar("M", bound=Message)
 R = TypeVar("R")
 
 CLOSE_S = 3.0
+FIRST_S = 3.0  # for a stream's first message to come
+REPLY_S = 20.0  # for an answer to leave
 Answer = Callable[[Any, asyncio.StreamReader, asyncio.StreamWriter, str], Awaitable[None]]
 
 
@@ -42,11 +45,13 @@ class Talk:
         self,
         node: Node,
         run: str,
-        book: MemberBook,
+        roster: Roster,
+        lines: Lines,
         certificate: Callable[[], str],
         on_failure: Told = lambda failure: None,
     ) -> None:
-        self.node, self.book, self.certificate, self._on_failure = node, book, certificate, on_failure
+        self.node, self.roster, self.lines = node, roster, lines
+        self.certificate, self._on_failure = certificate, on_failure
         self.me = node.peer_id
         self._run = run
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -66,18 +71,18 @@ class Talk:
         Raises:
             NetworkError, FormatError.
         """
-        started, timeout_s = time.monotonic(), times * self.book.patience_s(peer) + more_s
+        started, timeout_s = time.monotonic(), times * self.lines.patience_s(peer) + more_s
         try:
             answer = await self.node.call(peer, self.stream_name(name), request, reply, timeout_s=timeout_s)
         except NetworkError:
-            if time.monotonic() - started >= timeout_s and self.book.silent_s(peer) < timeout_s:
-                self.book.answered(peer, None)  # it is there, its line is slow
+            if time.monotonic() - started >= timeout_s and self.lines.silent_s(peer) < timeout_s:
+                self.lines.answered(peer, None)  # it is there, its line is slow
             raise
         if not more_s:
-            self.book.answered(peer, time.monotonic() - started)
+            self.lines.answered(peer, time.monotonic() - started)
         return answer
 
-    async def serve(self, name: str, kind: type[M], answer: Answer, first_s: float = CALL_S) -> None:
+    async def serve(self, name: str, kind: type[M], answer: Answer, first_s: float = FIRST_S) -> None:
         """Answer the members' messages called `name`: `answer(message, reader, writer, peer_id)`.
 
         Args:
@@ -85,17 +90,17 @@ class Talk:
         """
 
         async def handle(peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            max_bytes = frames.MAX_FRAME_BYTES if self.book.is_admitted(peer) else frames.FIRST_FRAME_BYTES
+            max_bytes = frames.MAX_FRAME_BYTES if self.roster.is_admitted(peer) else frames.FIRST_FRAME_BYTES
             message: Any = await frames.receive(reader, kind, timeout_s=first_s, max_bytes=max_bytes)
-            if message.certificate or not self.book.is_admitted(peer):
-                self.book.admit(peer, message.certificate)  # who is refused gets no answer
-            self.book.heard(peer)
+            if message.certificate or not self.roster.is_admitted(peer):
+                self.roster.admit(peer, message.certificate)  # who is refused gets no answer
+            self.lines.heard(peer)
             await answer(message, reader, writer, peer)
 
         await self.node.serve(self.stream_name(name), handle)
 
     async def reply(self, writer: asyncio.StreamWriter, message: Message) -> None:
-        await frames.send(writer, message, timeout_s=CALL_MOST_S)
+        await frames.send(writer, message, timeout_s=REPLY_S)
 
     def spawn(self, coroutine: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
         """Run something beside; it ends with `close` at the latest, and a failure is logged and told."""

@@ -1,8 +1,8 @@
-"""Pace: what was measured of the members' lines, and the deadlines and shares that follow from it.
+"""Pace: what was measured of the members' lines, and the deadlines that follow from it.
 
 How long a member may be silent in an all-reduce follows from how long the members were silent in those that went well, as
-TCP's retransmission timer does; it doubles after a failure. How much of the reducing each member does follows from how
-fast its parts arrived at the others, which those tell it: what a sender measures is how fast its buffers fill.
+TCP's retransmission timer does; it doubles after a failure. How fast
+its parts arrived is told to each sender, for `peer.round.shares`: what a sender measures is how fast its buffers fill.
 
     >>> pace = Pace(Limits())
     >>> pace.silence_s                            # nothing measured yet
@@ -11,14 +11,11 @@ fast its parts arrived at the others, which those tell it: what a sender measure
     2.5
     >>> pace.failed(); pace.silence_s
     5.0
-    >>> shares({"fast": 5e6, "slow": 1e6, "new": 0.0, "firewalled": 2e6}, {"fast", "slow", "new"})
-    {'fast': 667, 'slow': 0, 'new': 333, 'firewalled': 0}
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 GAPS_MANY = 5.0  # times the longest gap that was seen: then a member counts as silent
@@ -28,8 +25,6 @@ TIMES_MANY = 5.0  # times as long as the ones before took: then an all-reduce is
 LEAST_TOTAL_S = 30.0
 LEAST_BYTES_S = 25_000  # what an all-reduce must bring along on average
 MEASURED_FROM_BYTES = 256 << 10  # less than that says nothing about a line
-SHARES = 1000  # shares are parts of about so many
-SHARE_CAP = 2.0  # times the equal share: what a member says of its line is not checked
 
 
 @dataclass(frozen=True)
@@ -91,35 +86,3 @@ class Pace:
     def arrived_from(self, peer: str) -> float:
         """Bytes/s at which a member's parts came in last; 0: not measured."""
         return self._arrived.get(peer, 0.0)
-
-
-def shares(up_bytes_s: Mapping[str, float], reducers: Collection[str]) -> dict[str, int]:
-    """How much of the update each member reduces, so that all uplinks are done at the same time.
-
-    A member of a group of n uploads its own update but for the share s that it reduces, and n - 1 times that share:
-    1 + s (n - 2) updates. So the slower lines reduce less, or nothing.
-
-    Args:
-        up_bytes_s: all members -> bytes/s; 0: not measured.
-        reducers: those that others can open streams to; at least one.
-
-    Returns:
-        peer id -> a part of the sum of all.
-    """
-    known = [rate for rate in up_bytes_s.values() if rate > 0]
-    others, equal = len(up_bytes_s) - 2, 1 / len(reducers)
-    if others <= 0 or len(known) < 2:
-        return {peer: int(peer in reducers) for peer in up_bytes_s}
-    usual = statistics.median(known)
-    rates = {peer: up_bytes_s[peer] or usual for peer in sorted(reducers)}
-    cap = min(1.0, SHARE_CAP * equal)
-
-    def at(updates_per_rate: float) -> dict[str, float]:
-        return {peer: min(max((updates_per_rate * rate - 1) / others, 0.0), cap) for peer, rate in rates.items()}
-
-    low, high = 0.0, (1 + others * cap) / min(rates.values())
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if sum(at(middle).values()) < 1 else (low, middle)
-    found = at(high)
-    return {peer: round(SHARES * found.get(peer, 0.0)) for peer in up_bytes_s}
