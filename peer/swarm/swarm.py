@@ -34,6 +34,7 @@ from peer.swarm.node import Node
 from peer.swarm.pace import Limits
 from peer.swarm.records import RecordValidator, members_key, open_record, sign_record
 from peer.swarm.rounds import RoundReport, Rounds
+from peer.swarm.traffic import Traffic
 from peer.training.codec import EncodedUpdate
 from peer.training.work import Update
 from protocol.backoff import Backoff
@@ -147,6 +148,12 @@ class Swarm:
     @property
     def addresses(self) -> list[str]:
         return list(self._rounds.addresses)
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes on this member's streams so far."""
+        assert self._node is not None, "the swarm has not been entered"
+        return self._node.traffic
 
     def members(self) -> list[MemberView]:
         """The other live members."""
