@@ -1,10 +1,10 @@
 """What a round costs a member besides training and the update's own bytes, in communities of 4, 16 and 64.
 
 Light members: the whole protocol between real processes, an update of 16 kB, no training, all in one group. Processor
-time is what each member's process and its p2pd used from one agreement to the next, gossip between rounds included.
-Control is every byte on its streams but for parts of updates, averages and states. Rounds are long, so that 64 members
-leave two cores some air: the machine's share that they took is printed, and near 100 % rounds get longer than they
-should.
+time is what each member's process and its p2pd used from one agreement to the next; *exchange* is what of it fell
+between the hand-over of its work and the agreement, the rest is gossip while it works. Control is every byte on its
+streams but for parts of updates, averages and states. Rounds are long, so that 64 members leave two cores some air:
+*busy* is the machine's share that they took, and near 100 % rounds get longer than they should.
 
     scripts/bench control --members 4,16,64 --rounds 20 --json control.json
 """
@@ -40,7 +40,10 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     costs = []
     print(f"rounds of {options.round_s:g} s of work, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}")
-    print("members  round, s  in a round  attempts   CPU ms: python   p2pd  together   control kB: sent  received  streams  busy")
+    print("                                     processor time, ms                  control, kB")
+    print(
+        "members  round, s  group  attempts  python   p2pd   both  exchange     sent  received  exchange  streams  busy"
+    )
     for members in map(int, options.members.split(",")):
         plan = Plan(members, MAX_GROUP, WARM_UP + options.rounds, options.round_s, step_s=1.0)
         with tempfile.TemporaryDirectory() as folder:
@@ -56,12 +59,12 @@ def main(arguments: list[str]) -> int:
 
 
 def _row(cost: Cost) -> str:
-    together_s = cost.python_s + cost.p2pd_s
-    busy = cost.members * together_s / (cost.round_s * (os.cpu_count() or 1))
+    both_s = cost.python_s + cost.p2pd_s
+    busy = cost.members * both_s / (cost.round_s * (os.cpu_count() or 1))
     return (
-        f"{cost.members:7} {cost.round_s:9.1f} {cost.group:11.1f} {cost.attempts:9.2f} {1000 * cost.python_s:16.0f} "
-        f"{1000 * cost.p2pd_s:6.0f} {1000 * together_s:9.0f} {cost.sent / 1000:18.1f} {cost.received / 1000:9.1f} "
-        f"{sum(cost.opened.values()):8.0f} {busy:5.0%}"
+        f"{cost.members:7} {cost.round_s:9.1f} {cost.group:6.1f} {cost.attempts:9.2f} {1000 * cost.python_s:7.0f} "
+        f"{1000 * cost.p2pd_s:6.0f} {1000 * both_s:6.0f} {1000 * cost.exchange_s:9.0f} {cost.sent / 1000:8.1f} "
+        f"{cost.received / 1000:9.1f} {cost.exchange_bytes / 1000:9.1f} {sum(cost.opened.values()):8.0f} {busy:5.0%}"
     )
 
 

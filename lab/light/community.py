@@ -57,7 +57,7 @@ def run(plan: Plan, folder: Path, timeout_s: float) -> list[MemberLog]:
     return [MemberLog.read(plan, index, folder) for index in range(plan.members)]
 
 
-# ---- the other process ---------------------------------------------------------------------------------------------------
+# ---- the other process -----------------------------------------------------------------------------------------------
 
 
 class Community:

@@ -3,8 +3,8 @@
 It sleeps for what would be a micro-batch, hands over a few thousand values that follow from its number and the round,
 and writes a JSON line for each update that it hands over and for each round that it commits:
 
-    {"event": "handed", "round": 7, "tokens": 768}
-    {"event": "committed", "round": 7, "state": "ab12…", "weights": {…}, "tokens": 768, "cpu_s": 3.1, "p2pd_cpu_s": 2.2, …}
+    {"event": "handed", "round": 7, "tokens": 768, "cpu_s": 3.0, "p2pd_cpu_s": 2.1, …}
+    {"event": "committed", "round": 7, "state": "ab12…", "weights": {…}, "cpu_s": 3.1, "p2pd_cpu_s": 2.2, …}
 
 Whoever has forked it speaks with it on a socket: it says where it is, is told where the others are, when to begin and
 when to end; when that socket is closed, it ends, too.
@@ -103,7 +103,7 @@ class LightMember:
             tokens += step_tokens
             swarm.report_progress(tokens, plan.step_s)
             self._note_reason()
-        self._write("handed", round=head.round + 1, tokens=tokens)
+        self._write("handed", round=head.round + 1, tokens=tokens, **self._used())
         handed = swarm.hand_over(plan.update(self._index, head.round + 1, tokens), head.digest)
         while swarm.next_head(handed, LOOK_S) is None:
             self._note_reason()
@@ -117,15 +117,13 @@ class LightMember:
 
     def _committed(self, event: Event) -> None:
         reasons, self._reasons = sorted(self._reasons), set()
-        used = [process.cpu_times() for process in self._p2pd]
-        self._write(
-            "committed",
-            **event,
-            waiting_for=reasons,
-            cpu_s=time.process_time(),
-            p2pd_cpu_s=sum(item.user + item.system for item in used),
-            **traffic(self._swarm),
-        )
+        self._write("committed", **event, waiting_for=reasons, **self._used())
+
+    def _used(self) -> Event:
+        """Processor time and traffic so far."""
+        p2pd = [process.cpu_times() for process in self._p2pd]
+        p2pd_cpu_s = sum(item.user + item.system for item in p2pd)
+        return {"cpu_s": time.process_time(), "p2pd_cpu_s": p2pd_cpu_s} | traffic(self._swarm)
 
     def _write(self, event: str, **fields: Any) -> None:
         self._log.write(json.dumps({"event": event, "time": time.time()} | fields) + "\n")

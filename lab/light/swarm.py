@@ -1,4 +1,4 @@
-"""How a light member makes the product's swarm, and what it reads from it: change this when the swarm's face changes."""
+"""How a light member makes the product's swarm, and what it reads from it: change this when the swarm's face does."""
 
 from __future__ import annotations
 
