@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lab import REPOSITORY
+from lab.light.clock import slow_down
 from lab.light.log import MemberLog
 from lab.light.plan import Plan
 
@@ -37,7 +38,7 @@ def run(plan: Plan, folder: Path, timeout_s: float) -> list[MemberLog]:
 
     Args:
         folder: for the members' files, one log and one list of rounds each.
-        timeout_s: for all rounds, besides the time to start.
+        timeout_s: for all rounds, besides the time to start; by the members' clock.
 
     Raises:
         AssertionError: not all members have all rounds by then.
@@ -46,12 +47,12 @@ def run(plan: Plan, folder: Path, timeout_s: float) -> list[MemberLog]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdin=subprocess.PIPE, cwd=REPOSITORY, env=environment) as process:
         try:
-            code = process.wait(START_S + timeout_s + END_S)
+            code = process.wait((START_S + timeout_s + END_S) * plan.slower)
         finally:
             assert process.stdin is not None
             process.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(END_S)
+                process.wait(END_S * plan.slower)
             process.kill()
     assert code == 0, f"the community ended with {code}; its members' logs are in {folder}"
     return [MemberLog.read(plan, index, folder) for index in range(plan.members)]
@@ -119,7 +120,7 @@ class Community:
     def _heard(self, index: int, event: str, deadline: float) -> dict[str, Any]:
         """A member's next word, each of which is one line."""
         left_s = max(deadline - time.monotonic(), 0.0)
-        ready, _, _ = select.select([self._channels[index], sys.stdin], [], [], left_s)
+        ready, _, _ = select.select([self._channels[index], sys.stdin], [], [], left_s * self._plan.slower)
         assert sys.stdin not in ready, "whoever has started this community is gone"
         assert ready, f"member {index} has not said {event!r} in time"
         line = self._lines[index].readline()
@@ -159,7 +160,8 @@ def _community(plan: Plan, folder: Path) -> Iterator[Community]:
 
 def main() -> None:
     folder, plan, timeout_s = Path(sys.argv[1]), Plan.from_json(sys.argv[2]), float(sys.argv[3])
-    from lab.light import member  # noqa: F401 - imported once for all members
+    slow_down(plan.slower)
+    from lab.light import member  # noqa: F401 - imported once for all members, and by the slow clock
 
     threads = len(os.listdir("/proc/self/task"))
     assert threads == 1, f"a process with {threads} threads cannot be forked safely"

@@ -84,11 +84,11 @@ class LightMember:
             self._p2pd = [child for child in psutil.Process().children() if child.name().startswith("p2pd")]
             orders.say(event="started", peer=plan.identity(self._index).peer_id, addresses=swarm.addresses)
             swarm.add_addresses(orders.wait("meet")["addresses"])
-            while len(swarm.members()) < plan.members - 1 and not self._stop.wait(LOOK_S):
-                pass
+            while len(swarm.members()) < plan.members - 1 and not self._stop.is_set():
+                time.sleep(LOOK_S)
             orders.say(event="met")
             orders.wait("begin")
-            self._stop.wait(plan.step_s * self._index / plan.members)  # not all step at the same instant
+            time.sleep(plan.step_s * self._index / plan.members)  # not all step at the same instant
             while swarm.head.round < plan.rounds and not self._stop.is_set():
                 self._one_round()
             orders.say(event="done", round=swarm.head.round, memory_mb=self._memory_mb())
@@ -98,14 +98,15 @@ class LightMember:
         swarm, plan, step_tokens = self._swarm, self._plan, self._plan.step_tokens(self._index)
         head, tokens = swarm.begin_work(), 0
         while not (swarm.close_work.is_set() and tokens):
-            if self._stop.wait(plan.step_s):
+            time.sleep(plan.step_s)
+            if self._stop.is_set():
                 return
             tokens += step_tokens
             swarm.report_progress(tokens, plan.step_s)
             self._note_reason()
         self._write("handed", round=head.round + 1, tokens=tokens, **self._used())
         handed = swarm.hand_over(plan.update(self._index, head.round + 1, tokens), head.digest)
-        while swarm.next_head(handed, LOOK_S) is None:
+        while swarm.next_head(handed, LOOK_S * plan.slower) is None:
             self._note_reason()
             if self._stop.is_set():
                 handed.cancel()

@@ -35,6 +35,7 @@ class Plan:
     round_s: float  # of work
     step_s: float = 0.25  # that a member sleeps for what would be a micro-batch
     values: int = 4096  # fp32, of the update: 16 kB
+    slower: float = 1.0  # the members' clock goes so many times slower than ours: `lab.light.clock`
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
