@@ -8,25 +8,26 @@ see, say and write are those of the slow clock; p2pd knows nothing of it.
 from __future__ import annotations
 
 import selectors
+import threading
 import time
 from typing import Any
 
 
 def slow_down(times: float) -> None:
-    """Slow this process's clock down from now on, and that of each process that it forks.
-
-    Not what waits for a lock or an event of `threading`: that waits in C.
-    """
-    select = selectors.EpollSelector.select
+    """Slow this process's clock down from now on, and that of each process that it forks."""
+    select, wait, sleep = selectors.EpollSelector.select, threading.Condition.wait, time.sleep
 
     def select_later(self: Any, timeout: float | None = None) -> Any:
         return select(self, timeout if timeout is None else timeout * times)
 
-    sleep = time.sleep
+    def wait_longer(self: Any, timeout: float | None = None) -> bool:
+        return wait(self, timeout if timeout is None else timeout * times)
+
     time.monotonic = _slowed(time.monotonic, times)  # asyncio's loops and time-outs go by it
     time.time = _slowed(time.time, times)
     time.sleep = lambda seconds: sleep(float(seconds) * times)  # type: ignore[assignment]
     selectors.EpollSelector.select = select_later  # type: ignore[method-assign]
+    threading.Condition.wait = wait_longer  # type: ignore[method-assign]  # events, queues and futures wait by it
 
 
 def _slowed(clock: Any, times: float) -> Any:

@@ -52,7 +52,7 @@ def run(plan: Plan, folder: Path, timeout_s: float) -> list[MemberLog]:
             assert process.stdin is not None
             process.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(END_S * plan.slower)
+                process.wait(2 * END_S)
             process.kill()
     assert code == 0, f"the community ended with {code}; its members' logs are in {folder}"
     return [MemberLog.read(plan, index, folder) for index in range(plan.members)]
@@ -95,7 +95,7 @@ class Community:
         for channel in self._channels:
             with contextlib.suppress(OSError):
                 channel.shutdown(socket.SHUT_WR)
-        deadline = time.monotonic() + END_S
+        deadline = time.monotonic() + END_S / self._plan.slower
         for pid in self._pids:
             while os.waitpid(pid, os.WNOHANG) == (0, 0):
                 if time.monotonic() > deadline:

@@ -106,7 +106,7 @@ class LightMember:
             self._note_reason()
         self._write("handed", round=head.round + 1, tokens=tokens, **self._used())
         handed = swarm.hand_over(plan.update(self._index, head.round + 1, tokens), head.digest)
-        while swarm.next_head(handed, LOOK_S * plan.slower) is None:
+        while swarm.next_head(handed, LOOK_S) is None:
             self._note_reason()
             if self._stop.is_set():
                 handed.cancel()
