@@ -132,11 +132,13 @@ class Fetch:
 
     Args:
         chain: the agreements that lead there from this member's head, where they are known: small averages will do.
+        keeps: to disk, too, before it is said to be here: this member is about to vote for it.
     """
 
     state: str
     sources: Sequence[str]
     chain: Sequence[Agreement] = ()
+    keeps: bool = False
 
 
 @dataclass(slots=True)

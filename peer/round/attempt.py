@@ -117,7 +117,8 @@ def take_group(state: State, group: Group, now: float) -> list[Action]:
     started: list[Action] = [Stage(state.round, "group")]
     if group.complete:
         state.phase = Fetching(group, group.complete, now, then_commit=False)
-        return [*started, Fetch(group.complete, [peer for peer in group.voters if peer != state.config.me])]
+        sources = [peer for peer in group.voters if peer != state.config.me]
+        return [*started, Fetch(group.complete, sources, keeps=True)]
     state.phase = Average(group, now)
     return [*started, AllReduce(group)]
 
