@@ -124,9 +124,9 @@ def join(
     _need("peer", "torch", "hivemind")
     starting("torch", "transformers", "hivemind", "peer.volunteer", quiet=json_output)
     from peer.handing_on import Outcome
+    from peer.net.swarm import SwarmConfig
     from peer.screen.json_lines import JsonScreen
     from peer.screen.terminal import TerminalScreen
-    from peer.net.swarm import SwarmConfig
     from peer.volunteer import PeerConfig, Volunteer
     from protocol.keys import PeerIdentity
     from protocol.leaving import Leaving

@@ -325,8 +325,8 @@ def main() -> None:
 
     import coordinator.host
     import coordinator.host_screen  # noqa: F401
-    import peer.screen.terminal
     import peer.net.rendezvous
+    import peer.screen.terminal
     import peer.volunteer  # noqa: F401
 
     requests = socket.socket(fileno=os.dup(0))

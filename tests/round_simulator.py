@@ -18,6 +18,7 @@ import random
 from typing import Any
 
 from peer.round_rules import Ballot
+
 from protocol.majority import acceptors_after
 from tests.sim_peer import Attempt, SimPeer
 from tests.sim_rules import Broken, Diverged, Farewell, Rulebook, SimClaim, SimGroup, SimHead, Stuck

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from peer.round_rules import Ballot, Bound, locked
+
 from protocol.counting import counted_worths as counted
 from protocol.errors import RoundAborted
 from protocol.majority import acceptors_after, has_majority

@@ -6,8 +6,8 @@ import statistics
 from pathlib import Path
 
 import pytest
-
 from peer.swarm import round_length
+
 from peer.round.length import LEAST_S, MOST_S, RoundLength
 from tests.swarm_kit import World, agreed, run
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from peer.round.report import STAGES, RoundReport
 from peer.screen import messages
 from peer.screen.json_lines import JsonScreen
 from peer.screen.terminal import TerminalScreen
 from peer.sync.shelf import Head
-from peer.round.report import STAGES, RoundReport
 from peer.training.state import SharedState
 from peer.volunteer import PeerConfig, Volunteer
 from protocol import words

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from peer.round.report import Rounds
 from peer.sync.averages import Average, AverageFetch, is_small
 from peer.sync.shelf import Head, Position
-from peer.round.report import Rounds
 from peer.training.codecs.codec import codec
 from peer.training.state import SharedState
 from protocol.errors import FormatError, NetworkError, RoundAborted

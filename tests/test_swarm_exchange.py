@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from peer.swarm import exchange, frames
+
 from peer.net.exchange import StateFetch, serve_state
 from peer.net.node import Node
 from peer.training.state import SharedState

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from peer.sync.contribution import Contribution, Leftover
 from peer.round.report import Rounds
+from peer.sync.contribution import Contribution, Leftover
 from peer.training.codecs.codec import EncodedUpdate
 from peer.training.work import Update
 from protocol.counting import weights

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from peer.round_rules import Ballot, BallotBox, Bound
+
 from peer.round.farewells import Farewells
 from peer.round.group import Group
 from peer.training.codecs.codec import EncodedUpdate

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from peer.round_rules import BallotBox
 
 from lab.processes import eventually
 from peer import volunteer
-from peer.round_rules import BallotBox
+from peer.net.swarm import DaemonEnded, Swarm, SwarmConfig
+from peer.round.group import Group
+from peer.round.report import Rounds
 from peer.screen.json_lines import JsonScreen
 from peer.screen.messages import text
-from peer.round.group import Group
 from peer.sync.shelf import Head
-from peer.round.report import Rounds
-from peer.net.swarm import DaemonEnded, Swarm, SwarmConfig
 from peer.trainer import reduce
 from peer.training.work import Update
 from peer.volunteer import PeerConfig, Volunteer

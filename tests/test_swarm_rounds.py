@@ -11,15 +11,15 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-
 from peer.round_rules import Ballot, BallotBox
+from peer.swarm.standing import Standing
+
 from peer.net import frames
-from peer.round.group import Group
-from peer.sync.shelf import Head
 from peer.net.node import Node
 from peer.net.pace import Limits
+from peer.round.group import Group
 from peer.round.report import FREE_ATTEMPTS, Rounds
-from peer.swarm.standing import Standing
+from peer.sync.shelf import Head
 from peer.training.codecs.codec import EncodedUpdate
 from peer.training.outer import outer_step
 from peer.training.state import SharedState

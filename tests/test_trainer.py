@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from peer.round_rules import BallotBox
 
 from lab.processes import eventually
 from lab.training_fixtures import make_genesis, make_spec, write_tiny_llama
 from peer.disk.moments import Moments
-from peer.round_rules import BallotBox
+from peer.net.swarm import Swarm, SwarmConfig
+from peer.round.report import RoundReport
 from peer.sync.averages import Average
 from peer.sync.contribution import Contribution
 from peer.sync.shelf import Head
-from peer.round.report import RoundReport
-from peer.net.swarm import Swarm, SwarmConfig
 from peer.trainer import WorkReport, train
 from peer.training.codecs.codec import EncodedUpdate
 from peer.training.data import load_dataset

@@ -169,14 +169,14 @@ def as_peer(job: dict[str, Any]) -> int:
 
 async def _peer(job: dict[str, Any]) -> None:
     import torch
+    from peer.swarm.members import MemberBook
 
     from peer.net import frames
     from peer.net.allreduce import Reduction
-    from peer.round.group import Group, Member, Reducer
-    from peer.swarm.members import MemberBook
     from peer.net.node import Node
     from peer.net.pace import Limits, Pace
     from peer.net.records import RecordValidator
+    from peer.round.group import Group, Member, Reducer
     from peer.training.aggregate import aggregator
     from peer.training.codecs.codec import EncodedUpdate, codec
     from protocol import swarm_pb2
