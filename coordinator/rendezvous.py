@@ -19,7 +19,7 @@ from typing import IO, Any
 from protocol import canonical
 from protocol.backoff import Backoff
 from protocol.errors import FormatError
-from protocol.parts import Job, Part, Told
+from protocol.parts import Job, SupervisedThread, Told
 from protocol.rpc import MAX_ADDRESSES, check_swarm_address
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Rendezvous:
         self._closing = threading.Event()
         self._ready = threading.Event()
         restarts = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
-        self._part = Part("rendezvous", self._watch, self._closing, on_failure, restarts, vital=False)
+        self._part = SupervisedThread("rendezvous", self._watch, self._closing, on_failure, restarts, vital=False)
 
     @classmethod
     def for_run(

@@ -288,7 +288,7 @@ class ForkedRendezvous:
 
 
 def _wait_for_order(orders: socket.socket) -> NoReturn:
-    from peer.swarm import rendezvous
+    from peer.net import rendezvous
 
     data, descriptors, _, _ = socket.recv_fds(orders, MAX_REQUEST_BYTES, 3)
     orders.close()

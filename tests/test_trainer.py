@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from peer.round_rules import BallotBox
 
 from lab.processes import eventually
 from lab.training_fixtures import make_genesis, make_spec, write_tiny_llama
 from peer.disk.moments import Moments
-from peer.net.swarm import Swarm, SwarmConfig
+from peer.net.place import Place, SwarmConfig
+from peer.net.swarm import Swarm
 from peer.round.report import RoundReport
+from peer.round.turns import Waiting
 from peer.sync.averages import Average
 from peer.sync.contribution import Contribution
 from peer.sync.shelf import Head
@@ -55,14 +56,9 @@ class Peer:
         self.steps = 0
         self.stop = threading.Event()
         self.swarm = Swarm(
-            identity,
+            Place(identity, card, lambda: token, Head(genesis), config=SwarmConfig(listen="127.0.0.1:0")),
             world.identity_path(index),
-            card,
-            lambda: token,
-            BallotBox(),
-            Head(genesis),
             self._committed,
-            SwarmConfig(listen="127.0.0.1:0"),
         )
         self.peer_id, self.folder = identity.peer_id, folder
         self.named = Beginners(run=card.run, peers=(world.identity(0).peer_id,)).sign(PeerIdentity(world.key)).data
@@ -88,13 +84,13 @@ class Peer:
     def working(self, report: WorkReport) -> None:
         self.steps += report.loss is None
 
-    def waiting(self, reason: str) -> None:
+    def waiting(self, reason: Waiting | None) -> None:
         self.is_paused = False
-        self.told.append(reason)
+        self.told.append(reason.key if reason else "")
 
-    def paused(self, reason: str) -> None:
+    def paused(self, reason: Waiting) -> None:
         self.is_paused = True
-        self.told.append(reason)
+        self.told.append(reason.key)
 
 
 @pytest.fixture(params=[{}, {"overlap": True}], ids=["", "overlap"])
@@ -132,7 +128,7 @@ def test_a_peer_that_waits_too_long_pauses_keeps_its_work_and_goes_on_by_itself(
 ) -> None:
     alone = new_peer(0)
     eventually(lambda: alone.is_paused, WAIT_S)
-    assert "waiting for" in alone.told[-1]
+    assert alone.told[-1] == "wants-more-peers"
     tokens, steps = alone.work.tokens, alone.steps
     assert tokens >= 2000
     time.sleep(1.0)  # ten looks
@@ -175,13 +171,13 @@ def test_no_more_addresses_are_remembered_than_fit_however_many_are_announced(
     new_peer: Callable[[int], Peer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = new_peer(0), new_peer(1)
-    monkeypatch.setattr("peer.net.swarm.MAX_CONTACTS", 3)
+    monkeypatch.setattr("peer.net.search.MAX_CONTACTS", 3)
     one.swarm.add_addresses(f"/ip4/127.0.0.1/tcp/{port}/p2p/{two.peer_id}" for port in range(1, 9))
     one.swarm.add_addresses(two.swarm.addresses)
     for peer in (one, two):
         peer.swarm.set_run(0, peer.named)
     eventually(lambda: one.reports and two.reports, WAIT_S)
-    assert len(one.swarm._addresses) == 3
+    assert len(one.swarm.known_addresses) == 3
 
 
 def test_a_paused_peer_leaves_when_it_is_told_to(new_peer: Callable[[int], Peer]) -> None:

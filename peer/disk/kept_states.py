@@ -22,7 +22,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from peer.disk.run_folder import RunFolder, seal, unseal
+from peer.disk.peer_folder import PeerFolder, seal, unseal
 from peer.sync.averages import Average
 from peer.sync.shelf import Head
 from peer.training.state import SharedState
@@ -57,7 +57,7 @@ class KeptStates:
         genesis: loads the state of round 0, which is kept elsewhere.
     """
 
-    def __init__(self, folder: RunFolder, card: RunCard, genesis: Callable[[], SharedState]) -> None:
+    def __init__(self, folder: PeerFolder, card: RunCard, genesis: Callable[[], SharedState]) -> None:
         self._folder, self._card, self._genesis = folder, card, genesis
         self._path = folder.path / "states"
         self._candidate = ""  # digest of the state that the candidate's file leads to

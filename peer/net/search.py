@@ -28,7 +28,7 @@ class Search:
     def __init__(self, node: Node, driver: Driver, identity: PeerIdentity, certificate: Callable[[], str]) -> None:
         self._node, self._driver, self._identity, self._certificate = node, driver, identity, certificate
         self._run = driver.state.config.run
-        self._addresses: dict[str, float] = {}  # address -> when it was last reached, time.monotonic(); < 0: never
+        self.addresses: dict[str, float] = {}  # address -> when it was last reached, time.monotonic(); < 0: never
 
     def _alive(self) -> set[str]:
         return {view.peer for view in views.alive(self._driver.state, time.monotonic())}
@@ -40,19 +40,19 @@ class Search:
             address
             for address in addresses
             if address.rpartition("/")[2] not in alive
-            and now - self._addresses.get(address, -RECONNECT_S) >= RECONNECT_S
+            and now - self.addresses.get(address, -RECONNECT_S) >= RECONNECT_S
         }
-        for address in list(wanted)[: max(0, MAX_CONTACTS - len(self._addresses))]:
-            self._addresses.setdefault(address, -RECONNECT_S)  # who is not reached is tried again
+        for address in list(wanted)[: max(0, MAX_CONTACTS - len(self.addresses))]:
+            self.addresses.setdefault(address, -RECONNECT_S)  # who is not reached is tried again
         reached = await self._node.connect(wanted)
         self._driver.gossip.contacts |= reached
-        known = wanted & self._addresses.keys()
-        self._addresses |= {address: now for address in known if address.rpartition("/")[2] in reached}
+        known = wanted & self.addresses.keys()
+        self.addresses |= {address: now for address in known if address.rpartition("/")[2] in reached}
 
     async def _reconnect(self) -> None:
         """After an outage libp2p may have forgotten where everyone is; the coordinator may be away."""
         if not self._alive():
-            await self.connect(set(self._addresses))
+            await self.connect(set(self.addresses))
 
     async def forever(self) -> None:
         """Say where this member is, and look who else is there; never ends."""

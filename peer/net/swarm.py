@@ -30,6 +30,7 @@ from peer.net.node import Node
 from peer.net.place import Callbacks, Place, SwarmConfig
 from peer.net.records import RecordValidator
 from peer.net.search import SEARCH_INTERVAL_S, Search
+from peer.net.traffic import Traffic
 from peer.round import views
 from peer.round.events import Anchored, CoordinatorSaid, Event
 from peer.round.report import RoundReport
@@ -44,7 +45,7 @@ from protocol.agreement import Agreement
 from protocol.backoff import Backoff
 from protocol.epoch import open_word
 from protocol.errors import FormatError, NetworkError, RefusedError
-from protocol.parts import Failure, Part, Told
+from protocol.parts import Failure, SupervisedThread, Told
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Swarm:
         self._place: Place | None = place  # until there is a driver: its head is as large as the model
         self._loop = asyncio.new_event_loop()
         self._closing = threading.Event()
-        self._thread = Part("swarm", self._loop.run_forever, self._closing, self._failed)
+        self._thread = SupervisedThread("swarm", self._loop.run_forever, self._closing, self._failed)
         self._node: Node | None = None
         self._driver: Driver | None = None
         self._search: Search | None = None
@@ -134,6 +135,17 @@ class Swarm:
     @property
     def addresses(self) -> list[str]:
         return list(self._rounds.addresses)
+
+    @property
+    def known_addresses(self) -> set[str]:
+        """Where to look for other members."""
+        return set(self._searching.addresses)
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes on this member's streams so far."""
+        assert self._node is not None, "the swarm has not been entered"
+        return self._node.traffic
 
     def members(self) -> list[View]:
         """The other live members."""

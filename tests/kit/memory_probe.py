@@ -75,11 +75,12 @@ def probe(folder: Path) -> dict[str, tuple[int, int]]:
     from peer.sync.contribution import lossy
     from peer.sync.shelf import Head, Position
     from peer.training.aggregate import aggregator
-    from peer.training.codecs.codec import EncodedUpdate, average_chunk, chunk_sizes, codec
+    from peer.training.codecs.codec import EncodedUpdate, chunk_sizes
     from peer.training.data import load_dataset
     from peer.training.genesis import load_state
     from peer.training.model import load_trainable
     from peer.training.outer import outer_step
+    from peer.training.reduce import average_chunk
     from peer.training.work import LocalWork, keeps_own
     from protocol.run_spec import RunSpec
 
@@ -109,10 +110,10 @@ def probe(folder: Path) -> dict[str, tuple[int, int]]:
         encoded, residual = lossy(update.vector, spec, residual)
         del update
         found[f"encode {number}"] = peak.take()
-        sizes, coder = chunk_sizes(encoded.values, encoded.chunk_values), codec(encoded.codec)
+        sizes = chunk_sizes(encoded.values, encoded.chunk_values)
         how = aggregator(spec.sync.clip)
         chunks = tuple(
-            average_chunk(coder, how, [data, data], [1, 1], size)
+            average_chunk(encoded.codec, how, [data, data], [1, 1], size)
             for data, size in zip(encoded.chunks, sizes, strict=True)
         )
         average = Average(encoded.codec, encoded.values, chunks)

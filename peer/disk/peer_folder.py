@@ -40,7 +40,7 @@ T = TypeVar("T")
 _SEAL_BYTES = len(b'{"sha256":"","value":') + 64
 
 
-class RunFolder:
+class PeerFolder:
     """One run's folder; locked while this process uses it."""
 
     def __init__(self, home: Path, run: str) -> None:

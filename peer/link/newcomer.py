@@ -15,12 +15,13 @@ from typing import TypeVar
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from peer.disk.kept_states import is_kept
-from peer.disk.run_folder import RunFolder
-from peer.link.background import Certificate
-from peer.link.client import CoordinatorClient, RunDescription, RunFiles
-from peer.link.clock import ClockWrong, how_to_set, in_words, message_key
+from peer.disk.peer_folder import PeerFolder
+from peer.link.answers import RunDescription, RunFiles
+from peer.link.client import CoordinatorClient
+from peer.link.clock import ClockWrong, tell_clock
 from peer.link.downloads import is_complete
 from peer.link.estimate import terms_of
+from peer.link.held_certificate import HeldCertificate
 from peer.screen.screen import Screen
 from peer.screen.terms import Terms
 from peer.training import nf4
@@ -49,11 +50,11 @@ class RunOver:
 
 
 @dataclass(frozen=True)
-class Admission:
+class Admitted:
     """What is known of the run before training."""
 
     card: RunCard
-    certificate: Certificate
+    certificate: HeldCertificate
     files: RunFiles
     addresses: list[str]
 
@@ -66,7 +67,7 @@ class Newcomer:
         invite: Invite,
         client: CoordinatorClient,
         identity: PeerIdentity,
-        folder: RunFolder,
+        folder: PeerFolder,
         screen: Screen,
         *,
         reduce_only: bool = False,
@@ -76,7 +77,7 @@ class Newcomer:
         self._reduce_only = reduce_only
         self._agreed = False
 
-    def admit(self) -> Admission | RunOver | None:
+    def admit(self) -> Admitted | RunOver | None:
         """Become a member and have all files here; None when the owner does not agree to the terms.
 
         Raises:
@@ -88,10 +89,10 @@ class Newcomer:
             try:
                 return self._ask()
             except NetworkError as error:
-                admission = self._from_disk() if isinstance(error, CoordinatorAway) else None
-                if admission is not None:
+                admitted = self._from_disk() if isinstance(error, CoordinatorAway) else None
+                if admitted is not None:
                     self._screen.step("coordinator-away")
-                    return admission
+                    return admitted
                 self._tell(error)
             time.sleep(backoff.failed())
 
@@ -101,7 +102,7 @@ class Newcomer:
         else:
             self._screen.problem("coordinator-needed", reason=error.message)
 
-    def _ask(self) -> Admission | RunOver | None:
+    def _ask(self) -> Admitted | RunOver | None:
         description = self._client.get_run()
         card = description.card
         known = self._agreed or self._folder.read("run-card.json") is not None
@@ -129,8 +130,8 @@ class Newcomer:
         self._folder.write("run-card.json", description.card_bytes)
         if self._client.clock.is_wrong:
             tell_clock(self._screen.problem, self._client.clock.offset_s)
-        token = Certificate(enrollment.certificate, enrollment.expires)
-        return Admission(card, token, files, list(enrollment.swarm_addresses) + self._folder.read_addresses())
+        held = self._held(enrollment.certificate, enrollment.expires)
+        return Admitted(card, held, files, list(enrollment.swarm_addresses) + self._folder.read_addresses())
 
     def _terms(self, description: RunDescription) -> Terms:
         try:
@@ -142,16 +143,16 @@ class Newcomer:
 
     # ---- while the coordinator is away -------------------------------------------------------------------------------
 
-    def _from_disk(self) -> Admission | None:
+    def _from_disk(self) -> Admitted | None:
         """What an earlier start has left; None when it is not all there and whole."""
         root = self._read("root.pem", self._root)
         card = self._read("run-card.json", lambda data: RunCard.open(data, root)) if root else None
         if card is None:
             return None
-        token, files = self._read("certificate", lambda data: self._check(data, card)), self._files(card)
-        if token is None or files is None:
+        held, files = self._read("certificate", lambda data: self._check(data, card)), self._files(card)
+        if held is None or files is None:
             return None
-        return Admission(card, token, files, self._folder.read_addresses())
+        return Admitted(card, held, files, self._folder.read_addresses())
 
     def _root(self, data: bytes) -> ec.EllipticCurvePublicKey:
         root = load_public_pem(data)
@@ -159,14 +160,17 @@ class Newcomer:
             raise FormatError("not the root key that the invite names")
         return root
 
-    def _check(self, data: bytes, card: RunCard) -> Certificate:
+    def _check(self, data: bytes, card: RunCard) -> HeldCertificate:
         token = data.decode(errors="replace")
         member = certificates.check(token, card.member_key, run=card.run)
         if member.peer_id != self._identity.peer_id:
             raise FormatError("the certificate is another peer's")
         if self._reduce_only and not member.reducer:
             raise FormatError("it does not say that this peer is trusted to reduce")
-        return Certificate(token, member.expires)
+        return self._held(token, member.expires)
+
+    def _held(self, token: str, expires: float) -> HeldCertificate:
+        return HeldCertificate(self._identity, token, expires, reducer=self._reduce_only)
 
     def _read(self, name: str, parse: Callable[[bytes], T]) -> T | None:
         """A file of the run folder; None when it is not there or does not hold: the coordinator gives a new one."""
@@ -194,8 +198,3 @@ class Newcomer:
             logger.info("what is on disk cannot be used: %s", error)
             return None
         return files if whole else None
-
-
-def tell_clock(problem: Callable[..., None], offset_s: float) -> None:
-    """Say which way the clock is off, by how much, and how to set it."""
-    problem(message_key(offset_s), offset=in_words(offset_s), how=how_to_set())
