@@ -19,7 +19,7 @@ from coordinator.roster import Presence
 from coordinator.store import BeginnersRow
 from protocol.beginners import Beginners
 from protocol.keys import PeerIdentity
-from protocol.signed import stored_signed
+from protocol.signed import Signed, stored_signed
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +42,13 @@ class Beginning:
         self._lock = threading.Lock()
         self._looked, self._warned = now, False
         with ledger.reading() as session:
-            self._word = session.scalars(select(BeginnersRow.word)).first() or b""
+            kept = session.scalars(select(BeginnersRow.word)).first()
+        self._word = stored_signed(Beginners, kept) if kept else None
 
     @property
-    def named(self) -> bytes | None:
+    def named(self) -> Signed[Beginners] | None:
         """The word, if it was given."""
-        return self._word or None
+        return self._word
 
     def word(self, working: Sequence[str], round: int) -> bytes:
         """The word, which is given now if it was not and enough work; else empty.
@@ -59,18 +60,18 @@ class Beginning:
         with self._lock:
             if not self._word and round == 0 and len(working) >= self._least:
                 peers = tuple(working[: max(self._least, FEW)])
-                word = Beginners(run=self._run, peers=peers).sign(PeerIdentity(self._key)).data
+                word = Beginners(run=self._run, peers=peers).sign(PeerIdentity(self._key))
                 with self._ledger.writing() as write:
-                    write.session.add(BeginnersRow(run=self._run, word=word))
+                    write.session.add(BeginnersRow(run=self._run, word=word.data))
                 self._word = word
                 logger.info("named to begin: %s", ", ".join(peers))
-        return self._word
+        return self._word.data if self._word else b""
 
     def look(self, round: int, seen: Mapping[str, Presence], now: float) -> None:
         """Warn when so many of the named have gone that nobody can make round 1."""
         if round > 0 or not self._word or now - self._looked < AWAY_S:
             return
-        peers = stored_signed(Beginners, self._word).value.peers
+        peers = self._word.value.peers
         here = [peer for peer in peers if peer in seen and now - seen[peer].seen < AWAY_S]
         stuck = 2 * len(here) <= len(peers)
         if stuck and not self._warned:

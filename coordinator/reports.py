@@ -27,9 +27,11 @@ from coordinator.store import CreditRow, ForkRow, PendingByRow, PendingRow, Roun
 from protocol import canonical
 from protocol.agreement import MAX_AGREEMENT_BYTES, Agreement, group_digest
 from protocol.envelope import Envelope
+from protocol.epoch import Word
 from protocol.errors import FormatError, NetworkError, RefusedError
 from protocol.ledger_entry import CreditEntry
 from protocol.run_card import RunCard
+from protocol.signed import Signed
 from protocol.statements import Vote
 from protocol.succession import Last
 
@@ -68,7 +70,7 @@ class Reports:
         ledger: where credit goes.
         card: the run.
         on_commit: called after each newly committed round, outside the transaction.
-        named: gives this coordinator's word on who begins, once it is given; None: any that its key has signed will do.
+        named: gives this coordinator's word on who decides, once it is given; None: any that its key has signed will do.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class Reports:
         ledger: Ledger,
         card: RunCard,
         on_commit: Callable[[CommittedRound], None],
-        named: Callable[[], bytes | None] = lambda: None,
+        named: Callable[[], Signed[Word] | None] = lambda: None,
     ) -> None:
         self._ledger, self._card, self._on_commit, self._named = ledger, card, on_commit, named
         self._deciding = (

@@ -9,6 +9,7 @@ what an agreement shows by itself; whether it follows the round before says `pro
     "newcomers":{"12D3KooW…":1}     where somebody is new
     "full":3,"recent":{"12D3KooW…":2}    where groups are full, and members take turns: `protocol.last`
     "beginners":<DSSE>              in round 1: whom the coordinator named to begin
+    "epoch":<DSSE>                  in the first round of an epoch: whom it named to decide that one (`protocol.epoch`)
 
 Where a state is completed that an earlier attempt has averaged (`protocol.statements.Vote.completes`), acceptors that are
 not in the group may be among the voters, with their certificates.
@@ -24,8 +25,9 @@ from typing import Any, TypeVar
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from protocol import canonical, certificate
-from protocol.beginners import Beginners, check_beginners
+from protocol.beginners import Beginners
 from protocol.digests import Digest
+from protocol.epoch import Epoch, Word, check_word
 from protocol.errors import FormatError, VerificationError
 from protocol.majority import acceptors_after, has_majority
 from protocol.signed import Signed, Statement, open_signed, stored_signed
@@ -35,6 +37,7 @@ MAX_GROUP = 1024
 MAX_AGREEMENT_BYTES = 8 << 20
 
 S = TypeVar("S", bound=Statement)
+_WORDS: dict[str, type[Beginners] | type[Epoch]] = {"beginners": Beginners, "epoch": Epoch}
 _Open = Callable[[type[S], bytes], Signed[S]]
 
 
@@ -62,7 +65,7 @@ class Agreement:
     certificates: Mapping[str, str]  # peer id -> JWT, of each member and voter
     counts: Counts
     farewells: tuple[Signed[Farewell], ...] = ()  # by which the majority of the round before was counted
-    beginners: Signed[Beginners] | None = None  # of round 1
+    word: Signed[Word] | None = None  # the coordinator's, where it says who decides this round
 
     # ---- what it says --------------------------------------------------------------------------------------------------
 
@@ -129,8 +132,8 @@ class Agreement:
             value["full"] = self.counts.full
         if self.counts.recent:
             value["recent"] = dict(self.counts.recent)
-        if self.beginners:
-            value["beginners"] = _json(self.beginners)
+        if self.word:
+            value[_word_key(self.word.value)] = _json(self.word)
         return value
 
     def to_bytes(self) -> bytes:
@@ -159,8 +162,7 @@ class Agreement:
         _check_counts(agreement.counts)
         _check_votes(agreement)
         _check_certificates(agreement, membership_key)
-        if agreement.beginners:
-            check_beginners(agreement.beginners, membership_key, run=run)
+        _check_word(agreement, membership_key)
         for said in agreement.farewells:
             check_farewell(said.value, run, agreement.round, agreement.votes[0].value.attempt, agreement.epoch)
         if not agreement.completes and not has_majority(agreement.voters, agreement.weights):
@@ -183,6 +185,10 @@ def check_farewell(said: Farewell, run: str, round: int, attempt: int, epoch: in
         raise VerificationError(f"a farewell counts from attempt {said.attempt} on, not in {attempt}")
 
 
+def _word_key(word: Word) -> str:
+    return next(key for key, kind in _WORDS.items() if isinstance(word, kind))
+
+
 def _json(signed: Signed[Any]) -> Any:
     return canonical.loads(signed.data, max_bytes=len(signed.data))
 
@@ -199,9 +205,11 @@ def _read(value: Any, open_one: _Open[Any]) -> Agreement:
             dict(value.get("recent", {})),
         )
         certificates = dict(value["certificates"])
-        beginners = canonical.dumps(value["beginners"]) if "beginners" in value else b""
+        words = [(kind, canonical.dumps(value[key])) for key, kind in _WORDS.items() if key in value]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError("not an agreement: expected claims, votes, certificates, weights") from error
+    if len(words) > 1:
+        raise FormatError("an agreement is by one word of the coordinator, or by none")
     if not parts["claims"] or not parts["votes"] or max(map(len, parts.values())) > 2 * MAX_GROUP:
         raise FormatError(f"an agreement has 1 to {MAX_GROUP} claims, and votes")
     claims = tuple(open_one(Claim, data) for data in parts["claims"])
@@ -212,7 +220,7 @@ def _read(value: Any, open_one: _Open[Any]) -> Agreement:
         certificates={signed.by: certificates.get(signed.by, "") for signed in (*claims, *votes)},
         counts=counts,
         farewells=tuple(open_one(Farewell, data) for data in parts["farewells"]),
-        beginners=open_one(Beginners, beginners) if beginners else None,
+        word=open_one(*words[0]) if words else None,
     )
 
 
@@ -250,6 +258,20 @@ def _whole(value: object, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise VerificationError(f"{name}: expected a whole number, got {value!r:.40}")
     return value
+
+
+def _check_word(agreement: Agreement, membership_key: Ed25519PublicKey) -> None:
+    if agreement.word is None:
+        return
+    word = agreement.word.value
+    check_word(agreement.word, membership_key, run=agreement.run)
+    if isinstance(word, Epoch):
+        place = (agreement.epoch, agreement.round - 1, agreement.base)
+        if (word.epoch, word.round, word.state) != place:
+            raise VerificationError(
+                f"round {agreement.round} of epoch {agreement.epoch}: the coordinator's word is on epoch {word.epoch}, "
+                f"after round {word.round} and its state {word.state[:16]}…"
+            )
 
 
 def _check_certificates(agreement: Agreement, membership_key: Ed25519PublicKey) -> None:

@@ -4,32 +4,66 @@ An agreement follows the round before when
 
 - it is of the next round, from that round's state, and has at least `sync.min_peers` claims, at most `sync.max_group`;
 - its voters speak for the majority of that round's weight, by the farewells that it carries; of round 1, for the
-  majority of the beginners whom the coordinator has named and signed for (`protocol.beginners`);
+  majority of the beginners whom the coordinator has named and signed for (`protocol.beginners`); where it carries the
+  coordinator's word on a new epoch, for the majority of those that this names (`protocol.epoch`);
+- its votes and farewells are of the last round's epoch, or of that word's, which is a later one;
 - they speak for the majority of its own weight, too, unless it completes a state that was averaged in an earlier attempt;
 - what it says that its claims count for is what `protocol.counting` makes of them and of the round before.
 
 Waiting never replaces a majority, and neither do many members.
+
+    >>> last = Last(41, "cd" * 32, {"a": 100, "b": 100, "c": 300})
+    >>> word = Epoch(epoch=1, run="ab" * 32, round=41, state="cd" * 32, peers={"a": 1, "b": 1})
+    >>> acceptors(last, None), acceptors(last, word)
+    ({'a': 100, 'b': 100, 'c': 300}, {'a': 1, 'b': 1})
+    >>> outranks(Last(42, "ef" * 32, epoch=1), Last(57, "01" * 32))
+    True
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from protocol.agreement import Agreement
 from protocol.beginners import Beginners
 from protocol.counting import counted
+from protocol.epoch import Epoch, Word
 from protocol.errors import VerificationError
 from protocol.last import Last
 from protocol.majority import acceptors_after
 from protocol.run_spec import RunSpec
+from protocol.signed import Signed
 from protocol.statements import Claim, Late
 
-WAITING_RULES = 3  # sync.rules from which on work may wait for its turn, and acceptors may complete a state alone
+LARGE_RUNS = (
+    3  # sync.rules from which on work waits for its turn, acceptors complete a state alone, and there are epochs
+)
 
 
-def acceptors(last: Last, beginners: Beginners | None) -> dict[str, int]:
-    """Whose votes decide on the round after `last`, before farewells; none at all where nobody was named."""
-    if last.round == 0:
-        return beginners.weights if beginners else {}
-    return dict(last.weights)
+def decides_after(word: Word, last: Last) -> bool:
+    """Whether a word is on the round after `last`, and not over."""
+    if isinstance(word, Beginners):
+        return last.round == 0
+    return (word.round, word.state) == (last.round, last.state) and word.epoch > last.epoch
+
+
+def acceptors(last: Last, word: Word | None) -> dict[str, int]:
+    """Whose votes decide on the round after `last`, before farewells; none at all where nobody was named to begin.
+
+    Args:
+        word: the coordinator's, where it is known or shown; one that is on another round changes nothing.
+    """
+    return word.weights if word is not None and decides_after(word, last) else dict(last.weights)
+
+
+def epoch_after(last: Last, word: Word | None) -> int:
+    """The number that votes, promises and farewells of the round after `last` name."""
+    return word.epoch if isinstance(word, Epoch) and decides_after(word, last) else last.epoch
+
+
+def outranks(one: Last, other: Last) -> bool:
+    """Whether a branch that ends in one round takes the place of one that ends in another: of a later epoch, or longer."""
+    return (one.epoch, one.round) > (other.epoch, other.round)
 
 
 def check_claim(peer_id: str, made: Claim, last: Last, spec: RunSpec) -> None:
@@ -52,7 +86,7 @@ def _check_late(peer_id: str, late: Late, last: Last, spec: RunSpec) -> None:
     if peer_id in last.weights or last.round == 0:
         raise VerificationError(f"{peer_id} claims late work, and was in the round before with it")
     if late.waited is not None:
-        if spec.sync.rules < WAITING_RULES:
+        if spec.sync.rules < LARGE_RUNS:
             raise VerificationError(
                 f"{peer_id} claims work that waited for its turn, which this run's rules do not know"
             )
@@ -68,20 +102,12 @@ def _check_late(peer_id: str, late: Late, last: Last, spec: RunSpec) -> None:
         )
 
 
-def check_rules(agreement: Agreement, spec: RunSpec) -> None:
-    """Check that an agreement does without what only later rules than its run's know. Raises: VerificationError."""
-    if agreement.completes and spec.sync.rules < WAITING_RULES:
-        raise VerificationError(
-            f"round {agreement.round}: completed by its acceptors alone, which this run's rules do not know"
-        )
-
-
-def check_follows(agreement: Agreement, last: Last, spec: RunSpec, named: bytes | None = None) -> None:
+def check_follows(agreement: Agreement, last: Last, spec: RunSpec, named: Signed[Word] | None = None) -> None:
     """Check that an agreement, its signatures already checked, is the run's next round.
 
     Args:
         last: the round before.
-        named: the coordinator's own word on the beginners, where it is known; None: any that it has signed will do.
+        named: the coordinator's own word on who decides, where it is known; None: any that it has signed will do.
 
     Raises:
         VerificationError: it is not; with the reason.
@@ -92,8 +118,6 @@ def check_follows(agreement: Agreement, last: Last, spec: RunSpec, named: bytes 
             f"round {number} starts from state {agreement.base[:16]}…, "
             f"expected round {last.round + 1} from {last.state[:16]}…"
         )
-    if agreement.epoch != last.epoch:
-        raise VerificationError(f"round {number} is of epoch {agreement.epoch}, expected epoch {last.epoch}")
     if not sync.min_peers <= len(agreement.claims) <= sync.max_group:
         raise VerificationError(
             f"round {number}: {len(agreement.claims)} members, expected {sync.min_peers} to {sync.max_group}"
@@ -106,15 +130,23 @@ def check_follows(agreement: Agreement, last: Last, spec: RunSpec, named: bytes 
     check_majority(agreement, last, spec, named)
 
 
-def check_majority(agreement: Agreement, last: Last, spec: RunSpec, named: bytes | None = None) -> None:
+def check_rules(agreement: Agreement, spec: RunSpec) -> None:
+    """Check that an agreement does without what only later rules than its run's know. Raises: VerificationError."""
+    if spec.sync.rules >= LARGE_RUNS:
+        return
+    if agreement.completes or agreement.epoch:
+        what = "completed by its acceptors alone" if agreement.completes else f"of epoch {agreement.epoch}"
+        raise VerificationError(f"round {agreement.round}: {what}, which this run's rules do not know")
+
+
+def check_majority(agreement: Agreement, last: Last, spec: RunSpec, named: Signed[Word] | None = None) -> None:
     """Check that an agreement's voters may decide on the round after `last`. Raises: VerificationError."""
-    word = agreement.beginners
-    if last.round == 0 and spec.sync.rules > 1:
-        if word is None:
-            raise VerificationError("round 1 does not say whom the coordinator named to begin")
-        if named is not None and named != word.data:
-            raise VerificationError("round 1 is not by the beginners that the coordinator has named")
-    deciding = acceptors(last, word.value if word else None)
+    if last.round or spec.sync.rules > 1:
+        _check_word(agreement, last, named.value if named else None)
+    word = agreement.word.value if agreement.word else None
+    if agreement.epoch != (expected := epoch_after(last, word)):
+        raise VerificationError(f"round {agreement.round} is of epoch {agreement.epoch}, expected epoch {expected}")
+    deciding = acceptors(last, word)
     farewells = {said.by: said.value.successor for said in agreement.farewells}
     strangers = agreement.voters - agreement.by_peer.keys() - acceptors_after(deciding, farewells).keys()
     if strangers:
@@ -126,3 +158,59 @@ def check_majority(agreement: Agreement, last: Last, spec: RunSpec, named: bytes
         raise VerificationError(
             f"round {agreement.round}: those who signed hold {held} of {sum(deciding.values())} of the weight that decides"
         )
+
+
+def _check_word(agreement: Agreement, last: Last, named: Word | None) -> None:
+    """Check that an agreement is by the coordinator's word where there must be one, and by no other."""
+    number, word = agreement.round, agreement.word.value if agreement.word else None
+    if last.round == 0 and not isinstance(word, Beginners):
+        raise VerificationError("round 1 does not say whom the coordinator named to begin")
+    if isinstance(word, Epoch) and not decides_after(word, last):
+        raise VerificationError(
+            f"round {number}: epoch {word.epoch} begins after round {word.round}, which is not the one before it, "
+            f"or is over in epoch {last.epoch}"
+        )
+    if named is None or word == named:
+        return
+    if decides_after(named, last):
+        what = "by the beginners that" if isinstance(named, Beginners) else "by those that"
+        raise VerificationError(f"round {number} is not {what} the coordinator has named")
+    if isinstance(word, Epoch) and isinstance(named, Epoch) and word.epoch == named.epoch:
+        raise VerificationError(f"round {number}: another word than the coordinator has given for epoch {word.epoch}")
+
+
+def check_chain(chain: Sequence[Agreement], last: Last, spec: RunSpec, named: Signed[Word] | None = None) -> Last:
+    """Check that each agreement follows the one before, the first `last`; returns what the next one hangs on.
+
+    Raises:
+        VerificationError: one does not.
+    """
+    for agreement in chain:
+        check_follows(agreement, last, spec, named)
+        last = Last.of(agreement)
+    return last
+
+
+def check_branch(
+    chain: Sequence[Agreement], begins: Agreement, mine: Last, spec: RunSpec, named: Signed[Word] | None = None
+) -> Last:
+    """Check that a branch takes the place of the one that somebody stands on, by the coordinator's word.
+
+    Args:
+        chain: from the first round of the epoch on.
+        begins: the agreement of the round that the word is on. Where it is not one that the caller has stood on itself,
+            it is believed because the word names its state, and the word's members have voted on top of it.
+        mine: where the caller stands.
+        named: as `check_follows` has it.
+
+    Raises:
+        VerificationError: it does not; with the reason.
+    """
+    if not chain or not isinstance(chain[0].word.value if chain[0].word else None, Epoch):
+        raise VerificationError("a branch begins with the coordinator's word on a new epoch")
+    end = check_chain(chain, Last.of(begins), spec, named)
+    if not outranks(end, mine):
+        raise VerificationError(
+            f"round {end.round} of epoch {end.epoch} does not outrank round {mine.round} of epoch {mine.epoch}"
+        )
+    return end

@@ -19,11 +19,10 @@ from coordinator import reports as reports_module
 from coordinator.store import CreditRow, ForkRow, PendingByRow, PendingRow
 from protocol import canonical, certificate, envelope
 from protocol.agreement import Agreement, Counts
-from protocol.beginners import Beginners
+from protocol.epoch import stored_word
 from protocol.errors import NetworkError
 from protocol.keys import PeerIdentity
 from protocol.ledger_entry import parse_entry
-from protocol.signed import stored_signed
 from tests.kit.coordinator import Member, Office
 
 
@@ -117,12 +116,12 @@ def test_first_round_is_by_the_majority_of_the_named(office: Office) -> None:
     refusals = {
         "those who signed hold": swarm.agree("ab" * 32, [members[0], stranger]),
         "not by the beginners that the coordinator has named": dataclasses.replace(
-            swarm.agree("ab" * 32, [stranger]), beginners=stored_signed(Beginners, office.word([stranger]))
+            swarm.agree("ab" * 32, [stranger]), word=stored_word(office.word([stranger]))
         ),
-        "does not say whom the coordinator named": dataclasses.replace(swarm.agree("ab" * 32, members), beginners=None),
+        "does not say whom the coordinator named": dataclasses.replace(swarm.agree("ab" * 32, members), word=None),
         "not named by this run's coordinator": dataclasses.replace(
             swarm.agree("ab" * 32, [stranger]),
-            beginners=stored_signed(Beginners, office.word([stranger], Ed25519PrivateKey.generate())),
+            word=stored_word(office.word([stranger], Ed25519PrivateKey.generate())),
         ),
     }
     for reason, agreement in refusals.items():

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from protocol.agreement import Counts
-from protocol.beginners import Beginners, open_beginners
+from protocol.beginners import Beginners
+from protocol.epoch import open_word
 from protocol.errors import FormatError, RefusedError, SignatureError, VerificationError
 from protocol.keys import PeerIdentity
 from protocol.last import Last
@@ -82,9 +83,9 @@ def test_more_tokens_than_the_sequences_hold_and_late_work_that_was_counted_do_n
 
 def test_round_1_is_by_the_majority_of_those_whom_the_coordinator_named() -> None:
     genesis = Last(0, GENESIS)
-    check_follows(agree(SPEC, [0, 1, 5], genesis, ONE, beginners=named(SPEC, 0, 1, 2)), genesis, SPEC)
+    check_follows(agree(SPEC, [0, 1, 5], genesis, ONE, word=named(SPEC, 0, 1, 2)), genesis, SPEC)
     with pytest.raises(VerificationError, match="of the weight that decides"):
-        check_follows(agree(SPEC, [0, 5, 6], genesis, ONE, beginners=named(SPEC, 0, 1, 2)), genesis, SPEC)
+        check_follows(agree(SPEC, [0, 5, 6], genesis, ONE, word=named(SPEC, 0, 1, 2)), genesis, SPEC)
 
 
 def test_round_1_without_the_coordinators_word_does_not_follow_except_in_runs_that_began_before_it() -> None:
@@ -96,10 +97,10 @@ def test_round_1_without_the_coordinators_word_does_not_follow_except_in_runs_th
 
 def test_where_the_coordinators_own_word_is_known_no_other_will_do() -> None:
     genesis = Last(0, GENESIS)
-    agreed = agree(SPEC, [0, 1], genesis, ONE, beginners=named(SPEC, 0, 1))
-    check_follows(agreed, genesis, SPEC, named(SPEC, 0, 1).data)
+    agreed = agree(SPEC, [0, 1], genesis, ONE, word=named(SPEC, 0, 1))
+    check_follows(agreed, genesis, SPEC, named(SPEC, 0, 1))
     with pytest.raises(VerificationError, match="not by the beginners"):
-        check_follows(agreed, genesis, SPEC, named(SPEC, 0, 1, 2).data)
+        check_follows(agreed, genesis, SPEC, named(SPEC, 0, 1, 2))
 
 
 def test_a_naming_by_another_key_or_for_another_run_is_refused() -> None:
@@ -110,6 +111,6 @@ def test_a_naming_by_another_key_or_for_another_run_is_refused() -> None:
         (word.model_copy(update={"peers": (IDS[0], IDS[0])}).sign(COORDINATOR), FormatError),
     ]:
         with pytest.raises(error):
-            open_beginners(data.data, KEY.public_key(), run=SPEC.digest)
+            open_word(data.data, KEY.public_key(), run=SPEC.digest)
     with pytest.raises(RefusedError):
-        agree(SPEC, [0], Last(0, GENESIS), ONE, beginners=word.sign(PEERS[0]))
+        agree(SPEC, [0], Last(0, GENESIS), ONE, word=word.sign(PEERS[0]))

@@ -2,7 +2,7 @@
 
 tests/vectors holds bytes that were made once, with fixed keys. Formats whose signatures are deterministic (Ed25519) are
 made again here, byte for byte; P-256 signatures are random, so what carries one is only verified. A new format gets its
-file from `python tests/test_vectors.py`, which writes what is missing and never changes what is there.
+file from `python -m tests.test_vectors`, which writes what is missing and never changes what is there.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol import canonical, certificate, keys, merkle, note, tlog_proof
 from protocol.agreement import Agreement, group_digest
-from protocol.beginners import Beginners, open_beginners
+from protocol.beginners import Beginners
 from protocol.envelope import Envelope
+from protocol.epoch import open_word
 from protocol.errors import RefusedError
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity
@@ -48,21 +48,22 @@ from protocol.succession import Last, check_follows
 from protocol.tlog_proof import LogProof
 from protocol.verify import verify_checkpoint
 from tests.kit.builders import NOW, build_run, fixed_root_key, make_spec
+from tests.kit.vectors import (
+    GENESIS,
+    LATE_PEER,
+    LEDGER,
+    MEMBERSHIP,
+    PEERS,
+    ROOT,
+    STATE,
+    VECTORS,
+    issue,
+    stored,
+    write_missing,
+)
 
-VECTORS = Path(__file__).parent / "vectors"
-
-
-def ed25519(number: int) -> Ed25519PrivateKey:
-    """The key whose seed is this byte, 32 times."""
-    return Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32)
-
-
-ROOT = fixed_root_key(5)  # the private number
-LEDGER, MEMBERSHIP = ed25519(3), ed25519(4)
-PEERS = [PeerIdentity(ed25519(1)), PeerIdentity(ed25519(2))]
 SPEC = make_spec("vectors")
 RUN = SPEC.digest
-GENESIS, STATE = "b" * 64, "d" * 64
 ORIGIN = note.origin("vectors", RUN)
 CLAIMS = [
     Claim(
@@ -80,7 +81,6 @@ CLAIMS = [
 ]
 VOTE = Vote(run=RUN, round=1, attempt=0, group=group_digest(CLAIMS), base=GENESIS, state=STATE)
 # round 2: the second peer has left, a third brings work that missed round 1
-LATE_PEER = PeerIdentity(ed25519(6))
 LATE = Late(base=GENESIS, tokens=512, first_batch=0, batches=32)
 SECOND_CLAIMS = [
     Claim(
@@ -101,31 +101,6 @@ PROMISE = Promise(
     run=RUN, round=1, base="ab" * 32, attempt=2, leader=PEERS[1].peer_id,
     cast=(Cast(attempt=1, group="cd" * 32, state="ef" * 32),),
 )  # fmt: skip
-# of a run by rules 3 with groups of two: the second peer waited for a round; the third is completed by its acceptors alone
-TURNS_SPEC = make_spec("vectors", rules=3)
-TURNS_SPEC = TURNS_SPEC.model_copy(update={"sync": TURNS_SPEC.sync.model_copy(update={"max_group": 2})})
-TURNS_RUN = TURNS_SPEC.digest
-TURNS_LAST = Last(
-    2, STATE, {PEERS[0].peer_id: 1024, LATE_PEER.peer_id: 1024}, base=GENESIS, full=2, recent={PEERS[1].peer_id: 1}
-)
-WAITED = Late(base=GENESIS, tokens=2048, first_batch=0, batches=128, waited=1)
-TURNS_CLAIMS = [
-    Claim(
-        run=TURNS_RUN,
-        round=3,
-        base=STATE,
-        tokens=1024,
-        flops=6144,
-        first_batch=0,
-        batches=64,
-        update=UpdateDigest(root="4" * 64, values=36, chunk_values=262144, codec="int8"),
-        late=late,
-    ).sign(peer)
-    for peer, late in ((PEERS[0], None), (PEERS[1], WAITED))
-]
-COMPLETING_VOTE = Vote(
-    run=TURNS_RUN, round=3, attempt=2, group=group_digest(TURNS_CLAIMS), base=STATE, state="6" * 64, completes=True
-)
 FAREWELL = Farewell(run=RUN, round=2, successor=PEERS[0].peer_id, attempt=1)
 ENTRIES = [
     RunEntry(run=RUN, genesis=GENESIS, root_key=ROOT.keyid),
@@ -144,10 +119,6 @@ CARD = RunCard(
     ledger_key=note.verifier_key(ORIGIN, LEDGER.public_key()),
     membership_key=MEMBERSHIP.public_key().public_bytes_raw().hex(),
 )
-
-
-def issue(peer: PeerIdentity, run: str = RUN) -> str:
-    return certificate.issue(MEMBERSHIP, run=run, peer_id=peer.peer_id, lifetime_s=3600, now=NOW)
 
 
 def make_agreement() -> bytes:
@@ -170,19 +141,6 @@ def make_second_agreement() -> bytes:
         "certificates": {peer.peer_id: certificates[peer.peer_id] for peer in voters},
         "weights": {PEERS[0].peer_id: 1024, LATE_PEER.peer_id: 1280},
         "farewells": [json.loads(FAREWELL.sign(PEERS[1]).data)],
-    }
-    return canonical.dumps(value)
-
-
-def make_completed_agreement() -> bytes:
-    tokens = json.loads(stored("turns-certificates.json"))
-    value = {
-        "claims": [json.loads(item.data) for item in TURNS_CLAIMS],
-        "votes": [json.loads(COMPLETING_VOTE.sign(peer).data) for peer in (PEERS[0], LATE_PEER)],
-        "certificates": tokens,
-        "weights": {PEERS[0].peer_id: 1024, PEERS[1].peer_id: 3072},
-        "full": 3,
-        "recent": {LATE_PEER.peer_id: 1},
     }
     return canonical.dumps(value)
 
@@ -217,9 +175,6 @@ SAME_AGAIN: dict[str, Callable[[], bytes]] = {
         Beginners(run=RUN, peers=tuple(peer.peer_id for peer in PEERS)).sign(PeerIdentity(MEMBERSHIP)).data
     ),
     "promise.json": lambda: PROMISE.sign(PEERS[0]).data,
-    "turns-spec.json": TURNS_SPEC.to_bytes,
-    "waiting-claim.json": lambda: TURNS_CLAIMS[1].data,
-    "completing-vote.json": lambda: COMPLETING_VOTE.sign(LATE_PEER).data,
     "state-manifest.json": lambda: StateManifest(
         round=1, tensors=(("a", (2, 3)), ("b", ())), parameters="1" * 64, outer="2" * 64, outer_vectors=2, outer_steps=7
     ).to_bytes(),
@@ -229,23 +184,15 @@ SAME_AGAIN: dict[str, Callable[[], bytes]] = {
 }
 MADE_ONCE: dict[str, Callable[[], bytes]] = {
     # the library that writes certificates may order a JWT's header anew
-    "certificates.json": lambda: canonical.dumps({peer.peer_id: issue(peer) for peer in PEERS}),
-    "late-certificate.json": lambda: canonical.dumps({LATE_PEER.peer_id: issue(LATE_PEER)}),
-    "turns-certificates.json": lambda: canonical.dumps(
-        {peer.peer_id: issue(peer, TURNS_RUN) for peer in (*PEERS, LATE_PEER)}
-    ),
+    "certificates.json": lambda: canonical.dumps({peer.peer_id: issue(peer, RUN) for peer in PEERS}),
+    "late-certificate.json": lambda: canonical.dumps({LATE_PEER.peer_id: issue(LATE_PEER, RUN)}),
     "run-card.json": lambda: CARD.sign(ROOT).to_bytes(),
 }
 SAME_FROM_STORED: dict[str, Callable[[], bytes]] = {
     "agreement.json": make_agreement,
     "agreement-2.json": make_second_agreement,
-    "completed-agreement.json": make_completed_agreement,
     "receipt.json": make_vector_receipt,
 }
-
-
-def stored(name: str) -> bytes:
-    return (VECTORS / name).read_bytes()
 
 
 @pytest.mark.parametrize("name", [*SAME_AGAIN, *SAME_FROM_STORED])
@@ -281,7 +228,7 @@ def test_the_claim_and_the_vote_still_verify() -> None:
 
 
 def test_a_naming_of_beginners_and_a_promise_still_verify() -> None:
-    word = open_beginners(stored("beginners.json"), MEMBERSHIP.public_key(), run=RUN)
+    word = open_word(stored("beginners.json"), MEMBERSHIP.public_key(), run=RUN)
     assert word.value.weights == {peer.peer_id: 1 for peer in PEERS}
     assert open_promise(stored("promise.json")) == PROMISE.sign(PEERS[0])
 
@@ -308,15 +255,6 @@ def test_an_agreement_with_late_work_and_a_farewell_still_verifies() -> None:
     assert open_farewell(stored("farewell.json")) == FAREWELL.sign(PEERS[1])
     assert second.has_majority_of(first.weights), "the one that left speaks through its successor"
     assert not replace(second, farewells=()).has_majority_of(first.weights)
-
-
-def test_an_agreement_with_work_that_waited_completed_by_its_acceptors_still_verifies() -> None:
-    spec, key = RunSpec.from_bytes(stored("turns-spec.json")), MEMBERSHIP.public_key()
-    agreed = Agreement.from_bytes(stored("completed-agreement.json"), run=TURNS_RUN, membership_key=key)
-    check_follows(agreed, TURNS_LAST, spec)
-    assert agreed.completes and LATE_PEER.peer_id in agreed.voters - agreed.by_peer.keys()
-    assert open_claim(stored("waiting-claim.json")).value.worth == 3072
-    assert open_vote(stored("completing-vote.json")) in agreed.votes
 
 
 @pytest.mark.parametrize(
@@ -377,12 +315,7 @@ def test_the_checkpoints_still_verify(kind: str) -> None:
         assert report.ok, report.to_text()
 
 
-def write_missing() -> None:
-    """Make the vectors that are not there yet."""
-    VECTORS.mkdir(exist_ok=True)
-    for name, make in (SAME_AGAIN | MADE_ONCE | SAME_FROM_STORED).items():
-        if not (VECTORS / name).exists():
-            (VECTORS / name).write_bytes(make())
+def write_checkpoints() -> None:
     for kind in ("full", "lora"):
         if not (VECTORS / "checkpoints" / kind).exists():
             with tempfile.TemporaryDirectory() as folder:
@@ -391,4 +324,5 @@ def write_missing() -> None:
 
 
 if __name__ == "__main__":
-    write_missing()
+    write_missing(SAME_AGAIN | MADE_ONCE | SAME_FROM_STORED)
+    write_checkpoints()

@@ -43,7 +43,7 @@ from peer.training.state import SharedState
 from peer.training.work import Update
 from protocol.agreement import Agreement
 from protocol.backoff import Backoff
-from protocol.beginners import open_beginners
+from protocol.epoch import open_word
 from protocol.errors import FormatError, NetworkError, RefusedError
 from protocol.parts import Failure, SupervisedThread, Told
 
@@ -175,7 +175,7 @@ class Swarm:
         """
         word = None
         try:
-            word = open_beginners(named, self._card.member_key, run=self._card.run) if named else None
+            word = open_word(named, self._card.member_key, run=self._card.run) if named else None
         except (FormatError, RefusedError) as error:
             logger.warning("the coordinator names beginners, and that does not hold: %s", error.message)
         self._post(CoordinatorSaid(ledger_round, word))

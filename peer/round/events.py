@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from peer.round.group import Group, Member, Shown
 from protocol.agreement import Agreement
-from protocol.beginners import Beginners
+from protocol.epoch import Word
 from protocol.signed import Signed
 from protocol.statements import Claim, Farewell, Promise, Vote
 
@@ -241,7 +241,7 @@ class CoordinatorSaid:
     """What the coordinator tells all: how far its ledger is, and whom it has named to decide (signed, checked)."""
 
     ledger_round: int = 0
-    word: Signed[Beginners] | None = None
+    word: Signed[Word] | None = None
 
 
 @dataclass(slots=True)

@@ -17,8 +17,10 @@ from peer.round.attempt import advance, wake
 from peer.round.events import Anchored, Fetched, HeadNotShown, HeadShown, NotFetched
 from peer.round.state import Fetching, Keep, Left, Search, State
 from protocol.agreement import Agreement
+from protocol.epoch import Word
 from protocol.errors import PotluckError, VerificationError
 from protocol.run_spec import RunSpec
+from protocol.signed import Signed
 from protocol.succession import Last, check_follows
 
 
@@ -124,7 +126,7 @@ def _checked(state: State, event: HeadShown) -> list[Agreement]:
     if not chain or chain[-1].round <= state.last.round:
         raise VerificationError(f"it offers no later round than {state.last.round}")
     anchor = state.search.anchor
-    last, named = state.last, state.word.data if state.word else None
+    last, named = state.last, state.word
     if anchor is not None and event.since == anchor.round > state.last.round:
         last, named = Last.of(anchor), None
         if chain[-1].round == anchor.round and chain[-1].state == anchor.state:
@@ -135,10 +137,10 @@ def _checked(state: State, event: HeadShown) -> list[Agreement]:
     return chain
 
 
-def check_chain(spec: RunSpec, last: Last, chain: Sequence[Agreement], named: bytes | None) -> None:
+def check_chain(spec: RunSpec, last: Last, chain: Sequence[Agreement], named: Signed[Word] | None) -> None:
     """Check that each agreement follows the one before. Raises: Unshown, RefusedError."""
     for agreement in chain:
-        if last.round == 0 and agreement.beginners is None and spec.sync.rules > 1:
+        if last.round == 0 and agreement.word is None and spec.sync.rules > 1:
             raise Unshown("round 1 does not say whom the coordinator named to begin")
         check_follows(agreement, last, spec, named if agreement is chain[0] else None)
         last = Last.of(agreement)

@@ -18,7 +18,7 @@ from peer.round.box import Ballot
 from peer.round.farewells import Farewells
 from protocol import succession
 from protocol.agreement import Counts, group_digest
-from protocol.beginners import Beginners
+from protocol.epoch import Word
 from protocol.errors import VerificationError
 from protocol.run_spec import RunSpec
 from protocol.signed import Signed
@@ -62,7 +62,7 @@ class Terms:
     values: int  # of this round's update: the trainable parameters, or as many as its fragment has
     chunk_values: int
     last: Last  # the round before
-    word: Signed[Beginners] | None = None  # the coordinator's, on who decides this round, where it is by one
+    word: Signed[Word] | None = None  # the coordinator's, on who decides this round, where it is by one
 
     @property
     def round(self) -> int:
@@ -97,7 +97,7 @@ class Group:
     complete: str = ""  # not averaging, but completing the vote for this state
     promises: tuple[Signed[Promise], ...] = ()  # after attempt 0: of a majority, to show what must be completed
     voted: tuple[Group, ...] = ()  # the groups that those promises name
-    word: Signed[Beginners] | None = None  # where it is the coordinator's that says who decides this round
+    word: Signed[Word] | None = None  # where it is the coordinator's that says who decides this round
     left_out: tuple[tuple[str, str], ...] = ()  # (peer id, why), by the leader's word; for people
     farewells: Farewells = field(default_factory=Farewells)  # by which this attempt's majorities are counted
     reducers: tuple[Reducer, ...] = ()  # not empty: the members themselves reduce nothing

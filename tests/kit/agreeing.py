@@ -8,11 +8,13 @@ from protocol import certificate
 from protocol.agreement import Agreement, group_digest
 from protocol.beginners import Beginners
 from protocol.counting import counted
+from protocol.epoch import Word
 from protocol.keys import PeerIdentity
 from protocol.last import Last
 from protocol.run_spec import RunSpec
 from protocol.signed import Signed
 from protocol.statements import Claim, Farewell, Late, UpdateDigest, Vote
+from protocol.succession import epoch_after
 from tests.kit.builders import fixed_ed25519, make_spec
 
 KEY = fixed_ed25519("membership 1")
@@ -54,7 +56,7 @@ def agree(
     tokens: Mapping[int, int] | None = None,
     late: Mapping[int, Late] | None = None,
     farewells: tuple[Signed[Farewell], ...] = (),
-    beginners: Signed[Beginners] | None = None,
+    word: Signed[Word] | None = None,
     **vote: object,
 ) -> Agreement:
     """What these members would sign; opened from its bytes, as whoever gets it does.
@@ -70,6 +72,7 @@ def agree(
     signed = tuple(claims[IDS[index]].sign(PEERS[index]) for index in members)
     voting = members if voters is None else voters
     place = {"run": spec.digest, "round": last.round + 1, "base": last.state, "attempt": 0}
+    place["epoch"] = epoch_after(last, word.value if word else None)
     said = Vote.model_validate({**place, "group": group_digest(signed), "state": state, **vote})
     made = Agreement(
         claims=signed,
@@ -80,6 +83,6 @@ def agree(
         },
         counts=counted(claims, last, spec),
         farewells=farewells,
-        beginners=beginners,
+        word=word,
     )
     return Agreement.from_bytes(made.to_bytes(), run=spec.digest, membership_key=KEY.public_key())
