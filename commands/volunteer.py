@@ -52,8 +52,8 @@ def join(
     log_to_stderr(verbose)
     need("peer", "torch", "hivemind")
     starting("torch", "transformers", "hivemind", "peer.volunteer", quiet=json_output)
+    from peer.net.swarm import SwarmConfig
     from peer.participation import PeerConfig
-    from peer.swarm.swarm import SwarmConfig
     from protocol.trust import home as default_home
 
     config = PeerConfig(

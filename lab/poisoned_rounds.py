@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from lab.training_fixtures import Bench
-from peer.swarm.contribution import lossy
+from peer.sync.contribution import lossy
 from peer.training.aggregate import aggregator
 from peer.training.codecs.codec import CHUNK_VALUES, EncodedUpdate, average_codec, chunk_sizes
 from peer.training.evaluate import held_out_loss

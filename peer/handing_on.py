@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from peer.swarm.last_copy import Copies
+from peer.net.last_copy import Copies
 from protocol.errors import NetworkError
 
 logger = logging.getLogger(__name__)

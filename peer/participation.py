@@ -28,12 +28,17 @@ from peer.link.background import CoordinatorLink, Presence
 from peer.link.client import CoordinatorClient
 from peer.link.newcomer import Admitted
 from peer.link.notices import Notices
+from peer.net import box_bytes
+from peer.net.opening import Opening
+from peer.net.place import Place
+from peer.net.swarm import DaemonEnded, Swarm, SwarmConfig
+from peer.round.box import Box
+from peer.round.report import RoundReport
+from peer.round.turns import Waiting
 from peer.screen.messages import Reason
 from peer.screen.rounds import describe
 from peer.screen.screen import Screen, tell_failure, tell_over
-from peer.swarm.head import Head
-from peer.swarm.rounds import RoundReport
-from peer.swarm.swarm import DaemonEnded, Swarm, SwarmConfig
+from peer.sync.shelf import Head
 from peer.trainer import WorkReport, reduce, train
 from peer.training.genesis import load_state
 from peer.training.work import LocalWork
@@ -130,16 +135,26 @@ class Participation:
 
     def _make_swarm(self, states: KeptStates, outbox: Outbox) -> Swarm:
         return Swarm(
-            self._identity,
+            self._place(states),  # not held here: its head is as large as the model
             self._config.identity_path,
-            self._admitted.card,
-            lambda: self._admitted.certificate.token,
-            self._folder.ballot_box(),
-            states.resume(),  # not held here: it is as large as the model
             Keeper(states, self._folder.round_log(), outbox, self._kept),
-            self._config.swarm,
+            states.keep_candidate,
             self._screen.stage,
             self._failed,
+        )
+
+    def _place(self, states: KeptStates) -> Place:
+        admitted, folder, head = self._admitted, self._folder, states.resume()
+        opening = Opening(admitted.card.run, admitted.card.member_key)
+        return Place(
+            self._identity,
+            admitted.card,
+            lambda: admitted.certificate.token,
+            head,
+            folder.ballots(lambda data: box_bytes.from_bytes(data, opening)) or Box(),
+            folder.save_ballots,
+            states.candidate(head),
+            self._config.swarm,
         )
 
     def _forget(self) -> None:
@@ -170,7 +185,7 @@ class Participation:
         """Whether the last round is on this disk, and the others have made it, too; or nobody waits for that any more."""
         if self._stopping.is_over:
             return True
-        return self._kept_round >= self._rounds and all(view.round > self._rounds for view in swarm.members())
+        return self._kept_round >= self._rounds and all(view.said.round > self._rounds for view in swarm.members())
 
     def _failed(self, failure: Failure) -> None:
         tell_failure(self._screen, failure)
@@ -191,20 +206,22 @@ class Participation:
         self._tokens_per_s = report.tokens_per_s
         self._screen.working(report)
 
-    def waiting(self, reason: str) -> None:
-        """No round is made though enough is done; `reason` says what is missing, and is empty when nothing is."""
+    def waiting(self, reason: Waiting | None) -> None:
+        """No round is made though enough is done; `reason` says what is missing; None: nothing is."""
         self._screen.waiting(self._why(reason))
 
-    def paused(self, reason: str) -> None:
+    def paused(self, reason: Waiting) -> None:
         """No step is done until `reason` is gone."""
         self._tokens_per_s = 0.0
         self._screen.paused(self._why(reason))
 
-    def _why(self, reason: str) -> str:
+    def _why(self, reason: Waiting | None) -> str:
         """Why no round is made: members without a certificate do not hear each other, which looks like their absence."""
-        if reason and time.time() > self._admitted.certificate.expires:
+        if reason is None:
+            return ""
+        if time.time() > self._admitted.certificate.expires:
             return Reason("certificate-ended")
-        return reason
+        return Reason(reason.key, **reason.values)
 
     # ---- what the link asks and says, in its thread ------------------------------------------------------------------
 
@@ -218,8 +235,7 @@ class Participation:
     def heard(self, answer: Announcement) -> None:
         swarm = self._here()
         swarm.add_addresses(answer.swarm_addresses)
-        known = {*answer.swarm_addresses, *(address for view in swarm.members() for address in view.addresses)}
-        self._folder.write_addresses(sorted(known))
+        self._folder.write_addresses(sorted({*answer.swarm_addresses, *swarm.member_addresses()}))
         swarm.set_run(answer.round, answer.beginners)
         self._stopping.heard(answer, swarm.head.round)
         self._notices.twin(answer.twin)

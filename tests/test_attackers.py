@@ -16,8 +16,8 @@ from lab.small_community import real_inputs
 from lab.training_fixtures import Bench
 from lab.warm_start import WarmStart
 from peer import participation
-from peer.swarm.contribution import Contribution
-from peer.swarm.group import Rules
+from peer.round.group import Rules
+from peer.sync.contribution import Contribution
 from peer.training.codecs.codec import verify_chunk
 from peer.training.state import SharedState
 from peer.training.work import LocalWork, Update

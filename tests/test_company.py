@@ -11,7 +11,7 @@ import pytest
 
 from peer.swarm import leading, members
 from peer.swarm.company import IDLE_ASKED_EVERY, IDLE_ROUNDS, MISSED, Company
-from peer.swarm.head import Head, Position
+from peer.sync.shelf import Head, Position
 from peer.swarm.members import MemberBook
 from peer.swarm.standing import BROKEN_FREE, Standing
 from protocol import swarm_pb2

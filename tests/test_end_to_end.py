@@ -38,7 +38,7 @@ from lab.training_fixtures import write_tiny_llama
 from lab.warm_start import WarmStart
 from protocol.checkpoint import step_name
 from protocol.keys import PeerIdentity, fingerprint, load_public_pem
-from protocol.succession import PROBATION
+from protocol.last import PROBATION
 from protocol.verify import verify_receipt
 
 pytestmark = pytest.mark.swarm

@@ -11,8 +11,8 @@ import torch
 
 from peer.disk.kept_states import AVERAGE, MOST_REPLAYED, WHOLE, KeptStates
 from peer.disk.peer_folder import PeerFolder
-from peer.swarm.averages import Average
-from peer.swarm.head import Head
+from peer.sync.averages import Average
+from peer.sync.shelf import Head
 from peer.training.aggregate import Mean
 from peer.training.codecs.codec import CHUNK_VALUES, chunk_sizes, codec
 from peer.training.reduce import average_chunk

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from peer import participation
+from peer.net.swarm import DaemonEnded
 from peer.participation import start_again
 from peer.screen.json_lines import JsonScreen
 from peer.screen.messages import text
 from peer.screen.screen import tell_failure
-from peer.swarm.swarm import DaemonEnded
 from protocol.errors import PartFailed, PotluckError
 from protocol.parts import MOST_FAILURES, Failure
 

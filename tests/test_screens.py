@@ -10,8 +10,8 @@ from peer.link.notices import Notices
 from peer.screen import messages
 from peer.screen.json_lines import JsonScreen
 from peer.screen.terminal import TerminalScreen
-from peer.swarm.head import Head
-from peer.swarm.rounds import STAGES, RoundReport
+from peer.sync.shelf import Head
+from peer.round.report import STAGES, RoundReport
 from peer.training.state import SharedState
 from protocol import words
 from protocol.status import Alarm

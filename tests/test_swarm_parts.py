@@ -13,15 +13,21 @@ import pytest
 import torch
 
 from lab.processes import eventually
+from peer import volunteer
 from peer.round_rules import BallotBox
-from peer.swarm.group import Group
-from peer.swarm.head import Head
-from peer.swarm.rounds import Rounds
-from peer.swarm.swarm import Swarm, SwarmConfig
+from peer.screen.json_lines import JsonScreen
+from peer.screen.messages import text
+from peer.round.group import Group
+from peer.sync.shelf import Head
+from peer.round.report import Rounds
+from peer.net.swarm import DaemonEnded, Swarm, SwarmConfig
 from peer.trainer import reduce
 from peer.training.work import Update
+from peer.volunteer import PeerConfig, Volunteer
 from protocol.errors import PartFailed
-from protocol.parts import Failure
+from protocol.invite import Invite
+from protocol.leaving import Leaving
+from protocol.parts import MOST_FAILURES, Failure
 from tests.swarm_kit import World, agreed, run, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -72,7 +78,7 @@ def test_a_swarm_whose_clock_or_gossip_died_says_so_to_its_trainer(
 
 
 def test_a_search_that_fails_goes_on_and_its_owner_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("peer.swarm.swarm.SEARCH_INTERVAL_S", 0.01)
+    monkeypatch.setattr("peer.net.swarm.SEARCH_INTERVAL_S", 0.01)
     with swarm_of_one(tmp_path) as (swarm, told):
         found, searches = swarm._find_members, 0
 

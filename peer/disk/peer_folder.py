@@ -21,11 +21,12 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from peer.disk.round_log import RoundLog
 from peer.disk.run_lock import RunLock
-from peer.round_rules import MAX_BOX_BYTES, BallotBox
 from protocol import canonical
 from protocol.canonical import sha256_hex
 from protocol.disk import disk_error, set_aside, write_file
@@ -33,7 +34,9 @@ from protocol.errors import FormatError, InputError
 
 logger = logging.getLogger(__name__)
 
+MAX_BALLOTS_BYTES = 65 << 20
 WARN_AGAIN_S = 60.0
+T = TypeVar("T")
 _SEAL_BYTES = len(b'{"sha256":"","value":') + 64
 
 
@@ -96,25 +99,27 @@ class PeerFolder:
     def write_addresses(self, addresses: list[str]) -> None:
         self.write("addresses.json", json.dumps(addresses).encode())
 
-    def ballot_box(self) -> BallotBox:
-        """The promises and votes that were on disk, and a box that keeps them there."""
+    def ballots(self, read: Callable[[bytes], T]) -> T | None:
+        """The promises and votes that were on disk, as `read` makes them of their bytes; None: there were none.
+
+        Raises:
+            InputError: the file is damaged.
+        """
         path = self.path / "ballots.json"
-        box = BallotBox(save=self._save_ballots)
         try:
-            data = None if path.is_dir() else self.read(path.name, MAX_BOX_BYTES + 200)
             if path.is_dir():
                 raise FormatError("a folder, not a file")
-            if data is not None:
-                box.restore(unseal(data))
+            data = self.read(path.name, MAX_BALLOTS_BYTES)
+            return read(unseal(data)) if data is not None else None
         except FormatError as error:
             raise InputError(
                 f"{path} is damaged: {error.message}",
                 "it says what this peer voted in the round in hand, so that it never votes twice. Once the others have "
                 "made a round without it, or if there are no others, move the file away and start again",
             ) from error
-        return box
 
-    def _save_ballots(self, data: bytes) -> None:
+    def save_ballots(self, data: bytes) -> None:
+        """Keep promises and votes; they are safe when this returns. Raises: InputError: the disk is full."""
         try:
             write_file(self.path / "ballots.json", seal(data), private=True)
         except InputError as error:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Protocol
 
 from peer.disk.receipts import Receipts
+from peer.round.report import RoundReport
 from peer.screen.messages import Reason
 from peer.screen.terms import Terms
-from peer.swarm.head import Head
-from peer.swarm.rounds import RoundReport
+from peer.sync.shelf import Head
 from peer.trainer import WorkReport
 from protocol.parts import Failure
 
@@ -44,7 +44,7 @@ class Screen(Protocol):
         """The run has had all its rounds; `receipts`: the folder of this peer's, if it has some."""
 
     def stage(self, round: int, name: str) -> None:
-        """Where in the round this peer is: one of `peer.swarm.rounds.STAGES`. Called in another thread."""
+        """Where in the round this peer is: one of `peer.round.report.STAGES`. Called in another thread."""
 
 
 def tell_failure(screen: Screen, failure: Failure) -> None:

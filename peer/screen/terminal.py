@@ -14,12 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from peer.disk.round_log import Round
+from peer.round.report import STAGES, RoundReport
 from peer.screen.download_bar import DownloadBar
 from peer.screen.messages import text
 from peer.screen.rounds import describe, name_left_out
 from peer.screen.terms import Terms, duration
-from peer.swarm.head import Head
-from peer.swarm.rounds import STAGES, RoundReport
+from peer.sync.shelf import Head
 from peer.trainer import WorkReport
 from protocol import words
 

@@ -170,13 +170,13 @@ def as_peer(job: dict[str, Any]) -> int:
 async def _peer(job: dict[str, Any]) -> None:
     import torch
 
-    from peer.swarm import frames
-    from peer.swarm.allreduce import Reduction
-    from peer.swarm.group import Group, Member, Reducer
+    from peer.net import frames
+    from peer.net.allreduce import Reduction
+    from peer.round.group import Group, Member, Reducer
     from peer.swarm.members import MemberBook
-    from peer.swarm.node import Node
-    from peer.swarm.pace import Limits, Pace
-    from peer.swarm.records import RecordValidator
+    from peer.net.node import Node
+    from peer.net.pace import Limits, Pace
+    from peer.net.records import RecordValidator
     from peer.training.aggregate import aggregator
     from peer.training.codecs.codec import EncodedUpdate, codec
     from protocol import swarm_pb2

@@ -268,7 +268,7 @@ class Office:
     folder: Path
     rounds: int = 0
     members: int = 3
-    rules: int = 2
+    rules: int = 3
     min_peers: int = 1
 
     def __post_init__(self) -> None:

@@ -71,9 +71,9 @@ def probe(folder: Path) -> dict[str, tuple[int, int]]:
     """Two rounds of the run in this folder: stage -> `Peak.take` after it."""
     import torch
 
-    from peer.swarm.averages import Average
-    from peer.swarm.contribution import lossy
-    from peer.swarm.head import Head, Position
+    from peer.sync.averages import Average
+    from peer.sync.contribution import lossy
+    from peer.sync.shelf import Head, Position
     from peer.training.aggregate import aggregator
     from peer.training.codecs.codec import EncodedUpdate, chunk_sizes
     from peer.training.data import load_dataset
@@ -138,7 +138,7 @@ def probe(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def main() -> None:
-    import peer.swarm.swarm  # noqa: F401  # hivemind and all
+    import peer.net.swarm  # noqa: F401  # hivemind and all
 
     imports = Peak().take()
     import transformers.models.llama.modeling_llama  # noqa: F401

@@ -36,7 +36,7 @@ NOT_SHOWN = {
     'cat >/dev/null; kill "$1" 2>/dev/null; sleep 1; kill -9 "$1" 2>/dev/null; rm -f "$2" "$3"',
     "error: {}\nhint: {}",  # of what is started as python -m
     "folder to write",
-    "python -m peer.swarm.rendezvous",
+    "python -m peer.net.rendezvous",
     "python -m peer.training.glassllm",
     "out of memory",
     "not enough memory",
