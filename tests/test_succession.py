@@ -76,7 +76,7 @@ def agree(
 
 BEGUN = Last(1, ONE, {IDS[0]: 100, IDS[1]: 100, IDS[2]: 100}, base=GENESIS)
 
-# ---- what follows what ----------------------------------------------------------------------------------------------------
+# ---- what follows what -----------------------------------------------------------------------------------------------
 
 
 def test_a_round_by_the_majority_of_the_last_weight_follows() -> None:
@@ -134,7 +134,7 @@ def test_more_tokens_than_the_sequences_hold_and_late_work_that_was_counted_do_n
             check_follows(agree([0, 1, 3], BEGUN, TWO, late=wrong), BEGUN, SPEC)
 
 
-# ---- who begins -----------------------------------------------------------------------------------------------------------
+# ---- who begins ------------------------------------------------------------------------------------------------------
 
 
 def test_round_1_is_by_the_majority_of_those_whom_the_coordinator_named() -> None:
@@ -172,7 +172,7 @@ def test_a_naming_by_another_key_or_for_another_run_is_refused() -> None:
         agree([0], Last(0, GENESIS), ONE, beginners=word.sign(PEERS[0]))
 
 
-# ---- what a claim counts for -----------------------------------------------------------------------------------------------
+# ---- what a claim counts for -----------------------------------------------------------------------------------------
 
 worths = st.dictionaries(st.sampled_from("abcdefghij"), st.integers(1, MAX_TOKENS), min_size=1)
 lasts = st.dictionaries(st.sampled_from("abcdefghij"), st.integers(1, MAX_TOKENS))
@@ -214,7 +214,8 @@ def test_five_newcomers_with_a_million_tokens_each_leave_three_members_the_major
 def test_newcomers_of_the_last_rounds_are_counted_together() -> None:
     """Five come in one round and five in the next: all ten are newcomers, below half of the three."""
     claims = {IDS[index]: claim_of(1600) for index in range(3)}
-    first = counted(claims | {IDS[3]: claim_of(10**6), IDS[4]: claim_of(10**6)}, Last(1, ONE, dict.fromkeys(IDS[:3], 1600)), SPEC)  # fmt: skip
+    last = Last(1, ONE, dict.fromkeys(IDS[:3], 1600))
+    first = counted(claims | {IDS[3]: claim_of(10**6), IDS[4]: claim_of(10**6)}, last, SPEC)
     assert set(first.newcomers) == {IDS[3], IDS[4]}
     later = counted(
         claims | {IDS[index]: claim_of(10**6) for index in range(3, 8)},
@@ -250,7 +251,7 @@ def claim_of(tokens: int) -> Claim:
     )
 
 
-# ---- runs of rules 1 ------------------------------------------------------------------------------------------------------
+# ---- runs of rules 1 -------------------------------------------------------------------------------------------------
 
 
 def test_weights_are_the_claimed_tokens_within_the_cap() -> None:

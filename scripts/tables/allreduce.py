@@ -24,10 +24,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lab import REPOSITORY
 from lab.wan.lab import Host, WanLab, available
+
+if TYPE_CHECKING:
+    from peer.swarm.group import Group
+    from tests.swarm_kit import World
 
 GOAL = 0.85
 LINKS = {  # delay_ms is a quarter of the round trip: 40 and 80 ms
@@ -167,12 +171,27 @@ def as_peer(job: dict[str, Any]) -> int:
     return 0
 
 
+def _group(world: World, others: list[dict[str, Any]], share: int) -> Group:
+    """All that are there, those without a claim as reducers; `share`: of the averaging, of each with one."""
+    from peer.swarm.group import Group, Member, Reducer
+    from protocol.statements import open_claim
+
+    members, helpers = [], []
+    for number, other in enumerate(others):
+        peer = world.identity(number).peer_id
+        if not other["claim"]:
+            helpers.append(Reducer(peer, world.certificate(number, reducer=True), 1))
+            continue
+        claim = open_claim(bytes.fromhex(other["claim"]))
+        members.append(Member(peer, world.certificate(number), claim.value, claim, True, share))
+    return Group.build(world.rules(), 0, members[0].peer_id, members, reducers=tuple(helpers))
+
+
 async def _peer(job: dict[str, Any]) -> None:
     import torch
 
     from peer.swarm import frames
     from peer.swarm.allreduce import Reduction
-    from peer.swarm.group import Group, Member, Reducer
     from peer.swarm.members import MemberBook
     from peer.swarm.node import Node
     from peer.swarm.pace import Limits, Pace
@@ -181,7 +200,6 @@ async def _peer(job: dict[str, Any]) -> None:
     from peer.training.codec import EncodedUpdate, codec
     from protocol import swarm_pb2
     from protocol.presets import NEW
-    from protocol.statements import open_claim
     from tests.swarm_kit import World
 
     torch.set_num_threads(1)
@@ -205,17 +223,7 @@ async def _peer(job: dict[str, Any]) -> None:
         async with asyncio.timeout(READY_S):
             while not await node.connect(other["addresses"]):
                 await asyncio.sleep(1)
-    members, helpers = [], []
-    for number, other in enumerate(others):
-        peer = world.identity(number).peer_id
-        if not other["claim"]:
-            helpers.append(Reducer(peer, world.certificate(number, reducer=True), 1))
-            continue
-        data = bytes.fromhex(other["claim"])
-        token, share = world.certificate(number), 0 if job["reducers"] else 1
-        claim = open_claim(data)
-        members.append(Member(peer, token, claim.value, claim, True, share))
-    group = Group.build(world.rules(), 0, members[0].peer_id, members, reducers=tuple(helpers))
+    group = _group(world, others, share=0 if job["reducers"] else 1)
     book = MemberBook(world.card.run, world.card.member_key)
     limits = Limits(silence_s=60.0, total_s=3600.0)
     how, token = aggregator(NEW["sync"]["clip"]), world.certificate(index)
