@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from peer.training.codec import EncodedUpdate
+    from peer.training.codecs.codec import EncodedUpdate
     from peer.training.work import LocalWork, StepResult, Update
 
 ATTACK = "POTLUCK_ATTACK"
@@ -113,7 +113,7 @@ def _more_batches(update: Update) -> Update:
 
 
 def _nan() -> list[Patch]:
-    from peer.training.codec import EncodedUpdate
+    from peer.training.codecs.codec import EncodedUpdate
 
     encode = EncodedUpdate.encode
 

@@ -18,7 +18,7 @@ import torch
 from lab.training_fixtures import Bench
 from peer.swarm.contribution import lossy
 from peer.training.aggregate import aggregator
-from peer.training.codec import CHUNK_VALUES, EncodedUpdate, average_chunk, chunk_sizes, codec
+from peer.training.codecs.codec import CHUNK_VALUES, EncodedUpdate, average_chunk, chunk_sizes, codec
 from peer.training.evaluate import held_out_loss
 from peer.training.outer import outer_step
 from peer.training.work import LocalWork

@@ -325,7 +325,7 @@ def main() -> None:
 
     import coordinator.host
     import coordinator.host_screen  # noqa: F401
-    import peer.screens
+    import peer.screen.terminal
     import peer.swarm.rendezvous
     import peer.volunteer  # noqa: F401
 

@@ -35,7 +35,7 @@ from peer.swarm.node import Node
 from peer.swarm.pace import Limits
 from peer.swarm.records import RecordValidator
 from peer.swarm.rounds import RoundReport, Rounds
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from peer.training.state import SharedState
 from peer.training.work import Update
 from protocol import certificate, note

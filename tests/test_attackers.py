@@ -18,7 +18,7 @@ from lab.warm_start import WarmStart
 from peer import volunteer
 from peer.swarm.contribution import Contribution
 from peer.swarm.group import Rules
-from peer.training.codec import verify_chunk
+from peer.training.codecs.codec import verify_chunk
 from peer.training.state import SharedState
 from peer.training.work import LocalWork, Update
 from protocol import certificate

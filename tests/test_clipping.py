@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lab.poisoned_rounds import ATTACKS, LARGEST, Community
 from lab.training_fixtures import Bench
 from peer.training.aggregate import ClippedMean, Mean, aggregator, length, usual_length
-from peer.training.codec import average_chunk, codec
+from peer.training.codecs.codec import average_chunk, codec
 from protocol.errors import FormatError
 from protocol.presets import NEW
 

@@ -13,8 +13,8 @@ import pytest
 from lab.processes import CARD_TOKENS_PER_S, Community, Part
 from lab.small_community import tiny_run
 from lab.warm_start import WarmStart
-from peer.clock import Clock
-from peer.messages import text
+from peer.link.clock import Clock
+from peer.screen.messages import text
 
 # what a process takes for the time is off by what a file says, which is read again several times a second
 SHIM = r"""

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peer.training.aggregate import Mean
-from peer.training.codec import average_chunk
-from peer.training.positions import most_position_bytes, position_bytes, read_positions, write_positions
-from peer.training.sparse_codec import BLOCK, TopK
+from peer.training.codecs.codec import average_chunk
+from peer.training.codecs.positions import most_position_bytes, position_bytes, read_positions, write_positions
+from peer.training.codecs.sparse import BLOCK, TopK
 from protocol.errors import FormatError
 
 TOPK = TopK()

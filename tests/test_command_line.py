@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from peer.starting import starting
+from peer.screen.starting import starting
 from protocol.keys import PeerIdentity, public_pem
 from protocol.trust import trust
 from tests.kit import builders
@@ -64,11 +64,11 @@ def check_imports(folder: Path, arguments: list[str], expected: int = 0) -> None
 @pytest.mark.parametrize("verb", ["join", "host"])
 def test_the_first_words_come_before_anything_heavy_is_imported(verb: str, tmp_path: Path) -> None:
     script = (
-        "import json, sys, potluck, peer.starting\n"
+        "import json, sys, potluck, peer.screen.starting\n"
         "def starting(*modules, quiet):\n"
         f"    print(json.dumps([list(modules), [name for name in {HEAVY!r} if name in sys.modules]]))\n"
         "    raise SystemExit(0)\n"
-        "peer.starting.starting = starting\n"
+        "peer.screen.starting.starting = starting\n"
         f"sys.argv = ['potluck', {verb!r}, {str(an_invite('127.0.0.1:1'))!r}]\n"
         "potluck.main()\n"
     )

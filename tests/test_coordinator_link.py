@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from lab.processes import eventually
-from peer import coordinator_link
-from peer.coordinator_answers import Announcement
-from peer.coordinator_link import INTERVAL_S, LONGEST_PAUSE_S, Certificate, CoordinatorLink
-from peer.outbox import Outbox
+from peer.disk.outbox import Outbox
+from peer.link import background as coordinator_link
+from peer.link.answers import Announcement
+from peer.link.background import INTERVAL_S, LONGEST_PAUSE_S, Certificate, CoordinatorLink
 from protocol.errors import CoordinatorAway, RefusedError
 from protocol.keys import PeerIdentity
 from protocol.parts import Failure

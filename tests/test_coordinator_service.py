@@ -17,8 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from coordinator.host import Host
 from coordinator.service import TRANSFERS_EACH, CoordinatorService
-from peer.coordinator_client import CoordinatorClient, RunDescription
-from peer.pinned_channel import open_channel
+from peer.link.channel import open_channel
+from peer.link.client import CoordinatorClient, RunDescription
 from peer.training.genesis import load_state
 from protocol import certificate, coordinator_pb2, coordinator_pb2_grpc
 from protocol.beginners import open_beginners

@@ -10,8 +10,8 @@ import pytest
 from lab.processes import CARD_TOKENS_PER_S, Community, Part
 from lab.small_community import tiny_run
 from lab.warm_start import WarmStart
-from peer.outbox import Outbox
-from peer.receipts import Receipts
+from peer.disk.outbox import Outbox
+from peer.disk.receipts import Receipts
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity
 

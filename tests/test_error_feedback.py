@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from peer.swarm.contribution import Contribution, Leftover
-from peer.training.codec import EncodedUpdate, codec
+from peer.training.codecs.codec import EncodedUpdate, codec
 from peer.training.work import Update
 from tests.swarm_kit import World, agreed, run, until
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from lab.processes import CARD_TOKENS_PER_S, Community
 from lab.small_community import tiny_run
 from lab.warm_start import WarmStart
-from peer.coordinator_client import CoordinatorClient
 from peer.handing_on import ALONE_S, ASKED_S, Outcome, hand_on
-from peer.messages import text
+from peer.link.client import CoordinatorClient
+from peer.screen.messages import text
 from peer.swarm.last_copy import Copies, giving_s
 from peer.swarm.rounds import Rounds
 from peer.training.genesis import load_state

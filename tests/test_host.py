@@ -23,8 +23,8 @@ from coordinator.run_folder import RunFolder as HostFolder
 from coordinator.store import open_store
 from lab.processes import WAIT_S, Part
 from lab.warm_start import WarmStart
-from peer.coordinator_client import CoordinatorClient
-from peer.outbox import Outbox
+from peer.disk.outbox import Outbox
+from peer.link.client import CoordinatorClient
 from peer.training.genesis import load_state
 from protocol.errors import CoordinatorAway, InputError, PotluckError, RefusedError, RunSpecError
 from protocol.invite import Invite

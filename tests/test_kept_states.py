@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from peer.kept_states import AVERAGE, MOST_REPLAYED, WHOLE, KeptStates
-from peer.run_folder import RunFolder
+from peer.disk.kept_states import AVERAGE, MOST_REPLAYED, WHOLE, KeptStates
+from peer.disk.run_folder import RunFolder
 from peer.swarm.averages import Average
 from peer.swarm.head import Head
 from peer.training.aggregate import Mean
-from peer.training.codec import CHUNK_VALUES, average_chunk, chunk_sizes, codec
+from peer.training.codecs.codec import CHUNK_VALUES, average_chunk, chunk_sizes, codec
 from peer.training.state import SharedState
 from protocol.errors import InputError
 from protocol.succession import Last

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lab.training_fixtures import make_genesis, make_spec, write_llama, write_tiny_llama
-from peer.training.codec import codec
+from peer.training.codecs.codec import codec
 from peer.training.memory import activation_bytes, memory_needed_bytes
 from protocol.run_spec import RunSpec
 from tests.kit.memory_probe import Probes

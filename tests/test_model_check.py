@@ -234,7 +234,7 @@ def test_a_token_that_was_added_beyond_the_embeddings_is_refused_once_the_data_n
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # hivemind's way to find p2pd
 def test_a_volunteer_is_told_of_such_data_before_it_trains(base: Path, tmp_path: Path) -> None:
-    from peer.screens import JsonScreen
+    from peer.screen.json_lines import JsonScreen
     from peer.volunteer import PeerConfig, Volunteer
     from protocol.leaving import Leaving
 

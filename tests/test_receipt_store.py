@@ -9,7 +9,7 @@ import pytest
 
 from coordinator import receipts as receipts_module
 from coordinator.receipts import ReceiptDesk
-from peer.receipts import Receipts
+from peer.disk.receipts import Receipts
 from protocol import canonical
 from protocol.errors import FormatError, RefusedError
 from protocol.keys import public_pem

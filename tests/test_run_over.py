@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 import potluck
 from peer import volunteer as volunteer_module
-from peer.coordinator_client import CoordinatorClient
-from peer.outbox import Outbox
-from peer.screens import JsonScreen, TerminalScreen
+from peer.disk.outbox import Outbox
+from peer.link.client import CoordinatorClient
+from peer.screen.json_lines import JsonScreen
+from peer.screen.terminal import TerminalScreen
 from peer.volunteer import PeerConfig, Volunteer
 from protocol.errors import InputError, NetworkError, RefusedError
 from protocol.invite import Invite

@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from coordinator.host import Host
-from peer.coordinator_client import CoordinatorClient
+from peer.link.client import CoordinatorClient
 from protocol import coordinator_pb2, coordinator_pb2_grpc
 from protocol.envelope import Envelope
 from protocol.errors import RefusedError

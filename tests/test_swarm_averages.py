@@ -13,7 +13,7 @@ import torch
 from peer.swarm.averages import Average, AverageFetch, is_small
 from peer.swarm.head import Head, Position
 from peer.swarm.rounds import Rounds
-from peer.training.codec import codec
+from peer.training.codecs.codec import codec
 from peer.training.state import SharedState
 from protocol.errors import FormatError, NetworkError, RoundAborted
 from tests.swarm_kit import Peer, World, agreed, run, until

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from peer.swarm.group import Group, Member
-from peer.training.codec import CHUNK_VALUES, EncodedUpdate
+from peer.training.codecs.codec import CHUNK_VALUES, EncodedUpdate
 from protocol import swarm_pb2
 from protocol.envelope import Envelope
 from protocol.errors import FormatError, RefusedError, SignatureError, VerificationError

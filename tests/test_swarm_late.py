@@ -10,7 +10,7 @@ import torch
 
 from peer.swarm.contribution import Contribution, Leftover
 from peer.swarm.rounds import Rounds
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from peer.training.work import Update
 from protocol.errors import FormatError, RoundAborted, VerificationError
 from protocol.statements import Claim, Late, open_claim

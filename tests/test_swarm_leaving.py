@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from peer.round_rules import Ballot, BallotBox, Bound
 from peer.swarm.farewells import Farewells
 from peer.swarm.group import Group
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from protocol import swarm_pb2
 from protocol.errors import RefusedError, VerificationError
 from protocol.keys import PeerIdentity

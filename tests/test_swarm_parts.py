@@ -14,9 +14,9 @@ import torch
 
 from lab.processes import eventually
 from peer import volunteer
-from peer.messages import text
 from peer.round_rules import BallotBox
-from peer.screens import JsonScreen
+from peer.screen.json_lines import JsonScreen
+from peer.screen.messages import text
 from peer.swarm.group import Group
 from peer.swarm.head import Head
 from peer.swarm.rounds import Rounds

@@ -12,7 +12,7 @@ import pytest
 from peer.swarm import leading
 from peer.swarm.group import Member
 from peer.swarm.node import Node
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from protocol.errors import NetworkError, VerificationError
 from tests.swarm_kit import Peer, World, acquaint, agreed, run
 

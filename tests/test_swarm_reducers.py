@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from peer.swarm.group import Group, Reducer
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from protocol import swarm_pb2
 from protocol.errors import VerificationError
 from tests.swarm_kit import World, acquaint, agreed, run, until

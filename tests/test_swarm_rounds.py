@@ -20,7 +20,7 @@ from peer.swarm.node import Node
 from peer.swarm.pace import Limits
 from peer.swarm.rounds import FREE_ATTEMPTS, Rounds
 from peer.swarm.standing import Standing
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from peer.training.outer import outer_step
 from peer.training.state import SharedState
 from protocol import swarm_pb2

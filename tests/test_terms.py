@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from peer.coordinator_answers import RemoteFile, RunDescription
-from peer.screens import JsonScreen, TerminalScreen
-from peer.terms import Terms, terms_of
+from peer.link.answers import RemoteFile, RunDescription
+from peer.link.estimate import terms_of
+from peer.screen.json_lines import JsonScreen
+from peer.screen.terminal import TerminalScreen
+from peer.screen.terms import Terms
 from protocol.invite import Invite
 from protocol.run_card import RunCard
 from protocol.run_spec import RunConfig

@@ -13,7 +13,7 @@ import torch
 
 from lab.processes import eventually
 from lab.training_fixtures import make_genesis, make_spec, write_tiny_llama
-from peer.moments import Moments
+from peer.disk.moments import Moments
 from peer.round_rules import BallotBox
 from peer.swarm.averages import Average
 from peer.swarm.contribution import Contribution
@@ -21,7 +21,7 @@ from peer.swarm.head import Head
 from peer.swarm.rounds import RoundReport
 from peer.swarm.swarm import Swarm, SwarmConfig
 from peer.trainer import WorkReport, train
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from peer.training.data import load_dataset
 from peer.training.model import load_trainable
 from peer.training.state import SharedState

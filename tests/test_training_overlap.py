@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lab.training_fixtures import Bench
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from peer.training.outer import outer_step
 from peer.training.state import SharedState
 from peer.training.work import LocalWork, keeps_own

@@ -10,7 +10,7 @@ import torch
 
 from lab.training_fixtures import make_genesis, make_spec, write_tiny_gpt2
 from peer.training.aggregate import aggregator
-from peer.training.codec import EncodedUpdate, average_chunk, chunk_sizes, codec
+from peer.training.codecs.codec import EncodedUpdate, average_chunk, chunk_sizes, codec
 from peer.training.data import load_dataset
 from peer.training.evaluate import held_out_loss
 from peer.training.genesis import prepare_model

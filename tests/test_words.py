@@ -16,8 +16,8 @@ import pytest
 import potluck
 from coordinator.host_screen import HostScreen, run_view
 from lab import REPOSITORY
-from peer import messages
-from peer.coordinator_client import CoordinatorClient
+from peer.link.client import CoordinatorClient
+from peer.screen import messages
 from protocol import words
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity, public_pem

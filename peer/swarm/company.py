@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from peer.messages import Reason
+from peer.screen.messages import Reason
 from peer.swarm.head import Position
 from peer.swarm.members import MemberBook, MemberView
 from peer.swarm.node import short

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from peer.training.codec import EncodedUpdate, codec
+from peer.training.codecs.codec import EncodedUpdate, codec
 from peer.training.work import Update, keeps_own
 from protocol.errors import FormatError
 from protocol.keys import PeerIdentity

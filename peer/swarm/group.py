@@ -14,7 +14,7 @@ from functools import cached_property
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from peer.swarm.farewells import Farewells
-from peer.training.codec import CHUNK_VALUES
+from peer.training.codecs.codec import CHUNK_VALUES
 from protocol import certificate, swarm_pb2
 from protocol.agreement import MAX_GROUP, group_digest
 from protocol.beginners import Beginners, open_beginners

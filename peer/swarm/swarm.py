@@ -34,7 +34,7 @@ from peer.swarm.node import Node
 from peer.swarm.pace import Limits
 from peer.swarm.records import RecordValidator, members_key, open_record, sign_record
 from peer.swarm.rounds import RoundReport, Rounds
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from peer.training.work import Update
 from protocol.agreement import Agreement
 from protocol.backoff import Backoff

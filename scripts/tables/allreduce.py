@@ -197,7 +197,7 @@ async def _peer(job: dict[str, Any]) -> None:
     from peer.swarm.pace import Limits, Pace
     from peer.swarm.records import RecordValidator
     from peer.training.aggregate import aggregator
-    from peer.training.codec import EncodedUpdate, codec
+    from peer.training.codecs.codec import EncodedUpdate, codec
     from protocol import swarm_pb2
     from protocol.presets import NEW
     from tests.swarm_kit import World

@@ -112,7 +112,7 @@ class Bench:
         )
 
     def _ours(self, method: str) -> tuple[Callable[[], None], list[list[int]], Any]:
-        from peer.training.codec import EncodedUpdate
+        from peer.training.codecs.codec import EncodedUpdate
         from peer.training.data import draw, load_dataset
         from peer.training.genesis import build_genesis
         from peer.training.model import load_trainable

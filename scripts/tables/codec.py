@@ -35,7 +35,7 @@ from hivemind.compression import (
 from lab.small_community import real_inputs
 from lab.training_fixtures import Bench
 from peer.training.aggregate import aggregator
-from peer.training.codec import CHUNK_VALUES, average_chunk, codec
+from peer.training.codecs.codec import CHUNK_VALUES, average_chunk, codec
 from protocol.presets import NEW
 
 GOAL_GB_S = 0.3

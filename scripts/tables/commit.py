@@ -58,7 +58,7 @@ def measure(
     """Seconds of each chore, both ways, a value a round; bytes written."""
     from lab.small_community import real_inputs, run_config
     from peer.swarm.averages import Average
-    from peer.training.codec import EncodedUpdate
+    from peer.training.codecs.codec import EncodedUpdate
     from peer.training.outer import outer_step
     from peer.training.state import SharedState
     from scripts.wan.model import inputs_of

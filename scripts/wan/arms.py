@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from peer.training.data import Dataset
 from peer.training.outer import step as outer_step
 from protocol.presets import NEW

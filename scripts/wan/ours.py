@@ -20,7 +20,7 @@ from lab.small_community import Inputs
 from lab.wan.community import WanCommunity
 from lab.wan.lab import Host, WanLab
 from lab.warm_start import WarmStart
-from peer.kept_states import AVERAGE, WHOLE
+from peer.disk.kept_states import AVERAGE, WHOLE
 from protocol.keys import load_public_pem
 from protocol.run_card import RunCard
 from protocol.run_spec import RunSpec

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lab.small_community import Inputs
 from lab.warm_start import WarmStart
-from peer.kept_states import AVERAGE
+from peer.disk.kept_states import AVERAGE
 from peer.swarm.averages import Average
 from peer.training.state import SharedState
 from scripts.wan.arms import PRESETS

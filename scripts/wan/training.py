@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from peer.training.aggregate import aggregator
-from peer.training.codec import EncodedUpdate, average_chunk, chunk_sizes, codec
+from peer.training.codecs.codec import EncodedUpdate, average_chunk, chunk_sizes, codec
 from peer.training.data import Dataset, draw, load_dataset
 from peer.training.evaluate import held_out_loss
 from peer.training.genesis import build_genesis, count_parameters, load_state

@@ -19,7 +19,7 @@ from coordinator.host import Host
 from coordinator.ledger import Ledger
 from coordinator.reports import Answer, CommittedRound, Reports
 from coordinator.store import open_store
-from peer.coordinator_client import CoordinatorClient, RunDescription
+from peer.link.client import CoordinatorClient, RunDescription
 from peer.training.genesis import load_state
 from peer.training.quiet import no_progress_bars
 from peer.training.state import SharedState

@@ -24,7 +24,7 @@ from lab import REPOSITORY
 
 if TYPE_CHECKING:
     from peer.swarm.averages import Average
-    from peer.training.codec import EncodedUpdate
+    from peer.training.codecs.codec import EncodedUpdate
 
 
 class Probes:
@@ -76,7 +76,7 @@ def _average(encoded: EncodedUpdate, clip: float) -> Average:
     """Of two members that have sent the same."""
     from peer.swarm.averages import Average
     from peer.training.aggregate import aggregator
-    from peer.training.codec import average_chunk, chunk_sizes, codec
+    from peer.training.codecs.codec import average_chunk, chunk_sizes, codec
 
     sizes, coder, how = chunk_sizes(encoded.values, encoded.chunk_values), codec(encoded.codec), aggregator(clip)
     chunks = (
