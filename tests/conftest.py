@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,15 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from lab import REPOSITORY
+from lab import small_community
 from lab.processes import CARD_TOKENS_PER_S, Community
 from lab.warm_start import WarmStart
 
 # No test asserts a time: a busy machine is no failure.
 settings.register_profile("potluck", deadline=None)
 settings.load_profile("potluck")
-
-SHAKESPEARE = REPOSITORY / "examples" / "shakespeare"
 
 
 @pytest.fixture(scope="session")
@@ -40,12 +37,8 @@ def glass_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shakespeare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All plays as one text file, 5 MB: as the demo has it."""
-    spec = importlib.util.spec_from_file_location("shakespeare_prepare", SHAKESPEARE / "prepare.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     path = tmp_path_factory.mktemp("shakespeare") / "shakespeare.txt"
-    path.write_text(module.plain_text())
+    path.write_text(small_community.shakespeare().plain_text())
     return path
 
 
