@@ -45,7 +45,7 @@ from protocol.errors import PotluckError
 from protocol.invite import Invite
 from protocol.keys import public_pem
 from protocol.leaving import Leaving
-from protocol.parts import Failure, Part
+from protocol.parts import Failure, SupervisedThread
 from protocol.rpc import SWARM_VERSION
 from protocol.run_spec import RunConfig
 from protocol.status import RunStatus
@@ -85,7 +85,7 @@ class Host:
         self._board: Board | None = None
         self._publisher: Publisher | None = None
         self._server: Server | None = None
-        self._ticker: Part | None = None
+        self._ticker: SupervisedThread | None = None
         self._failures: dict[str, tuple[float, Failure]] = {}  # part -> its newest failure, and when that was
         self._invite: Invite | None = None
         self.reducer_invite: Invite | None = None  # for `potluck join --reduce-only`; None: no host.reducer_code
@@ -220,7 +220,7 @@ class Host:
         def tick() -> None:
             self._tick(reports, board, beginning, roster, folder)
 
-        ticker = self._ticker = Part("ticker", tick, self._closing, self._failed, Backoff(TICK_S, 60.0))
+        ticker = self._ticker = SupervisedThread("ticker", tick, self._closing, self._failed, Backoff(TICK_S, 60.0))
         ticker.start()
         stack.callback(ticker.join, 10.0)
         stack.callback(self._closing.set)

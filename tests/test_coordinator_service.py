@@ -17,8 +17,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from coordinator.host import Host
 from coordinator.service import TRANSFERS_EACH, CoordinatorService
+from peer.link.answers import RunDescription
 from peer.link.channel import open_channel
-from peer.link.client import CoordinatorClient, RunDescription
+from peer.link.client import CoordinatorClient
 from peer.training.genesis import load_state
 from protocol import certificate, coordinator_pb2, coordinator_pb2_grpc
 from protocol.beginners import open_beginners
@@ -44,7 +45,7 @@ class Site:
         return self.swarm.members[0]
 
     def stub(self) -> coordinator_pb2_grpc.CoordinatorStub:
-        return self.client._connected()
+        return self.client.connection.stub()
 
     def membership_key(self) -> Ed25519PrivateKey:
         key = load_pem_private_key((self.host.folder / "membership.key").read_bytes(), password=None)

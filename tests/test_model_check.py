@@ -18,7 +18,6 @@ from peer.training.genesis import build_genesis, prepare_model
 from peer.training.model import load_tokenizer, load_trainable
 from peer.training.model_check import _check_tokenizer, check_model, check_plan
 from protocol.errors import InputError
-from protocol.invite import Invite
 from protocol.run_spec import Method, ModelSource
 from tests.kit.base_models import FULL, LORA, change_weights, configure, data, refused
 from tests.kit.hub_server import Hub, serve
@@ -234,9 +233,9 @@ def test_a_token_that_was_added_beyond_the_embeddings_is_refused_once_the_data_n
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # hivemind's way to find p2pd
 def test_a_volunteer_is_told_of_such_data_before_it_trains(base: Path, tmp_path: Path) -> None:
+    from peer.participation import PeerConfig
     from peer.screen.json_lines import JsonScreen
-    from peer.volunteer import PeerConfig, Volunteer
-    from protocol.leaving import Leaving
+    from peer.volunteer import load_work
 
     tokenizer = load_tokenizer(base)
     tokenizer.add_tokens(["<more>"])
@@ -245,11 +244,9 @@ def test_a_volunteer_is_told_of_such_data_before_it_trains(base: Path, tmp_path:
     spec = make_spec(base, tmp_path / "text.txt")
     make_genesis(spec, base, tmp_path / "genesis" / "model")
     files = SimpleNamespace(genesis=tmp_path / "genesis", base_model=None, data=tmp_path / "text.txt")
-    invite = Invite(addresses=("127.0.0.1:1",), run="a" * 64, tls="b" * 64, root="c" * 64)
-    volunteer = Volunteer(invite, PeerConfig(tmp_path), JsonScreen(), Leaving(lambda: None))
-    admission: Any = SimpleNamespace(card=SimpleNamespace(spec=spec), files=files)
+    admitted: Any = SimpleNamespace(card=SimpleNamespace(spec=spec), files=files)
     with pytest.raises(InputError, match=r"token 1024 \(<more>\), the model has 1024 rows of embeddings"):
-        volunteer._prepare(admission, tmp_path / "sizes.json")
+        load_work(admitted, "me", PeerConfig(tmp_path), JsonScreen(), tmp_path / "sizes.json")
 
 
 def test_a_sequence_beyond_learned_positions_is_an_error_and_no_crash(

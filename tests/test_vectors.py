@@ -101,6 +101,31 @@ PROMISE = Promise(
     run=RUN, round=1, base="ab" * 32, attempt=2, leader=PEERS[1].peer_id,
     cast=(Cast(attempt=1, group="cd" * 32, state="ef" * 32),),
 )  # fmt: skip
+# of a run by rules 3 with groups of two: the second peer waited for a round; the third is completed by its acceptors alone
+TURNS_SPEC = make_spec("vectors", rules=3)
+TURNS_SPEC = TURNS_SPEC.model_copy(update={"sync": TURNS_SPEC.sync.model_copy(update={"max_group": 2})})
+TURNS_RUN = TURNS_SPEC.digest
+TURNS_LAST = Last(
+    2, STATE, {PEERS[0].peer_id: 1024, LATE_PEER.peer_id: 1024}, base=GENESIS, full=2, recent={PEERS[1].peer_id: 1}
+)
+WAITED = Late(base=GENESIS, tokens=2048, first_batch=0, batches=128, waited=1)
+TURNS_CLAIMS = [
+    Claim(
+        run=TURNS_RUN,
+        round=3,
+        base=STATE,
+        tokens=1024,
+        flops=6144,
+        first_batch=0,
+        batches=64,
+        update=UpdateDigest(root="4" * 64, values=36, chunk_values=262144, codec="int8"),
+        late=late,
+    ).sign(peer)
+    for peer, late in ((PEERS[0], None), (PEERS[1], WAITED))
+]
+COMPLETING_VOTE = Vote(
+    run=TURNS_RUN, round=3, attempt=2, group=group_digest(TURNS_CLAIMS), base=STATE, state="6" * 64, completes=True
+)
 FAREWELL = Farewell(run=RUN, round=2, successor=PEERS[0].peer_id, attempt=1)
 ENTRIES = [
     RunEntry(run=RUN, genesis=GENESIS, root_key=ROOT.keyid),
@@ -121,8 +146,8 @@ CARD = RunCard(
 )
 
 
-def issue(peer: PeerIdentity) -> str:
-    return certificate.issue(MEMBERSHIP, run=RUN, peer_id=peer.peer_id, lifetime_s=3600, now=NOW)
+def issue(peer: PeerIdentity, run: str = RUN) -> str:
+    return certificate.issue(MEMBERSHIP, run=run, peer_id=peer.peer_id, lifetime_s=3600, now=NOW)
 
 
 def make_agreement() -> bytes:
@@ -145,6 +170,19 @@ def make_second_agreement() -> bytes:
         "certificates": {peer.peer_id: certificates[peer.peer_id] for peer in voters},
         "weights": {PEERS[0].peer_id: 1024, LATE_PEER.peer_id: 1280},
         "farewells": [json.loads(FAREWELL.sign(PEERS[1]).data)],
+    }
+    return canonical.dumps(value)
+
+
+def make_completed_agreement() -> bytes:
+    tokens = json.loads(stored("turns-certificates.json"))
+    value = {
+        "claims": [json.loads(item.data) for item in TURNS_CLAIMS],
+        "votes": [json.loads(COMPLETING_VOTE.sign(peer).data) for peer in (PEERS[0], LATE_PEER)],
+        "certificates": tokens,
+        "weights": {PEERS[0].peer_id: 1024, PEERS[1].peer_id: 3072},
+        "full": 3,
+        "recent": {LATE_PEER.peer_id: 1},
     }
     return canonical.dumps(value)
 
@@ -179,6 +217,9 @@ SAME_AGAIN: dict[str, Callable[[], bytes]] = {
         Beginners(run=RUN, peers=tuple(peer.peer_id for peer in PEERS)).sign(PeerIdentity(MEMBERSHIP)).data
     ),
     "promise.json": lambda: PROMISE.sign(PEERS[0]).data,
+    "turns-spec.json": TURNS_SPEC.to_bytes,
+    "waiting-claim.json": lambda: TURNS_CLAIMS[1].data,
+    "completing-vote.json": lambda: COMPLETING_VOTE.sign(LATE_PEER).data,
     "state-manifest.json": lambda: StateManifest(
         round=1, tensors=(("a", (2, 3)), ("b", ())), parameters="1" * 64, outer="2" * 64, outer_vectors=2, outer_steps=7
     ).to_bytes(),
@@ -190,11 +231,15 @@ MADE_ONCE: dict[str, Callable[[], bytes]] = {
     # the library that writes certificates may order a JWT's header anew
     "certificates.json": lambda: canonical.dumps({peer.peer_id: issue(peer) for peer in PEERS}),
     "late-certificate.json": lambda: canonical.dumps({LATE_PEER.peer_id: issue(LATE_PEER)}),
+    "turns-certificates.json": lambda: canonical.dumps(
+        {peer.peer_id: issue(peer, TURNS_RUN) for peer in (*PEERS, LATE_PEER)}
+    ),
     "run-card.json": lambda: CARD.sign(ROOT).to_bytes(),
 }
 SAME_FROM_STORED: dict[str, Callable[[], bytes]] = {
     "agreement.json": make_agreement,
     "agreement-2.json": make_second_agreement,
+    "completed-agreement.json": make_completed_agreement,
     "receipt.json": make_vector_receipt,
 }
 
@@ -263,6 +308,15 @@ def test_an_agreement_with_late_work_and_a_farewell_still_verifies() -> None:
     assert open_farewell(stored("farewell.json")) == FAREWELL.sign(PEERS[1])
     assert second.has_majority_of(first.weights), "the one that left speaks through its successor"
     assert not replace(second, farewells=()).has_majority_of(first.weights)
+
+
+def test_an_agreement_with_work_that_waited_completed_by_its_acceptors_still_verifies() -> None:
+    spec, key = RunSpec.from_bytes(stored("turns-spec.json")), MEMBERSHIP.public_key()
+    agreed = Agreement.from_bytes(stored("completed-agreement.json"), run=TURNS_RUN, membership_key=key)
+    check_follows(agreed, TURNS_LAST, spec)
+    assert agreed.completes and LATE_PEER.peer_id in agreed.voters - agreed.by_peer.keys()
+    assert open_claim(stored("waiting-claim.json")).value.worth == 3072
+    assert open_vote(stored("completing-vote.json")) in agreed.votes
 
 
 @pytest.mark.parametrize(

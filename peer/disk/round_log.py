@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from protocol.disk import disk_error, write_file
 
 if TYPE_CHECKING:
-    from peer.swarm.rounds import RoundReport
+    from peer.round.report import RoundReport
 
 KEPT = 1000  # lines
 MAX_FILE_BYTES = 16 << 20  # that are read

@@ -138,3 +138,22 @@ def take_farewells(state: State, said: Iterable[Signed[Farewell]]) -> None:
 
 def farewells_to_tell(state: State) -> list[Signed[Farewell]]:
     return [item for known in state.farewells.values() for item in known.signed]
+
+
+# ---- what this member says of itself --------------------------------------------------------------------------------------
+
+
+def own_said(state: State, now: float) -> Said:
+    """For the others' views."""
+    box, config = state.box, state.config
+    return Said(
+        round=state.round,
+        base=state.last.state,
+        tokens=state.own.tokens,
+        attempt=max(box.attempt, 0) if box.round == state.round else 0,
+        leaving=state.leaving is not None,
+        reduce_only=config.reduce_only,
+        step_s=state.own.step_s,
+        hears=len(alive(state, now)),
+        up_bytes_s=up_bytes_s(state),
+    )

@@ -19,7 +19,8 @@ from coordinator.host import Host
 from coordinator.ledger import Ledger
 from coordinator.reports import Answer, CommittedRound, Reports
 from coordinator.store import open_store
-from peer.link.client import CoordinatorClient, RunDescription
+from peer.link.answers import RunDescription
+from peer.link.client import CoordinatorClient
 from peer.training.genesis import load_state
 from peer.training.quiet import no_progress_bars
 from peer.training.state import SharedState
@@ -267,7 +268,7 @@ class Office:
     folder: Path
     rounds: int = 0
     members: int = 3
-    rules: int = 2
+    rules: int = 3
     min_peers: int = 1
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from lab import REPOSITORY
 
 if TYPE_CHECKING:
-    from peer.swarm.averages import Average
+    from peer.sync.averages import Average
     from peer.training.codecs.codec import EncodedUpdate
 
 
@@ -74,13 +74,15 @@ class Peak:
 
 def _average(encoded: EncodedUpdate, clip: float) -> Average:
     """Of two members that have sent the same."""
-    from peer.swarm.averages import Average
+    from peer.sync.averages import Average
     from peer.training.aggregate import aggregator
-    from peer.training.codecs.codec import average_chunk, chunk_sizes, codec
+    from peer.training.codecs.codec import chunk_sizes
+    from peer.training.reduce import average_chunk
 
-    sizes, coder, how = chunk_sizes(encoded.values, encoded.chunk_values), codec(encoded.codec), aggregator(clip)
+    how, sizes = aggregator(clip), chunk_sizes(encoded.values, encoded.chunk_values)
     chunks = (
-        average_chunk(coder, how, [data, data], [1, 1], size) for data, size in zip(encoded.chunks, sizes, strict=True)
+        average_chunk(encoded.codec, how, [data, data], [1, 1], size)
+        for data, size in zip(encoded.chunks, sizes, strict=True)
     )
     return Average(encoded.codec, encoded.values, tuple(chunks))
 
@@ -89,8 +91,8 @@ def probe(folder: Path) -> dict[str, tuple[int, int]]:
     """Two rounds of the run in this folder: stage -> `Peak.take` after it."""
     import torch
 
-    from peer.swarm.contribution import lossy
-    from peer.swarm.head import Head, Position
+    from peer.sync.contribution import lossy
+    from peer.sync.shelf import Head, Position
     from peer.training.data import load_dataset
     from peer.training.genesis import load_state
     from peer.training.model import load_trainable
@@ -146,7 +148,7 @@ def probe(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def main() -> None:
-    import peer.swarm.swarm  # noqa: F401  # hivemind and all
+    import peer.net.swarm  # noqa: F401  # hivemind and all
 
     imports = Peak().take()
     import transformers.models.llama.modeling_llama  # noqa: F401
