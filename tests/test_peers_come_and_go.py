@@ -15,7 +15,7 @@ from lab.outcomes import ledger_entries
 from lab.processes import CARD_TOKENS_PER_S, Community, Part, eventually, leave_in_turn
 from lab.warm_start import WarmStart
 from protocol.keys import PeerIdentity
-from protocol.succession import PROBATION
+from protocol.last import PROBATION
 from tests.kit.whole_runs import (
     NAMES,
     Opener,
