@@ -36,6 +36,7 @@ from hivemind.utils.multiaddr.exceptions import Error as MultiaddrError
 
 from peer.listening import check_free, split_host_port
 from peer.net import frames
+from peer.net.traffic import Traffic
 from protocol.errors import FormatError, NetworkError, PotluckError
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Node:
     def __init__(self, p2p: P2P, dht: DHTNode, reaper: subprocess.Popen[bytes]) -> None:
         self._p2p, self._dht, self._reaper = p2p, dht, reaper
         self._open: Counter[str] = Counter()  # peer id -> streams that it holds open
+        self.traffic = Traffic()
         self.peer_id: str = p2p.peer_id.to_base58()
 
     @classmethod
@@ -175,6 +177,7 @@ class Node:
                 writer.close()
                 return
             self._open[peer] += 1
+            reader, writer = self.traffic.counted(name, reader, writer)
             try:
                 await handler(peer, reader, writer)
                 await _let_it_close(reader)
@@ -198,8 +201,9 @@ class Node:
                 reader, writer = await self._open_stream(PeerID.from_base58(peer_id), name)
         except _UNREACHABLE as error:
             raise NetworkError(f"cannot reach {short(peer_id)}: {str(error) or type(error).__name__}") from error
+        self.traffic.opened[name.rpartition("/")[2]] += 1
         try:
-            yield reader, writer
+            yield self.traffic.counted(name, reader, writer)
         finally:
             writer.close()
 

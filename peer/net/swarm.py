@@ -30,6 +30,7 @@ from peer.net.node import Node
 from peer.net.place import Callbacks, Place, SwarmConfig
 from peer.net.records import RecordValidator
 from peer.net.search import SEARCH_INTERVAL_S, Search
+from peer.net.traffic import Traffic
 from peer.round import views
 from peer.round.events import Anchored, CoordinatorSaid, Event
 from peer.round.report import RoundReport
@@ -139,6 +140,12 @@ class Swarm:
     def known_addresses(self) -> set[str]:
         """Where to look for other members."""
         return set(self._searching.addresses)
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes on this member's streams so far."""
+        assert self._node is not None, "the swarm has not been entered"
+        return self._node.traffic
 
     def members(self) -> list[View]:
         """The other live members."""

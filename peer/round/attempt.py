@@ -139,7 +139,7 @@ def advance(state: State, agreement: Agreement, now: float) -> list[Action]:
     done = Commit(
         agreement,
         counted=took_part,
-        may_wait=0 if took_part else min(last.full, last.recent.get(me, last.full)),
+        may_wait=last.may_have_waited(me),
         is_late=not took_part and agreement.base == state.last.state,
         rounds=rounds,
         waited_s=waited_s,

@@ -164,8 +164,9 @@ def to_ask(state: State, there: list[View], now: float, attempt: int = 0) -> lis
     names = {view.peer for view in chosen}
     free = [view for view in by_debt if view.peer not in names]
     left = places - len(chosen)
-    known = [view for view in free if view.peer in state.been or view.peer in deciding]
-    new = [view for view in free if not (view.peer in state.been or view.peer in deciding)]
+    been = state.been | deciding.keys() | state.last.recent.keys()
+    known = [view for view in free if view.peer in been]
+    new = [view for view in free if view.peer not in been]
     share = max(left // NEWCOMERS, 1, left - len(known)) if new else 0
     return [*chosen, *new[: min(share, left)], *known][:places]
 
