@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from peer.round.box import Box
 from peer.round.group import Group
 from protocol.agreement import Agreement
+from protocol.epoch import Word
 from protocol.signed import Signed
 from protocol.statements import Farewell, Promise, Vote
 
@@ -73,6 +74,7 @@ class Propose:
     attempt: int
     timeout_s: float
     asked: Sequence[str]
+    word: Signed[Word] | None = None
 
 
 @dataclass(slots=True)
