@@ -49,6 +49,7 @@ from protocol.parts import Told
 logger = logging.getLogger(__name__)
 
 MISSED_MANY = 5  # rounds in a row: then the owner is told
+SAID_S = 0.2  # that what is said to one member is said to the others, too
 TELL_S = 3.0  # for the others to hear that this member leaves
 LEAVE_S = 12.0  # for the core to be done
 
@@ -101,6 +102,7 @@ class Driver:
         self._telling: asyncio.Task[None] | None = None
         self._began = ""  # digest of the state that the trainer began from
         self._missed_rounds = 0  # in a row
+        self._said: tuple[float, Any, e.Said] = (0.0, None, e.Said(0, ""))
 
     @property
     def head(self) -> Head:
@@ -335,9 +337,16 @@ class Driver:
         self.roster.note_addresses(peer, tuple(message.addresses[:16]))
         self.post(calls.heard(self, peer, message))
 
+    def _own_said(self) -> e.Said:
+        """What this member says of itself, a moment old at most: it is the same for all."""
+        now, state = time.monotonic(), self.state
+        key = (state.round, state.leaving is not None, state.own.tokens > 0)
+        if now - self._said[0] >= SAID_S or self._said[1] != key:
+            self._said = now, key, views.own_said(state, now)
+        return self._said[2]
+
     def _own_progress(self, to: str) -> swarm_pb2.Progress:
-        own = views.own_said(self.state, time.monotonic())
-        message = calls.wire.progress(own)
+        message = calls.wire.progress(self._own_said())
         message.certificate = self._certificate()
         message.addresses[:] = self.addresses[:16]
         message.from_you_bytes_s = self.pace.arrived_from(to)
