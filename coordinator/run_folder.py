@@ -33,6 +33,7 @@ from typing import TypeVar
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from protocol.checkpoint import step_name
 from protocol.disk import disk_error, is_full, set_aside, sync, write_file
 from protocol.errors import FormatError, InputError
 from protocol.keys import KEY_HINT, PeerIdentity, RootKey, load_private_pem, public_pem
@@ -63,6 +64,11 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def genesis(self) -> Path:
+        """The checkpoint of round 0."""
+        return self.checkpoints / step_name(0)
 
     @property
     def incoming(self) -> Path:

@@ -1,4 +1,4 @@
-"""What the coordinator's tests share: a tiny real model and text, a run.toml, and a swarm of identities that signs rounds."""
+"""What the coordinator's tests share: a tiny real model and text, a run.toml, and identities that sign rounds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from coordinator.host import Host
 from coordinator.ledger import Ledger
 from coordinator.reports import Answer, CommittedRound, Reports
-from coordinator.store import open_store
+from coordinator.store.database import Store
 from peer.coordinator_client import CoordinatorClient, RunDescription
 from peer.training.genesis import load_state
 from peer.training.quiet import no_progress_bars
@@ -307,6 +307,7 @@ class Office:
     def open(self) -> None:
         """Open the store, as a start does."""
         self.ledger = open_ledger(self.folder, self.ledger_key, self.card, self.root)
+        self.store = self.ledger.store
         self.reports = Reports(self.ledger, self.card, self.committed.append, lambda: self.named)
 
     def reopen(self) -> None:
@@ -315,7 +316,7 @@ class Office:
         self.open()
 
     def close(self) -> None:
-        self.ledger.engine.dispose()
+        self.store.close()
 
     def member(self) -> Member:
         identity = PeerIdentity.generate()
@@ -335,10 +336,10 @@ class Office:
 
 
 def open_ledger(folder: Path, key: Ed25519PrivateKey, card: RunCard, root: RootKey) -> Ledger:
-    engine = open_store(folder / "ledger.db")
+    store = Store(folder / "ledger.db")
     first = RunEntry(run=card.run, genesis=card.genesis, root_key=root.keyid)
     try:
-        return Ledger(engine, key, note.origin(card.spec.run.name, card.run), first)
+        return Ledger(store, key, note.origin(card.spec.run.name, card.run), first)
     except InputError:
-        engine.dispose()
+        store.close()
         raise

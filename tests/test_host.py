@@ -23,7 +23,7 @@ from coordinator.host import Host
 from coordinator.host_screen import HostScreen
 from coordinator.rendezvous import Rendezvous
 from coordinator.run_folder import RunFolder as HostFolder
-from coordinator.store import open_store
+from coordinator.store.database import Store
 from peer.coordinator_client import CoordinatorClient
 from peer.outbox import Outbox
 from peer.training.genesis import load_state
@@ -53,13 +53,10 @@ def invite_of(host: Part) -> Invite:
 
 def credits_in(folder: Path) -> Counter[tuple[int, str]]:
     """(round, peer id) -> how many credit leaves."""
-    engine = open_store(folder / "ledger.db")
-    try:
-        with engine.connect() as connection:
-            leaves = connection.exec_driver_sql("SELECT data FROM leaves ORDER BY [index]").scalars().all()
-    finally:
-        engine.dispose()
-    entries = [parse_entry(data) for data in leaves]
+    store = Store(folder / "ledger.db")
+    with store.reading() as tables:
+        entries = [parse_entry(data) for _, data in tables.log.leaves()]
+    store.close()
     return Counter((entry.round, entry.peer_id) for entry in entries if isinstance(entry, CreditEntry))
 
 
@@ -148,7 +145,7 @@ def test_invite_holds_a_code_that_stays_unless_the_run_is_open(
 @pytest.mark.parametrize(("lines", "code"), [("open = true", None), ('open = true\ncode = "wood"', "wood")])
 def test_hosts_own_code_wins(tmp_path: Path, lines: str, code: str | None) -> None:
     host = Host(write_run(tmp_path / "source", code=None, host=lines), tmp_path / "run")
-    assert host._code(HostFolder(tmp_path / "run")) == code
+    assert host.code(HostFolder(tmp_path / "run")) == code
 
 
 def test_full_run_says_so(tmp_path: Path) -> None:

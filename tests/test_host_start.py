@@ -28,7 +28,7 @@ from coordinator.host_screen import HostScreen
 from coordinator.launch import MAX_NAME_CHARS
 from coordinator.rendezvous import Rendezvous
 from coordinator.run_folder import RunFolder
-from coordinator.store import open_store
+from coordinator.store.database import Store
 from protocol import disk
 from protocol.errors import FormatError, InputError
 from protocol.keys import RootKey
@@ -378,5 +378,5 @@ def test_a_model_that_is_refused_leaves_nothing_that_another_start_would_take(lo
     assert _tell(config, folder)[1] is None
     spec = json.loads((folder / "run.json").read_text())
     assert spec["model"]["parameters"] >= spec["model"]["trainable"] > 0
-    open_store(folder / "ledger.db").dispose()
+    Store(folder / "ledger.db").close()
     assert RootKey.load_or_create(folder / "root.pem")
