@@ -164,11 +164,15 @@ class Door:
         self._short = Workers("coordinator", limits.threads, limits.threads_each)
         self._reports = Workers("reports", limits.report_threads, limits.report_threads_each)
         self._uploads = Workers("uploads", limits.upload_threads, limits.upload_threads_each)
-        report = self._unary("Report", self._reports)
+        report, chain = (
+            _Kind(self._unary(name, self._reports), limits.report_request_s, limits.report_answer_s, reports)
+            for name in ("Report", "ReportChain")
+        )
         self._kinds = {
             "FetchFile": _Kind(self._fetch, limits.request_s, limits.fetch_s, transfers),
             "UploadState": _Kind(self._upload, limits.request_s, service.upload_s, transfers),
-            "Report": _Kind(report, limits.report_request_s, limits.report_answer_s, reports),
+            "Report": report,
+            "ReportChain": chain,
         }
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:

@@ -5,6 +5,9 @@ so most reports say nothing new, and are answered without a look at their signat
 they come. What cannot be decided yet waits in the store (`waiting`), under the state that it starts from, and is looked
 at again when that state is committed; what can then follow no more is dropped.
 
+Where a round is missing for good, because all who were in it have lost their reports, a member that has the agreements
+sends them as a chain (`gap` says who is asked): each is the next round by the same rule, or the chain ends there.
+
 Signatures are checked before the ledger's lock is taken.
 """
 
@@ -13,7 +16,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +104,29 @@ class Reports:
         except FormatError as error:
             return Answer(False, error.message)
         return self._submit(value, _said(value), len(data), reporter, time.time() if now is None else now)
+
+    def submit_chain(self, chain: Sequence[bytes], reporter: str, now: float | None = None) -> Answer:
+        """Take the rounds that the ledger lacks, oldest first; what it has already is passed over.
+
+        The first that is not the next round ends it, before any signature of it is looked at; those before it stay.
+
+        Others: as `submit`.
+        """
+        now = time.time() if now is None else now
+        for data in chain:
+            try:
+                value = canonical.loads(data, max_bytes=MAX_AGREEMENT_BYTES)
+            except FormatError as error:
+                return Answer(False, error.message)
+            said, tip = _said(value), self.tip()
+            if said is None or said.run != self._card.run:
+                return Answer(False, "a chain is made of agreements of this run")
+            if said.round > tip.round and (said.round, said.base) != (tip.round + 1, tip.state):
+                return Answer(False, f"round {said.round} does not follow round {tip.round} of the ledger")
+            answer = self._submit(value, said, len(data), reporter, now)
+            if not answer.accepted:
+                return answer
+        return Answer(True)
 
     def settle(self, now: float | None = None) -> None:
         """Commit what can follow now: what a host that was killed left undone. The host calls this every second."""

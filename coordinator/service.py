@@ -11,6 +11,7 @@ from typing import Any
 from coordinator.admission import Admission
 from coordinator.beginning import Beginning
 from coordinator.board import Board
+from coordinator.gap import Gap
 from coordinator.places import Places
 from coordinator.publisher import Publisher
 from coordinator.receipts import ReceiptDesk
@@ -21,7 +22,7 @@ from coordinator.twins import Twins
 from protocol import certificate, coordinator_pb2
 from protocol.claim import MAX_AGREEMENT_BYTES
 from protocol.errors import FormatError, RefusedError
-from protocol.rpc import PART_BYTES, SWARM_VERSION, transfer_timeout_s
+from protocol.rpc import MAX_CHAIN_BYTES, MAX_CHAIN_ROUNDS, PART_BYTES, SWARM_VERSION, transfer_timeout_s
 from protocol.status import Alarm
 
 MEMBERS = 4096  # calls of members under way, in all
@@ -55,7 +56,7 @@ class CoordinatorService:
         self._reports, self._receipts, self._board, self._publisher = reports, receipts, board, publisher
         self._calls = Places(total=MEMBERS, each=EACH)
         self.transfers = Places(total=MEMBERS, each=TRANSFERS_EACH)
-        self._twins = Twins(offer.card.run)
+        self._twins, self._gap = Twins(offer.card.run), Gap()
 
     @property
     def upload_s(self) -> float:
@@ -113,6 +114,7 @@ class CoordinatorService:
                 time=time.time(),
                 alarm=_alarm(board.alarm),
                 twin=coordinator_pb2.Twin.Name(twin),
+                want_chain=self._gap.ask(peer_id, request.round, round_number, now, worked=worked),
             )
 
     def Report(self, request: Any, network: str) -> Any:
@@ -120,6 +122,17 @@ class CoordinatorService:
             if len(request.agreement) > MAX_AGREEMENT_BYTES:
                 raise FormatError(f"an agreement has at most {MAX_AGREEMENT_BYTES} bytes, got {len(request.agreement)}")
             answer = self._reports.submit(request.agreement, peer_id)
+        return coordinator_pb2.ReportReply(accepted=answer.accepted, reason=answer.reason)
+
+    def ReportChain(self, request: Any, network: str) -> Any:
+        with self._call(request.certificate) as peer_id:
+            count, size_bytes = len(request.agreements), sum(map(len, request.agreements))
+            if count > MAX_CHAIN_ROUNDS or size_bytes > MAX_CHAIN_BYTES:
+                raise FormatError(
+                    f"a chain has at most {MAX_CHAIN_ROUNDS} agreements and {MAX_CHAIN_BYTES} bytes, "
+                    f"got {count} and {size_bytes}"
+                )
+            answer = self._reports.submit_chain(request.agreements, peer_id)
         return coordinator_pb2.ReportReply(accepted=answer.accepted, reason=answer.reason)
 
     def UploadState(self, first: Any, network: str, rest: Iterator[Any]) -> Any:
