@@ -59,7 +59,7 @@ def host(
     """Launch a run: make and sign its genesis, admit volunteers, keep the ledger, publish checkpoints."""
     _log(verbose)
     _need("coordinator", "sqlalchemy", "torch")
-    from peer.starting import starting
+    from peer.screen.starting import starting
 
     starting("torch", "transformers", "coordinator.host", quiet=json_output)
     from coordinator.host import host as run_host
@@ -114,7 +114,7 @@ def join(
 ) -> None:
     """Donate this computer's time to a run: train with the others until it is over or you press Ctrl-C."""
     from peer.listening import check_listen
-    from peer.starting import starting
+    from peer.screen.starting import starting
     from protocol.pasted import read_invite
 
     parsed = read_invite(invite)  # before the heavy imports: a bad paste is told at once
@@ -124,7 +124,8 @@ def join(
     _need("peer", "torch", "hivemind")
     starting("torch", "transformers", "hivemind", "peer.volunteer", quiet=json_output)
     from peer.handing_on import Outcome
-    from peer.screens import JsonScreen, TerminalScreen
+    from peer.screen.json_lines import JsonScreen
+    from peer.screen.terminal import TerminalScreen
     from peer.swarm.swarm import SwarmConfig
     from peer.volunteer import PeerConfig, Volunteer
     from protocol.keys import PeerIdentity
@@ -170,7 +171,7 @@ def leave(
     lang: Lang = None,
 ) -> None:
     """Ask the peers that run on this computer to leave, and wait until they have: as Ctrl-C does where they were started."""
-    from peer.local_peers import ask_to_leave, find_peers
+    from peer.disk.local_peers import ask_to_leave, find_peers
     from protocol.trust import home as default_home
 
     running = [peer for peer in find_peers(home or default_home(), run) if peer.process is not None]
@@ -205,8 +206,8 @@ def fetch(
 ) -> None:
     """Fetch a run's newest published checkpoint from its coordinator, and verify it; goes on where it was broken off."""
     _need("peer", "grpc")
-    from peer.download_bar import DownloadBar
-    from peer.fetching import fetch_checkpoint
+    from peer.link.fetching import fetch_checkpoint
+    from peer.screen.download_bar import DownloadBar
     from protocol.pasted import read_invite
     from protocol.trust import home as default_home
 
@@ -300,7 +301,7 @@ def _newest(given: str) -> Any:
         return newest.by_head(newest.head_note_in(data))
     invite = pasted.read_invite(given)
     _need("peer", "grpc")
-    from peer.coordinator_client import CoordinatorClient
+    from peer.link.client import CoordinatorClient
 
     def ask(size: int) -> newest.RunNow:
         with CoordinatorClient(invite) as client:
@@ -324,7 +325,7 @@ def status(
         _local_status(home, json_output)
         return
     _need("peer", "grpc")
-    from peer.coordinator_client import CoordinatorClient
+    from peer.link.client import CoordinatorClient
     from protocol.pasted import read_invite
 
     with CoordinatorClient(read_invite(invite)) as client:
@@ -348,8 +349,8 @@ def status(
 
 
 def _local_status(home: Path | None, json_output: bool) -> None:
-    from peer.local_peers import find_peers
-    from peer.round_log import describe
+    from peer.disk.local_peers import find_peers
+    from peer.screen.rounds import describe
     from protocol.trust import home as default_home
 
     found = find_peers(home or default_home())
@@ -498,7 +499,7 @@ def main() -> NoReturn:
     Ctrl-C ends it as it ends any program, where no verb has taken that over: an exception would come wherever it is.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from peer.usage import run
+    from peer.screen.usage import run
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal's encoding lacks ends nothing
         with contextlib.suppress(OSError):  # of a stream that cannot be changed any more

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from protocol.claim import Agreement
+from protocol.agreement import Agreement
 
 
 @dataclass(frozen=True)
@@ -29,5 +29,5 @@ def decide(agreement: Agreement) -> Mapping[str, Grant]:
     """
     return {
         peer_id: Grant(tokens=agreement.weights[peer_id], flops=claim.flops * agreement.weights[peer_id] // claim.worth)
-        for peer_id, claim in agreement.claims.items()
+        for peer_id, claim in agreement.by_peer.items()
     }

@@ -15,7 +15,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.roster import Presence
 from coordinator.store.database import Store
-from protocol.beginners import Beginners, trusted_beginners
+from protocol.beginners import Beginners
+from protocol.keys import PeerIdentity
+from protocol.signed import stored_signed
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class Beginning:
         with self._lock:
             if not self._word and round == 0 and len(working) >= self._least:
                 peers = tuple(working[: max(self._least, FEW)])
-                word = Beginners(run=self._run, peers=peers).sign(self._key)
+                word = Beginners(run=self._run, peers=peers).sign(PeerIdentity(self._key)).data
                 with self._store.writing() as tables:
                     tables.beginners.name(self._run, word)
                 self._word = word
@@ -66,7 +68,7 @@ class Beginning:
         """Warn when so many of the named have gone that nobody can make round 1."""
         if round > 0 or not self._word or now - self._looked < AWAY_S:
             return
-        peers = trusted_beginners(self._word).peers
+        peers = stored_signed(Beginners, self._word).value.peers
         here = [peer for peer in peers if peer in seen and now - seen[peer].seen < AWAY_S]
         stuck = 2 * len(here) <= len(peers)
         if stuck and not self._warned:

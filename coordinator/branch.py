@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from protocol.claim import Agreement
+from protocol.agreement import Agreement
 from protocol.run_spec import RunSpec
 from protocol.succession import Last, check_follows
 

@@ -26,11 +26,12 @@ from coordinator.ledger import Ledger, Writing
 from coordinator.store.database import Tables
 from coordinator.store.rows import PendingRow
 from protocol import canonical
-from protocol.claim import MAX_AGREEMENT_BYTES, Agreement, Vote
+from protocol.agreement import MAX_AGREEMENT_BYTES, Agreement
 from protocol.envelope import Envelope
 from protocol.errors import FormatError, RefusedError
 from protocol.ledger_entry import CreditEntry
 from protocol.run_card import RunCard
+from protocol.statements import Vote
 from protocol.succession import Last
 
 logger = logging.getLogger(__name__)
@@ -224,18 +225,18 @@ class Reports:
     def _commit(self, write: Writing, agreement: Agreement, reporter: str, now: float) -> CommittedRound:
         write.tables.rounds.commit(agreement, reporter, now)
         grants = audit.decide(agreement)
-        for envelope in agreement.claim_envelopes:
-            grant = grants.get(envelope.keyid)
+        for claim in agreement.claims:
+            grant = grants.get(claim.by)
             if grant is None:
                 continue
             write.credit(
                 CreditEntry(
                     run=self._card.run,
                     round=agreement.round,
-                    peer_id=envelope.keyid,
+                    peer_id=claim.by,
                     tokens=grant.tokens,
                     flops=grant.flops,
-                    claim=envelope.digest,
+                    claim=claim.digest,
                     state=agreement.state,
                 )
             )
@@ -260,7 +261,7 @@ def _fork(tables: Tables, agreement: Agreement, committed_state: str | None, rep
     )
     data = agreement.to_bytes()
     if not tables.forks.is_known(data) and tables.forks.by(reporter) < MAX_FORKS_PER_PEER:
-        logger.warning("fork: %s, signed by %d peers", reason, len(agreement.vote_envelopes))
+        logger.warning("fork: %s, signed by %d peers", reason, len(agreement.votes))
         tables.forks.add(
             data,
             round=agreement.round,

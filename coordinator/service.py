@@ -20,7 +20,7 @@ from coordinator.roster import Roster
 from coordinator.shelf import Offer, ShelfFile
 from coordinator.twins import Twins
 from protocol import certificate, coordinator_pb2
-from protocol.claim import MAX_AGREEMENT_BYTES
+from protocol.agreement import MAX_AGREEMENT_BYTES
 from protocol.errors import FormatError, RefusedError
 from protocol.rpc import MAX_CHAIN_BYTES, MAX_CHAIN_ROUNDS, PART_BYTES, SWARM_VERSION, transfer_timeout_s
 from protocol.status import Alarm

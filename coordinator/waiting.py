@@ -7,7 +7,7 @@ waiting, and of those first who have done no work: what another has reported, to
 from __future__ import annotations
 
 from coordinator.store.database import Tables
-from protocol.claim import Agreement
+from protocol.agreement import Agreement
 from protocol.errors import NetworkError
 
 MAX_AHEAD = 100_000  # rounds beyond the newest committed one

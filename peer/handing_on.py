@@ -26,7 +26,7 @@ LOOK_S = 0.3
 
 
 class Outcome(enum.Enum):
-    """What a leaver leaves behind; the values are keys of `peer.messages`."""
+    """What a leaver leaves behind; the values are keys of `peer.screen.messages`."""
 
     DONE = ""  # the others, or those that come back, have all that they need
     NOT_HANDED_ON = "not-handed-on"  # others stay, and none of them has the newest state
@@ -68,7 +68,7 @@ def hand_on(
     """Stay until another has what only this peer has, or until that has taken too long; returns what became of it.
 
     Args:
-        tell: shows the owner a message: its key in `peer.messages`, and its values.
+        tell: shows the owner a message: its key in `peer.screen.messages`, and its values.
     """
     started = clock()
     link.say_leaving()

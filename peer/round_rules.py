@@ -10,7 +10,7 @@ there. An *attempt* is a ballot number.
                the weight claimed in the group whose updates it averages
 
     farewell   a member that leaves hands its weight in the round to another that stays. Each attempt counts by the farewells
-               that its leader puts into the group, never by what one has heard otherwise; see `protocol.claim.acceptors_after`
+               that its leader puts into the group, never by what one has heard otherwise; see `protocol.majority.acceptors_after`
 
 Two majorities share a member, that member keeps its promise, and so there is never a second state. With farewells, whoever
 speaks for a weight in one attempt and somebody else in a later one: the weight's owner may not sign a farewell after its
@@ -36,8 +36,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from protocol import canonical
-from protocol.claim import has_majority
 from protocol.errors import FormatError, RoundAborted
+from protocol.majority import has_majority
 
 MAX_BOX_BYTES = 64 << 20
 

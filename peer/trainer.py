@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
-from peer.moments import Moments
+from peer.disk.moments import Moments
 from peer.swarm.head import Head
 from peer.swarm.swarm import Swarm
 from peer.training.work import LocalWork, StepResult

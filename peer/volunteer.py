@@ -17,19 +17,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from peer.admission import Admission, Newcomer, RunOver, tell_clock
-from peer.clock import MAX_OFFSET_S
-from peer.coordinator_client import CoordinatorClient
-from peer.coordinator_link import Certificate, CoordinatorLink
+from peer.disk.keeper import Keeper
+from peer.disk.kept_states import KeptStates
+from peer.disk.moments import Moments
+from peer.disk.outbox import Outbox
+from peer.disk.receipts import Receipts
+from peer.disk.round_log import Round
+from peer.disk.run_folder import RunFolder
 from peer.handing_on import Outcome, hand_on
-from peer.keeper import Keeper
-from peer.kept_states import KeptStates
-from peer.messages import Reason
-from peer.moments import Moments
-from peer.outbox import Outbox
-from peer.receipts import Receipts
-from peer.run_folder import RunFolder
-from peer.screen import Screen
+from peer.link.admission import Admission, Newcomer, RunOver, tell_clock
+from peer.link.background import Certificate, CoordinatorLink
+from peer.link.client import CoordinatorClient
+from peer.link.clock import MAX_OFFSET_S
+from peer.screen.messages import Reason
+from peer.screen.rounds import describe
+from peer.screen.screen import Screen
 from peer.swarm.head import Head
 from peer.swarm.rounds import RoundReport
 from peer.swarm.swarm import DaemonEnded, Swarm, SwarmConfig
@@ -326,6 +328,7 @@ class Volunteer:
         """A round was committed; `kept` says whether all that must be on disk is there."""
         if kept:
             self._kept_round = head.round
+        logger.info("%s", describe(Round.of(report)))
         self._screen.committed(head, report)
         if self._link is not None:
             self._link.wake()

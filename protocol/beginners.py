@@ -8,35 +8,34 @@ carries it, so that whoever checks a checkpoint can see that the run began where
     {"peers":["12D3KooW…"],"run":"<run digest>"}          a DSSE envelope by the key that signs membership certificates
 
     >>> from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    >>> from protocol.keys import PeerIdentity
     >>> key = Ed25519PrivateKey.generate()
-    >>> signed = Beginners(run="ab" * 32, peers=("alice", "bob")).sign(key)
-    >>> open_beginners(signed, key.public_key(), run="ab" * 32).weights
+    >>> signed = Beginners(run="ab" * 32, peers=("alice", "bob")).sign(PeerIdentity(key))
+    >>> open_beginners(signed.data, key.public_key(), run="ab" * 32).value.weights
     {'alice': 1, 'bob': 1}
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from pydantic import Field
 
-from protocol import envelope
+from protocol.digests import Digest
 from protocol.errors import FormatError, SignatureError, VerificationError
-from protocol.invite import Hex64
-from protocol.keys import PeerIdentity, peer_id_of
+from protocol.keys import peer_id_of
+from protocol.signed import Signed, Statement, open_signed
 
-BEGINNERS_TYPE = "application/vnd.potluck.beginners.v1+json"
 MAX_BEGINNERS = 1024
-MAX_BEGINNERS_BYTES = 256 * 1024
 
 
-class Beginners(BaseModel):
-    """Who decides on round 1."""
+class Beginners(Statement):
+    """Who decides on round 1; signed by the run's membership key."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    run: Hex64
+    media_type: ClassVar[str] = "application/vnd.potluck.beginners.v1+json"
+    max_bytes: ClassVar[int] = 256 * 1024
+    run: Digest
     peers: tuple[Annotated[str, Field(max_length=64)], ...] = Field(min_length=1, max_length=MAX_BEGINNERS)
 
     @property
@@ -44,37 +43,25 @@ class Beginners(BaseModel):
         """Peer id -> weight, as an agreement has them."""
         return dict.fromkeys(self.peers, 1)
 
-    def sign(self, key: Ed25519PrivateKey) -> bytes:
-        """The signed word, by the run's membership key."""
-        return envelope.sign(self.model_dump(mode="json"), BEGINNERS_TYPE, PeerIdentity(key)).to_bytes()
 
-
-def trusted_beginners(data: bytes) -> Beginners:
-    """Read a word whose signature was checked before."""
-    payload = envelope.Envelope.from_bytes(data, MAX_BEGINNERS_BYTES).payload
-    return Beginners.model_validate_json(payload)
-
-
-def open_beginners(data: bytes, key: Ed25519PublicKey, *, run: str) -> Beginners:
-    """Check the signed word.
-
-    Args:
-        key: the run's membership key, from the run card.
+def open_beginners(data: bytes, key: Ed25519PublicKey, *, run: str) -> Signed[Beginners]:
+    """Check the signed word, given the run's membership key, from the run card.
 
     Raises:
         FormatError: not such a word.
         SignatureError: not signed by `key`.
         VerificationError: for another run.
     """
-    signer, value = envelope.open_by_peer(data, BEGINNERS_TYPE, MAX_BEGINNERS_BYTES)
-    if signer != peer_id_of(key):
-        raise SignatureError("the beginners were not named by this run's coordinator")
-    try:
-        word = Beginners.model_validate(value)
-    except ValidationError as error:
-        raise FormatError(f"not a naming of beginners: {error.errors()[0]['msg']}") from error
-    if word.run != run:
-        raise VerificationError("the beginners of another run")
-    if len(set(word.peers)) != len(word.peers):
-        raise FormatError("a beginner is named twice")
+    word = open_signed(Beginners, data)
+    check_beginners(word, key, run=run)
     return word
+
+
+def check_beginners(word: Signed[Beginners], key: Ed25519PublicKey, *, run: str) -> None:
+    """Check that a word is this run's. Raises: as `open_beginners`."""
+    if word.by != peer_id_of(key):
+        raise SignatureError("the beginners were not named by this run's coordinator")
+    if word.value.run != run:
+        raise VerificationError("the beginners of another run")
+    if len(set(word.value.peers)) != len(word.value.peers):
+        raise FormatError("a beginner is named twice")

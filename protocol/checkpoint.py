@@ -25,8 +25,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from protocol import canonical, files, merkle
+from protocol.digests import Digest
 from protocol.errors import FormatError
-from protocol.invite import Hex64
 from protocol.keys import RootKey, load_public_pem, public_pem
 from protocol.ledger_entry import CheckpointEntry, Counter, PeerId, Round
 from protocol.model_signature import ModelSignature
@@ -77,7 +77,7 @@ class LedgerState(_Part):
 
     origin: Annotated[str, Field(min_length=1, max_length=256)]
     size: Counter  # leaves
-    root: Hex64
+    root: Digest
     consistency: tuple[Annotated[str, Field(min_length=44, max_length=44)], ...] = Field(default=(), max_length=64)
 
     @classmethod
@@ -116,13 +116,13 @@ class CheckpointInfo(_Part):
     """model/checkpoint.json. Run card and root key stand here as claims: the fingerprint that the user trusts decides."""
 
     version: Annotated[int, Field(ge=1, le=1)] = 1
-    run: Hex64  # run digest
+    run: Digest  # run digest
     run_card: dict[str, Any]  # the run card's DSSE envelope
     root_public_key: Annotated[str, Field(max_length=4096)]  # PEM
     round: Round
-    parent: Hex64 | None  # payload digest; None for genesis
+    parent: Digest | None  # payload digest; None for genesis
     state: StateManifest
-    agreement: dict[str, Any] | None  # protocol.claim.Agreement.to_json(); None for genesis
+    agreement: dict[str, Any] | None  # protocol.agreement.Agreement.to_json(); None for genesis
     evaluation: Evaluation
     contributors: tuple[Contributor, ...] = Field(default=(), max_length=MAX_CONTRIBUTORS)
     ledger: LedgerState

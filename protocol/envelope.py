@@ -110,9 +110,19 @@ def open_by_peer(data: bytes, payload_type: str, max_bytes: int = MAX_ENVELOPE_B
         SignatureError: the signature does not hold.
     """
     envelope = Envelope.from_bytes(data, max_bytes)
+    return envelope.keyid, checked_payload(envelope, payload_type, max_bytes)
+
+
+def checked_payload(envelope: Envelope, payload_type: str, max_bytes: int = MAX_ENVELOPE_BYTES) -> Any:
+    """The payload as JSON of an envelope that a peer signed.
+
+    Raises:
+        FormatError: of another type, or not JSON.
+        SignatureError: the signature does not hold.
+    """
     _expect_type(envelope, payload_type)
     verify_peer_signature(envelope.keyid, envelope.signature, pae(envelope.payload_type, envelope.payload))
-    return envelope.keyid, canonical.loads(envelope.payload, max_bytes=max_bytes)
+    return canonical.loads(envelope.payload, max_bytes=max_bytes)
 
 
 def open_by_root(

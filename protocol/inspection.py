@@ -14,8 +14,8 @@ from typing import TypeVar
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from protocol import checkpoint, files, note, receipt
+from protocol.agreement import Agreement
 from protocol.checkpoint import CheckpointInfo
-from protocol.claim import Agreement
 from protocol.errors import VerificationError
 from protocol.keys import fingerprint
 from protocol.ledger_entry import CheckpointEntry
@@ -151,11 +151,10 @@ class Inspection:
                 f"the members signed for state {agreement.state[:16]}…, the checkpoint holds {info.state.digest[:16]}…"
             )
         self.agreement = agreement
-        voters = {vote.keyid for vote in agreement.vote_envelopes}
-        held = sum(weight for peer_id, weight in agreement.weights.items() if peer_id in voters)
+        held = sum(agreement.weights[peer_id] for peer_id in agreement.voters)
         total = sum(agreement.weights.values())
         return (
-            f"{len(voters)} of {len(agreement.claims)} members, with {held} of {total} tokens, signed for this state; "
+            f"{len(agreement.voters)} of {len(agreement.claims)} members, with {held} of {total} tokens, signed for this state; "
             "each holds the run's certificate"
         )
 

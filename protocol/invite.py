@@ -25,13 +25,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol import canonical
+from protocol.digests import Digest
 from protocol.errors import FormatError
 
 MAX_INVITE_CHARS = 4096
 PREFIX = "potluck1."
 _UPDATE = "this run needs a newer Potluck: git pull, or pip install -U potluck"
 TO_OLDER_ONES = f'{{"{_UPDATE}":0,"{_UPDATE}":0}}'.encode()
-Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Invite(BaseModel):
@@ -42,9 +42,9 @@ class Invite(BaseModel):
     addresses: tuple[Annotated[str, Field(max_length=255, pattern=r"^\S+:\d{1,5}$")], ...] = Field(
         min_length=1, max_length=8
     )
-    run: Hex64  # digest of the run spec
-    tls: Hex64  # SHA-256 of the coordinator's DER certificate
-    root: Hex64  # fingerprint of the run's root key
+    run: Digest  # digest of the run spec
+    tls: Digest  # SHA-256 of the coordinator's DER certificate
+    root: Digest  # fingerprint of the run's root key
     code: str | None = Field(default=None, max_length=128)  # admission code
     version: Literal[1, 2] = Field(default=1, exclude=True)  # told by how the payload begins
 

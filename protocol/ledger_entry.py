@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from protocol import canonical
+from protocol.digests import Digest
 from protocol.errors import FormatError
-from protocol.invite import Hex64
 
 MAX_ENTRY_BYTES = 2048
 PeerId = Annotated[str, Field(pattern=r"^[1-9A-HJ-NP-Za-km-z]{40,64}$")]
@@ -40,33 +40,33 @@ class RunEntry(_Entry):
     """The first leaf: which run the ledger is of."""
 
     type: Literal["run"] = "run"
-    run: Hex64  # run digest
-    genesis: Hex64  # state digest of round 0
-    root_key: Hex64  # fingerprint
+    run: Digest  # run digest
+    genesis: Digest  # state digest of round 0
+    root_key: Digest  # fingerprint
 
 
 class CreditEntry(_Entry):
     """Verified work of one member in one round."""
 
     type: Literal["credit"] = "credit"
-    run: Hex64
+    run: Digest
     round: Annotated[int, Field(ge=1, le=10**9)]
     peer_id: PeerId
     tokens: Counter  # the agreed weight
     flops: Counter
-    claim: Hex64  # payload digest of the claim's envelope
-    state: Hex64  # what the round agreed on
+    claim: Digest  # payload digest of the claim's envelope
+    state: Digest  # what the round agreed on
 
 
 class CheckpointEntry(_Entry):
     """A published checkpoint."""
 
     type: Literal["checkpoint"] = "checkpoint"
-    run: Hex64
+    run: Digest
     round: Round
-    payload: Hex64  # payload digest
-    state: Hex64
-    parent: Hex64 | None = None  # payload digest of the parent; None for genesis
+    payload: Digest  # payload digest
+    state: Digest
+    parent: Digest | None = None  # payload digest of the parent; None for genesis
 
 
 Entry: TypeAlias = RunEntry | CreditEntry | CheckpointEntry

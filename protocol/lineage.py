@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol import checkpoint, files
-from protocol.claim import MAX_AGREEMENT_BYTES, Agreement
+from protocol.agreement import MAX_AGREEMENT_BYTES, Agreement
 from protocol.errors import FormatError, InputError, PotluckError, VerificationError
 from protocol.inspection import Inspection, inspect
 from protocol.model_signature import ModelSignature
@@ -223,7 +223,7 @@ def check_contributors(chain: list[Inspection], agreements: list[Agreement]) -> 
     tokens, flops, rounds = Counter[str](), Counter[str](), Counter[str]()
     for agreement in agreements:
         tokens.update(agreement.weights)
-        flops.update({peer_id: claim.flops for peer_id, claim in agreement.claims.items()})
+        flops.update({peer_id: claim.flops for peer_id, claim in agreement.by_peer.items()})
         rounds.update(agreement.weights.keys())
     for named in info.contributors:
         stated = (named.tokens, named.flops, named.rounds)

@@ -14,7 +14,7 @@ import os
 import re
 from typing import Final
 
-from protocol.claim import MAX_AGREEMENT_BYTES
+from protocol.agreement import MAX_AGREEMENT_BYTES
 from protocol.errors import FormatError
 from protocol.keys import PeerIdentity, verify_peer_signature
 

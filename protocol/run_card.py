@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol import envelope
+from protocol.digests import Digest, Hex64
 from protocol.envelope import Envelope
 from protocol.errors import FormatError, VerificationError
-from protocol.invite import Hex64
 from protocol.keys import RootKey
 from protocol.run_spec import RunSpec
 
@@ -30,9 +30,9 @@ class RunCard(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    run: Hex64  # digest of spec
+    run: Digest  # digest of spec
     spec: RunSpec
-    genesis: Hex64  # state digest of round 0
+    genesis: Digest  # state digest of round 0
     ledger_key: Annotated[str, Field(max_length=512)]  # C2SP verifier key: name+hash+base64
     membership_key: Hex64  # raw Ed25519 public key
 

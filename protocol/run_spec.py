@@ -40,8 +40,8 @@ from pydantic import (
 )
 
 from protocol import canonical, presets
+from protocol.digests import Digest
 from protocol.errors import RunSpecError
-from protocol.invite import Hex64
 
 MAX_RUN_SPEC_BYTES = 64 * 1024
 Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
@@ -85,7 +85,7 @@ class ModelSource(_Section):
     hub: str | None = None  # a model hub id, "owner/name"
     revision: str | None = None  # the hub commit; needed with hub
     checkpoint: str | None = None  # a checkpoint folder (step-…) of another run
-    key: Hex64 | None = (
+    key: Digest | None = (
         None  # checkpoint: fingerprint of the root key that signed it, if no invite of that run was taken
     )
     license: Short  # SPDX id
@@ -226,7 +226,7 @@ class Host(_Section):
 
 
 class PinnedModel(_Section):
-    digest: Hex64  # of the base model's files: see protocol.files.tree_digest
+    digest: Digest  # of the base model's files: see protocol.files.tree_digest
     name: Short  # what the host calls it: folder name, hub id@revision, or checkpoint payload digest
     license: Short
     parameters: int = Field(ge=1)  # in all
@@ -234,7 +234,7 @@ class PinnedModel(_Section):
 
 
 class PinnedData(_Section):
-    digest: Hex64  # SHA-256 of the file
+    digest: Digest  # SHA-256 of the file
     size_bytes: int = Field(ge=1)
     url: str | None = None
     kind: Literal["text", "jsonl", "chat"]

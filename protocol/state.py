@@ -22,8 +22,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol import canonical
+from protocol.digests import Digest
 from protocol.errors import FormatError
-from protocol.invite import Hex64
 
 STATE_CHUNK_BYTES = 1 << 20
 MAX_MANIFEST_BYTES = 4 << 20
@@ -43,8 +43,8 @@ class StateManifest(BaseModel):
     tensors: tuple[tuple[Name, tuple[Size, ...]], ...] = Field(
         min_length=1, max_length=100_000
     )  # (name, shape), sorted by name
-    parameters: Hex64  # Merkle root of the parameters' chunks
-    outer: Hex64 = EMPTY_ROOT  # Merkle root of the outer optimizer's chunks
+    parameters: Digest  # Merkle root of the parameters' chunks
+    outer: Digest = EMPTY_ROOT  # Merkle root of the outer optimizer's chunks
     outer_vectors: int = Field(default=0, ge=0, le=2)  # how many vectors the outer optimizer keeps
     outer_steps: int = Field(default=0, ge=0, le=10**9)  # AdamW's step count
 

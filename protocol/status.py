@@ -16,8 +16,8 @@ from typing import Annotated, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol import canonical
+from protocol.digests import Digest
 from protocol.errors import FormatError
-from protocol.invite import Hex64
 
 MAX_STATUS_BYTES = 8 << 20
 ALARM_FROM = 2  # checkpoints held back in a row
@@ -81,14 +81,14 @@ class Alarm(_Part):
 
 class LedgerStatus(_Part):
     size: Count
-    root: Hex64
+    root: Digest
 
 
 class RunStatus(_Part):
     """A run at one moment."""
 
     name: str
-    run: Hex64  # run digest
+    run: Digest  # run digest
     round: Count = 0  # the newest in the ledger
     rounds: Count = 0  # the run ends after this one; 0: open end
     tokens: Count = 0  # agreed, of all rounds

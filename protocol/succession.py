@@ -22,7 +22,7 @@ What a claim counts for, in the average, the vote and the credit, is bounded by 
     >>> weights({"a": 400, "b": 200, "c": 100}, last)
     {'a': 400, 'b': 200, 'c': 100}
 
-Runs that began before these bounds (`sync.rules = 1` in their spec) keep their own: `protocol.claim.weights`.
+Runs that began before these bounds (`sync.rules = 1` in their spec) keep their own: `growth_capped`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from protocol import claim
+from protocol.agreement import Agreement, Counts
 from protocol.beginners import Beginners
-from protocol.claim import Agreement, Claim
 from protocol.errors import VerificationError
 from protocol.run_spec import RunSpec
+from protocol.statements import MAX_TOKENS, Claim
 
 MOST_TIMES = 4  # the median claim
+GROWTH_CAP = 4  # rules 1: a member counts at most this many times what it had agreed in the round before
 PROBATION = 3  # agreements in a row that make a newcomer a regular
 
 
@@ -52,7 +53,8 @@ class Last:
 
     @classmethod
     def of(cls, agreement: Agreement) -> Last:
-        return cls(agreement.round, agreement.state, dict(agreement.weights), dict(agreement.newcomers), agreement.base)
+        counts = agreement.counts
+        return cls(agreement.round, agreement.state, dict(counts.weights), dict(counts.newcomers), agreement.base)
 
     def regulars(self) -> set[str]:
         """Who counts as a regular in the round after this one."""
@@ -94,19 +96,37 @@ def _capped(values: Mapping[str, int], fits: Callable[[int, int], bool]) -> dict
     return at(low)
 
 
-def counted(claims: Mapping[str, Claim], last: Last, spec: RunSpec) -> tuple[dict[str, int], dict[str, int]]:
-    """What the claims of a group count for, and which of its members are newcomers: peer id -> in how many agreements."""
+def growth_capped(worths: Mapping[str, int], previous: Mapping[str, int]) -> dict[str, int]:
+    """What each claim counts for in runs of `sync.rules = 1`.
+
+    At most `GROWTH_CAP` times what a member was agreed to have done in the round before; one that was not in it counts at
+    most as much as the strongest that was.
+
+    Args:
+        worths: peer id -> what its claim may count for at most.
+        previous: the weights of the round before; empty for round 1.
+    """
+    newcomer_cap = max(previous.values(), default=MAX_TOKENS)
+    return {
+        peer_id: min(worth, GROWTH_CAP * previous[peer_id] if peer_id in previous else newcomer_cap)
+        for peer_id, worth in worths.items()
+    }
+
+
+def counted(claims: Mapping[str, Claim], last: Last, spec: RunSpec) -> Counts:
+    """What the claims of a group, by peer id, count for, and what of it the round after needs to know."""
+    worths = {peer_id: made.worth for peer_id, made in claims.items()}
     if spec.sync.rules == 1:
-        return claim.weights(claims, last.weights), {}
-    return counted_worths({peer_id: made.worth for peer_id, made in claims.items()}, last)
+        return Counts(growth_capped(worths, last.weights))
+    return counted_worths(worths, last)
 
 
-def counted_worths(worths: Mapping[str, int], last: Last) -> tuple[dict[str, int], dict[str, int]]:
+def counted_worths(worths: Mapping[str, int], last: Last) -> Counts:
     """The same of what the claims may count for at most."""
     if not last.weights:  # in round 1 all are regulars
-        return weights(worths, last), {}
+        return Counts(weights(worths, last))
     been = {peer_id: _been(peer_id, last) + 1 for peer_id in worths}
-    return weights(worths, last), {peer_id: times for peer_id, times in been.items() if times < PROBATION}
+    return Counts(weights(worths, last), {peer_id: times for peer_id, times in been.items() if times < PROBATION})
 
 
 def _been(peer_id: str, last: Last) -> int:
@@ -165,22 +185,22 @@ def check_follows(agreement: Agreement, last: Last, spec: RunSpec, named: bytes 
         raise VerificationError(
             f"round {number}: {len(agreement.claims)} members, expected {sync.min_peers} to {sync.max_group}"
         )
-    for peer_id, made in agreement.claims.items():
+    for peer_id, made in agreement.by_peer.items():
         check_claim(peer_id, made, last, spec)
-    if (dict(agreement.weights), dict(agreement.newcomers)) != counted(agreement.claims, last, spec):
+    if agreement.counts != counted(agreement.by_peer, last, spec):
         raise VerificationError(f"round {number}: the weights do not follow from the claims and the round before")
     check_majority(agreement, last, spec, named)
 
 
 def check_majority(agreement: Agreement, last: Last, spec: RunSpec, named: bytes | None = None) -> None:
     """Check that an agreement's voters may decide on the round after `last`. Raises: VerificationError."""
-    word = agreement.named
+    word = agreement.beginners
     if last.round == 0 and spec.sync.rules > 1:
         if word is None:
             raise VerificationError("round 1 does not say whom the coordinator named to begin")
-        if named is not None and named != agreement.beginners:
+        if named is not None and named != word.data:
             raise VerificationError("round 1 is not by the beginners that the coordinator has named")
-    deciding = acceptors(last, word)
+    deciding = acceptors(last, word.value if word else None)
     if not agreement.has_majority_of(deciding):
         held = sum(weight for peer, weight in deciding.items() if peer in agreement.voters)
         raise VerificationError(

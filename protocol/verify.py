@@ -19,7 +19,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from protocol import checkpoint, files, lineage
-from protocol.claim import Agreement
+from protocol.agreement import Agreement
 from protocol.errors import InputError
 from protocol.inspection import Inspection, inspect, refuse
 from protocol.keys import fingerprint

@@ -3,14 +3,16 @@
     scripts/bench                       every table that takes minutes, with its defaults
     scripts/bench alone --pairs 20      one table, with its options
 
-A table is a file scripts/bench_NAME.py beside this one, with `main(arguments: list[str]) -> int` that prints it.
+A table is a module scripts/tables/NAME.py, with `main(arguments: list[str]) -> int` that prints it.
 """
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import sys
-from pathlib import Path
+
+import scripts.tables
 
 LONG = (
     "attackers",
@@ -22,7 +24,7 @@ LONG = (
 
 def tables() -> list[str]:
     """Names of all tables, in the order in which they are run."""
-    return sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py"))
+    return sorted(module.name for module in pkgutil.iter_modules(scripts.tables.__path__))
 
 
 def main(arguments: list[str]) -> int:
@@ -33,7 +35,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: no table {arguments[0]!r}\nhint: tables are {', '.join(tables())}", file=sys.stderr)
         return 2
     names = arguments[:1] or [name for name in tables() if name not in LONG]
-    return max(importlib.import_module(f"bench_{name}").main(arguments[1:]) for name in names)
+    return max(importlib.import_module(f"scripts.tables.{name}").main(arguments[1:]) for name in names)
 
 
 if __name__ == "__main__":

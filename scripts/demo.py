@@ -1,8 +1,8 @@
 """The demo: a community run on one machine, every part of it real, each in a process of its own.
 
 Run it by `scripts/demo` (or `scripts/demo --lora`). It hosts examples/shakespeare with a coordinator and three peers on
-loopback sockets, shows the run while it happens, and at the end verifies what was published: with `potluck verify`, with
-the stock `model_signing` command, and once more after flipping one byte.
+loopback sockets, shows the run while it happens, and at the end verifies what was published: with `potluck verify`,
+with the stock `model_signing` command, and once more after flipping one byte.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from rich.table import Table
 from rich.text import Text
 
 from coordinator.host_screen import run_view
+from lab import REPOSITORY
 from protocol.checkpoint import read_info, step_name
 from protocol.run_card import RunCard
 from protocol.status import RunStatus
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 EXAMPLE = REPOSITORY / "examples" / "shakespeare"
 PEERS = 3
 START_TIMEOUT_S = 90.0
@@ -169,7 +169,8 @@ class Demo:
                 f"round {event['round']}: {event['tokens']:,} tokens done, own loss {event['loss']:.3f}"
             )
         elif kind == "committed":
-            text = f"round {event['round']} agreed with {event['members']} members, state {event['state'][:12]}…, waited {event['waited_s']:.2f} s"
+            text = f"round {event['round']} agreed with {event['members']} members, state {event['state'][:12]}…, "
+            text += f"waited {event['waited_s']:.2f} s"
             self.notes[part.name] = text
 
     def _read_status(self, event: dict[str, Any]) -> None:
@@ -190,7 +191,8 @@ class Demo:
         step = self.run / "checkpoints" / step_name(after.round)
         print_ = self.console.print
         print_(
-            f"\n4. held-out loss: {before.held_out_loss:.4f} before, {after.held_out_loss:.4f} after {after.round} rounds"
+            f"\n4. held-out loss: {before.held_out_loss:.4f} before, {after.held_out_loss:.4f} "
+            f"after {after.round} rounds"
         )
         print_("   who contributed how much (agreed, and in the ledger):")
         total = sum(item.tokens for item in read_info(step).contributors)
@@ -207,7 +209,8 @@ class Demo:
         potluck = [sys.executable, "-m", "potluck", "verify"]
         self._expect(0, [*potluck, str(step), "--key", key, "--checkpoints", checkpoints])
         print_(
-            "\n6. the stock command: model_signing verify key …/model --signature …/model.sig --public_key …/coordinator.pub"
+            "\n6. the stock command: model_signing verify key …/model --signature …/model.sig "
+            "--public_key …/coordinator.pub"
         )
         stock = [str(Path(sys.executable).with_name("model_signing")), "verify", "key"]
         stock_end = ["--public_key", key, "--no-ignore-git-paths"]

@@ -1,9 +1,9 @@
-"""The soak: thousands of rounds, as short as they can be, and a sampler of everything that may grow. `scripts/soak` calls it.
+"""The soak: thousands of rounds, as short as they can be, and a sampler of everything that may grow.
 
-A coordinator and three peers, fresh processes all, train a tiny model over loopback sockets. Every few seconds the sampler
-notes for each peer, all its processes together, and for the coordinator: memory (PSS: shared pages divided among those who
-share them), open files, threads, processor time for each round; the mean time of a round since the last sample, which other
-work on the machine makes longer; files in /dev/shm and sockets of p2pd.
+A coordinator and three peers, fresh processes all, train a tiny model over loopback sockets. Every few seconds the
+sampler notes for each peer, all its processes together, and for the coordinator: memory (PSS: shared pages divided
+among those who share them), open files, threads, processor time for each round; the mean time of a round since the last
+sample, which other work on the machine makes longer; files in /dev/shm and sockets of p2pd.
 
     scripts/soak --minutes 60 --out soak        soak/soak.csv and soak/soak.png
 
@@ -25,11 +25,9 @@ from pathlib import Path
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
-from outcomes import counted_twice, divergences
-from processes import Community, Part, leave_in_turn, marked
-from small_community import run_config, tiny_inputs
+from lab.outcomes import counted_twice, divergences
+from lab.processes import Community, Part, leave_in_turn, marked
+from lab.small_community import run_config, tiny_inputs
 
 NAMES = ("alice", "bob", "carol")
 PANELS = {
@@ -165,8 +163,8 @@ def draw(samples: list[Sample], path: Path) -> None:
 
 def tell(samples: list[Sample], options: argparse.Namespace) -> int:
     print(
-        f"\nthree peers and a coordinator, {samples[-1]['round']:.0f} rounds in {samples[-1]['time_s'] / 60:.1f} minutes, "
-        f"{time.strftime('%Y-%m-%d')}"
+        f"\nthree peers and a coordinator, {samples[-1]['round']:.0f} rounds in {samples[-1]['time_s'] / 60:.1f} "
+        f"minutes, {time.strftime('%Y-%m-%d')}"
     )
     print(f"{'':14} {'first tenth':>12} {'last tenth':>12} {'ratio':>7}")
     for names in PANELS.values():

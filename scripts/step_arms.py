@@ -1,7 +1,7 @@
-"""One arm of scripts/bench_step.py in a process of its own: reads a line, does a turn of steps, answers with one line.
+"""One arm of `scripts/bench step` in a process of its own: reads a line, does a turn of steps, answers with one line.
 
-The line is {"wall_s", "cpu_s", "tokens", "peak_bytes"}. Ends when its standard input does. The arm "genesis" writes what our
-arm starts from, and ends: it needs memory that no volunteer does.
+The line is {"wall_s", "cpu_s", "tokens", "peak_bytes"}. Ends when its standard input does. The arm "genesis" writes
+what our arm starts from, and ends: it needs memory that no volunteer does.
 """
 
 from __future__ import annotations

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from warm_start import WarmStart
+
+from lab import REPOSITORY
+from lab.warm_start import WarmStart
 
 # No test asserts a time: a busy machine is no failure.
 settings.register_profile("potluck", deadline=None)
 settings.load_profile("potluck")
 
-SHAKESPEARE = Path(__file__).parent.parent / "examples" / "shakespeare"
+SHAKESPEARE = REPOSITORY / "examples" / "shakespeare"
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sim_rules import Broken, Diverged, Late, Rulebook, SimHead, Stuck
-from swarm_plans import LIES, TELLS
-
 from peer.round_rules import Ballot, BallotBox, Undecided, is_committed, must_complete
-from protocol.claim import has_majority
+from protocol.majority import has_majority
+from tests.sim_rules import Broken, Diverged, Late, Rulebook, SimHead, Stuck
+from tests.swarm_plans import LIES, TELLS
 
 
 class FickleBox(BallotBox):

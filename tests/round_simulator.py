@@ -17,12 +17,11 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from sim_peer import Attempt, SimPeer
-from sim_rules import Broken, Diverged, Farewell, Rulebook, SimClaim, SimGroup, SimHead, Stuck
-from swarm_plans import Fault, Plan
-
 from peer.round_rules import Ballot
-from protocol.claim import acceptors_after
+from protocol.majority import acceptors_after
+from tests.sim_peer import Attempt, SimPeer
+from tests.sim_rules import Broken, Diverged, Farewell, Rulebook, SimClaim, SimGroup, SimHead, Stuck
+from tests.swarm_plans import Fault, Plan
 
 CALM_TICKS = 400
 

@@ -9,15 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from sim_rules import Farewell, Late, SimClaim, SimGroup, SimHead, by_digest
-
 from peer.round_rules import Ballot, Bound, locked
-from protocol.claim import acceptors_after, has_majority
 from protocol.errors import RoundAborted
+from protocol.majority import acceptors_after, has_majority
 from protocol.succession import counted_worths as counted
+from tests.sim_rules import Farewell, Late, SimClaim, SimGroup, SimHead, by_digest
 
 if TYPE_CHECKING:
-    from round_simulator import World
+    from tests.round_simulator import World
 
 WORK, PROPOSE, AVERAGE, MAJORITY, ENGAGED, BEHIND, NEXT_IN_LINE = 3, 6, 2, 8, 12, 2, 4  # ticks
 

@@ -11,7 +11,7 @@ from functools import cache
 
 from peer.round_rules import Ballot, BallotBox, is_committed, must_complete
 from protocol import canonical
-from protocol.claim import has_majority
+from protocol.majority import has_majority
 from protocol.succession import Last
 
 

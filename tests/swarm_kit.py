@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from builders import fixed_ed25519, fixed_root_key, make_spec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tests.kit.builders import fixed_ed25519, fixed_root_key, make_spec
 
 with warnings.catch_warnings():  # hivemind's layers of experts, which nobody here uses, are decorated by torch.jit
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -34,16 +35,16 @@ from peer.swarm.node import Node
 from peer.swarm.pace import Limits
 from peer.swarm.records import RecordValidator
 from peer.swarm.rounds import RoundReport, Rounds
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from peer.training.state import SharedState
 from peer.training.work import Update
 from protocol import certificate, note
 from protocol.beginners import Beginners
-from protocol.claim import Claim
 from protocol.errors import RoundAborted
 from protocol.keys import PeerIdentity
 from protocol.run_card import RunCard
 from protocol.run_spec import RunSpec
+from protocol.statements import Claim
 from protocol.succession import Last
 
 T = TypeVar("T")
@@ -112,7 +113,7 @@ class World:
     def name(self, *indices: int) -> bytes:
         """The coordinator's word that these begin the run."""
         peers = tuple(self.identity(index).peer_id for index in indices)
-        return Beginners(run=self.card.run, peers=peers).sign(self.key)
+        return Beginners(run=self.card.run, peers=peers).sign(PeerIdentity(self.key)).data
 
     def identity_path(self, index: int) -> Path:
         path = self.folder / f"identity-{index}"

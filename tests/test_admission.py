@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from coordinator_kit import Office
 
 from coordinator import admission as admission_module
 from coordinator.admission import Admission, Challenges, CodeGuard
@@ -15,6 +14,7 @@ from protocol import certificate
 from protocol.errors import FormatError, NetworkError, RefusedError, SignatureError
 from protocol.keys import PeerIdentity
 from protocol.rpc import enroll_message
+from tests.kit.coordinator import Office
 
 NOW = 1_000_000.0
 

@@ -9,24 +9,24 @@ from typing import Any
 
 import pytest
 import torch
-from attack_scenarios import SCENARIOS, Row, Scenario, Terms, play
-from attackers import ATTACKS, LONGER, MADE_UP_TOKENS, MORE, TOLD_TOKENS, environment, install
-from builders import fixed_ed25519
-from small_community import real_inputs
-from training_fixtures import Bench
-from warm_start import WarmStart
 
+from lab.attack_scenarios import SCENARIOS, Row, Scenario, Terms, play
+from lab.attackers import ATTACKS, LONGER, MADE_UP_TOKENS, MORE, TOLD_TOKENS, environment, install
+from lab.small_community import real_inputs
+from lab.training_fixtures import Bench
+from lab.warm_start import WarmStart
 from peer import volunteer
 from peer.swarm.contribution import Contribution
 from peer.swarm.group import Rules
-from peer.training.codec import verify_chunk
+from peer.training.codecs.codec import verify_chunk
 from peer.training.state import SharedState
 from peer.training.work import LocalWork, Update
 from protocol import certificate
-from protocol.claim import Claim, open_claim
 from protocol.errors import FormatError, VerificationError
 from protocol.keys import PeerIdentity
+from protocol.statements import Claim, open_claim
 from protocol.succession import Last
+from tests.kit.builders import fixed_ed25519
 
 ME = PeerIdentity(fixed_ed25519("attacker"))
 WIRES = ("fp32", "fp16", "int8", "int4", "int2", "topk")
@@ -63,7 +63,8 @@ def contribution_of(bench: Bench, update: Update) -> Contribution:
 def claim_of(bench: Bench) -> tuple[Claim, Contribution]:
     """What the others read of it, once the signature is checked."""
     made = contribution_of(bench, update_of(bench))
-    peer_id, claim = open_claim(made.envelope.to_bytes())
+    signed = open_claim(made.envelope.data)
+    peer_id, claim = signed.by, signed.value
     assert peer_id == ME.peer_id
     return claim, made
 
@@ -77,7 +78,7 @@ def rules(bench: Bench) -> Rules:
 def check(bench: Bench, made: Contribution) -> None:
     """As each member of its group does."""
     token = certificate.issue(fixed_ed25519("membership"), run=bench.spec.digest, peer_id=ME.peer_id, lifetime_s=3600)
-    rules(bench).check_member(made.envelope.to_bytes(), token, True, expected_peer=ME.peer_id)
+    rules(bench).check_member(made.envelope.data, token, True, expected_peer=ME.peer_id)
 
 
 def test_negated_update_points_the_other_way_and_is_ten_times_as_long(

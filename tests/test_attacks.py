@@ -1,7 +1,7 @@
-"""A stranger, or one member of many, must not take the run, stop it, or fill it: each test is an attack that once worked.
+"""A stranger, or one member of many, cannot take the run, stop it, or fill it: each test is an attack that worked.
 
-What rules decide is tested over the coordinator's rules and a real store, with a clock of the test's own; what a stranger
-does with a connection, against a real host on loopback.
+What rules decide is tested over the coordinator's rules and a real store, with a clock of the test's own; what a
+stranger does with a connection, against a real host on loopback.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from pathlib import Path
 
 import grpc
 import pytest
-from coordinator_kit import Member, Office, Swarm, start_host, write_run
 
 from coordinator.admission import Admission
 from coordinator.host import Host
-from peer.coordinator_client import CoordinatorClient
+from peer.link.client import CoordinatorClient
 from protocol import coordinator_pb2, coordinator_pb2_grpc
 from protocol.envelope import Envelope
 from protocol.errors import NetworkError, RefusedError
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity, fingerprint, load_public_pem
 from protocol.rpc import TLS_NAME, enroll_message
+from tests.kit.coordinator import Member, Office, Swarm, start_host, write_run
 
 NOW = 1_763_769_600.0  # Unix seconds
 DAY_S = 86_400.0
@@ -99,7 +99,7 @@ def test_identities_of_one_stranger_do_not_begin_the_run_however_many(office: Of
     assert answer.accepted, answer.reason
 
 
-# ---- a minority takes it by waiting ------------------------------------------------------------------------------------
+# ---- a minority takes it by waiting ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=[1, 2], ids=["old rules", "new rules"])
@@ -250,7 +250,7 @@ def test_address_that_made_too_many_may_make_another_an_hour_later(door: Door) -
     assert door.enroll(PeerIdentity.generate(), "ipv4:203.0.113.7", NOW + 3600)
 
 
-# ---- silent calls ------------------------------------------------------------------------------------------------------
+# ---- silent calls ----------------------------------------------------------------------------------------------------
 
 
 class Forwarder:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from coordinator_kit import Office
 
 from coordinator.beginning import AWAY_S, Beginning
 from coordinator.roster import WORKING_S, Presence, Roster
@@ -15,6 +14,7 @@ from coordinator.store.database import Store
 from protocol.beginners import open_beginners
 from protocol.errors import NetworkError
 from protocol.keys import PeerIdentity
+from tests.kit.coordinator import Office
 
 PEERS = tuple(PeerIdentity.generate().peer_id for _ in range(6))
 

@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from coordinator_kit import Office
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator import roster as roster_module
 from coordinator.branch import Verdict, judge
 from coordinator.roster import LIVE_S, MAX_OTHERS, Roster
-from protocol.claim import Agreement
+from protocol.agreement import Agreement, Counts
 from protocol.errors import FormatError, VerificationError
 from protocol.keys import PeerIdentity
 from protocol.rpc import check_swarm_address
 from protocol.status import RunStatus
 from protocol.succession import Last
+from tests.kit.coordinator import Office
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_verdicts(office: Office) -> None:
     swarm.last = genesis
     wrong = swarm.agree("cd" * 32, swarm.members, tokens=10**6, round=2, base=first.state)
     with pytest.raises(VerificationError, match="weights"):
-        verdict(dataclasses.replace(wrong, weights=dict.fromkeys(wrong.weights, 1)), last)
+        verdict(dataclasses.replace(wrong, counts=Counts(dict.fromkeys(wrong.weights, 1))), last)
 
 
 @settings(max_examples=10, deadline=None)

@@ -6,11 +6,11 @@ import time
 
 import jwt
 import pytest
-from builders import fixed_ed25519
 
 from protocol import certificate
 from protocol.errors import FormatError, RefusedError
 from protocol.keys import PeerIdentity
+from tests.kit.builders import fixed_ed25519
 
 KEY = fixed_ed25519("membership")
 PEER = PeerIdentity(fixed_ed25519("peer")).peer_id

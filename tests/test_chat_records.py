@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_fixtures import CHAT, TOOLS, byte_tokenizer, chat, learned, texts
 
 from protocol.errors import InputError
+from tests.kit.data_fixtures import CHAT, TOOLS, byte_tokenizer, chat, learned, texts
 
 ASK, ANSWER = {"role": "user", "content": "Who cooks?"}, {"role": "assistant", "content": "Everyone."}
 TOOL = {"type": "function", "function": {"name": "oven", "parameters": {"type": "object", "properties": {}}}}

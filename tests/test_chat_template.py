@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_fixtures import CHAT, TOOLS, byte_tokenizer, chat, load, texts, write_jsonl
-from training_fixtures import make_config
 
+from lab import REPOSITORY
+from lab.training_fixtures import make_config
 from peer.training.chat_template import ChatTemplate, TemplateError
 from protocol.errors import InputError, RunSpecError
 from protocol.presets import kept
 from protocol.run_spec import RunConfig, RunSpec
+from tests.kit.data_fixtures import CHAT, TOOLS, byte_tokenizer, chat, load, texts, write_jsonl
 
-ROOT = Path(__file__).parent.parent
 DAY = datetime.date(2026, 3, 9)
 TURNS = [{"role": "user", "content": "Who cooks?"}, {"role": "assistant", "content": "Everyone."}]
 LLAMA = (  # how Llama 3.x asks for the day
@@ -61,7 +61,7 @@ def test_another_process_zone_and_locale_give_the_same_text() -> None:
     environment = os.environ | {"TZ": "Etc/GMT-14", "LC_ALL": "de_DE.UTF-8", "PYTHONHASHSEED": "7"}
     source = LLAMA + "{% for name in messages[0] %}{{ name }}{% endfor %}"
     command = [sys.executable, "-c", SHOW, source]
-    there = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+    there = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert there.stdout.rstrip("\n") == render(source, messages=TURNS[:1])
 
 

@@ -1,4 +1,4 @@
-"""Sound checkpoints are accepted, and the report says what was and was not checked. test_hostile_checkpoints has the rest."""
+"""Sound checkpoints are accepted, and the report says what was and was not checked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import safetensors.numpy as safe_numpy
-from builders import SHAPES, Run, build_run, edit_info, fixed_root_key, make_run
 
 from protocol import checkpoint
 from protocol.errors import FormatError, InputError, VerificationError
@@ -20,6 +19,7 @@ from protocol.model_signature import ModelSignature
 from protocol.report import Answer, Report
 from protocol.safetensors_file import FULL_FILE, INDEX_FILE
 from protocol.verify import verify_checkpoint
+from tests.kit.builders import SHAPES, Run, build_run, edit_info, fixed_root_key, make_run
 
 
 @pytest.fixture(scope="module")
@@ -366,9 +366,10 @@ def test_a_verifier_needs_neither_torch_nor_numpy_nor_the_network(run: Run) -> N
         "import sys, socket; from pathlib import Path; from protocol.verify import verify_checkpoint\n"
         "def refuse(*args, **kwargs): raise AssertionError('network')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
-        "report = verify_checkpoint(Path(sys.argv[1]), trusted={sys.argv[2]}, checkpoints_dir=Path(sys.argv[1]).parent)\n"
-        "heavy = {'torch', 'numpy', 'transformers', 'hivemind', 'model_signing', 'safetensors', 'grpc'} & set(sys.modules)\n"
-        "print(report.ok, sorted(heavy))\n"
+        "step = Path(sys.argv[1])\n"
+        "report = verify_checkpoint(step, trusted={sys.argv[2]}, checkpoints_dir=step.parent)\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'hivemind', 'model_signing', 'safetensors', 'grpc'}\n"
+        "print(report.ok, sorted(heavy & set(sys.modules)))\n"
     )
     command = [sys.executable, "-c", program, str(run.step(3)), run.root.keyid]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""One member cannot ruin an average: each part's length is bounded by the group's, exactly, for every codec; and a run survives."""
+"""One member cannot ruin an average: each part's length is bounded by the group's, exactly, for every codec."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from poisoned_rounds import ATTACKS, LARGEST, Community
-from training_fixtures import Bench
 
+from lab.poisoned_rounds import ATTACKS, LARGEST, Community
+from lab.training_fixtures import Bench
 from peer.training.aggregate import ClippedMean, Mean, aggregator, length, usual_length
-from peer.training.codec import average_chunk, codec
+from peer.training.codecs.codec import average_chunk, codec
 from protocol.errors import FormatError
 from protocol.presets import NEW
 
@@ -42,7 +42,7 @@ def averaged(wire: str, parts: list[torch.Tensor], weights: list[int], clip: flo
     return coder.decode_average(data, count)
 
 
-# ---- the length of a part -------------------------------------------------------------------------------------------------
+# ---- the length of a part --------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
@@ -69,7 +69,7 @@ def test_a_length_is_exactly_what_integers_come_to() -> None:
     assert length(part) == math.sqrt(whole) * 2.0**-shift
 
 
-# ---- the usual length -----------------------------------------------------------------------------------------------------
+# ---- the usual length ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_the_usual_length_is_a_lower_median_by_weight(
     assert backwards == expected, "in whatever order the members stand in the group"
 
 
-# ---- the average of a chunk -----------------------------------------------------------------------------------------------
+# ---- the average of a chunk ------------------------------------------------------------------------------------------
 
 DIGESTS = {  # of the bytes that a reducer sends for POISONED by WEIGHTS: the same on every machine
     "fp32": "e3d6cbb91bb7de4e",
@@ -210,7 +210,7 @@ def test_values_that_are_not_finite_are_refused_before_they_are_averaged(wire: s
         average_chunk(codec(wire), aggregator(CLIP), [codec(wire).encode(values(1)), data], [1, 1], COUNT)
 
 
-# ---- a whole run ----------------------------------------------------------------------------------------------------------
+# ---- a whole run -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

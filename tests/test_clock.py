@@ -1,4 +1,4 @@
-"""A peer whose clock is wrong is told so, in both directions, waits where it must, and goes on when the clock is set."""
+"""A peer whose clock is wrong is told so, in both directions, and waits where it must until the clock is set."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import CARD_TOKENS_PER_S, Community, Part
-from small_community import tiny_run
-from warm_start import WarmStart
 
-from peer.clock import Clock
-from peer.messages import text
+from lab.processes import CARD_TOKENS_PER_S, Community, Part
+from lab.small_community import tiny_run
+from lab.warm_start import WarmStart
+from peer.link.clock import Clock
+from peer.screen.messages import text
 
 # what a process takes for the time is off by what a file says, which is read again several times a second
 SHIM = r"""

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peer.training.codec import EncodedUpdate, codec, verify_chunk
+from peer.training.codecs.codec import EncodedUpdate, codec, verify_chunk
 from protocol.errors import FormatError, VerificationError
 
 DENSE = ["fp32", "fp16", "int8", "int4"]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peer.training.block_codec import Int4
+from peer.training.codecs.block import Int4
 from protocol.errors import FormatError
 
 INT4 = Int4()

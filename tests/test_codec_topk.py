@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peer.training.aggregate import Mean
-from peer.training.codec import average_chunk
-from peer.training.positions import most_position_bytes, position_bytes, read_positions, write_positions
-from peer.training.sparse_codec import BLOCK, TopK
+from peer.training.codecs.codec import average_chunk
+from peer.training.codecs.positions import most_position_bytes, position_bytes, read_positions, write_positions
+from peer.training.codecs.sparse import BLOCK, TopK
 from protocol.errors import FormatError
 
 TOPK = TopK()
@@ -30,7 +30,7 @@ def heavy(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, generator=draw) * torch.exp(torch.randn(count, generator=draw)) * 1e-4
 
 
-# ---- places ---------------------------------------------------------------------------------------------------------------
+# ---- places ----------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=200)
@@ -73,7 +73,7 @@ def test_places_that_do_not_ascend_or_lie_beyond_are_refused(places: list[int]) 
         read_positions(memoryview(raw), 3, 250)
 
 
-# ---- parts ----------------------------------------------------------------------------------------------------------------
+# ---- parts -----------------------------------------------------------------------------------------------------------
 
 
 def largest(values: torch.Tensor) -> set[int]:
@@ -120,7 +120,7 @@ def test_blocks_of_equal_tiny_or_huge_values_survive(values: torch.Tensor) -> No
     assert torch.allclose(decoded[sent], values[sent], rtol=2**-8)
 
 
-# ---- averages -------------------------------------------------------------------------------------------------------------
+# ---- averages --------------------------------------------------------------------------------------------------------
 
 
 def mean_of_senders(parts: list[torch.Tensor], weights: list[int]) -> list[float]:
@@ -161,7 +161,7 @@ def test_sixty_four_members_that_send_other_places_stay_within_the_bound() -> No
     assert torch.isfinite(TOPK.decode_average(data, 65536)).all()
 
 
-# ---- hostile bytes --------------------------------------------------------------------------------------------------------
+# ---- hostile bytes ---------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=300)

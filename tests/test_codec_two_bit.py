@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from peer.training.aggregate import Mean
-from peer.training.codec import EncodedUpdate, average_chunk
-from peer.training.two_bit_codec import Int2
+from peer.training.codecs.codec import EncodedUpdate, average_chunk
+from peer.training.codecs.two_bit import Int2
 from protocol.errors import FormatError
 
 INT2 = Int2()

@@ -1,4 +1,4 @@
-"""The command line as people and scripts meet it: exit codes, one-line errors with a hint, JSON, and what is not imported."""
+"""The command line as people and scripts meet it: exit codes, one-line errors with a hint, JSON, quick help."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import builders
 import pytest
-from processes import Community, eventually
-from training_fixtures import write_tiny_llama
-from warm_start import WarmStart
 
 from coordinator import tls
-from peer.starting import starting
+from lab.processes import Community, eventually
+from lab.training_fixtures import write_tiny_llama
+from lab.warm_start import WarmStart
+from peer.screen.starting import starting
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity, public_pem
 from protocol.trust import trust
+from tests.kit import builders
 
 VERBS = ([], ["host"], ["join"], ["leave"], ["verify"], ["status"], ["identity"], ["identity", "backup"])
 HEAVY = ("torch", "hivemind", "transformers", "numpy", "grpc", "sqlalchemy", "peft", "safetensors")
@@ -58,7 +58,7 @@ def check_refused(done: subprocess.CompletedProcess[str], code: int, error: str,
     assert not done.stdout
 
 
-# ---- help, and what is imported ------------------------------------------------------------------------------------------
+# ---- help, and what is imported --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: " ".join(verb) or "potluck")
@@ -100,11 +100,11 @@ def check_imports(folder: Path, arguments: list[str], expected: int = 0) -> None
 @pytest.mark.parametrize("verb", ["join", "host"])
 def test_the_first_words_come_before_anything_heavy_is_imported(verb: str, tmp_path: Path) -> None:
     script = (
-        "import json, sys, potluck, peer.starting\n"
+        "import json, sys, potluck, peer.screen.starting\n"
         "def starting(*modules, quiet):\n"
         f"    print(json.dumps([list(modules), [name for name in {HEAVY!r} if name in sys.modules]]))\n"
         "    raise SystemExit(0)\n"
-        "peer.starting.starting = starting\n"
+        "peer.screen.starting.starting = starting\n"
         f"sys.argv = ['potluck', {verb!r}, {str(an_invite('127.0.0.1:1'))!r}]\n"
         "potluck.main()\n"
     )
@@ -135,7 +135,8 @@ def test_loading_is_said_before_each_part_on_a_terminal_and_once_elsewhere(
 def test_importing_the_protocol_imports_nothing_heavy() -> None:
     script = (
         "import pkgutil, importlib, sys, json, protocol\n"
-        "names = [m.name for m in pkgutil.iter_modules(protocol.__path__) if not m.name.endswith(('_pb2', '_pb2_grpc'))]\n"
+        "names = [module.name for module in pkgutil.iter_modules(protocol.__path__)]\n"
+        "names = [name for name in names if not name.endswith(('_pb2', '_pb2_grpc'))]\n"
         "for name in names: importlib.import_module(f'protocol.{name}')\n"
         f"print(json.dumps([len(names), [name for name in {HEAVY!r} if name in sys.modules]]))\n"
     )
@@ -152,7 +153,7 @@ def test_wrong_usage_exits_with_2(tmp_path: Path) -> None:
         assert "Usage:" in done.stderr and "Traceback" not in done.stderr
 
 
-# ---- verify --------------------------------------------------------------------------------------------------------------
+# ---- verify ----------------------------------------------------------------------------------------------------------
 
 
 def a_checkpoint(folder: Path) -> Path:
@@ -238,7 +239,7 @@ def test_verify_says_3_when_something_is_left_out_and_4_when_there_is_a_newer_on
     assert potluck(tmp_path, "verify", run.step(2), *key).returncode == 3
 
 
-# ---- identity ------------------------------------------------------------------------------------------------------------
+# ---- identity --------------------------------------------------------------------------------------------------------
 
 
 def test_an_identity_can_be_backed_up_lost_and_restored(tmp_path: Path) -> None:
@@ -269,7 +270,7 @@ def test_a_file_that_is_no_identity_is_not_restored(tmp_path: Path) -> None:
     assert potluck(tmp_path, "identity", "show").stdout == me
 
 
-# ---- invites that lead nowhere -------------------------------------------------------------------------------------------
+# ---- invites that lead nowhere ---------------------------------------------------------------------------------------
 
 
 def an_invite(address: str, **values: str) -> Invite:
@@ -327,7 +328,7 @@ def listen_in(server: socket.socket, folder: Path, heard: list[bytes]) -> None:
             heard.append(secure.recv(4096))
 
 
-# ---- beside a real host --------------------------------------------------------------------------------------------------
+# ---- beside a real host ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

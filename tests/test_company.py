@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from swarm_kit import World
 
 from peer.swarm import leading, members
 from peer.swarm.company import IDLE_ASKED_EVERY, IDLE_ROUNDS, MISSED, Company
@@ -16,6 +15,7 @@ from peer.swarm.head import Head, Position
 from peer.swarm.members import MemberBook
 from peer.swarm.standing import BROKEN_FREE, Standing
 from protocol import swarm_pb2
+from tests.swarm_kit import World
 
 ME, NEEDED, IDLE = "me", ["b", "c", "d", "e", "f"], [f"idle-{number:02}" for number in range(63)]
 
@@ -25,7 +25,8 @@ class Scene:
 
     def __init__(self, folder: Path, beginners: list[str], **sync: int) -> None:
         world = World(folder, values=10, **sync)
-        self.book, self.standing, self.position = MemberBook(world.card.run, world.card.member_key), Standing(), Position(Head(world.genesis))  # fmt: skip
+        self.book = MemberBook(world.card.run, world.card.member_key)
+        self.standing, self.position = Standing(), Position(Head(world.genesis))
         self.company = Company(ME, world.spec, self.book, self.standing, self.position)
         self.company.weights = lambda: dict.fromkeys(beginners, 1)  # type: ignore[method-assign]
 

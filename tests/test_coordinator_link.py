@@ -1,4 +1,4 @@
-"""The link to the coordinator: it tries for ever, never in a hurry while that one is away, and never dies in silence."""
+"""The link to the coordinator: it tries for ever, never in a hurry, and never dies in silence."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import eventually
 
-from peer import coordinator_link
-from peer.coordinator_answers import Announcement
-from peer.coordinator_link import INTERVAL_S, LONGEST_PAUSE_S, Certificate, CoordinatorLink
-from peer.outbox import Outbox
+from lab.processes import eventually
+from peer.disk.outbox import Outbox
+from peer.link import background as coordinator_link
+from peer.link.answers import Announcement
+from peer.link.background import INTERVAL_S, LONGEST_PAUSE_S, Certificate, CoordinatorLink
 from protocol.errors import CoordinatorAway, RefusedError
 from protocol.keys import PeerIdentity
 from protocol.parts import Failure

@@ -11,16 +11,14 @@ from pathlib import Path
 
 import grpc
 import pytest
-from builders import fixed_ed25519
-from coordinator_kit import Member, Swarm, start_host, write_run
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from coordinator.host import Host
 from coordinator.service import TRANSFERS_EACH, CoordinatorService
-from peer.coordinator_client import CoordinatorClient, RunDescription
-from peer.pinned_channel import open_channel
+from peer.link.channel import open_channel
+from peer.link.client import CoordinatorClient, RunDescription
 from peer.training.genesis import load_state
 from protocol import certificate, coordinator_pb2, coordinator_pb2_grpc
 from protocol.beginners import open_beginners
@@ -28,6 +26,8 @@ from protocol.errors import CoordinatorAway, FormatError, InputError, RefusedErr
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity
 from protocol.rpc import MAX_ADDRESSES, MAX_MESSAGE_BYTES, PART_BYTES, SWARM_VERSION, enroll_message
+from tests.kit.builders import fixed_ed25519
+from tests.kit.coordinator import Member, Swarm, start_host, write_run
 
 
 @dataclass

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from processes import CARD_TOKENS_PER_S, Community, Part
-from small_community import tiny_run
-from warm_start import WarmStart
 
-from peer.outbox import Outbox
-from peer.receipts import Receipts
+from lab.processes import CARD_TOKENS_PER_S, Community, Part
+from lab.small_community import tiny_run
+from lab.warm_start import WarmStart
+from peer.disk.outbox import Outbox
+from peer.disk.receipts import Receipts
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity
 

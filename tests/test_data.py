@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
-from training_fixtures import CHAT_TEMPLATE, make_config
 
+from lab.training_fixtures import CHAT_TEMPLATE, make_config
 from peer.training.data import Dataset, Sequences, build_dataset, draw
 from peer.training.model import load_tokenizer
 from protocol.errors import InputError

@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from data_fixtures import byte_tokenizer, load, texts
 from tokenizers import Tokenizer, models, pre_tokenizers
-from training_fixtures import CHAT_TEMPLATE, make_config, write_tiny_llama
 from transformers import PreTrainedTokenizerFast
 
 from coordinator.launch import open_run
 from coordinator.run_folder import RunFolder
+from lab.training_fixtures import CHAT_TEMPLATE, make_config, write_tiny_llama
 from peer.training.data import check_data, load_dataset
 from peer.training.model import load_tokenizer
 from protocol.errors import InputError
 from protocol.run_spec import RunConfig
+from tests.kit.data_fixtures import byte_tokenizer, load, texts
 
 LINES = b"When everyone brings wood, the fire burns high.\n" * 40
 RECORDS = b"".join(json.dumps({"text": f"wood {i}"}).encode() + b"\n" for i in range(40))

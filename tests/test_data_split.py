@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_fixtures import byte_tokenizer, load, texts, write_jsonl
 
 from peer.training import repeats
 from peer.training.data import Dataset, Sequences
 from peer.training.repeats import normal_form, repeated
+from tests.kit.data_fixtures import byte_tokenizer, load, texts, write_jsonl
 
 WORDS = [f"{a}{b}" for a in ("wo", "fi", "ta", "so", "bre", "pla") for b in ("od", "re", "ble", "up", "ad", "te", "rn")]
 

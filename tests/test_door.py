@@ -1,4 +1,4 @@
-"""Calls that wait, stand still or come in masses keep nobody out: the real server over real sockets, a service of sleepers."""
+"""Calls that wait, stand still or come in masses keep nobody out: the real server, a service of sleepers."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from peer import downloads
-from peer.downloads import Download, fetch, is_complete, read_url
+from peer.link import downloads
+from peer.link.downloads import Download, fetch, is_complete, read_url
 from protocol.errors import InputError, NetworkError, VerificationError
 
 DATA = bytes(range(256)) * 20_000

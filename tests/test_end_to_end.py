@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from outcomes import divergences, ledger_entries
-from processes import (
+
+from lab import REPOSITORY
+from lab.outcomes import divergences, ledger_entries
+from lab.processes import (
     CARD_TOKENS_PER_S,
     GONE_S,
     MARK,
-    REPOSITORY,
     WAIT_S,
     Community,
     Part,
@@ -33,9 +34,8 @@ from processes import (
     leave_in_turn,
     marked,
 )
-from training_fixtures import write_tiny_llama
-from warm_start import WarmStart
-
+from lab.training_fixtures import write_tiny_llama
+from lab.warm_start import WarmStart
 from protocol.checkpoint import step_name
 from protocol.keys import PeerIdentity, fingerprint, load_public_pem
 from protocol.succession import PROBATION
@@ -85,7 +85,7 @@ def small_run(model: Path, data: Path, sections: dict[str, dict[str, Any]]) -> d
 
 OVERLAPPED = ("int4", "int2", "topk")
 
-# ---- all of it, in each of its forms -------------------------------------------------------------------------------------
+# ---- all of it, in each of its forms ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,8 @@ def tell(peers: list[Part]) -> None:
         attempts = {event["round"]: event["attempts"] for event in rounds if event["attempts"] > 1}
         median = waited[len(waited) // 2] if waited else 0
         print(
-            f"{peer.name}: {len(rounds)} rounds, median wait {median:.3f} s, longest {waited[-1] if waited else 0:.3f} s"
+            f"{peer.name}: {len(rounds)} rounds, median wait {median:.3f} s, "
+            f"longest {waited[-1] if waited else 0:.3f} s"
         )
         if attempts:
             print(f"  more than one attempt: {attempts}")
@@ -193,13 +194,13 @@ def receipts(run: Community, name: str) -> list[Path]:
 
 
 def wait_for_receipts(run: Community, names: list[str], number: int) -> None:
-    """Wait until each peer holds a receipt for this round or a later one, and so for all that it was credited before."""
+    """Wait until each peer holds a receipt for this round or a later one, and so for all before."""
     for name in names:
         eventually(lambda: receipts(run, name)[-1:] >= [run.run_folder(name) / "receipts" / f"round-{number:06d}.json"])  # noqa: B023
 
 
 def check_receipts(run: Community, names: list[str], rounds: int) -> None:
-    """Up to this round, each peer holds a receipt for exactly what the ledger credits it with, and every one verifies."""
+    """Up to this round, each peer holds a receipt for exactly what the ledger credits it with; every one verifies."""
     trusted = {root_fingerprint(run)}
     for name in names:
         me = PeerIdentity.load_or_create(run.home(name) / "identity").peer_id
@@ -216,7 +217,7 @@ def root_fingerprint(run: Community) -> str:
 
 
 def check_published(run: Community, last_round: int) -> None:
-    """The last checkpoint verifies back to genesis, by our command and by the stock one, and loads with stock libraries."""
+    """The last checkpoint verifies back to genesis, by our command and the stock one; stock libraries load it."""
     step, key = run.run / "checkpoints" / step_name(last_round), run.run / "coordinator.pub"
     done = command(run, sys.executable, "-m", "potluck", "verify", step, "--key", key, "--checkpoints", step.parent)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -260,7 +261,7 @@ def command(run: Community, *arguments: str | Path) -> subprocess.CompletedProce
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=run.folder)
 
 
-# ---- peers come, go, and are killed ----------------------------------------------------------------------------------------
+# ---- peers come, go, and are killed ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -409,7 +410,7 @@ def leave_together(peers: list[Part], how: signal.Signals) -> int:
     return max(peer.round for peer in peers)
 
 
-# ---- the coordinator goes and comes back -----------------------------------------------------------------------------------
+# ---- the coordinator goes and comes back -----------------------------------------------------------------------------
 
 
 def test_a_killed_coordinator_is_not_missed_and_every_claim_is_credited_once(community: Opener) -> None:
@@ -444,19 +445,19 @@ def test_a_killed_coordinator_is_not_missed_and_every_claim_is_credited_once(com
         assert not list((run.run_folder(name) / "outbox").glob("*.json")), "every report was answered"
 
 
-# ---- the demo --------------------------------------------------------------------------------------------------------------
+# ---- the demo --------------------------------------------------------------------------------------------------------
 
 
 def test_ctrl_c_in_the_middle_of_the_demo_leaves_nothing_behind(tmp_path: Path) -> None:
     mark = f"{tmp_path}:demo;"
     with (tmp_path / "demo.log").open("w") as log:
         demo = subprocess.Popen(
-            [sys.executable, str(REPOSITORY / "scripts" / "demo.py"), "--out", str(tmp_path / "out")],
+            [sys.executable, "-m", "scripts.demo", "--out", str(tmp_path / "out")],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | {MARK: mark},
-            cwd=tmp_path,
+            cwd=REPOSITORY,
             start_new_session=True,
         )
     try:

@@ -6,12 +6,12 @@ import base64
 import json
 
 import pytest
-from builders import fixed_ed25519, fixed_root_key
 
 from protocol import envelope
 from protocol.envelope import Envelope
 from protocol.errors import FormatError, SignatureError
 from protocol.keys import PeerIdentity
+from tests.kit.builders import fixed_ed25519, fixed_root_key
 
 TYPE = "application/vnd.potluck.example.v1+json"
 PEER = PeerIdentity(fixed_ed25519("peer"))

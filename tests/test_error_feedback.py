@@ -1,4 +1,4 @@
-"""What a lossy codec leaves out of a gradient comes with the author's next update: nothing is lost, and nothing is counted twice.
+"""What a lossy codec leaves out of a gradient comes with the author's next update: nothing is lost or counted twice.
 
 With local steps it stays in the trainer's model: `test_training_overlap`.
 """
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from swarm_kit import World, agreed, run, until
 
 from peer.swarm.contribution import Contribution, Leftover
-from peer.training.codec import EncodedUpdate, codec
+from peer.training.codecs.codec import EncodedUpdate, codec
 from peer.training.work import Update
+from tests.swarm_kit import World, agreed, run, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # hivemind's way to find p2pd
 VALUES = 70_000  # more than a chunk, and a last block that is short

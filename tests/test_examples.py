@@ -7,14 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from training_fixtures import CHAT_TEMPLATE
 
+from lab import REPOSITORY
+from lab.training_fixtures import CHAT_TEMPLATE
 from peer.training.data import build_dataset
 from peer.training.genesis import count_parameters
 from peer.training.model import load_tokenizer
 from protocol.run_spec import RunConfig
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = REPOSITORY / "examples"
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.toml")), ids=lambda path: f"{path.parent.name}/{path.name}")

@@ -1,4 +1,4 @@
-"""The fault table, played: real processes are broken at chosen instants of a round, one after the other in one community.
+"""The fault table, played: real processes are broken at chosen instants of a round, one after the other.
 
 One scenario of each kind that is over in seconds; `scripts/bench faults` plays all.
 """
@@ -10,14 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
-from fault_scenarios import LAB_NAMES, NAMES, SCENARIOS, FaultCommunity, Row, Scenario
-from faults import Fault, Faults, Injector
-from outcomes import counted_twice, divergences, wrongly_credited
-from processes import leave_in_turn
-from small_community import Inputs, tiny_inputs
-from swarm_kit import World, agreed, run, until
-from wan_lab import Host, WanLab, available
-from warm_start import WarmStart
+
+from lab.fault_scenarios import LAB_NAMES, NAMES, SCENARIOS, FaultCommunity, Row, Scenario
+from lab.faults import Fault, Faults, Injector
+from lab.outcomes import counted_twice, divergences, wrongly_credited
+from lab.processes import leave_in_turn
+from lab.small_community import Inputs, tiny_inputs
+from lab.wan.lab import Host, WanLab, available
+from lab.warm_start import WarmStart
+from tests.swarm_kit import World, agreed, run, until
 
 pytestmark = [
     pytest.mark.swarm,

@@ -9,11 +9,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pacing
 import pytest
-from processes import CARD_TOKENS_PER_S, Community, eventually
-from small_community import tiny_run
-from warm_start import WarmStart
+
+from lab import pacing
+from lab.processes import CARD_TOKENS_PER_S, Community, eventually
+from lab.small_community import tiny_run
+from lab.warm_start import WarmStart
 
 pytestmark = pytest.mark.swarm
 DISK_BYTES = 24 << 20

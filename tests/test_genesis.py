@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import build_run
-from hub_server import Hub, serve
 
 from peer.training.genesis import count_parameters, prepare_model
 from peer.training.model import load_causal_lm
@@ -17,6 +15,8 @@ from peer.training.model_check import outline
 from protocol.errors import InputError, NetworkError
 from protocol.files import list_files
 from protocol.run_spec import Method, ModelSource
+from tests.kit.builders import build_run
+from tests.kit.hub_server import Hub, serve
 
 COMMIT = "a" * 40
 

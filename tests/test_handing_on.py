@@ -1,4 +1,4 @@
-"""A leaver and the run's newest state: it is not gone with whoever alone has it, or the owner is told what that costs."""
+"""A leaver and the run's newest state: it is not gone with whoever alone has it, or its owner is told."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from coordinator_kit import Swarm as Members
-from coordinator_kit import start_host, write_run
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import CARD_TOKENS_PER_S, Community
-from small_community import tiny_run
-from swarm_kit import Peer, World, agreed, run, until
-from warm_start import WarmStart
 
-from peer.coordinator_client import CoordinatorClient
+from lab.processes import CARD_TOKENS_PER_S, Community
+from lab.small_community import tiny_run
+from lab.warm_start import WarmStart
 from peer.handing_on import ALONE_S, ASKED_S, Outcome, hand_on
-from peer.messages import text
+from peer.link.client import CoordinatorClient
+from peer.screen.messages import text
 from peer.swarm.last_copy import Copies, giving_s
 from peer.swarm.rounds import Rounds
 from peer.training.genesis import load_state
 from protocol import swarm_pb2
 from protocol.errors import NetworkError
+from tests.kit.coordinator import Swarm as Members
+from tests.kit.coordinator import start_host, write_run
+from tests.swarm_kit import Peer, World, agreed, run, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -132,7 +132,7 @@ def test_the_time_to_give_a_state_away_is_in_proportion_to_its_size(size_bytes: 
         assert giving_s(size_bytes, line) >= 3 * size_bytes / line
 
 
-# ---- who counts as having it --------------------------------------------------------------------------------------------
+# ---- who counts as having it -----------------------------------------------------------------------------------------
 
 
 async def only_one_ahead(world: World, one: Peer, other: Peer) -> None:
@@ -246,7 +246,7 @@ def test_of_members_that_made_the_round_together_none_is_the_only_one(tmp_path: 
     run(main())
 
 
-# ---- the coordinator ----------------------------------------------------------------------------------------------------
+# ---- the coordinator -------------------------------------------------------------------------------------------------
 
 
 def test_the_coordinator_publishes_the_newest_state_out_of_turn_when_the_last_member_leaves(tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_the_coordinator_publishes_the_newest_state_out_of_turn_when_the_last_me
         host.stop()
 
 
-# ---- real processes -----------------------------------------------------------------------------------------------------
+# ---- real processes --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -12,16 +12,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import swarm_kit
 from hivemind.dht.node import DHTNode
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase
 from hivemind.p2p import P2P, P2PDaemonError, PeerID
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.timed_storage import ValueWithExpiration
-from swarm_kit import World, run, until
 
 from peer.swarm.node import Node
+from tests import swarm_kit
+from tests.swarm_kit import World, run, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -15,17 +15,16 @@ from pathlib import Path
 
 import psutil
 import pytest
-from coordinator_kit import Swarm, start_host, write_run, write_text
-from processes import WAIT_S, Part
-from warm_start import WarmStart
 
 from coordinator.host import Host
 from coordinator.host_screen import HostScreen
 from coordinator.rendezvous import Rendezvous
 from coordinator.run_folder import RunFolder as HostFolder
 from coordinator.store.database import Store
-from peer.coordinator_client import CoordinatorClient
-from peer.outbox import Outbox
+from lab.processes import WAIT_S, Part
+from lab.warm_start import WarmStart
+from peer.disk.outbox import Outbox
+from peer.link.client import CoordinatorClient
 from peer.training.genesis import load_state
 from protocol.errors import CoordinatorAway, InputError, PotluckError, RefusedError, RunSpecError
 from protocol.invite import Invite
@@ -33,6 +32,7 @@ from protocol.keys import PeerIdentity
 from protocol.ledger_entry import CreditEntry, parse_entry
 from protocol.run_spec import RunSpec
 from protocol.status import RunStatus
+from tests.kit.coordinator import Swarm, start_host, write_run, write_text
 
 
 @contextmanager

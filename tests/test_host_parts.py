@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from coordinator_kit import start_host, write_run
-from processes import eventually
 
 from coordinator import host as host_module
 from coordinator.host import Host
@@ -17,8 +15,10 @@ from coordinator.host_screen import HostScreen
 from coordinator.publisher import Publisher
 from coordinator.reports import Reports
 from coordinator.server import Server
+from lab.processes import eventually
 from protocol.errors import PartFailed
 from protocol.parts import MOST_FAILURES
+from tests.kit.coordinator import start_host, write_run
 
 PLANTED = """
 import sys

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from coordinator_kit import start_host, write_run
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.torch import load_file, save_file
@@ -34,6 +33,7 @@ from protocol.errors import FormatError, InputError
 from protocol.keys import RootKey
 from protocol.run_spec import Host as HostSection
 from protocol.run_spec import RunSpec
+from tests.kit.coordinator import start_host, write_run
 
 SIGNED = ("run.json", "run-card.json", "ledger.db", "checkpoints/step-000000")
 
@@ -53,7 +53,7 @@ def left_in(folder: Path) -> list[str]:
 
 @contextmanager
 def file_limit(size_bytes: int) -> Iterator[None]:
-    """No file of this process may grow larger: as a disk that fills up, at the system's own boundary, and without root."""
+    """No file of this process may grow larger: as a disk that fills up, at the system's own boundary, without root."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
     try:

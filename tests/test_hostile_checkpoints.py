@@ -2,7 +2,7 @@
 
 docs/hostile-checkpoints.md holds what each case was answered. After a change of words, write it anew:
 
-    python tests/test_hostile_checkpoints.py > docs/hostile-checkpoints.md
+    python -m tests.test_hostile_checkpoints > docs/hostile-checkpoints.md
 """
 
 from __future__ import annotations
@@ -15,28 +15,30 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from builders import Run, build_run, fixed_root_key
 from click.testing import CliRunner
-from hostile import CHECKPOINTS, RECEIPTS, Case
 
+from lab import REPOSITORY
 from protocol.keys import public_pem
 from protocol.report import Report
 from protocol.verify import verify_checkpoint, verify_path, verify_receipt
+from tests.kit.builders import Run, build_run, fixed_root_key
+from tests.kit.hostile import CHECKPOINTS, RECEIPTS, Case
 
-TABLE = Path(__file__).resolve().parents[1] / "docs" / "hostile-checkpoints.md"
+TABLE = REPOSITORY / "docs" / "hostile-checkpoints.md"
 INTRO = """# What hostile checkpoints and receipts are answered
 
 Each row is a test: a copy of a small valid run was changed as the first column says, by someone who can what the second
-says, and then checked with `potluck verify` (given the root key's fingerprint and the folder of checkpoints) and with the
-stock command `model_signing verify key model --signature model.sig --public_key coordinator.pub --no-ignore-git-paths`.
-*anyone* has the folder and no key; *another key* signs with a key of their own; *the host* holds the run's own keys and is
-dishonest or broken. The stock tool checks files against a signature and nothing else: it cannot know what the members
-agreed on, which ledger there is, or what a safetensors file may hold.
+says, and then checked with `potluck verify` (given the root key's fingerprint and the folder of checkpoints) and with
+the stock command `model_signing verify key model --signature model.sig --public_key coordinator.pub
+--no-ignore-git-paths`. *anyone* has the folder and no key; *another key* signs with a key of their own; *the host*
+holds the run's own keys and is dishonest or broken. The stock tool checks files against a signature and nothing else:
+it cannot know what the members agreed on, which ledger there is, or what a safetensors file may hold.
 
-*refused* is exit code 1: something does not hold. *incomplete* is exit code 3: nothing was found wrong, and something that the
-checkpoint says there is, an ancestor or the members' agreement of a round, was not at hand. Neither is a yes.
+*refused* is exit code 1: something does not hold. *incomplete* is exit code 3: nothing was found wrong, and something
+that the checkpoint says there is, an ancestor or the members' agreement of a round, was not at hand. Neither is a yes.
 
-`tests/test_hostile_checkpoints.py` holds this page to what the code says; `python tests/test_hostile_checkpoints.py` prints it.
+`tests/test_hostile_checkpoints.py` holds this page to what the code says; `python -m tests.test_hostile_checkpoints`
+prints it.
 """
 
 

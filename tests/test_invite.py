@@ -43,7 +43,7 @@ def test_an_invite_of_before_reads_like_one_of_now() -> None:
 
 
 def test_an_older_potluck_prints_what_to_do() -> None:
-    """Its `Invite.parse` takes the prefix off, checks the digits, and reads the rest as JSON; that says which key is twice."""
+    """Its `Invite.parse` takes the prefix off, checks the digits, and reads the rest as JSON: that names the key."""
     body, _, check = str(NEWER).removeprefix("potluck1.").partition(".")
     payload = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
     assert canonical.sha256_hex(payload)[:8] == check

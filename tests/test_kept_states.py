@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from coordinator_kit import Member, Swarm
-from swarm_kit import World
 
-from peer.kept_states import AVERAGE, MOST_REPLAYED, WHOLE, KeptStates
-from peer.run_folder import RunFolder
+from peer.disk.kept_states import AVERAGE, MOST_REPLAYED, WHOLE, KeptStates
+from peer.disk.run_folder import RunFolder
 from peer.swarm.averages import Average
 from peer.swarm.head import Head
 from peer.training.aggregate import Mean
-from peer.training.codec import CHUNK_VALUES, average_chunk, chunk_sizes, codec
+from peer.training.codecs.codec import CHUNK_VALUES, average_chunk, chunk_sizes, codec
 from peer.training.state import SharedState
 from protocol.errors import InputError
 from protocol.succession import Last
+from tests.kit.coordinator import Member, Swarm
+from tests.swarm_kit import World
 
 VALUES = 300_000
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import base58
 import pytest
-from builders import fixed_ed25519, fixed_root_key
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from protocol import keys
 from protocol.errors import FormatError, InputError, SignatureError
 from protocol.keys import PeerIdentity, RootKey
+from tests.kit.builders import fixed_ed25519, fixed_root_key
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import CARD_TOKENS_PER_S, WAIT_S, Community, Part, free_ports
-from small_community import tiny_run
-from warm_start import WarmStart
 
-from peer.local_peers import ask_to_leave, find_peers
-from peer.run_lock import Process, RunLock, holder, start_of
+from lab.processes import CARD_TOKENS_PER_S, WAIT_S, Community, Part, free_ports
+from lab.small_community import tiny_run
+from lab.warm_start import WarmStart
+from peer.disk.local_peers import ask_to_leave, find_peers
+from peer.disk.run_lock import Process, RunLock, holder, start_of
 from protocol.errors import InputError
 from protocol.invite import Invite
 from protocol.leaving import Leaving
@@ -213,7 +213,7 @@ def test_a_coordinator_that_was_never_there_is_waited_for(tmp_path: Path, starte
         peer.kill()
 
 
-# ---- the lock ------------------------------------------------------------------------------------------------------------
+# ---- the lock --------------------------------------------------------------------------------------------------------
 
 
 def test_a_process_that_got_an_old_peers_number_is_sent_nothing(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_a_peer_that_does_not_leave_in_time_is_told(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / ("ab" * 8)
     folder.mkdir(parents=True)
     script = (
-        "import signal, sys, time\nfrom pathlib import Path\nfrom peer.run_lock import RunLock\n"
+        "import signal, sys, time\nfrom pathlib import Path\nfrom peer.disk.run_lock import RunLock\n"
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "lock = RunLock(Path(sys.argv[1]))\nprint('held', flush=True)\ntime.sleep(60)\n"
     )

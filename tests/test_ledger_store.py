@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from coordinator_kit import Office, open_ledger
 
 from coordinator.store.database import Store
 from protocol import merkle, note
@@ -16,6 +15,7 @@ from protocol.errors import InputError
 from protocol.keys import RootKey
 from protocol.ledger_entry import parse_entry
 from protocol.note import LedgerHead
+from tests.kit.coordinator import Office, open_ledger
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from memory_probe import Probes
-from training_fixtures import make_genesis, make_spec, write_llama, write_tiny_llama
 
-from peer.training.codec import codec
+from lab.training_fixtures import make_genesis, make_spec, write_llama, write_tiny_llama
+from peer.training.codecs.codec import codec
 from peer.training.memory import activation_bytes, memory_needed_bytes
 from protocol.run_spec import RunSpec
+from tests.kit.memory_probe import Probes
 
 DAEMON_BYTES = 90 << 20  # p2pd, which the probe does not start; measured in whole peers
 FACTOR = 1.6  # the estimate is never too low, and at most this many times too high
@@ -47,9 +47,10 @@ class Case:
 @pytest.mark.parametrize(
     "case",
     [
-        # and the update, or its average, which becomes the next state; what travels and what has (a quarter, half); activations
+        # and the update, or its average, which becomes the next state; what travels and what has (a quarter, half);
+        # activations
         pytest.param(Case({"method": "diloco", "wire": "int8"}, 5.4, 7.6), id="int8"),
-        # no residual, no copy of where the work of the round before ended: what the others do not have yet is in the model
+        # no residual, no copy of where the work of the round before ended: what the others have not got is in the model
         pytest.param(Case({"method": "diloco", "wire": "int4", "overlap": True}, 5.4, 7.75), id="int4, overlap"),
         pytest.param(
             Case({"method": "diloco", "wire": "int2", "fragments": 6, "overlap": True}, 5.4, 7.35), id="int2, fragments"

@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from hub_server import Hub, serve
 from safetensors.torch import load_file, save_file
-from training_fixtures import CHAT_TEMPLATE, make_genesis, make_spec, write_tiny_gpt2, write_tiny_llama
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from coordinator.base_model import copy_model
+from lab.training_fixtures import CHAT_TEMPLATE, make_genesis, make_spec, write_tiny_gpt2, write_tiny_llama
 from peer.training.data import Dataset, Sequences
 from peer.training.genesis import build_genesis, count_parameters, prepare_model
 from peer.training.model import load_causal_lm, load_tokenizer, load_trainable
@@ -26,6 +25,7 @@ from peer.training.model_check import _check_tokenizer, check_model, check_plan
 from protocol.errors import InputError
 from protocol.invite import Invite
 from protocol.run_spec import DataSource, Method, ModelSource
+from tests.kit.hub_server import Hub, serve
 
 FULL, LORA = Method(), Method(kind="lora", rank=2, targets=("q_proj", "v_proj"))
 SIZES = {
@@ -387,7 +387,7 @@ def test_a_token_that_was_added_beyond_the_embeddings_is_refused_once_the_data_n
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # hivemind's way to find p2pd
 def test_a_volunteer_is_told_of_such_data_before_it_trains(base: Path, tmp_path: Path) -> None:
-    from peer.screens import JsonScreen
+    from peer.screen.json_lines import JsonScreen
     from peer.volunteer import PeerConfig, Volunteer
     from protocol.leaving import Leaving
 

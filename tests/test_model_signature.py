@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import Run, build_run
-from test_hostile_checkpoints import stock_verdict
 
 from protocol import canonical, files
 from protocol.envelope import pae
 from protocol.errors import PotluckError
 from protocol.keys import public_pem
 from protocol.model_signature import ModelSignature
+from tests.kit.builders import Run, build_run
+from tests.test_hostile_checkpoints import stock_verdict
 
 REPLACEMENTS = (None, 0, True, "", "x", "AA==", [], [1], {}, {"a": 1})
 

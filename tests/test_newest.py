@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from builders import Run, build_run, fixed_ed25519
 
 from protocol import checkpoint, merkle, newest, note
 from protocol.errors import CoordinatorAway, FormatError, SignatureError
@@ -16,6 +15,7 @@ from protocol.invite import Invite
 from protocol.newest import RunNow, by_coordinator, by_head, head_note_in
 from protocol.report import Answer, Report
 from protocol.verify import verify_checkpoint
+from tests.kit.builders import Run, build_run, fixed_ed25519
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def head_of(run: Run, size: int) -> str:
     return note.sign_head(note.LedgerHead(run.head().origin, size, run.tree.root_at(size)), run.ledger_key)
 
 
-# ---- a ledger head -------------------------------------------------------------------------------------------------------
+# ---- a ledger head ---------------------------------------------------------------------------------------------------
 
 
 def test_the_last_entry_of_a_head_is_the_newest(run: Run) -> None:
@@ -108,7 +108,7 @@ def test_a_head_is_found_in_a_note_a_log_proof_and_a_receipt(run: Run) -> None:
             head_note_in(data)
 
 
-# ---- a coordinator -------------------------------------------------------------------------------------------------------
+# ---- a coordinator ---------------------------------------------------------------------------------------------------
 
 
 def test_the_newest_that_the_coordinator_names_is_the_newest(run: Run) -> None:

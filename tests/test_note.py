@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 
 import pytest
-from builders import fixed_ed25519
 
 from protocol import note
 from protocol.errors import FormatError, SignatureError
 from protocol.note import LedgerHead
+from tests.kit.builders import fixed_ed25519
 
 # The example of c2sp.org/signed-note
 SPEC_KEY = "example.com/foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k"

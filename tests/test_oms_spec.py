@@ -1,7 +1,7 @@
 """OpenSSF Model Signing v1.0: what we sign is what its schemas say, and what its verifiers must accept, ours accepts.
 
-tests/vectors/oms holds the schemas and the test vectors of the specification. Where the stock command refuses what a schema
-allows, so do we; what must be refused is refused by all three.
+tests/vectors/oms holds the schemas and the test vectors of the specification. Where the stock command refuses what a
+schema allows, so do we; what must be refused is refused by all three.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ import jsonschema
 import model_signing
 import pytest
 import referencing
-from builders import Run, build_run, fixed_root_key
-from test_hostile_checkpoints import stock_verdict
 
 from protocol import checkpoint
 from protocol.envelope import pae
@@ -27,6 +25,8 @@ from protocol.keys import public_der, public_pem
 from protocol.model_signature import ModelSignature
 from protocol.report import Report
 from protocol.verify import verify_checkpoint
+from tests.kit.builders import Run, build_run, fixed_root_key
+from tests.test_hostile_checkpoints import stock_verdict
 
 VECTORS = Path(__file__).parent / "vectors"
 OMS = VECTORS / "oms"
@@ -93,7 +93,7 @@ def test_what_was_once_signed_is_what_the_schemas_say(kind: str) -> None:
     assert len(paths) == 2 and all(holds(path.read_bytes()) for path in paths)
 
 
-# ---- the specification's own bundles -----------------------------------------------------------------------------------
+# ---- the specification's own bundles ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", vectors("valid"), ids=lambda path: path.name)

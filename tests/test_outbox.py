@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import pytest
 
-from peer.outbox import Outbox
+from peer.disk.outbox import Outbox
 from protocol.errors import CoordinatorAway, FormatError, InputError
 
 
@@ -123,7 +123,7 @@ def test_oversize_report_is_refused(tmp_path: Path) -> None:
 def test_every_report_that_was_put_outlives_a_kill(tmp_path: Path) -> None:
     """SIGKILL while a process puts one report after another: what `put` returned for is there, and all of it whole."""
     program = (
-        "import sys; from pathlib import Path; from peer.outbox import Outbox\n"
+        "import sys; from pathlib import Path; from peer.disk.outbox import Outbox\n"
         "outbox = Outbox(Path(sys.argv[1]))\n"
         "for number in range(10**6):\n"
         "    outbox.put(number, b'%d' % number * 5000)\n"

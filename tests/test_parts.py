@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from processes import eventually
 
+from lab.processes import eventually
 from protocol import parts
 from protocol.backoff import Backoff
 from protocol.errors import PartFailed
@@ -34,7 +34,7 @@ def breaks(times: int, closing: threading.Event, error: BaseException) -> Callab
     return work
 
 
-# ---- the back-off -------------------------------------------------------------------------------------------------------
+# ---- the back-off ----------------------------------------------------------------------------------------------------
 
 
 def test_ten_thousand_failures_in_a_row_are_paused_after_within_bounds() -> None:
@@ -46,7 +46,7 @@ def test_ten_thousand_failures_in_a_row_are_paused_after_within_bounds() -> None
     assert backoff.failed() <= 2.0
 
 
-# ---- threads ------------------------------------------------------------------------------------------------------------
+# ---- threads ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_part_that_fails_is_logged_told_and_started_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -141,7 +141,7 @@ def test_a_job_that_fails_is_told_and_ends_nobody(caplog: pytest.LogCaptureFixtu
     assert len(told) == 1
 
 
-# ---- tasks --------------------------------------------------------------------------------------------------------------
+# ---- tasks -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_task_is_kept_until_it_is_cancelled_or_over() -> None:

@@ -45,7 +45,8 @@ def wrappings(line: str) -> dict[str, str]:
         "twice": f"{line}\n\n{line}",
         "glued twice": line + line,
         "capital": line.replace("potluck1", "Potluck1"),
-        "what the host shows": f"This run is by invite:\n\n{line}\n\nto join: potluck join {line[:24]}…\nfolder:  runs/x\n",
+        "what the host shows": f"This run is by invite:\n\n{line}\n\n"
+        f"to join: potluck join {line[:24]}…\nfolder:  runs/x\n",
         "one that was cut, and a whole one": f"{line[:70]}\n{line}",
         "check digits and more": f"{line}cafe",
     }

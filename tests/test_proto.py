@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from coordinator.service import CoordinatorService
+from lab import REPOSITORY
 from protocol.coordinator_pb2 import DESCRIPTOR
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("name", ["coordinator", "swarm"])

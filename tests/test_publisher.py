@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from coordinator_kit import site_of, start_host, write_run
 from typer.testing import CliRunner
 
 import potluck
@@ -26,6 +25,7 @@ from protocol.keys import fingerprint, load_public_pem
 from protocol.status import Alarm, CheckpointStatus, RunStatus, alarm_of
 from protocol.succession import Last
 from protocol.verify import verify_checkpoint
+from tests.kit.coordinator import site_of, start_host, write_run
 
 
 def potluck_verify(folder: Path, round_number: int, *arguments: object) -> subprocess.CompletedProcess[str]:

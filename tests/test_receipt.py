@@ -6,12 +6,12 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from builders import Run, build_run, fixed_root_key
 
 from protocol.errors import FormatError, VerificationError
 from protocol.ledger_entry import CheckpointEntry, CreditEntry, RunEntry, entry_from_json, parse_entry
 from protocol.receipt import Receipt, check_receipt
 from protocol.verify import verify_receipt
+from tests.kit.builders import Run, build_run, fixed_root_key
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_a_receipt_for_every_entry_holds(run: Run) -> None:
 def test_a_credit_receipt_says_who_did_how_much(run: Run) -> None:
     entry = check_receipt(run.receipt(2), run.trusted).entry
     assert isinstance(entry, CreditEntry)
-    claimed = run.agreements[1].claim_envelopes[0]
+    claimed = run.agreements[1].claims[0]
     assert (entry.peer_id, entry.round, entry.tokens, entry.claim) == (run.peers[0].peer_id, 1, 1024, claimed.digest)
 
 

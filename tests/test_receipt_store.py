@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from coordinator_kit import Office
 
 from coordinator import receipts as receipts_module
 from coordinator.receipts import ReceiptDesk
-from peer.receipts import Receipts
+from peer.disk.receipts import Receipts
 from protocol import canonical
 from protocol.errors import FormatError, RefusedError
 from protocol.keys import public_pem
 from protocol.verify import verify_receipt
+from tests.kit.coordinator import Office
 
 
 @pytest.fixture

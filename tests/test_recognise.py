@@ -1,4 +1,4 @@
-"""What `potluck verify` is pointed at: a slip of the hand is told in one line, and nothing that was tampered with passes for one."""
+"""What `potluck verify` is pointed at: a slip of the hand is told in one line; nothing tampered with passes for one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import model_signing
 import pytest
-from builders import Run, build_run, fixed_root_key
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +22,7 @@ from protocol.ledger_entry import CreditEntry
 from protocol.recognise import Kind, recognise
 from protocol.report import Answer, Report
 from protocol.verify import verify_path
+from tests.kit.builders import Run, build_run, fixed_root_key
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from outcomes import divergences
-from processes import CARD_TOKENS_PER_S, Community
-from small_community import tiny_run
-from warm_start import WarmStart
 
+from lab.outcomes import divergences
+from lab.processes import CARD_TOKENS_PER_S, Community
+from lab.small_community import tiny_run
+from lab.warm_start import WarmStart
 from protocol.invite import Invite
 
 pytestmark = pytest.mark.swarm

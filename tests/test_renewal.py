@@ -9,22 +9,22 @@ from pathlib import Path
 
 import jwt
 import pytest
-from coordinator_kit import start_host, write_run
-from processes import CARD_TOKENS_PER_S, WAIT_S, Community
-from training_fixtures import write_tiny_llama
-from warm_start import WarmStart
 
-from peer.coordinator_client import CoordinatorClient
-from peer.coordinator_link import RENEW_SHARE, Certificate, CoordinatorLink
-from peer.kept_states import KeptStates
-from peer.outbox import Outbox
-from peer.receipts import Receipts
-from peer.run_folder import RunFolder
+from lab.processes import CARD_TOKENS_PER_S, WAIT_S, Community
+from lab.training_fixtures import write_tiny_llama
+from lab.warm_start import WarmStart
+from peer.disk.kept_states import KeptStates
+from peer.disk.outbox import Outbox
+from peer.disk.receipts import Receipts
+from peer.disk.run_folder import RunFolder
+from peer.link.background import RENEW_SHARE, Certificate, CoordinatorLink
+from peer.link.client import CoordinatorClient
 from protocol import certificate as certificates
 from protocol.errors import RefusedError
 from protocol.keys import PeerIdentity
 from protocol.rpc import draw_session
 from protocol.run_spec import Host as RunHost
+from tests.kit.coordinator import start_host, write_run
 
 pytestmark = pytest.mark.swarm
 

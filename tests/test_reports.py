@@ -9,13 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from coordinator_kit import Member, Office
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.store.database import StoreError
 from protocol import certificate
+from protocol.agreement import Counts
+from protocol.beginners import Beginners
 from protocol.keys import PeerIdentity
 from protocol.ledger_entry import CreditEntry, parse_entry
+from protocol.signed import stored_signed
+from tests.kit.coordinator import Member, Office
 
 
 @pytest.fixture
@@ -108,11 +111,12 @@ def test_first_round_is_by_the_majority_of_the_named(office: Office) -> None:
     refusals = {
         "those who signed hold": swarm.agree("ab" * 32, [members[0], stranger]),
         "not by the beginners that the coordinator has named": dataclasses.replace(
-            swarm.agree("ab" * 32, [stranger]), beginners=office.word([stranger])
+            swarm.agree("ab" * 32, [stranger]), beginners=stored_signed(Beginners, office.word([stranger]))
         ),
-        "does not say whom the coordinator named": dataclasses.replace(swarm.agree("ab" * 32, members), beginners=b""),
+        "does not say whom the coordinator named": dataclasses.replace(swarm.agree("ab" * 32, members), beginners=None),
         "not named by this run's coordinator": dataclasses.replace(
-            swarm.agree("ab" * 32, [stranger]), beginners=office.word([stranger], Ed25519PrivateKey.generate())
+            swarm.agree("ab" * 32, [stranger]),
+            beginners=stored_signed(Beginners, office.word([stranger], Ed25519PrivateKey.generate())),
         ),
     }
     for reason, agreement in refusals.items():
@@ -158,7 +162,7 @@ def test_certificates_of_another_run_are_refused(office: Office, tmp_path: Path)
 def test_weights_that_do_not_follow_from_the_round_before_are_refused(office: Office) -> None:
     office.submit(office.swarm.round(tokens=100))
     whole = office.swarm.agree("ab" * 32, office.swarm.members, tokens=100)
-    answer = office.submit(dataclasses.replace(whole, weights=dict.fromkeys(whole.weights, 50)))
+    answer = office.submit(dataclasses.replace(whole, counts=Counts(dict.fromkeys(whole.weights, 50))))
     assert not answer.accepted and "weights" in answer.reason
     assert office.credits() == office.expected_credits([1])
 

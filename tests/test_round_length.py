@@ -6,10 +6,10 @@ import statistics
 from pathlib import Path
 
 import pytest
-from swarm_kit import World, agreed, run
 
 from peer.swarm import round_length
 from peer.swarm.round_length import LEAST_S, MOST_S, RoundLength
+from tests.swarm_kit import World, agreed, run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

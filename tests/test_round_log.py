@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from peer import round_log
-from peer.round_log import Round, RoundLog, describe, read_rounds
+from peer.disk import round_log
+from peer.disk.round_log import Round, RoundLog, read_rounds
+from peer.screen.rounds import describe
 from peer.swarm.rounds import RoundReport
 from protocol.errors import InputError
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peer.round_rules import Ballot, BallotBox, Bound, Undecided, is_committed, must_complete
-from protocol.claim import has_majority
 from protocol.errors import FormatError
+from protocol.majority import has_majority
 
 EVEN = {"a": 1, "b": 1, "c": 1}
 

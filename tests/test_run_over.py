@@ -1,4 +1,4 @@
-"""A run that is over says so before anything is fetched; its checkpoint can be fetched; credit is what the ledger says."""
+"""A run that is over says so before anything is fetched; its checkpoint can be fetched; credit is the ledger's."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from coordinator_kit import Site, site_of, write_run
 from typer.testing import CliRunner
 
 import potluck
 from peer import volunteer as volunteer_module
-from peer.coordinator_client import CoordinatorClient
-from peer.outbox import Outbox
-from peer.screens import JsonScreen, TerminalScreen
+from peer.disk.outbox import Outbox
+from peer.link.client import CoordinatorClient
+from peer.screen.json_lines import JsonScreen
+from peer.screen.terminal import TerminalScreen
 from peer.volunteer import PeerConfig, Volunteer
 from protocol.errors import InputError, NetworkError, RefusedError
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity
 from protocol.leaving import Leaving
 from protocol.rpc import Twin, draw_session
+from tests.kit.coordinator import Site, site_of, write_run
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,7 @@ def test_the_table_counts_what_is_in_the_ledger_and_beside_it_what_is_not_there_
     assert screen._credit_text() == "116,776"
 
 
-# ---- one identity on two computers -----------------------------------------------------------------------------------------
+# ---- one identity on two computers -----------------------------------------------------------------------------------
 
 
 def test_of_two_computers_with_one_identity_the_later_one_is_told_to_stop_and_the_first_hears_of_it(
@@ -205,7 +206,7 @@ def test_a_new_identity_is_another_one_and_the_old_one_is_kept(tmp_path: Path) -
     assert PeerIdentity.load_or_create(kept).peer_id == before
 
 
-# ---- what can be found before anything is fetched --------------------------------------------------------------------------
+# ---- what can be found before anything is fetched --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

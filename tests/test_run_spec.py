@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from builders import make_spec
 
 from protocol import canonical
 from protocol.errors import RunSpecError
 from protocol.presets import PRESETS
 from protocol.run_spec import RunConfig, RunSpec
+from tests.kit.builders import make_spec
 
 TOML = """
 [run]

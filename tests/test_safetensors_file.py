@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import safetensors_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -18,6 +17,7 @@ from protocol import merkle
 from protocol.errors import FormatError, VerificationError
 from protocol.safetensors_file import FULL_FILE, Weights, all_finite
 from protocol.state import STATE_CHUNK_BYTES
+from tests.kit.builders import safetensors_bytes
 
 
 def reference_root(tensors: dict[str, np.ndarray]) -> str:

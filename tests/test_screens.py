@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from peer import messages
-from peer.screens import JsonScreen, TerminalScreen
+from peer.screen import messages
+from peer.screen.json_lines import JsonScreen
+from peer.screen.terminal import TerminalScreen
 from peer.swarm.head import Head
 from peer.swarm.rounds import STAGES, RoundReport
 from peer.training.state import SharedState

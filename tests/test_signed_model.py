@@ -1,4 +1,4 @@
-"""A model that the stock command signed with a key: yes where the stock command says yes, and plain words where it does not hold."""
+"""A model that the stock command signed with a key: yes where that command says yes, and plain words where not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import model_signing
 import pytest
-from builders import build_run, fixed_root_key
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -16,6 +15,7 @@ from protocol.keys import fingerprint
 from protocol.model_signature import MAX_BUNDLE_BYTES
 from protocol.report import Answer, Report
 from protocol.signed_model import LIMITS, verify_model
+from tests.kit.builders import build_run, fixed_root_key
 
 CURVES = {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1(), "P-521": ec.SECP521R1()}
 VECTORS = Path(__file__).parent / "vectors" / "oms" / "test-vectors" / "v1.0"

@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from builders import fixed_ed25519, make_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol import certificate
+from protocol.agreement import Agreement, Counts, group_digest
 from protocol.beginners import Beginners, open_beginners
-from protocol.claim import MAX_TOKENS, Agreement, Claim, Farewell, Late, UpdateDigest, Vote, group_digest
 from protocol.errors import FormatError, RefusedError, SignatureError, VerificationError
 from protocol.keys import PeerIdentity
 from protocol.run_spec import RunSpec
-from protocol.succession import MOST_TIMES, PROBATION, Last, check_follows, counted, weights
+from protocol.signed import Signed
+from protocol.statements import MAX_TOKENS, Claim, Farewell, Late, UpdateDigest, Vote
+from protocol.succession import GROWTH_CAP, MOST_TIMES, PROBATION, Last, check_follows, counted, growth_capped, weights
+from tests.kit.builders import fixed_ed25519, make_spec
 
 KEY = fixed_ed25519("membership 1")
 GENESIS, ONE, TWO = "ab" * 32, "cd" * 32, "ef" * 32
@@ -32,8 +34,8 @@ def spec_of(**sync: object) -> RunSpec:
 SPEC = spec_of(min_peers=2)
 
 
-def named(*members: int) -> bytes:
-    return Beginners(run=SPEC.digest, peers=tuple(IDS[index] for index in members)).sign(KEY)
+def named(*members: int) -> Signed[Beginners]:
+    return Beginners(run=SPEC.digest, peers=tuple(IDS[index] for index in members)).sign(PeerIdentity(KEY))
 
 
 def agree(
@@ -44,8 +46,8 @@ def agree(
     voters: Sequence[int] | None = None,
     tokens: Sequence[int] | None = None,
     spec: RunSpec = SPEC,
-    beginners: bytes = b"",
-    farewells: tuple[bytes, ...] = (),
+    beginners: Signed[Beginners] | None = None,
+    farewells: tuple[Signed[Farewell], ...] = (),
     late: dict[int, Late] | None = None,
 ) -> Agreement:
     """What these members would sign; opened from its bytes, as whoever gets it does."""
@@ -61,15 +63,13 @@ def agree(
     vote = Vote(
         run=spec.digest, round=last.round + 1, attempt=0, group=group_digest(envelopes), base=last.state, state=state
     )
-    given_, newcomers = counted(claims, last, spec)
     made_agreement = Agreement(
-        run=spec.digest, round=last.round + 1, base=last.state, state=state, weights=given_, claims=claims,
-        claim_envelopes=tuple(envelopes),
-        vote_envelopes=tuple(vote.sign(PEERS[index]) for index in (members if voters is None else voters)),
+        claims=tuple(envelopes), counts=counted(claims, last, spec),
+        votes=tuple(vote.sign(PEERS[index]) for index in (members if voters is None else voters)),
         certificates={
             IDS[index]: certificate.issue(KEY, run=spec.digest, peer_id=IDS[index], lifetime_s=60) for index in members
         },
-        farewells=farewells, newcomers=newcomers, beginners=beginners,
+        farewells=farewells, beginners=beginners,
     )  # fmt: skip
     return Agreement.from_bytes(made_agreement.to_bytes(), run=spec.digest, membership_key=KEY.public_key())
 
@@ -97,9 +97,9 @@ def test_members_that_took_part_and_did_not_sign_do_not_count() -> None:
 
 def test_a_farewell_moves_its_authors_weight_and_nobody_elses() -> None:
     said = Farewell(run=SPEC.digest, round=2, successor=IDS[3], attempt=0)
-    check_follows(agree([2, 3], BEGUN, TWO, farewells=(said.sign(PEERS[1]).to_bytes(),)), BEGUN, SPEC)
+    check_follows(agree([2, 3], BEGUN, TWO, farewells=(said.sign(PEERS[1]),)), BEGUN, SPEC)
     with pytest.raises(VerificationError, match="of the weight that decides"):
-        check_follows(agree([2, 3], BEGUN, TWO, farewells=(said.sign(PEERS[5]).to_bytes(),)), BEGUN, SPEC)
+        check_follows(agree([2, 3], BEGUN, TWO, farewells=(said.sign(PEERS[5]),)), BEGUN, SPEC)
 
 
 def test_fewer_members_than_the_host_asked_for_do_not_follow() -> None:
@@ -116,10 +116,10 @@ def test_a_round_from_another_state_or_of_another_number_does_not_follow(last: L
 
 def test_weights_or_newcomers_other_than_the_rule_gives_do_not_follow() -> None:
     agreed = agree([0, 1, 3], BEGUN, TWO)
-    assert agreed.newcomers == {IDS[3]: 1}
-    for wrong in (replace(agreed, weights={**agreed.weights, IDS[3]: 81}), replace(agreed, newcomers={})):
+    assert agreed.counts.newcomers == {IDS[3]: 1}
+    for wrong in (Counts({**agreed.weights, IDS[3]: 81}, {IDS[3]: 1}), Counts(agreed.weights)):
         with pytest.raises(VerificationError, match="weights do not follow"):
-            check_follows(wrong, BEGUN, SPEC)
+            check_follows(replace(agreed, counts=wrong), BEGUN, SPEC)
 
 
 def test_more_tokens_than_the_sequences_hold_and_late_work_that_was_counted_do_not_follow() -> None:
@@ -154,22 +154,22 @@ def test_round_1_without_the_coordinators_word_does_not_follow_except_in_runs_th
 def test_where_the_coordinators_own_word_is_known_no_other_will_do() -> None:
     genesis = Last(0, GENESIS)
     agreed = agree([0, 1], genesis, ONE, beginners=named(0, 1))
-    check_follows(agreed, genesis, SPEC, named(0, 1))
+    check_follows(agreed, genesis, SPEC, named(0, 1).data)
     with pytest.raises(VerificationError, match="not by the beginners"):
-        check_follows(agreed, genesis, SPEC, named(0, 1, 2))
+        check_follows(agreed, genesis, SPEC, named(0, 1, 2).data)
 
 
 def test_a_naming_by_another_key_or_for_another_run_is_refused() -> None:
     word = Beginners(run=SPEC.digest, peers=(IDS[0],))
     for data, error in [
-        (word.sign(fixed_ed25519("not the coordinator")), SignatureError),
-        (word.model_copy(update={"run": "0" * 64}).sign(KEY), VerificationError),
-        (word.model_copy(update={"peers": (IDS[0], IDS[0])}).sign(KEY), FormatError),
+        (word.sign(PeerIdentity(fixed_ed25519("not the coordinator"))), SignatureError),
+        (word.model_copy(update={"run": "0" * 64}).sign(PeerIdentity(KEY)), VerificationError),
+        (word.model_copy(update={"peers": (IDS[0], IDS[0])}).sign(PeerIdentity(KEY)), FormatError),
     ]:
         with pytest.raises(error):
-            open_beginners(data, KEY.public_key(), run=SPEC.digest)
+            open_beginners(data.data, KEY.public_key(), run=SPEC.digest)
     with pytest.raises(RefusedError):
-        agree([0], Last(0, GENESIS), ONE, beginners=word.sign(PEERS[0].private_key))
+        agree([0], Last(0, GENESIS), ONE, beginners=word.sign(PEERS[0]))
 
 
 # ---- what a claim counts for -----------------------------------------------------------------------------------------------
@@ -214,22 +214,26 @@ def test_five_newcomers_with_a_million_tokens_each_leave_three_members_the_major
 def test_newcomers_of_the_last_rounds_are_counted_together() -> None:
     """Five come in one round and five in the next: all ten are newcomers, below half of the three."""
     claims = {IDS[index]: claim_of(1600) for index in range(3)}
-    first, new = counted(claims | {IDS[3]: claim_of(10**6), IDS[4]: claim_of(10**6)}, Last(1, ONE, dict.fromkeys(IDS[:3], 1600)), SPEC)  # fmt: skip
-    assert set(new) == {IDS[3], IDS[4]}
-    later, still = counted(
-        claims | {IDS[index]: claim_of(10**6) for index in range(3, 8)}, Last(2, TWO, first, new), SPEC
+    first = counted(claims | {IDS[3]: claim_of(10**6), IDS[4]: claim_of(10**6)}, Last(1, ONE, dict.fromkeys(IDS[:3], 1600)), SPEC)  # fmt: skip
+    assert set(first.newcomers) == {IDS[3], IDS[4]}
+    later = counted(
+        claims | {IDS[index]: claim_of(10**6) for index in range(3, 8)},
+        Last(2, TWO, first.weights, first.newcomers),
+        SPEC,
     )
-    assert still == {IDS[3]: 2, IDS[4]: 2, IDS[5]: 1, IDS[6]: 1, IDS[7]: 1}
-    assert 2 * sum(later[IDS[index]] for index in range(3, 8)) < sum(later[IDS[index]] for index in range(3))
+    assert later.newcomers == {IDS[3]: 2, IDS[4]: 2, IDS[5]: 1, IDS[6]: 1, IDS[7]: 1}
+    assert 2 * sum(later.weights[IDS[index]] for index in range(3, 8)) < sum(
+        later.weights[IDS[index]] for index in range(3)
+    )
 
 
 def test_a_newcomer_is_a_regular_after_three_agreements() -> None:
     last, claims = Last(1, ONE, {IDS[0]: 1600}), {IDS[0]: claim_of(1600), IDS[1]: claim_of(1600)}
     seen = []
     for number in range(2, 6):
-        given_, new = counted(claims, last, SPEC)
-        seen.append(given_[IDS[1]])
-        last = Last(number, ONE, given_, new)
+        given_ = counted(claims, last, SPEC)
+        seen.append(given_.weights[IDS[1]])
+        last = Last(number, ONE, given_.weights, given_.newcomers)
     assert seen == [799, 799, 799, 1600]
 
 
@@ -244,3 +248,25 @@ def claim_of(tokens: int) -> Claim:
     return Claim(
         run=SPEC.digest, round=1, base=GENESIS, tokens=tokens, flops=0, first_batch=0, batches=tokens, update=update
     )
+
+
+# ---- runs of rules 1 ------------------------------------------------------------------------------------------------------
+
+
+def test_weights_are_the_claimed_tokens_within_the_cap() -> None:
+    claims = {"a": 100, "b": 10_000, "new": 10_000}
+    previous = {"a": 90, "b": 50, "gone": 300}
+    assert growth_capped(claims, previous) == {"a": 100, "b": GROWTH_CAP * 50, "new": 300}
+    assert growth_capped(claims, {}) == {"a": 100, "b": 10_000, "new": 10_000}
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcdef"), st.integers(1, MAX_TOKENS), min_size=1),
+    st.dictionaries(st.sampled_from("abcdef"), st.integers(1, MAX_TOKENS)),
+)
+def test_no_member_ever_counts_for_more_than_it_claims_or_its_cap(tokens: dict, previous: dict) -> None:
+    weights = growth_capped(tokens, previous)
+    assert set(weights) == set(tokens)
+    for peer, weight in weights.items():
+        assert 1 <= weight <= tokens[peer]
+        assert peer not in previous or weight <= GROWTH_CAP * previous[peer]

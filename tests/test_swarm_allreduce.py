@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from swarm_kit import World, run, until, with_chunk
 
 from peer.swarm import frames
 from peer.swarm.allreduce import MOST_AHEAD, Reduction
@@ -20,9 +19,10 @@ from peer.swarm.members import MemberBook
 from peer.swarm.node import Node
 from peer.swarm.pace import Limits, Pace
 from peer.training.aggregate import aggregator
-from peer.training.codec import CHUNK_VALUES, EncodedUpdate
+from peer.training.codecs.codec import CHUNK_VALUES, EncodedUpdate
 from protocol import swarm_pb2
 from protocol.errors import NetworkError, RoundAborted
+from tests.swarm_kit import World, run, until, with_chunk
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from swarm_kit import Peer, World, agreed, run, until
 
 from peer.swarm.averages import Average, AverageFetch, is_small
 from peer.swarm.head import Head, Position
 from peer.swarm.rounds import Rounds
-from peer.training.codec import codec
+from peer.training.codecs.codec import codec
 from peer.training.state import SharedState
 from protocol.errors import FormatError, NetworkError, RoundAborted
+from tests.swarm_kit import Peer, World, agreed, run, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 VALUES = 300_000

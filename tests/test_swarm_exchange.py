@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from swarm_kit import World, run
 
 from peer.swarm import exchange, frames
 from peer.swarm.exchange import StateFetch, serve_state
@@ -19,6 +18,7 @@ from peer.training.state import SharedState
 from protocol import swarm_pb2
 from protocol.errors import NetworkError, VerificationError
 from protocol.state import STATE_CHUNK_BYTES
+from tests.swarm_kit import World, run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from swarm_kit import run
 
 from peer.swarm import frames
 from protocol import swarm_pb2
 from protocol.errors import FormatError, NetworkError
+from tests.swarm_kit import run
 
 Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import swarm_kit
-from swarm_kit import World
 
 from peer.swarm.group import Group, Member
-from peer.training.codec import CHUNK_VALUES, EncodedUpdate
-from protocol import claim, swarm_pb2
+from peer.training.codecs.codec import CHUNK_VALUES, EncodedUpdate
+from protocol import swarm_pb2
 from protocol.envelope import Envelope
 from protocol.errors import FormatError, RefusedError, SignatureError, VerificationError
+from protocol.signed import Signed
+from protocol.statements import Claim, Vote
 from protocol.succession import MOST_TIMES
+from tests import swarm_kit
+from tests.swarm_kit import World
 
 VALUES = 40
 
@@ -28,13 +30,13 @@ def encoded(world: World, index: int) -> EncodedUpdate:
     return EncodedUpdate.encode(world.update(index), world.spec.sync.wire)
 
 
-def signed(world: World, index: int, **changes: Any) -> Envelope:
+def signed(world: World, index: int, **changes: Any) -> Signed[Claim]:
     return world.claim(index, encoded(world, index), **changes).sign(world.identity(index))
 
 
 def member(world: World, index: int, **changes: Any) -> Member:
     can_reduce = changes.pop("can_reduce", True)
-    return world.rules().check_member(signed(world, index, **changes).to_bytes(), world.certificate(index), can_reduce)
+    return world.rules().check_member(signed(world, index, **changes).data, world.certificate(index), can_reduce)
 
 
 def message(world: World, *indices: int, **changes: Any) -> swarm_pb2.Group:
@@ -59,7 +61,7 @@ def test_an_honest_claim_is_let_in(world: World) -> None:
 
 
 def test_a_changed_claim_is_refused(world: World) -> None:
-    envelope = signed(world, 1)
+    envelope = Envelope.from_bytes(signed(world, 1).data)
     payload = envelope.payload.replace(b'"tokens":320', b'"tokens":321')
     assert payload != envelope.payload
     changed = Envelope(envelope.payload_type, payload, envelope.keyid, envelope.signature)
@@ -68,14 +70,14 @@ def test_a_changed_claim_is_refused(world: World) -> None:
 
 
 def test_a_claim_under_another_members_name_is_refused(world: World) -> None:
-    envelope = signed(world, 1)
+    envelope = Envelope.from_bytes(signed(world, 1).data)
     stolen = Envelope(envelope.payload_type, envelope.payload, world.identity(2).peer_id, envelope.signature)
     with pytest.raises(SignatureError):
         world.rules().check_member(stolen.to_bytes(), world.certificate(2), True)
 
 
 def test_a_claim_of_another_than_the_one_asked_is_refused(world: World) -> None:
-    data, token = signed(world, 1).to_bytes(), world.certificate(1)
+    data, token = signed(world, 1).data, world.certificate(1)
     with pytest.raises(VerificationError, match="another peer's"):
         world.rules().check_member(data, token, True, expected_peer=world.identity(2).peer_id)
 
@@ -91,13 +93,13 @@ def test_a_claim_of_another_than_the_one_asked_is_refused(world: World) -> None:
 )
 def test_a_claim_without_its_own_certificate_is_refused(world: World, changes: dict[str, Any], match: str) -> None:
     with pytest.raises(RefusedError, match=match):
-        world.rules().check_member(signed(world, 1).to_bytes(), world.certificate(1, **changes), True)
+        world.rules().check_member(signed(world, 1).data, world.certificate(1, **changes), True)
 
 
 def test_a_claim_with_no_certificate_is_refused(world: World) -> None:
     for token in ("", "a.b.c", "x" * 5000):
         with pytest.raises(FormatError):
-            world.rules().check_member(signed(world, 1).to_bytes(), token, True)
+            world.rules().check_member(signed(world, 1).data, token, True)
 
 
 @pytest.mark.parametrize("changes", [{"run": "f" * 64}, {"round": 2}, {"base": "e" * 64}])
@@ -122,8 +124,8 @@ def test_more_tokens_than_fit_in_the_sequences_are_refused(world: World) -> None
 
 
 def test_bytes_that_are_no_claim_are_refused(world: World) -> None:
-    vote = claim.Vote(run=world.card.run, round=1, attempt=0, group="0" * 64, base=world.genesis.digest, state="1" * 64)
-    for data in (b"", b"{}", b"\xff" * 100, b"[" * 70_000, vote.sign(world.identity(1)).to_bytes()):
+    vote = Vote(run=world.card.run, round=1, attempt=0, group="0" * 64, base=world.genesis.digest, state="1" * 64)
+    for data in (b"", b"{}", b"\xff" * 100, b"[" * 70_000, vote.sign(world.identity(1)).data):
         with pytest.raises(FormatError):
             world.rules().check_member(data, world.certificate(1), True)
 
@@ -146,7 +148,7 @@ def test_two_orders_are_two_groups(world: World) -> None:
 def test_weights_come_from_the_claims_and_the_round_before_whatever_the_leader_says(world: World) -> None:
     small, big = world.identity(0).peer_id, world.identity(2).peer_id
     made = message(world, 0, 2)
-    made.members[1].claim = signed(world, 2, tokens=16_000, batches=1000).to_bytes()
+    made.members[1].claim = signed(world, 2, tokens=16_000, batches=1000).data
     assert dict(opened(world, made).weights) == {small: 160, big: MOST_TIMES * 160}
 
 
@@ -166,7 +168,7 @@ def test_a_member_that_stands_twice_is_refused(world: World) -> None:
 def test_two_claims_of_one_member_are_refused(world: World) -> None:
     made = message(world, 0, 1)
     again = made.members.add(certificate=world.certificate(1), can_reduce=True)
-    again.claim = signed(world, 1, first_batch=99).to_bytes()
+    again.claim = signed(world, 1, first_batch=99).data
     with pytest.raises(VerificationError, match="each once"):
         opened(world, made)
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from swarm_kit import World, agreed, run, until
 
 from peer.swarm.contribution import Contribution, Leftover
 from peer.swarm.rounds import Rounds
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from peer.training.work import Update
-from protocol.claim import Claim, Late, open_claim
 from protocol.errors import FormatError, RoundAborted, VerificationError
+from protocol.statements import Claim, Late, open_claim
 from protocol.succession import Last, check_follows, weights
+from tests.swarm_kit import World, agreed, run, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -47,10 +47,10 @@ def test_work_that_missed_its_round_is_in_the_next_one_at_half_its_tokens(tmp_pa
             second, third = (next(h.agreement for h in one.heads if h.round == number) for number in (2, 3))
             assert second and third
             assert late.me not in second.weights
-            made = third.claims[late.me].late
+            made = third.by_peer[late.me].late
             assert made == Late(base=second.base, tokens=200, first_batch=0, batches=13)
             assert third.weights == {one.me: 400, two.me: 400, late.me: 300}
-            assert all(claim.late is None for claim in second.claims.values())
+            assert all(claim.late is None for claim in second.by_peer.values())
             again = type(third).from_bytes(third.to_bytes(), run=world.card.run, membership_key=world.card.member_key)
             check_follows(again, Last.of(second), world.spec)
             base, after = (next(h.state for h in one.heads if h.round == number) for number in (2, 3))
@@ -59,7 +59,7 @@ def test_work_that_missed_its_round_is_in_the_next_one_at_half_its_tokens(tmp_pa
             assert torch.allclose(after.parameters, base.parameters - mean, atol=1e-5)
             await agreed(peers, 4)
             fourth = next(h.agreement for h in one.heads if h.round == 4)
-            assert fourth and fourth.claims[late.me].late is None, "it counts once"
+            assert fourth and fourth.by_peer[late.me].late is None, "it counts once"
 
     run(main())
 
@@ -87,7 +87,7 @@ def test_work_that_is_finished_after_its_round_is_kept_and_work_of_two_rounds_ag
 def claim_with_late(world: World, **changes: Any) -> bytes:
     encoded = EncodedUpdate.encode(world.update(0), "fp32")
     fields = {"base": "b" * 64, "tokens": 100, "first_batch": 0, "batches": 10} | changes
-    return world.claim(0, encoded, round=2, late=Late(**fields)).sign(world.identity(0)).to_bytes()
+    return world.claim(0, encoded, round=2, late=Late(**fields)).sign(world.identity(0)).data
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_claim_without_late_work_is_signed_as_it_always_was(tmp_path: Path) ->
     world = World(tmp_path, values=1000)
     signed = world.claim(0, EncodedUpdate.encode(world.update(0), "fp32")).sign(world.identity(0))
     assert b"late" not in signed.payload
-    assert isinstance(open_claim(signed.to_bytes())[1], Claim)
+    assert isinstance(open_claim(signed.data).value, Claim)
 
 
 def test_a_contribution_keeps_its_own_work_apart_from_what_was_late(tmp_path: Path) -> None:

@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import fixed_ed25519
 from hypothesis import given
 from hypothesis import strategies as st
-from swarm_kit import World, agreed, run, until
 
 from peer.round_rules import Ballot, BallotBox, Bound
 from peer.swarm.farewells import Farewells
 from peer.swarm.group import Group
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from protocol import swarm_pb2
-from protocol.claim import Farewell, acceptors_after, has_majority
 from protocol.errors import RefusedError, VerificationError
 from protocol.keys import PeerIdentity
+from protocol.majority import acceptors_after, has_majority
+from protocol.statements import Farewell
+from tests.kit.builders import fixed_ed25519
+from tests.swarm_kit import World, agreed, run, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -31,7 +32,7 @@ def peer(index: int) -> PeerIdentity:
 
 
 def said(index: int, successor: str, *, round: int = 1, attempt: int = 0, run: str = RUN) -> bytes:
-    return Farewell(run=run, round=round, successor=successor, attempt=attempt).sign(peer(index)).to_bytes()
+    return Farewell(run=run, round=round, successor=successor, attempt=attempt).sign(peer(index)).data
 
 
 # ---- who speaks for whom ------------------------------------------------------------------------------------------------
@@ -122,7 +123,7 @@ def test_a_group_does_not_carry_a_farewell_that_counts_later(tmp_path: Path) -> 
     world = World(tmp_path, values=1000)
     encoded = EncodedUpdate.encode(world.update(0), "fp32")
     envelope = world.claim(0, encoded).sign(world.identity(0))
-    member = world.rules().check_member(envelope.to_bytes(), world.certificate(0), True)
+    member = world.rules().check_member(envelope.data, world.certificate(0), True)
     message = Group.build(world.rules(), 2, "leader", [member]).to_message("")
     message.farewells.append(said(0, "x", attempt=2, run=world.card.run))
     assert Group.from_message(message, "leader", world.rules()).farewells.from_attempt == 2

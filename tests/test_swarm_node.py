@@ -20,7 +20,6 @@ from hivemind.proto import p2pd_pb2
 from hivemind.utils.serializer import MSGPackSerializer
 from hypothesis import given
 from hypothesis import strategies as st
-from swarm_kit import World, meet, run, until
 
 from peer.listening import split_host_port
 from peer.swarm import frames
@@ -28,6 +27,7 @@ from peer.swarm.node import MAX_STREAMS_PER_PEER, Node, parse_address
 from peer.swarm.records import MAX_RECORD_BYTES, RECORD_TYPE, RecordValidator, members_key, open_record, sign_record
 from protocol import envelope, swarm_pb2
 from protocol.errors import FormatError, InputError, NetworkError
+from tests.swarm_kit import World, meet, run, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

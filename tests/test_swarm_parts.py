@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from processes import eventually
-from swarm_kit import World, agreed, run, until
 
+from lab.processes import eventually
 from peer import volunteer
-from peer.messages import text
 from peer.round_rules import BallotBox
-from peer.screens import JsonScreen
+from peer.screen.json_lines import JsonScreen
+from peer.screen.messages import text
 from peer.swarm.group import Group
 from peer.swarm.head import Head
 from peer.swarm.rounds import Rounds
@@ -29,6 +28,7 @@ from protocol.errors import PartFailed
 from protocol.invite import Invite
 from protocol.leaving import Leaving
 from protocol.parts import MOST_FAILURES, Failure
+from tests.swarm_kit import World, agreed, run, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from swarm_kit import Peer, World, acquaint, agreed, run
 
 from peer.swarm import leading
 from peer.swarm.group import Member
 from peer.swarm.node import Node
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from protocol.errors import NetworkError, VerificationError
+from tests.swarm_kit import Peer, World, acquaint, agreed, run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -64,7 +64,7 @@ def test_two_behind_firewalls_take_part_through_a_third_and_reduce_nothing(tmp_p
                 assert shares[hub.me] > 0 and shares[walled[0].me] == shares[walled[1].me] == 0
             for peer in peers:
                 agreement = peer.heads[-1].agreement
-                assert agreement is not None and set(agreement.claims) == {each.me for each in peers}
+                assert agreement is not None and set(agreement.by_peer) == {each.me for each in peers}
 
     run(main())
 
@@ -73,7 +73,7 @@ def members_of(world: World, count: int) -> list[Member]:
     made = []
     for index in range(count):
         envelope = world.claim(index, EncodedUpdate.encode(world.update(index), "fp32")).sign(world.identity(index))
-        made.append(world.rules().check_member(envelope.to_bytes(), world.certificate(index), True))
+        made.append(world.rules().check_member(envelope.data, world.certificate(index), True))
     return made
 
 

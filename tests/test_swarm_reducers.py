@@ -7,12 +7,12 @@ import logging
 from pathlib import Path
 
 import pytest
-from swarm_kit import World, acquaint, agreed, run, until
 
 from peer.swarm.group import Group, Reducer
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from protocol import swarm_pb2
 from protocol.errors import VerificationError
+from tests.swarm_kit import World, acquaint, agreed, run, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -40,7 +40,7 @@ def test_members_whom_nobody_reaches_average_through_those_that_only_reduce(
             for home in homes:
                 agreement = home.heads[-1].agreement
                 assert agreement is not None
-                assert set(agreement.claims) == agreement.voters == {peer.me for peer in homes}
+                assert set(agreement.by_peer) == agreement.voters == {peer.me for peer in homes}
             everyone = {helper.me for helper in helpers}
             named = [{reducer.peer_id for reducer in group.reducers} for group in groups]
             assert everyone in named, "all of them reduce, if none is late for a round"
@@ -99,7 +99,7 @@ def a_group(world: World, *reducers: Reducer) -> swarm_pb2.Group:
     members = []
     for index in range(2):
         encoded = EncodedUpdate.encode(world.update(index), "fp32")
-        data = world.claim(index, encoded).sign(world.identity(index)).to_bytes()
+        data = world.claim(index, encoded).sign(world.identity(index)).data
         members.append(rules.check_member(data, world.certificate(index), False))
     return Group.build(rules, 0, members[0].peer_id, members, reducers=reducers).to_message("")
 

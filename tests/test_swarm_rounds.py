@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from swarm_kit import Peer, World, acquaint, agreed, meet, run, until, with_chunk
 
 from peer.round_rules import Ballot, BallotBox
 from peer.swarm import frames
@@ -21,13 +20,16 @@ from peer.swarm.node import Node
 from peer.swarm.pace import Limits
 from peer.swarm.rounds import FREE_ATTEMPTS, Rounds
 from peer.swarm.standing import Standing
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from peer.training.outer import outer_step
 from peer.training.state import SharedState
-from protocol import claim, swarm_pb2
-from protocol.claim import Agreement, Cast, Promise, Vote
+from protocol import swarm_pb2
+from protocol.agreement import Agreement, Counts, group_digest
 from protocol.errors import NetworkError
 from protocol.keys import PeerIdentity
+from protocol.statements import Cast, Promise, Vote, open_vote
+from protocol.succession import growth_capped
+from tests.swarm_kit import Peer, World, acquaint, agreed, meet, run, until, with_chunk
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -412,7 +414,7 @@ def test_a_member_that_voted_tells_of_it_after_a_restart(tmp_path: Path) -> None
         box.restore(disk)
         async with world.peer(0, train=False, box=box) as again:
             (voted,) = again.rounds.group.voting.to_messages()
-            assert claim.open_vote(voted.vote)[1].state == state
+            assert open_vote(voted.vote).value.state == state
             assert list(again.rounds.group.voting.own_ballots()) == [Ballot(3, group.digest, state)]
             assert not again.rounds.group.voting.forgotten
 
@@ -441,7 +443,7 @@ def made_group(world: World, *indices: int, round: int = 1) -> Group:
     for index in indices:
         encoded = EncodedUpdate.encode(world.update(index), world.spec.sync.wire)
         envelope = world.claim(index, encoded).sign(world.identity(index))
-        members.append(rules.check_member(envelope.to_bytes(), world.certificate(index), True))
+        members.append(rules.check_member(envelope.data, world.certificate(index), True))
     return Group.build(rules, 0, world.identity(indices[0]).peer_id, members)
 
 
@@ -555,19 +557,13 @@ def forged_head(world: World, head: Head, value: float) -> swarm_pb2.HeadReply:
     encoded = EncodedUpdate.encode(torch.full((world.values,), value), world.spec.sync.wire)
     made = world.claim(HOSTILE, encoded, round=head.round + 1, base=head.digest, tokens=2**20, batches=2**20)
     state = outer_step(world.spec, head.state, encoded.decode())
-    group = claim.group_digest([made.sign(liar)])
-    vote = Vote(run=world.card.run, round=made.round, attempt=0, group=group, base=made.base, state=state.digest).sign(
-        liar
-    )
+    signed = made.sign(liar)
+    group = group_digest([signed])
+    vote = Vote(run=world.card.run, round=made.round, attempt=0, group=group, base=made.base, state=state.digest)
     agreement = Agreement(
-        run=world.card.run,
-        round=made.round,
-        base=made.base,
-        state=state.digest,
-        weights={liar.peer_id: claim.weights({liar.peer_id: made}, head.weights)[liar.peer_id]},
-        claims={liar.peer_id: made},
-        claim_envelopes=(made.sign(liar),),
-        vote_envelopes=(vote,),
+        claims=(signed,),
+        votes=(vote.sign(liar),),
+        counts=Counts(growth_capped({liar.peer_id: made.worth}, head.weights)),
         certificates={liar.peer_id: world.certificate(HOSTILE)},
     )
     return swarm_pb2.HeadReply(
@@ -719,7 +715,7 @@ def as_member(reply: swarm_pb2.ProposalReply) -> swarm_pb2.GroupMember:
 def own_member(world: World, index: int = HOSTILE, **changes: Any) -> swarm_pb2.GroupMember:
     encoded = EncodedUpdate.encode(world.update(index), world.spec.sync.wire)
     made = world.claim(index, encoded, **changes).sign(world.identity(index))
-    return swarm_pb2.GroupMember(certificate=world.certificate(index), claim=made.to_bytes(), can_reduce=True, share=1)
+    return swarm_pb2.GroupMember(certificate=world.certificate(index), claim=made.data, can_reduce=True, share=1)
 
 
 @pytest.mark.parametrize(
@@ -784,7 +780,7 @@ def later_attempt(world: World, victim: Peer, message: swarm_pb2.Group, attack: 
 
     def promise(by: PeerIdentity, *cast: Cast, **changes: Any) -> bytes:
         fields = {"run": world.card.run, "round": 1, "base": world.genesis.digest, "attempt": 1, "leader": liar.peer_id}
-        return Promise(**(fields | changes), cast=cast).sign(by).to_bytes()
+        return Promise(**(fields | changes), cast=cast).sign(by).data
 
     victim.box.promise(1, 1, liar.peer_id)
     message.attempt = 1
@@ -817,10 +813,10 @@ def test_votes_of_another_round_or_another_member_count_for_nothing(tmp_path: Pa
         async with world.peers(1) as (peer,), world.node(HOSTILE, peer.node) as liar:
             fields = {"run": world.card.run, "round": 1, "attempt": 0, "group": "a" * 64, "base": world.genesis.digest}
             vote = Vote(**(fields | {"state": "b" * 64}))
-            stolen = vote.sign(world.identity(3)).to_bytes()
-            replayed = vote.model_copy(update={"round": 2}).sign(world.identity(HOSTILE)).to_bytes()
-            elsewhere = vote.model_copy(update={"base": "c" * 64}).sign(world.identity(HOSTILE)).to_bytes()
-            other_run = vote.model_copy(update={"run": "d" * 64}).sign(world.identity(HOSTILE)).to_bytes()
+            stolen = vote.sign(world.identity(3)).data
+            replayed = vote.model_copy(update={"round": 2}).sign(world.identity(HOSTILE)).data
+            elsewhere = vote.model_copy(update={"base": "c" * 64}).sign(world.identity(HOSTILE)).data
+            other_run = vote.model_copy(update={"run": "d" * 64}).sign(world.identity(HOSTILE)).data
             for data in (stolen, replayed, elsewhere, other_run, b"", b"{}", b"\xff" * 100):
                 await talk(world, liar, peer, "vote", swarm_pb2.VoteMessage(vote=data), swarm_pb2.VoteReply)
             assert peer.rounds.group.voting._votes == {}
@@ -836,9 +832,9 @@ def test_a_claim_of_an_earlier_round_is_not_taken_for_this_one(tmp_path: Path) -
             await agreed(peers, 1)
             agreement = next(head.agreement for head in peers[0].heads if head.round == 1)
             assert agreement is not None
-            old = agreement.claim_envelopes[0]
+            old = agreement.claims[0]
             with pytest.raises(Exception, match="another run, round or base"):
-                peers[0].rounds._rules().check_member(old.to_bytes(), world.certificate(0), True)
+                peers[0].rounds._rules().check_member(old.data, world.certificate(0), True)
 
     run(main())
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given, settings
-from planted_bugs import ALL, PLANTED, picks_one
-from round_simulator import simulate
-from sim_rules import Broken, Diverged, Rulebook
-from swarm_plans import LIES, Fault, Member, Plan, plans, random_plan, shrink
 
-from protocol.claim import acceptors_after, has_majority
+from protocol.majority import acceptors_after, has_majority
+from tests.planted_bugs import ALL, PLANTED, picks_one
+from tests.round_simulator import simulate
+from tests.sim_rules import Broken, Diverged, Rulebook
+from tests.swarm_plans import LIES, Fault, Member, Plan, plans, random_plan, shrink
 
 ROUNDS = 10_000
 

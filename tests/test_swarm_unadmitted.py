@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from swarm_kit import Peer, World, acquaint, agreed, fixed_ed25519, run, until
 
 from peer.swarm import frames
 from peer.swarm.records import members_key, sign_record
 from protocol import swarm_pb2
 from protocol.errors import NetworkError
+from tests.swarm_kit import Peer, World, acquaint, agreed, fixed_ed25519, run, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_words import check_chinese
 
-from peer.coordinator_answers import RemoteFile, RunDescription
-from peer.screens import JsonScreen, TerminalScreen
-from peer.terms import Terms, terms_of
+from peer.link.answers import RemoteFile, RunDescription
+from peer.link.estimate import terms_of
+from peer.screen.json_lines import JsonScreen
+from peer.screen.terminal import TerminalScreen
+from peer.screen.terms import Terms
 from protocol.invite import Invite
 from protocol.run_card import RunCard
 from protocol.run_spec import RunConfig
 from protocol.status import Evaluation, LedgerStatus, PeerStatus, RunStatus
+from tests.test_words import check_chinese
 
 MILLION = 10**6
 INVITE = Invite(addresses=("host.example:4700",), run="a" * 64, tls="b" * 64, root="c" * 64)

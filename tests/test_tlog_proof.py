@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from builders import fixed_ed25519
 
 from protocol import merkle, note, tlog_proof
 from protocol.errors import FormatError, SignatureError, VerificationError
 from protocol.note import LedgerHead
 from protocol.tlog_proof import LogProof
+from tests.kit.builders import fixed_ed25519
 
 NAME = "potluck/tiny/0123456789abcdef"
 KEY = fixed_ed25519("ledger")

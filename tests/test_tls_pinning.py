@@ -13,8 +13,8 @@ import grpc
 import pytest
 
 from coordinator import tls
-from peer.coordinator_client import CoordinatorClient
-from peer.pinned_channel import open_channel
+from peer.link.channel import open_channel
+from peer.link.client import CoordinatorClient
 from protocol import coordinator_pb2, coordinator_pb2_grpc
 from protocol.errors import CoordinatorAway, InputError, SignatureError
 from protocol.invite import Invite

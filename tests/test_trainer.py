@@ -1,4 +1,4 @@
-"""The trainer's loop over real swarms: it does not work on for ever when no round can be made, and it hands over on leaving."""
+"""The trainer's loop over real swarms: it gives up when no round can be made, and it hands over on leaving."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import eventually
-from swarm_kit import World
-from training_fixtures import make_genesis, make_spec, write_tiny_llama
 
-from peer.moments import Moments
+from lab.processes import eventually
+from lab.training_fixtures import make_genesis, make_spec, write_tiny_llama
+from peer.disk.moments import Moments
 from peer.round_rules import BallotBox
 from peer.swarm.averages import Average
 from peer.swarm.contribution import Contribution
@@ -22,14 +21,16 @@ from peer.swarm.head import Head
 from peer.swarm.rounds import RoundReport
 from peer.swarm.swarm import Swarm, SwarmConfig
 from peer.trainer import WorkReport, train
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from peer.training.data import load_dataset
 from peer.training.model import load_trainable
 from peer.training.state import SharedState
 from peer.training.work import LocalWork, StepResult
 from protocol.beginners import Beginners
 from protocol.errors import RoundAborted
+from protocol.keys import PeerIdentity
 from protocol.run_card import RunCard
+from tests.swarm_kit import World
 
 pytestmark = [
     pytest.mark.swarm,
@@ -64,7 +65,7 @@ class Peer:
             SwarmConfig(listen="127.0.0.1:0"),
         )
         self.peer_id, self.folder = identity.peer_id, folder
-        self.named = Beginners(run=card.run, peers=(world.identity(0).peer_id,)).sign(world.key)
+        self.named = Beginners(run=card.run, peers=(world.identity(0).peer_id,)).sign(PeerIdentity(world.key)).data
         moments = Moments(self.work, folder / f"optimizer-{index}.safetensors")
         arguments = (self.swarm, self.work, 0, self.stop, self, moments, PATIENCE_S)
         self.thread = threading.Thread(target=train, args=arguments)
@@ -142,7 +143,9 @@ def test_a_peer_that_waits_too_long_pauses_keeps_its_work_and_goes_on_by_itself(
     meet(alone, other)
     eventually(lambda: alone.reports and alone.reports[0].took_part, WAIT_S)
     agreed = alone.heads[0].agreement
-    assert agreed is not None and agreed.claims[alone.peer_id].tokens >= tokens, "what was done before the pause counts"
+    assert agreed is not None and agreed.by_peer[alone.peer_id].tokens >= tokens, (
+        "what was done before the pause counts"
+    )
     eventually(lambda: len(alone.reports) >= 2 and not alone.is_paused, WAIT_S)
     other.stop.set()
     other.thread.join(30)

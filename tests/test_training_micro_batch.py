@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from training_fixtures import Bench
 
+from lab.training_fixtures import Bench
 from peer.training.micro_batch import MAX_KEPT, PASS_MOST_S, PASSES, MicroBatch, read_size, remember_size
 from peer.training.work import LocalWork
 from protocol.errors import InputError

@@ -12,9 +12,9 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from training_fixtures import make_genesis, make_spec, write_tiny_gpt2, write_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
+from lab.training_fixtures import make_genesis, make_spec, write_tiny_gpt2, write_tiny_llama
 from peer.training.genesis import count_parameters, load_state
 from peer.training.model import load_causal_lm, load_tokenizer, load_trainable
 from peer.training.state import SharedState

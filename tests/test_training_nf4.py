@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from training_fixtures import Bench, make_config, make_spec, write_tiny_gpt2, write_tiny_llama
 
+from lab.training_fixtures import Bench, make_config, make_spec, write_tiny_gpt2, write_tiny_llama
 from peer.training.evaluate import held_out_loss
 from peer.training.memory import memory_needed_bytes
 from peer.training.model import TrainableModel, load_trainable

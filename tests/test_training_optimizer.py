@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from training_fixtures import Bench
 
+from lab.training_fixtures import Bench
 from peer.training import tensor_file
 from peer.training.tensor_file import write_tensors
 from peer.training.work import LocalWork

@@ -1,4 +1,4 @@
-"""What the others do not have yet stays in a peer's model: nothing of it is lost or counted twice, and alone it is the same training."""
+"""What the others do not have yet stays in a peer's model: nothing of it is lost or counted twice."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from training_fixtures import Bench
 
-from peer.training.codec import EncodedUpdate
+from lab.training_fixtures import Bench
+from peer.training.codecs.codec import EncodedUpdate
 from peer.training.outer import outer_step
 from peer.training.state import SharedState
 from peer.training.work import LocalWork, keeps_own

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from training_fixtures import Bench
 
+from lab.training_fixtures import Bench
 from peer.training.precision import Card, LossScale, choose
 from peer.training.work import LocalWork
 from protocol.errors import InputError

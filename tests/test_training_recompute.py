@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_fixtures import Bench, write_tiny_gpt2
 
+from lab.training_fixtures import Bench, write_tiny_gpt2
 from peer.training.evaluate import held_out_loss
 from peer.training.micro_batch import read_size
 from peer.training.model import TrainableModel

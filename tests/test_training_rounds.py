@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from training_fixtures import make_genesis, make_spec, write_tiny_gpt2
 
+from lab.training_fixtures import make_genesis, make_spec, write_tiny_gpt2
 from peer.training.aggregate import aggregator
-from peer.training.codec import EncodedUpdate, average_chunk, chunk_sizes, codec
+from peer.training.codecs.codec import EncodedUpdate, average_chunk, chunk_sizes, codec
 from peer.training.data import load_dataset
 from peer.training.evaluate import held_out_loss
 from peer.training.genesis import prepare_model
@@ -24,7 +24,7 @@ PEERS = ("peer-a", "peer-b", "peer-c")
 
 
 def one_round(spec: RunSpec, works: list[LocalWork], states: list[SharedState], steps: list[int]) -> list[SharedState]:
-    """Each worker with its own copy of everything, as on machines of their own; only encoded bytes pass between them."""
+    """Each worker with its own copy of everything, as on its own machine; only encoded bytes pass between them."""
     updates = []
     for work, state, count in zip(works, states, steps, strict=True):
         work.begin(state)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from training_fixtures import Bench, write_tiny_gpt2, write_tiny_llama
 
+from lab.training_fixtures import Bench, write_tiny_gpt2, write_tiny_llama
 from peer.training.data import Sequences, draw
 
 LORA = {"kind": "lora", "rank": 4, "alpha": 8.0}

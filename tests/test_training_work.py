@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_fixtures import Bench
 
+from lab.training_fixtures import Bench
 from peer.training.data import Dataset, draw
 from peer.training.evaluate import held_out_loss
 from peer.training.model import load_causal_lm

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import NOW, Run, build_run, safetensors_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from protocol import canonical, certificate, checkpoint, envelope, keys, note
+from protocol.agreement import Agreement
 from protocol.checkpoint import CheckpointInfo
-from protocol.claim import Agreement, open_claim, open_vote
 from protocol.envelope import Envelope
 from protocol.errors import PotluckError
 from protocol.invite import Invite
@@ -31,8 +30,10 @@ from protocol.run_card import RunCard
 from protocol.run_spec import RunSpec
 from protocol.safetensors_file import FULL_FILE, Weights
 from protocol.state import StateManifest
+from protocol.statements import open_claim, open_vote
 from protocol.tlog_proof import LogProof
 from protocol.verify import verify_checkpoint, verify_receipt
+from tests.kit.builders import NOW, Run, build_run, safetensors_bytes
 
 COMMON = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ODD_VALUES = st.one_of(
@@ -60,9 +61,9 @@ def valid_bytes(run: Run) -> dict[str, tuple[bytes, Callable[[bytes], Any]]]:
     head = note.sign_head(run.head(), run.ledger_key)
     invite = str(Invite(addresses=("127.0.0.1:4700",), run=spec.digest, tls="b" * 64, root=run.root.keyid))
     return {
-        "claim": (agreement.claim_envelopes[0].to_bytes(), open_claim),
-        "vote": (agreement.vote_envelopes[0].to_bytes(), open_vote),
-        "envelope": (agreement.claim_envelopes[0].to_bytes(), Envelope.from_bytes),
+        "claim": (agreement.claims[0].data, open_claim),
+        "vote": (agreement.votes[0].data, open_vote),
+        "envelope": (agreement.claims[0].data, Envelope.from_bytes),
         "agreement": (
             agreement.to_bytes(),
             lambda data: Agreement.from_bytes(data, run=spec.digest, membership_key=member),
@@ -208,7 +209,7 @@ def test_any_json_in_place_of_an_agreement_or_entry_is_refused(run: Run, value: 
 @COMMON
 @given(choice=st.data())
 def test_a_statement_that_was_changed_and_signed_again_is_answered(run: Run, choice: st.DataObject) -> None:
-    opened = run.agreements[1].claim_envelopes[0]
+    opened = Envelope.from_bytes(run.agreements[1].claims[0].data)
     value = change_tree(choice, json.loads(opened.payload))
     try:
         signed = envelope.sign(value, opened.payload_type, run.peers[0])

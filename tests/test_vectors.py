@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import NOW, build_run, fixed_root_key, make_spec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from protocol import canonical, certificate, claim, keys, merkle, note, tlog_proof
+from protocol import canonical, certificate, keys, merkle, note, tlog_proof
+from protocol.agreement import Agreement, group_digest
 from protocol.beginners import Beginners, open_beginners
-from protocol.claim import Agreement, Cast, Claim, Farewell, Late, Promise, UpdateDigest, Vote
 from protocol.envelope import Envelope
 from protocol.errors import RefusedError
 from protocol.invite import Invite
@@ -32,9 +31,23 @@ from protocol.receipt import check_receipt, make_receipt
 from protocol.run_card import RunCard
 from protocol.run_spec import RunSpec
 from protocol.state import StateManifest
+from protocol.statements import (
+    Cast,
+    Claim,
+    Farewell,
+    Late,
+    Promise,
+    UpdateDigest,
+    Vote,
+    open_claim,
+    open_farewell,
+    open_promise,
+    open_vote,
+)
 from protocol.succession import Last, check_follows
 from protocol.tlog_proof import LogProof
 from protocol.verify import verify_checkpoint
+from tests.kit.builders import NOW, build_run, fixed_root_key, make_spec
 
 VECTORS = Path(__file__).parent / "vectors"
 
@@ -65,7 +78,7 @@ CLAIMS = [
     ).sign(peer)
     for peer, tokens in zip(PEERS, (1024, 2048), strict=True)
 ]
-VOTE = Vote(run=RUN, round=1, attempt=0, group=claim.group_digest(CLAIMS), base=GENESIS, state=STATE)
+VOTE = Vote(run=RUN, round=1, attempt=0, group=group_digest(CLAIMS), base=GENESIS, state=STATE)
 # round 2: the second peer has left, a third brings work that missed round 1
 LATE_PEER = PeerIdentity(ed25519(6))
 LATE = Late(base=GENESIS, tokens=512, first_batch=0, batches=32)
@@ -83,7 +96,7 @@ SECOND_CLAIMS = [
     ).sign(peer)
     for peer, late in ((PEERS[0], None), (LATE_PEER, LATE))
 ]
-SECOND_VOTE = Vote(run=RUN, round=2, attempt=1, group=claim.group_digest(SECOND_CLAIMS), base=STATE, state="5" * 64)
+SECOND_VOTE = Vote(run=RUN, round=2, attempt=1, group=group_digest(SECOND_CLAIMS), base=STATE, state="5" * 64)
 PROMISE = Promise(
     run=RUN, round=1, base="ab" * 32, attempt=2, leader=PEERS[1].peer_id,
     cast=(Cast(attempt=1, group="cd" * 32, state="ef" * 32),),
@@ -115,8 +128,8 @@ def issue(peer: PeerIdentity) -> str:
 def make_agreement() -> bytes:
     certificates = json.loads(stored("certificates.json"))
     value = {
-        "claims": [json.loads(item.to_bytes()) for item in CLAIMS],
-        "votes": [json.loads(VOTE.sign(peer).to_bytes()) for peer in PEERS],
+        "claims": [json.loads(item.data) for item in CLAIMS],
+        "votes": [json.loads(VOTE.sign(peer).data) for peer in PEERS],
         "certificates": certificates,
         "weights": {PEERS[0].peer_id: 1024, PEERS[1].peer_id: 2048},
     }
@@ -127,11 +140,11 @@ def make_second_agreement() -> bytes:
     certificates = json.loads(stored("certificates.json")) | json.loads(stored("late-certificate.json"))
     voters = [PEERS[0], LATE_PEER]
     value = {
-        "claims": [json.loads(item.to_bytes()) for item in SECOND_CLAIMS],
-        "votes": [json.loads(SECOND_VOTE.sign(peer).to_bytes()) for peer in voters],
+        "claims": [json.loads(item.data) for item in SECOND_CLAIMS],
+        "votes": [json.loads(SECOND_VOTE.sign(peer).data) for peer in voters],
         "certificates": {peer.peer_id: certificates[peer.peer_id] for peer in voters},
         "weights": {PEERS[0].peer_id: 1024, LATE_PEER.peer_id: 1280},
-        "farewells": [json.loads(FAREWELL.sign(PEERS[1]).to_bytes())],
+        "farewells": [json.loads(FAREWELL.sign(PEERS[1]).data)],
     }
     return canonical.dumps(value)
 
@@ -158,12 +171,14 @@ SAME_AGAIN: dict[str, Callable[[], bytes]] = {
         Invite(addresses=("203.0.113.7:4700",), run=RUN, tls="c" * 64, root=ROOT.keyid, code="wood", version=2)
     ).encode(),
     "run-spec.json": SPEC.to_bytes,
-    "claim.json": CLAIMS[0].to_bytes,
-    "vote.json": lambda: VOTE.sign(PEERS[0]).to_bytes(),
-    "late-claim.json": SECOND_CLAIMS[1].to_bytes,
-    "farewell.json": lambda: FAREWELL.sign(PEERS[1]).to_bytes(),
-    "beginners.json": lambda: Beginners(run=RUN, peers=tuple(peer.peer_id for peer in PEERS)).sign(MEMBERSHIP),
-    "promise.json": lambda: PROMISE.sign(PEERS[0]).to_bytes(),
+    "claim.json": lambda: CLAIMS[0].data,
+    "vote.json": lambda: VOTE.sign(PEERS[0]).data,
+    "late-claim.json": lambda: SECOND_CLAIMS[1].data,
+    "farewell.json": lambda: FAREWELL.sign(PEERS[1]).data,
+    "beginners.json": lambda: (
+        Beginners(run=RUN, peers=tuple(peer.peer_id for peer in PEERS)).sign(PeerIdentity(MEMBERSHIP)).data
+    ),
+    "promise.json": lambda: PROMISE.sign(PEERS[0]).data,
     "state-manifest.json": lambda: StateManifest(
         round=1, tensors=(("a", (2, 3)), ("b", ())), parameters="1" * 64, outer="2" * 64, outer_vectors=2, outer_steps=7
     ).to_bytes(),
@@ -214,16 +229,16 @@ def test_the_run_spec_still_has_its_digest() -> None:
 
 
 def test_the_claim_and_the_vote_still_verify() -> None:
-    peer_id, opened = claim.open_claim(stored("claim.json"))
-    assert (peer_id.encode(), opened.tokens) == (stored("peer-id"), 1024)
-    peer_id, vote = claim.open_vote(stored("vote.json"))
-    assert (peer_id.encode(), vote.state) == (stored("peer-id"), STATE)
+    opened = open_claim(stored("claim.json"))
+    assert (opened.by.encode(), opened.value.tokens) == (stored("peer-id"), 1024)
+    vote = open_vote(stored("vote.json"))
+    assert (vote.by.encode(), vote.value.state) == (stored("peer-id"), STATE)
 
 
 def test_a_naming_of_beginners_and_a_promise_still_verify() -> None:
     word = open_beginners(stored("beginners.json"), MEMBERSHIP.public_key(), run=RUN)
-    assert word.weights == {peer.peer_id: 1 for peer in PEERS}
-    assert claim.open_promise(stored("promise.json")) == (PEERS[0].peer_id, PROMISE)
+    assert word.value.weights == {peer.peer_id: 1 for peer in PEERS}
+    assert open_promise(stored("promise.json")) == PROMISE.sign(PEERS[0])
 
 
 def test_the_certificates_still_verify() -> None:
@@ -243,10 +258,9 @@ def test_an_agreement_with_late_work_and_a_farewell_still_verifies() -> None:
     first = Agreement.from_bytes(stored("agreement.json"), run=RUN, membership_key=key)
     second = Agreement.from_bytes(stored("agreement-2.json"), run=RUN, membership_key=key)
     check_follows(second, Last.of(first), CARD.spec)
-    assert (
-        second.claims[LATE_PEER.peer_id].late == LATE and claim.open_claim(stored("late-claim.json"))[1].worth == 1280
-    )
-    assert claim.open_farewell(stored("farewell.json")) == (PEERS[1].peer_id, FAREWELL)
+    assert second.by_peer[LATE_PEER.peer_id].late == LATE
+    assert open_claim(stored("late-claim.json")).value.worth == 1280
+    assert open_farewell(stored("farewell.json")) == FAREWELL.sign(PEERS[1])
     assert second.has_majority_of(first.weights), "the one that left speaks through its successor"
     assert not replace(second, farewells=()).has_majority_of(first.weights)
 
@@ -258,7 +272,7 @@ def test_an_agreement_with_late_work_and_a_farewell_still_verifies() -> None:
 def test_an_agreement_with_a_farewell_that_does_not_count_is_refused(field: str, value: Any, reason: str) -> None:
     agreement = json.loads(stored("agreement-2.json"))
     other = FAREWELL.model_copy(update={field: value})
-    agreement["farewells"] = [json.loads(other.sign(PEERS[1]).to_bytes())]
+    agreement["farewells"] = [json.loads(other.sign(PEERS[1]).data)]
     with pytest.raises(RefusedError, match=reason):
         Agreement.from_bytes(canonical.dumps(agreement), run=RUN, membership_key=MEMBERSHIP.public_key())
 

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from coordinator_kit import Member, Office
 
 from coordinator import ledger, waiting
 from coordinator.store import database
 from protocol import envelope
-from protocol.claim import Agreement
+from protocol.agreement import Agreement
 from protocol.errors import NetworkError
+from tests.kit.coordinator import Member, Office
 
 
 @pytest.fixture

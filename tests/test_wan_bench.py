@@ -1,25 +1,21 @@
-"""`scripts/bench wan`: how a small model stands for a large one, what the table says, and, slowly, an arm of each sort."""
+"""`scripts/bench wan`: how a small model stands for a large one, what the table says, and an arm of each sort."""
 
 from __future__ import annotations
 
 import doctest
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-
-import bench_wan
-import wan_plan
-import wan_report
-import wan_scale
-from wan_arms import ARMS, DILOCO, PRESETS, averaging
-from wan_report import Outcome, crossing, table, targets, value_at
-from wan_scale import CARD_TOKENS_PER_S, LINES, REAL_BATCH, REAL_TRAINABLE, Scale
-
 from protocol import presets
+from scripts.tables import wan as bench_wan
+from scripts.wan import plan as wan_plan
+from scripts.wan import report as wan_report
+from scripts.wan import scale as wan_scale
+from scripts.wan.arms import ARMS, DILOCO, PRESETS, averaging
+from scripts.wan.report import Outcome, crossing, table, targets, value_at
+from scripts.wan.scale import CARD_TOKENS_PER_S, LINES, REAL_BATCH, REAL_TRAINABLE, Scale
 
 LLAMA_1B = {"hidden": 2048, "kv": 512, "intermediate": 8192, "layers": 16, "rank": 16}
 
@@ -140,7 +136,7 @@ def test_an_unknown_arm_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_arm_of_each_sort_lowers_the_loss_and_leaves_nothing_behind(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from wan_lab import available
+    from lab.wan.lab import available
 
     if reason := available():
         pytest.skip(f"no WAN lab here: {reason}")
@@ -155,7 +151,7 @@ def test_an_arm_of_each_sort_lowers_the_loss_and_leaves_nothing_behind(
         assert item["points"][-1][1] < item["points"][0][1], item["arm"]
         assert item["arm"] == "ideal" or item["up_bytes"] > 0
         assert not [problem for problem in item["problems"] if "not averaged" in problem]
-    assert not _processes_of("wan_hivemind.py", "wan_diloco.py")
+    assert not _processes_of("scripts.wan.hivemind_peer", "scripts.wan.diloco_peer")
 
 
 def _processes_of(*scripts: str) -> list[str]:
@@ -172,9 +168,9 @@ def _processes_of(*scripts: str) -> list[str]:
 
 def test_a_widened_model_computes_what_it_did(glass_dir: Path) -> None:
     import torch
-    from wan_model import widened
 
     from peer.training.model import load_causal_lm
+    from scripts.wan.model import widened
 
     model, tokens = load_causal_lm(glass_dir).eval(), torch.arange(24).view(2, 12)
     wide = widened(model, 64).eval()

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import CARD_TOKENS_PER_S, Part, eventually
-from training_fixtures import write_tiny_llama
-from wan_community import WanCommunity
-from wan_lab import Counters, Host, WanLab, available
-from warm_start import WarmStart
+
+from lab.processes import CARD_TOKENS_PER_S, Part, eventually
+from lab.training_fixtures import write_tiny_llama
+from lab.wan.community import WanCommunity
+from lab.wan.lab import Counters, Host, WanLab, available
+from lab.warm_start import WarmStart
 
 pytestmark = pytest.mark.swarm
 

@@ -16,8 +16,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from wan_lab import Host, WanLab, available
-from wan_namespace import processes_in
+
+from lab import REPOSITORY
+from lab.wan.lab import Host, WanLab, available
+from lab.wan.namespace import processes_in
 
 WAIT_S = 20.0
 SILENCE_S = 0.3  # after which nothing more comes over a line without delay
@@ -90,7 +92,7 @@ def transfer_s(source: socket.socket, to: socket.socket, size: int) -> float:
     return time.monotonic() - began
 
 
-# ---- lines ---------------------------------------------------------------------------------------------------------------
+# ---- lines -----------------------------------------------------------------------------------------------------------
 
 
 def round_trip_s(one: socket.socket, other: socket.socket) -> float:
@@ -158,7 +160,7 @@ def tcp_within(lab: WanLab, client: str, server: str, wait_s: float) -> Iterator
         yield
 
 
-# ---- cables --------------------------------------------------------------------------------------------------------------
+# ---- cables ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_connection_survives_a_cable_that_is_cut_and_restored() -> None:
@@ -213,7 +215,7 @@ def test_every_packet_and_byte_on_an_interface_is_counted() -> None:
         assert other.bytes_down == (other.packets_down - 1) * (500 + HEADERS_BYTES) + 8 + HEADERS_BYTES
 
 
-# ---- alone, and gone without a trace -------------------------------------------------------------------------------------
+# ---- alone, and gone without a trace ---------------------------------------------------------------------------------
 
 
 def test_two_labs_at_once_share_addresses_and_nothing_else() -> None:
@@ -276,15 +278,14 @@ def test_leaving_ends_all_processes_inside_and_leaves_nothing() -> None:
 def test_kill_9_of_the_owner_leaves_nothing() -> None:
     owner = (
         "import json, os, sys, time\n"
-        "from wan_lab import Host, WanLab\n"
+        "from lab.wan.lab import Host, WanLab\n"
         "with WanLab({'a': Host(), 'b': Host()}) as lab:\n"
         f"    lab.run('a', [sys.executable, '-c', {SETSID_SLEEP!r}])\n"
         "    inodes = [os.stat(lab.namespace(name)).st_ino for name in ('a', 'b')]\n"
         "    print(json.dumps([inodes, lab.forwarder_pid]), flush=True)\n"
         "    time.sleep(1000)\n"
     )
-    folder = Path(__file__).resolve().parent
-    with subprocess.Popen([sys.executable, "-c", owner], stdout=subprocess.PIPE, cwd=folder) as process:
+    with subprocess.Popen([sys.executable, "-c", owner], stdout=subprocess.PIPE, cwd=REPOSITORY) as process:
         try:
             assert process.stdout is not None
             inodes, forwarder = json.loads(process.stdout.readline())

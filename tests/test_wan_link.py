@@ -6,7 +6,8 @@ import ipaddress
 from typing import Any
 
 import pytest
-from wan_link import TCP, UDP, Host, Switch
+
+from lab.wan.link import TCP, UDP, Host, Switch
 
 NAMES = ("a", "b", "c")
 ADDRESSES = {name: f"10.77.0.{number}" for number, name in enumerate(NAMES, start=1)}

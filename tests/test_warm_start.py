@@ -8,14 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from processes import eventually
+from lab import REPOSITORY
+from lab.processes import eventually
 
-TESTS = Path(__file__).resolve().parent
 KILLED_TEST = """
 import os, signal, sys, time
 from pathlib import Path
-from processes import Part
-from warm_start import WarmStart
+from lab.processes import Part
+from lab.warm_start import WarmStart
 folder = Path(sys.argv[1])
 starter = WarmStart()
 invite = sys.argv[2]
@@ -30,10 +30,10 @@ def test_when_the_tests_are_killed_what_they_have_started_ends_too(tmp_path: Pat
     from protocol.invite import Invite
 
     invite = Invite(addresses=("127.0.0.1:1",), run="a" * 64, tls="b" * 64, root="c" * 64)
-    environment = os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "POTLUCK_HOME": str(tmp_path)}
+    environment = os.environ | {"POTLUCK_HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", KILLED_TEST, str(tmp_path), str(invite)],
-        env=environment, stdout=subprocess.PIPE, text=True, timeout=200,
+        env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL
     started = int(done.stdout)

@@ -1,4 +1,4 @@
-"""What people read in Chinese: all is in the catalogue, is found in finished messages, and real screens show no English."""
+"""What people read in Chinese: all is in the catalogue and found in messages, and real screens show no English."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import builders
 import pytest
-from texts_in_source import ROOT, texts
 
 import potluck
 from coordinator.host_screen import HostScreen, run_view
-from peer import messages
-from peer.coordinator_client import CoordinatorClient
+from lab import REPOSITORY
+from peer.link.client import CoordinatorClient
+from peer.screen import messages
 from protocol import words
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity, public_pem
 from protocol.status import Alarm, Evaluation, LedgerStatus, PeerStatus, RunStatus
 from protocol.words import Catalogue
+from tests.kit import builders
+from tests.kit.texts_in_source import texts
 
 COMMANDS = ("pip install", "sudo ", "potluck ")  # what is typed is typed in every language
 SAID_ELSEWHERE = (
@@ -59,7 +60,7 @@ def test_a_text_that_is_not_in_the_catalogue_is_listed(monkeypatch: pytest.Monke
 
 
 def test_the_catalogue_holds_nothing_that_is_said_no_more() -> None:
-    ours = words.parse((ROOT / "protocol" / "zh.txt").read_text(encoding="utf-8").partition(SAID_ELSEWHERE)[0])
+    ours = words.parse((REPOSITORY / "protocol" / "zh.txt").read_text(encoding="utf-8").partition(SAID_ELSEWHERE)[0])
     said = texts().keys() | {english.strip() for english in messages._MESSAGES.values()}
     assert not [english for english in ours if english.strip() not in said]
 
@@ -81,16 +82,22 @@ def test_no_english_stop_stands_between_chinese_words() -> None:
     assert not wrong
 
 
-# ---- how a finished message is found ----------------------------------------------------------------------------------
+# ---- how a finished message is found ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("english", "chinese"),
     [
-        ("/home/my files/a.jsonl: line 3: not UTF-8: invalid start byte", "/home/my files/a.jsonl：第 3 行：不是 UTF-8：invalid start byte"),
+        (
+            "/home/my files/a.jsonl: line 3: not UTF-8: invalid start byte",
+            "/home/my files/a.jsonl：第 3 行：不是 UTF-8：invalid start byte",
+        ),
         ("lock: cannot be read: Permission denied", "lock：无法读取：没有权限"),
         ("a: missing; b c: not signed for; and 2 more", "a：缺失；b c：未经签名；另有 2 项"),
-        ("no coordinator at [::1]:4700: [Errno 111] Connection refused", "[::1]:4700 处没有协调者：连接被拒绝（错误号 111）"),
+        (
+            "no coordinator at [::1]:4700: [Errno 111] Connection refused",
+            "[::1]:4700 处没有协调者：连接被拒绝（错误号 111）",
+        ),
         ("run.toml: inner.lr: Input should be greater than 0 (got '-1')", "run.toml：inner.lr：应大于 0（实为 '-1'）"),
         ("this computer's clock is 5 min 12 s behind the coordinator's", "本机时钟比协调者的慢 5 分 12 秒"),
         ("left", "已退出"),
@@ -120,7 +127,10 @@ def test_the_longest_text_that_fits_is_taken() -> None:
 
 @pytest.mark.parametrize(
     "hostile",
-    ["round " * 1500, ": " * 4000, "a: b; (c), " * 700, "{" * 5000, "needs " * 1000, "\u202e" * 9000, "x" * 100_000, "{0}{1}" * 900],
+    [
+        "round " * 1500, ": " * 4000, "a: b; (c), " * 700, "{" * 5000, "needs " * 1000, "\u202e" * 9000, "x" * 100_000,
+        "{0}{1}" * 900,
+    ],
     ids=lambda text: text[:8].encode("unicode_escape").decode(),
 )  # fmt: skip
 def test_what_strangers_send_costs_a_bounded_number_of_looks(hostile: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +171,7 @@ def test_the_locale_says_the_language_unless_it_was_chosen(
         words.choose(None)
 
 
-# ---- real screens ------------------------------------------------------------------------------------------------------
+# ---- real screens ----------------------------------------------------------------------------------------------------
 
 NAMES = {
     "CPU",

@@ -9,7 +9,7 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from coordinator.store.rows import CreditRow, RoundRow
-from protocol.claim import Agreement, group_digest
+from protocol.agreement import Agreement, group_digest
 from protocol.ledger_entry import CreditEntry
 
 
@@ -61,7 +61,7 @@ class RoundTable:
                 round=agreement.round,
                 base=agreement.base,
                 state=agreement.state,
-                group=group_digest(list(agreement.claim_envelopes)),
+                group=group_digest(agreement.claims),
                 tokens=sum(agreement.weights.values()),
                 agreement=agreement.to_bytes(),
                 reporter=reporter,

@@ -38,7 +38,7 @@ class RoundRow(Base):
     state: Mapped[str]
     group: Mapped[str]  # group digest
     tokens: Mapped[int]  # agreed, in this round
-    agreement: Mapped[bytes]  # canonical JSON, as the peers send it
+    agreement: Mapped[bytes]  # canonical JSON, protocol/agreement.py
     reporter: Mapped[str]  # peer id
     time: Mapped[float]
 

@@ -31,7 +31,7 @@ from peer.swarm.members import MemberBook
 from peer.swarm.node import CONNECT_TIMEOUT_S, Node, short
 from peer.swarm.pace import MEASURED_FROM_BYTES, Pace
 from peer.training.aggregate import Aggregator
-from peer.training.codec import EncodedUpdate, average_chunk, chunk_sizes, codec, verify_chunk
+from peer.training.codecs.codec import EncodedUpdate, average_chunk, chunk_sizes, codec, verify_chunk
 from protocol import swarm_pb2
 from protocol.errors import FormatError, NetworkError, PotluckError, RefusedError, RoundAborted
 

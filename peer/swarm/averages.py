@@ -1,6 +1,6 @@
 """A round's average, kept as it travelled: who missed a round makes the new state from it, instead of fetching that whole.
 
-So does who starts again: most rounds are on disk as their averages (`peer.kept_states`).
+So does who starts again: most rounds are on disk as their averages (`peer.disk.kept_states`).
 
 An int4 average is an eighth of the state's size, an int2 one of a sixth of the values a ninetieth. Nobody signs it. What
 it leads to is signed: if that is another state than the agreed one, it is thrown away, and the state itself is fetched.
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from peer.swarm import frames
 from peer.swarm.node import Node
-from peer.training.codec import CHUNK_VALUES, chunk_sizes, codec
+from peer.training.codecs.codec import CHUNK_VALUES, chunk_sizes, codec
 from peer.training.outer import outer_step
 from peer.training.state import SharedState
 from peer.training.tensor_file import write_tensors

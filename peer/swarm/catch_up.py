@@ -23,7 +23,7 @@ from peer.swarm.head import Head, Position
 from peer.swarm.talk import Talk
 from peer.training.state import SharedState
 from protocol import swarm_pb2
-from protocol.claim import Agreement
+from protocol.agreement import Agreement
 from protocol.errors import FormatError, NetworkError, RefusedError, RoundAborted, VerificationError
 from protocol.run_card import RunCard
 from protocol.run_spec import RunSpec

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from peer.messages import Reason
+from peer.screen.messages import Reason
 from peer.swarm.head import Position
 from peer.swarm.members import MemberBook, MemberView
 from peer.swarm.node import short
 from peer.swarm.standing import Standing
-from protocol import canonical, claim, succession
-from protocol.beginners import trusted_beginners
+from protocol import canonical, succession
+from protocol.beginners import Beginners
+from protocol.majority import has_majority
 from protocol.run_spec import RunSpec
+from protocol.signed import stored_signed
 
 IDLE_ROUNDS = 2  # in which a member did nothing: then it is asked seldom
 IDLE_ASKED_EVERY = 8  # rounds
@@ -53,7 +55,8 @@ class Company:
     def weights(self) -> dict[str, int]:
         """Whose promises and votes count for the round in hand: the members of the last agreement; in round 1, the beginners."""
         last = self._position.head.last
-        return succession.acceptors(last, trusted_beginners(self.named) if self.named and not last.round else None)
+        word = stored_signed(Beginners, self.named).value if self.named and not last.round else None
+        return succession.acceptors(last, word)
 
     def acceptors(self) -> dict[str, int]:
         """Who speaks for how much of it, as far as this member knows; an attempt is counted by what its leader knows."""
@@ -77,10 +80,10 @@ class Company:
             self.waiting_for = Reason("wants-a-state", round=self.ledger_round)
         elif not begun and not self.named:
             self.waiting_for = Reason("wants-a-beginner")
-        elif not begun and not claim.has_majority(here, acceptors):
+        elif not begun and not has_majority(here, acceptors):
             gone = sorted(set(acceptors) - here)
             self.waiting_for = Reason("wants-the-beginner", peer=", ".join(short(peer) for peer in gone[:3]))
-        elif not claim.has_majority(here, acceptors):
+        elif not has_majority(here, acceptors):
             found, count = len(here & set(acceptors)), len(acceptors)
             self.waiting_for = Reason("too-few", found=found, count=count)
         return not self.waiting_for
@@ -142,7 +145,7 @@ class Company:
         """Members that spoilt a group a moment ago, if a round can be made without them."""
         spoilt = self._standing.spoilt()
         left = self.here() - spoilt | {self._me}
-        enough = len(left) >= self._spec.sync.min_peers and claim.has_majority(left, self.acceptors())
+        enough = len(left) >= self._spec.sync.min_peers and has_majority(left, self.acceptors())
         return spoilt if enough else set()
 
     def unasked(self, asked: list[MemberView]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """What a member brings to a round: its encoded update and its signed claim, and what it had ready for the round before.
 
 An update that missed its round is not thrown away: it is part of its author's next one, with its tokens counted less
-(`protocol.claim.Late`). Where the trainer keeps in its model what the others do not have (`peer.training.work.keeps_own`), it is in
+(`protocol.statements.Late`). Where the trainer keeps in its model what the others do not have (`peer.training.work.keeps_own`), it is in
 there already; else it is added. After that it is over.
 
 What a lossy codec leaves out is not lost either. With local steps it stays in the trainer's model. With gradients it is the
@@ -15,13 +15,13 @@ from dataclasses import dataclass
 
 import torch
 
-from peer.training.codec import EncodedUpdate, codec
+from peer.training.codecs.codec import EncodedUpdate, codec
 from peer.training.work import Update, keeps_own
-from protocol.claim import LATE_DIVISOR, Claim, Late
-from protocol.envelope import Envelope
 from protocol.errors import FormatError
 from protocol.keys import PeerIdentity
 from protocol.run_spec import RunSpec
+from protocol.signed import Signed
+from protocol.statements import LATE_DIVISOR, Claim, Late
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Contribution:
 
     encoded: EncodedUpdate
     claim: Claim
-    envelope: Envelope
+    envelope: Signed[Claim]
     since: float  # when the work was handed over, time.monotonic()
     fresh: Leftover  # the work of this round alone, in case that it misses it
     residual: torch.Tensor | None  # [N]: the next `feedback`; None: there is none, or it is in the trainer's model

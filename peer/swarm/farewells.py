@@ -5,29 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from protocol import claim
-from protocol.claim import Farewell
+from protocol.agreement import check_farewell
 from protocol.errors import FormatError
+from protocol.majority import acceptors_after
+from protocol.signed import Signed
+from protocol.statements import MAX_ATTEMPT, Farewell, open_farewell
 
 MAX_FAREWELLS = 256  # of one round
 
 
 @dataclass(frozen=True)
 class Farewells:
-    """The farewells of one round, checked: peer id -> (what it said, the signed bytes)."""
+    """The farewells of one round, checked: by peer id."""
 
-    by_peer: Mapping[str, tuple[Farewell, bytes]] = field(default_factory=dict)
+    by_peer: Mapping[str, Signed[Farewell]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, envelopes: Iterable[bytes], run: str, round: int) -> Farewells:
         """Raises: FormatError, RefusedError: too many, one for another run or round, or with a bad signature."""
-        found: dict[str, tuple[Farewell, bytes]] = {}
+        found: dict[str, Signed[Farewell]] = {}
         for count, data in enumerate(envelopes):
             if count >= MAX_FAREWELLS:
                 raise FormatError(f"expected at most {MAX_FAREWELLS} farewells")
-            peer, said = claim.open_farewell(data)
-            claim.check_farewell(said, run, round, claim.MAX_ATTEMPT)
-            found[peer] = (said, data)
+            said = open_farewell(data)
+            check_farewell(said.value, run, round, MAX_ATTEMPT)
+            found[said.by] = said
         return cls(found)
 
     def joined(self, *others: Farewells) -> Farewells:
@@ -40,13 +42,13 @@ class Farewells:
 
     @property
     def envelopes(self) -> list[bytes]:
-        return [data for _, (_, data) in sorted(self.by_peer.items())]
+        return [said.data for _, said in sorted(self.by_peer.items())]
 
     @property
     def from_attempt(self) -> int:
         """The first attempt in which all of them count."""
-        return max((said.attempt for said, _ in self.by_peer.values()), default=0)
+        return max((said.value.attempt for said in self.by_peer.values()), default=0)
 
     def acceptors(self, weights: Mapping[str, int]) -> dict[str, int]:
         """Who speaks for how much of the round's acceptors' weight."""
-        return claim.acceptors_after(weights, {peer: said.successor for peer, (said, _) in self.by_peer.items()})
+        return acceptors_after(weights, {peer: said.value.successor for peer, said in self.by_peer.items()})

@@ -14,13 +14,14 @@ from functools import cached_property
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from peer.swarm.farewells import Farewells
-from peer.training.codec import CHUNK_VALUES
-from protocol import certificate, claim, swarm_pb2
-from protocol.beginners import open_beginners, trusted_beginners
-from protocol.claim import MAX_GROUP, Claim
-from protocol.envelope import Envelope
+from peer.training.codecs.codec import CHUNK_VALUES
+from protocol import certificate, swarm_pb2
+from protocol.agreement import MAX_GROUP, group_digest
+from protocol.beginners import Beginners, open_beginners
 from protocol.errors import VerificationError
 from protocol.run_spec import RunSpec
+from protocol.signed import Signed, stored_signed
+from protocol.statements import Claim, open_claim
 from protocol.succession import Last, acceptors, check_claim, counted
 
 MAX_SHARE = 1 << 20
@@ -36,7 +37,7 @@ class Member:
     peer_id: str
     certificate: str
     claim: Claim
-    envelope: Envelope
+    envelope: Signed[Claim]
     can_reduce: bool
     share: int = 1  # of the reducing, as a part of the sum of all; 0 when it cannot reduce
 
@@ -78,7 +79,8 @@ class Rules:
         Raises:
             FormatError, SignatureError, RefusedError: with the reason.
         """
-        peer_id, made = claim.open_claim(data)
+        signed = open_claim(data)
+        peer_id, made = signed.by, signed.value
         if expected_peer not in (None, peer_id):
             raise VerificationError("the claim is another peer's")
         membership = certificate.check(token, self.membership_key, run=self.run)
@@ -90,7 +92,7 @@ class Rules:
         update = made.update
         if (update.values, update.chunk_values, update.codec) != (self.values, CHUNK_VALUES, self.spec.sync.wire):
             raise VerificationError("claims an update of another size, chunk size or codec than the run's")
-        return Member(peer_id, token, made, Envelope.from_bytes(data), can_reduce, share if can_reduce else 0)
+        return Member(peer_id, token, made, signed, can_reduce, share if can_reduce else 0)
 
     def check_reducer(self, token: str, share: int) -> Reducer:
         """Check the certificate of one that reduces for the members. Raises: FormatError, RefusedError."""
@@ -101,7 +103,7 @@ class Rules:
 
     def acceptors(self) -> dict[str, int]:
         """Whose votes decide on the round, before farewells."""
-        return acceptors(self.last, trusted_beginners(self.named) if self.named else None)
+        return acceptors(self.last, stored_signed(Beginners, self.named).value if self.named else None)
 
 
 @dataclass(frozen=True)
@@ -147,17 +149,17 @@ class Group:
         able = any(member.can_reduce and 0 < member.share <= MAX_SHARE for member in members)
         if not able and not any(0 < reducer.share <= MAX_SHARE for reducer in reducers):
             raise VerificationError("nobody in the group can be reached to reduce")
-        weights, newcomers = counted(claims, rules.last, rules.spec)
+        counts = counted(claims, rules.last, rules.spec)
         return cls(
             rules.round,
             rules.base,
             attempt,
             leader,
             tuple(members),
-            weights,
+            counts.weights,
             complete,
             reducers=tuple(reducers),
-            newcomers=newcomers,
+            newcomers=counts.newcomers,
             beginners=rules.named,
         )
 
@@ -208,7 +210,7 @@ class Group:
             members=[
                 swarm_pb2.GroupMember(
                     certificate=member.certificate,
-                    claim=member.envelope.to_bytes(),
+                    claim=member.envelope.data,
                     can_reduce=member.can_reduce,
                     share=member.share,
                 )
@@ -237,7 +239,7 @@ class Group:
     @cached_property
     def digest(self) -> str:
         """Names the claims and their order; the same in every attempt at completing."""
-        return claim.group_digest([member.envelope for member in self.members])
+        return group_digest(member.envelope for member in self.members)
 
     @cached_property
     def by_peer(self) -> dict[str, Member]:

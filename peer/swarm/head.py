@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from peer.swarm.averages import Average
 from peer.training.state import SharedState
-from protocol.claim import Agreement
+from protocol.agreement import Agreement
 from protocol.succession import Last
 
 CHAIN_ROUNDS = 512  # of which the agreements are kept, as far as they fit, to show others how the run got here

@@ -19,7 +19,7 @@ from peer.swarm.exchange import PIECE_BYTES, holds
 from peer.swarm.head import Position
 from peer.swarm.members import MemberView
 from peer.swarm.talk import Talk
-from protocol import claim
+from protocol.majority import has_majority
 from protocol.run_card import RunCard
 
 CHECKED_AT_ONCE = 8
@@ -88,7 +88,7 @@ class LastCopy:
             is_newest=True,
             holders=await self._holders(staying),
             others=len(staying),
-            run_waits=not claim.has_majority(set(acceptors) - {me}, acceptors),
+            run_waits=not has_majority(set(acceptors) - {me}, acceptors),
             seconds=giving_s(4 * head.state.parameters.numel() * (1 + len(head.state.outer)), line),
             is_stalled=now - max(self._since, self._catch_up.asked_at) >= patience_s,
         )

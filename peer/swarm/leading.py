@@ -21,8 +21,9 @@ from peer.swarm.members import MemberView
 from peer.swarm.node import short
 from peer.swarm.talk import Talk
 from peer.swarm.voting import open_voted
-from protocol import canonical, claim, swarm_pb2
+from protocol import canonical, swarm_pb2
 from protocol.errors import FormatError, NetworkError, RefusedError, RoundAborted, VerificationError
+from protocol.statements import open_promise
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +182,8 @@ def locked(
 
 def open_shown(data: bytes, attempt: int, leader: str, rules: Rules) -> tuple[str, set[Ballot]]:
     """A promise in this very attempt: who made it, and what it had voted for. Raises: FormatError, RefusedError."""
-    peer, said = claim.open_promise(data)
+    signed = open_promise(data)
+    peer, said = signed.by, signed.value
     expected = (rules.run, rules.round, rules.base, attempt, leader)
     if (said.run, said.round, said.base, said.attempt, said.leader) != expected:
         raise VerificationError(f"{peer} has made a promise for another attempt or leader than {attempt}")

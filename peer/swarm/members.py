@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from peer.swarm.farewells import MAX_FAREWELLS, Farewells
-from protocol import certificate, claim, swarm_pb2
+from protocol import certificate, swarm_pb2
 from protocol.certificate import Membership
 from protocol.errors import RefusedError
+from protocol.statements import open_farewell
 
 INTERVAL_S = 0.3  # between two progress messages to one member
 PEERS_AT_FULL_PACE = (
@@ -182,13 +183,14 @@ class MemberBook:
         for data in itertools.islice(envelopes, MAX_FAREWELLS):
             if any(data == known for farewells in self._farewells.values() for known in farewells.envelopes):
                 continue
-            peer, said = claim.open_farewell(data)
+            signed = open_farewell(data)
+            said = signed.value
             known = self._farewells.get(said.round, Farewells())
             near = round <= said.round <= round + 1 and len(known.by_peer) < MAX_FAREWELLS
             # a stranger's counts for nothing, and anybody can make as many as they like
-            speaks = peer in self.speakers or self.is_admitted(peer)
+            speaks = signed.by in self.speakers or self.is_admitted(signed.by)
             if said.run == self._run and near and speaks:
-                self._farewells[said.round] = known.joined(Farewells({peer: (said, data)}))
+                self._farewells[said.round] = known.joined(Farewells({signed.by: signed}))
 
     def farewells(self, round: int) -> Farewells:
         """All that is known for a round."""

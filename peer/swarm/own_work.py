@@ -16,7 +16,7 @@ import torch
 
 from peer.swarm.contribution import Contribution, Leftover, lossy
 from peer.swarm.head import Head, Position
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from peer.training.work import Update, keeps_own
 from protocol.errors import RoundAborted
 from protocol.keys import PeerIdentity

@@ -18,8 +18,8 @@ from hivemind.utils.serializer import MSGPackSerializer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol import envelope
+from protocol.digests import Digest
 from protocol.errors import FormatError, SignatureError
-from protocol.invite import Hex64
 from protocol.keys import PeerIdentity
 
 RECORD_TYPE = "application/vnd.potluck.member.v1+json"
@@ -33,7 +33,7 @@ class MemberRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    run: Hex64
+    run: Digest
     certificate: str = Field(max_length=1024)
     addresses: tuple[str, ...] = Field(max_length=MAX_ADDRESSES)
     expires: float = Field(allow_inf_nan=False)

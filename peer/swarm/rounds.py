@@ -40,9 +40,8 @@ from peer.swarm.talk import Talk
 from peer.swarm.voting import Voting
 from peer.training.work import Update
 from protocol import swarm_pb2
+from protocol.agreement import MAX_GROUP
 from protocol.backoff import Backoff
-from protocol.claim import MAX_ATTEMPT, MAX_GROUP, Farewell
-from protocol.envelope import Envelope
 from protocol.errors import (
     FormatError,
     InputError,
@@ -54,6 +53,8 @@ from protocol.errors import (
 from protocol.keys import PeerIdentity
 from protocol.parts import Told
 from protocol.run_card import RunCard
+from protocol.signed import Signed
+from protocol.statements import MAX_ATTEMPT, Farewell, Vote
 
 logger = logging.getLogger(__name__)
 
@@ -232,7 +233,7 @@ class Rounds:
 
             def sign(attempt: int, round: int = round) -> bytes:
                 said = Farewell(run=self._card.run, round=round, successor=successor, attempt=attempt)
-                return said.sign(self._identity).to_bytes()
+                return said.sign(self._identity).data
 
             with contextlib.suppress(Bound, OSError, InputError):  # it has voted; or its disk is full: it is waited for
                 await asyncio.get_running_loop().run_in_executor(None, self._box.say_farewell, round, sign)
@@ -406,7 +407,7 @@ class Rounds:
         self._standing.asked(answers.cast, answers.silent)
         answers.members[self.me] = self._own_member(own)
         answers.cast[self.me] = self.group.voting.own_ballots()
-        answers.promises[self.me] = self.group.voting.promise(attempt, self.me).to_bytes()
+        answers.promises[self.me] = self.group.voting.promise(attempt, self.me).data
         self.book.take_farewells(answers.farewells.envelopes, round)
         answers.farewells = self.book.farewells(round).joined(answers.farewells)
         answers.left_out = self.company.unasked(others) | answers.left_out
@@ -471,10 +472,10 @@ class Rounds:
             reply = swarm_pb2.ProposalReply(
                 accepted=True,
                 certificate=self._talk.certificate(),
-                claim=own.envelope.to_bytes(),
+                claim=own.envelope.data,
                 can_reduce=self._can_reduce,
                 voted=self.group.voting.to_messages(),
-                promise=self.group.voting.promise(message.attempt, peer).to_bytes(),
+                promise=self.group.voting.promise(message.attempt, peer).data,
                 farewells=self.book.farewells(message.round).envelopes,
                 unheard=[
                     other for other in message.asked[:MAX_GROUP] if other != self.me and not self.book.is_alive(other)
@@ -566,7 +567,7 @@ class Rounds:
             self._advancing = False
         self._on_stage(head.round, "kept")
 
-    def _new_voting(self, last: Envelope | None) -> Voting:
+    def _new_voting(self, last: Signed[Vote] | None) -> Voting:
         return Voting(
             self._talk,
             self._identity,

@@ -27,7 +27,7 @@ from peer.swarm.standing import Standing
 from peer.swarm.talk import Talk
 from peer.swarm.voting import Voting
 from peer.training.aggregate import aggregator
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from peer.training.outer import outer_step
 from peer.training.state import SharedState
 from protocol import swarm_pb2

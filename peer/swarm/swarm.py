@@ -34,11 +34,11 @@ from peer.swarm.node import Node
 from peer.swarm.pace import Limits
 from peer.swarm.records import RecordValidator, members_key, open_record, sign_record
 from peer.swarm.rounds import RoundReport, Rounds
-from peer.training.codec import EncodedUpdate
+from peer.training.codecs.codec import EncodedUpdate
 from peer.training.work import Update
+from protocol.agreement import Agreement
 from protocol.backoff import Backoff
 from protocol.beginners import open_beginners
-from protocol.claim import Agreement
 from protocol.errors import FormatError, NetworkError, RefusedError, SignatureError
 from protocol.keys import PeerIdentity
 from protocol.parts import Failure, Part, Told

@@ -17,11 +17,13 @@ from google.protobuf.message import DecodeError
 from peer.round_rules import Ballot, BallotBox, is_committed
 from peer.swarm.group import Group, Rules
 from peer.swarm.talk import Talk
-from protocol import claim, swarm_pb2
-from protocol.claim import MAX_GROUP, Agreement, Cast, Promise, Vote
-from protocol.envelope import Envelope
+from protocol import swarm_pb2
+from protocol.agreement import MAX_GROUP, Agreement, Counts
+from protocol.beginners import Beginners
 from protocol.errors import FormatError, NetworkError, RefusedError, RoundAborted, VerificationError
 from protocol.keys import PeerIdentity
+from protocol.signed import Signed, stored_signed
+from protocol.statements import Cast, Promise, Vote, open_vote
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class Voting:
         round: int,
         base: str,
         acceptors: Callable[[Group], Mapping[str, int]],
-        last: Envelope | None,
+        last: Signed[Vote] | None,
         rules: Rules,
         stage: Callable[[str], None] = lambda name: None,
     ) -> None:
@@ -60,8 +62,8 @@ class Voting:
         self._run, self._round, self._base, self._acceptors = run, round, base, acceptors
         self._last = last
         # peer id -> its vote in the highest attempt; from itself, or of a member of this member's own group
-        self._votes: dict[str, tuple[Vote, Envelope]] = {}
-        self._groups: dict[str, tuple[Group, Envelope]] = {}  # group digest -> this member's newest vote on it
+        self._votes: dict[str, Signed[Vote]] = {}
+        self._groups: dict[str, tuple[Group, Signed[Vote]]] = {}  # group digest -> this member's newest vote on it
         self._gave_up: set[tuple[str, str, int]] = set()  # (peer id, group digest, attempt)
         self._changed = asyncio.Event()
         self._decided = False
@@ -75,14 +77,14 @@ class Voting:
             message = swarm_pb2.Group.FromString(self._box.evidence)
             if message.base == self._base:
                 group = Group.from_message(message, "", rules)
-                vote, envelope = self._sign(self._box.ballots[-1])
-                self._groups[group.digest] = (group, envelope)
-                self._votes[self._talk.me] = (vote, envelope)
+                vote = self._sign(self._box.ballots[-1])
+                self._groups[group.digest] = (group, vote)
+                self._votes[self._talk.me] = vote
         except (DecodeError, FormatError, RefusedError) as error:
             logger.warning("round %d: voted before a restart, and cannot show for what: %s", self._round, error)
             self.forgotten = True
 
-    def _sign(self, ballot: Ballot) -> tuple[Vote, Envelope]:
+    def _sign(self, ballot: Ballot) -> Signed[Vote]:
         vote = Vote(
             run=self._run,
             round=self._round,
@@ -91,13 +93,12 @@ class Voting:
             base=self._base,
             state=ballot.state,
         )
-        return vote, vote.sign(self._identity)
+        return vote.sign(self._identity)
 
     @property
-    def own(self) -> Envelope | None:
+    def own(self) -> Signed[Vote] | None:
         """This member's newest vote of the round."""
-        mine = self._votes.get(self._talk.me)
-        return mine[1] if mine else None
+        return self._votes.get(self._talk.me)
 
     async def cast(self, group: Group, state: str, patience_s: float = 0.0) -> str:
         """Vote for `state`, and wait for a majority; returns the state that has it, which may be another.
@@ -113,10 +114,11 @@ class Voting:
         ballot = Ballot(group.attempt, group.digest, state)
         evidence = group.bare().SerializeToString()
         await asyncio.get_running_loop().run_in_executor(None, self._box.vote, self._round, ballot, evidence)
-        vote, envelope = self._sign(ballot)
-        self._groups = {group.digest: (group, envelope)}
-        self._votes[self._talk.me] = (vote, envelope)
-        message = swarm_pb2.VoteMessage(certificate=self._talk.certificate(), vote=envelope.to_bytes())
+        signed = self._sign(ballot)
+        vote = signed.value
+        self._groups = {group.digest: (group, signed)}
+        self._votes[self._talk.me] = signed
+        message = swarm_pb2.VoteMessage(certificate=self._talk.certificate(), vote=signed.data)
         for member in group.members:
             if member.peer_id != self._talk.me:
                 self._talk.spawn(self._send(member.peer_id, message))
@@ -130,44 +132,39 @@ class Voting:
         """Members of the group that voted for `state` in its attempt."""
         return {
             peer
-            for peer, (vote, _) in self._votes.items()
+            for peer, vote in self._values().items()
             if (vote.attempt, vote.group, vote.state) == (group.attempt, group.digest, state) and peer in group.by_peer
         }
+
+    def _values(self) -> dict[str, Vote]:
+        return {peer: signed.value for peer, signed in self._votes.items()}
 
     def agreement(self, group: Group, state: str) -> Agreement:
         """The committed round, to be kept and shown."""
         voters = self.voters(group, state)
         return Agreement(
-            run=self._run,
-            round=self._round,
-            base=self._base,
-            state=state,
-            weights=dict(group.weights),
-            claims={member.peer_id: member.claim for member in group.members},
-            claim_envelopes=tuple(member.envelope for member in group.members),
-            vote_envelopes=tuple(self._votes[m.peer_id][1] for m in group.members if m.peer_id in voters),
+            claims=tuple(member.envelope for member in group.members),
+            votes=tuple(self._votes[m.peer_id] for m in group.members if m.peer_id in voters),
             certificates={member.peer_id: member.certificate for member in group.members},
-            farewells=tuple(group.farewells.envelopes),
-            newcomers=dict(group.newcomers),
-            beginners=group.beginners,
+            counts=Counts(dict(group.weights), dict(group.newcomers)),
+            farewells=tuple(said for _, said in sorted(group.farewells.by_peer.items())),
+            beginners=stored_signed(Beginners, group.beginners) if group.beginners else None,
         )
 
     def own_ballots(self) -> dict[Ballot, tuple[Group, bytes]]:
         """What this member voted for last in this round, in which group, and the signed vote."""
         newest = self._box.ballots[-1:] if self._box.round == self._round else []
         return {
-            ballot: (self._groups[ballot.group][0], self._groups[ballot.group][1].to_bytes())
+            ballot: (self._groups[ballot.group][0], self._groups[ballot.group][1].data)
             for ballot in newest
             if ballot.group in self._groups
         }
 
     def to_messages(self) -> list[swarm_pb2.Voted]:
         """The same, for the leader of a later attempt."""
-        return [
-            swarm_pb2.Voted(vote=envelope.to_bytes(), group=group.bare()) for group, envelope in self._groups.values()
-        ]
+        return [swarm_pb2.Voted(vote=vote.data, group=group.bare()) for group, vote in self._groups.values()]
 
-    def promise(self, attempt: int, leader: str) -> Envelope:
+    def promise(self, attempt: int, leader: str) -> Signed[Promise]:
         """The same, signed, for all members of that attempt."""
         cast = tuple(Cast(**ballot._asdict()) for ballot in self.own_ballots())
         said = Promise(run=self._run, round=self._round, base=self._base, attempt=attempt, leader=leader, cast=cast)
@@ -181,14 +178,15 @@ class Voting:
         Raises:
             FormatError, RefusedError: it is none, or its signature does not hold.
         """
-        voter, vote = claim.open_vote(data)
+        signed = open_vote(data)
+        voter, vote = signed.by, signed.value
         if peer is None and not any(voter in group.by_peer for group, _ in self._groups.values()):
             return
         if peer not in (None, voter) or (vote.run, vote.round, vote.base) != (self._run, self._round, self._base):
             return
         known = self._votes.get(voter)
-        if voter != self._talk.me and (known is None or known[0].attempt < vote.attempt):
-            self._votes[voter] = (vote, Envelope.from_bytes(data))
+        if voter != self._talk.me and (known is None or known.value.attempt < vote.attempt):
+            self._votes[voter] = signed
             self._changed.set()
 
     async def answer(self, message: swarm_pb2.VoteMessage, reader: Any, writer: Any, peer: str) -> None:
@@ -197,9 +195,9 @@ class Voting:
         with contextlib.suppress(FormatError, RefusedError):
             self.take(message.vote, peer)
             if peer in self._votes:
-                others = self._held_for(self._votes[peer][0], without=peer)
+                others = self._held_for(self._votes[peer].value, without=peer)
         mine = self.own or self._last
-        await self._talk.reply(writer, swarm_pb2.VoteReply(vote=mine.to_bytes() if mine else b"", others=others))
+        await self._talk.reply(writer, swarm_pb2.VoteReply(vote=mine.data if mine else b"", others=others))
 
     def _held_for(self, like: Vote, without: str) -> list[bytes]:
         """The others' votes for the same group in the same attempt, of its members only."""
@@ -207,9 +205,9 @@ class Voting:
             return []
         members = self._groups[like.group][0].by_peer.keys() - {without, self._talk.me}
         return [
-            envelope.to_bytes()
-            for voter, (vote, envelope) in self._votes.items()
-            if (vote.group, vote.attempt) == (like.group, like.attempt) and voter in members
+            vote.data
+            for voter, vote in self._votes.items()
+            if (vote.value.group, vote.value.attempt) == (like.group, like.attempt) and voter in members
         ]
 
     def gave_up(self, peer: str, group: str, attempt: int) -> None:
@@ -219,7 +217,7 @@ class Voting:
 
     async def _send(self, peer: str, message: swarm_pb2.VoteMessage) -> None:
         """Tell one member of a vote, and ask again for others', until there is a majority or another vote takes its place."""
-        while self.own is not None and self.own.to_bytes() == message.vote:
+        while self.own is not None and self.own.data == message.vote:
             try:
                 reply = await self._talk.call(peer, "vote", message, swarm_pb2.VoteReply)
                 if reply.vote:
@@ -240,7 +238,7 @@ class Voting:
         # votes of members that this one cannot reach come through others
         through_others = {peer for peer in group.by_peer if not self._talk.book.is_alive(peer)}
         while True:
-            cast = {peer: vote for peer, (vote, _) in self._votes.items() if vote.attempt == mine.attempt}
+            cast = {peer: vote for peer, vote in self._values().items() if vote.attempt == mine.attempt}
             for state in {vote.state for vote in cast.values()}:
                 if self._commits(self.voters(group, state), group):
                     self._decided = True
@@ -275,7 +273,7 @@ class Voting:
         Raises:
             RoundAborted: it does; the next attempt completes what may be committed, so that all name one state.
         """
-        cast = {peer: vote for peer, (vote, _) in self._votes.items() if peer in group.by_peer}
+        cast = {peer: vote for peer, vote in self._values().items() if peer in group.by_peer}
         named = {vote.state for vote in cast.values() if (vote.attempt, vote.group) == (group.attempt, group.digest)}
         voters = self.voters(group, state)
         if len(named) > 1 and not all(self._commits(voters - {voter}, group) for voter in voters):
@@ -304,7 +302,8 @@ def _named(cast: Mapping[str, Vote]) -> str:
 
 def open_voted(peer: str, item: swarm_pb2.Voted, rules: Rules) -> tuple[Ballot, tuple[Group, bytes]]:
     """Check what a member says it voted for in an earlier attempt. Raises: FormatError, RefusedError."""
-    voter, vote = claim.open_vote(item.vote)
+    signed = open_vote(item.vote)
+    voter, vote = signed.by, signed.value
     group = Group.from_message(item.group, peer, rules)
     if voter != peer or (vote.run, vote.round, vote.base, vote.group) != (
         rules.run,

@@ -37,7 +37,7 @@ from typing import NamedTuple
 
 import torch
 
-from peer.training.codec import EncodedUpdate, codec
+from peer.training.codecs.codec import EncodedUpdate, codec
 from peer.training.data import Dataset, draw
 from peer.training.inner_optimizer import InnerAdamW, put_aside
 from peer.training.model import TrainableModel

@@ -1,0 +1,1 @@
+"""All that speaks to the coordinator. Knows neither the swarm nor the trainer."""

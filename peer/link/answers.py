@@ -1,0 +1,128 @@
+"""What the coordinator's service says, parsed: the values that `client` returns.
+
+>>> parse_files([coordinator_pb2.ModelFile(path="../x", sha256="0" * 64, size_bytes=1)])
+Traceback (most recent call last):
+...
+protocol.errors.VerificationError: '../x': not a plain relative path
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from protocol import coordinator_pb2
+from protocol.errors import FormatError
+from protocol.files import MAX_FILES, check_relative
+from protocol.rpc import Twin, check_swarm_address
+from protocol.run_card import RunCard
+from protocol.status import Alarm
+
+MAX_KNOWN_ADDRESSES = 1024  # in one answer
+
+
+class RemoteFile(NamedTuple):
+    """A file that the coordinator offers."""
+
+    path: str  # relative, forward slashes
+    sha256: str  # hex
+    size_bytes: int
+
+
+class RunDescription(NamedTuple):
+    """A run, as the root key in the invite vouches for it."""
+
+    card: RunCard
+    card_bytes: bytes
+    root_public_pem: bytes
+    genesis_files: tuple[RemoteFile, ...]  # a signed folder: verify it before use
+    model_files: tuple[RemoteFile, ...]  # LoRA only: the base model; their tree digest is the spec's
+    round: int = 0  # the newest in the ledger, by the coordinator's word
+    finished: bool = False  # likewise: it has had all its rounds
+
+
+class RunFiles(NamedTuple):
+    """Where the files of a run lie on this machine."""
+
+    genesis: Path  # the folder step-000000
+    base_model: Path | None  # LoRA only
+    data: Path
+
+
+class Enrollment(NamedTuple):
+    """What a member holds."""
+
+    certificate: str  # JWT
+    expires: int  # Unix seconds
+    swarm_addresses: tuple[str, ...]
+    reducer: bool = False  # the certificate says that the host trusts this peer to reduce for the others
+
+
+class Announcement(NamedTuple):
+    """What the coordinator answers to `announce`."""
+
+    swarm_addresses: tuple[str, ...]  # where other live members can be reached
+    want_state: str  # digest of the state to upload; empty: none
+    round: int  # the newest in the ledger
+    finished: bool
+    beginners: bytes  # the coordinator's signed word on who begins, `protocol.beginners`; empty: not known yet
+    alarm: Alarm | None = None  # the run stays clearly worse than its last published checkpoint
+    twin: Twin = Twin.NONE
+
+
+class ReportAnswer(NamedTuple):
+    """What became of a report; a refusal is final."""
+
+    accepted: bool
+    reason: str
+
+
+def parse_twin(reply: coordinator_pb2.AnnounceReply) -> Twin:
+    """What is said of another computer with this identity; a newer coordinator may say more than is known here."""
+    return Twin(reply.twin) if reply.twin in tuple(Twin) else Twin.NONE
+
+
+def parse_files(files: Iterable[coordinator_pb2.ModelFile]) -> tuple[RemoteFile, ...]:
+    """The files on offer.
+
+    Raises:
+        FormatError: too many, one twice, or no SHA-256.
+        VerificationError: a path that leads elsewhere.
+    """
+    result = tuple(RemoteFile(file.path, file.sha256, file.size_bytes) for file in files)
+    if len(result) > MAX_FILES or len({file.path for file in result}) != len(result):
+        raise FormatError(f"expected at most {MAX_FILES} files, each once, got {len(result)}")
+    for file in result:
+        check_relative(file.path)
+        if len(file.sha256) != 64 or set(file.sha256) - set("0123456789abcdef"):
+            raise FormatError(f"{file.path}: not a SHA-256: {file.sha256[:80]!r}")
+    return result
+
+
+def parse_addresses(addresses: Iterable[str]) -> tuple[str, ...]:
+    """Those that are swarm addresses; an odd one is left out, since there are others."""
+    good = []
+    for address in addresses:
+        try:
+            check_swarm_address(address)
+        except FormatError:
+            continue
+        good.append(address)
+    return tuple(good[:MAX_KNOWN_ADDRESSES])
+
+
+def parse_alarm(reply: coordinator_pb2.AnnounceReply) -> Alarm | None:
+    """What the coordinator is alarmed about."""
+    if not reply.HasField("alarm"):
+        return None
+    said = reply.alarm
+    now, before = (loss if math.isfinite(loss) else None for loss in (said.held_out_loss, said.published_loss))
+    return Alarm(
+        round=said.round,
+        held_out_loss=now,
+        published_round=said.published_round,
+        published_loss=before,
+        held_back=said.held_back,
+    )

@@ -1,0 +1,1 @@
+"""What a person reads, in both languages, and what a script reads instead."""

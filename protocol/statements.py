@@ -1,0 +1,132 @@
+"""What members sign in a round.
+
+    claim       made before its author sees anyone's update: "from this base I did this much work, and this is my update"
+    vote        "after averaging this group's updates, my state has this digest"
+    promise     "in this attempt, and what I have voted for before": shows a group which state its leader must complete
+    farewell    "I leave; who I name speaks for my weight in this round"
+
+Each is canonical JSON in a DSSE envelope (`protocol.envelope`), signed by the member's own key:
+
+    {"base":"<digest>","batches":64,"first_batch":0,"flops":6144,"round":2,"run":"<digest>","segments":[],"tokens":1024,
+     "update":{"chunk_values":262144,"codec":"int8","root":"<digest>","values":36}}                              a claim
+    {"attempt":0,"base":"<digest>","group":"<digest>","round":2,"run":"<digest>","state":"<digest>"}             a vote
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from protocol.digests import Digest
+from protocol.signed import Part, Signed, Statement, open_signed
+
+MAX_ATTEMPT = 10**6
+MAX_TOKENS = 2**40  # tokens one peer can claim for one round
+LATE_DIVISOR = 2  # tokens of an update that missed its round count for so much less in the next one
+
+
+class UpdateDigest(Part):
+    """Binds a claim to one encoded update."""
+
+    root: Digest  # Merkle root over the encoded chunks
+    values: int = Field(ge=1, le=2**40)  # fp32 values before encoding
+    chunk_values: int = Field(ge=1, le=1 << 24)  # per chunk, the last may be shorter
+    codec: str = Field(max_length=32)
+
+
+class Late(Part):
+    """Work that missed the round before, because it came too late or its author could not be reached; part of the update.
+
+    It was done from the base before, so it counts for less; work that is older still is dropped. It cannot count twice:
+    whoever is in the agreement of the round before has no late work.
+    """
+
+    base: Digest  # of the state that the round before started from
+    tokens: int = Field(ge=1, le=MAX_TOKENS)
+    first_batch: int = Field(ge=0, le=2**40)
+    batches: int = Field(ge=1, le=2**40)
+
+
+class Claim(Statement):
+    """One peer's statement about its update of one round."""
+
+    media_type: ClassVar[str] = "application/vnd.potluck.claim.v1+json"
+    later: ClassVar[frozenset[str]] = frozenset({"late"})
+    run: Digest
+    round: int = Field(ge=1, le=10**9)  # the round this work is for
+    base: Digest  # of the agreed state that its round is counted from
+    tokens: int = Field(ge=1, le=MAX_TOKENS)  # trained on, padding not counted
+    flops: int = Field(ge=0, le=2**53 - 1)
+    first_batch: int = Field(ge=0, le=2**40)  # sequences drawn from PRF(seed, round, peer id): from here …
+    batches: int = Field(ge=1, le=2**40)  # … this many
+    update: UpdateDigest
+    segments: tuple[Digest, ...] = Field(default=(), max_length=1024)  # of the local state, for replay
+    late: Late | None = None
+
+    @property
+    def worth(self) -> int:
+        """Tokens that the claim may count for: those of its round, and a share of the late ones."""
+        return self.tokens + (self.late.tokens // LATE_DIVISOR if self.late else 0)
+
+
+class Vote(Statement):
+    """One member's statement about the state after the round."""
+
+    media_type: ClassVar[str] = "application/vnd.potluck.vote.v1+json"
+    run: Digest
+    round: int = Field(ge=1, le=10**9)
+    attempt: int = Field(ge=0, le=MAX_ATTEMPT)  # which try at this round
+    group: Digest  # of the group's claims, in order: `protocol.agreement.group_digest`
+    base: Digest
+    state: Digest  # after the outer step
+
+
+class Cast(Part):
+    """A vote that a member has given before, as it tells of it."""
+
+    attempt: int = Field(ge=0, le=MAX_ATTEMPT)
+    group: Digest
+    state: Digest
+
+
+class Promise(Statement):
+    """A member joins an attempt: it will vote in none below it, and these are the votes that it has given."""
+
+    media_type: ClassVar[str] = "application/vnd.potluck.promise.v1+json"
+    run: Digest
+    round: int = Field(ge=1, le=10**9)
+    base: Digest
+    attempt: int = Field(ge=0, le=MAX_ATTEMPT)
+    leader: str = Field(max_length=64)  # peer id
+    cast: tuple[Cast, ...] = Field(default=(), max_length=64)
+
+
+class Farewell(Statement):
+    """A member that leaves hands its weight as an acceptor of one round to another; see `protocol.majority`."""
+
+    media_type: ClassVar[str] = "application/vnd.potluck.farewell.v1+json"
+    run: Digest
+    round: int = Field(ge=1, le=10**9)
+    successor: str = Field(max_length=64)  # peer id
+    attempt: int = Field(ge=0, le=MAX_ATTEMPT)  # counts from this attempt on
+
+
+def open_claim(data: bytes) -> Signed[Claim]:
+    """Check a claim's signature and form. Raises: FormatError, SignatureError."""
+    return open_signed(Claim, data)
+
+
+def open_vote(data: bytes) -> Signed[Vote]:
+    """Check a vote's signature and form. Raises: FormatError, SignatureError."""
+    return open_signed(Vote, data)
+
+
+def open_promise(data: bytes) -> Signed[Promise]:
+    """Check a promise's signature and form. Raises: FormatError, SignatureError."""
+    return open_signed(Promise, data)
+
+
+def open_farewell(data: bytes) -> Signed[Farewell]:
+    """Check a farewell's signature and form. Raises: FormatError, SignatureError."""
+    return open_signed(Farewell, data)

@@ -1,0 +1,1 @@
+"""What several test files build on, and no script does."""

@@ -1,0 +1,159 @@
+"""A peer's memory over two rounds of a run by itself, for tests/test_memory.py.
+
+    with Probes() as probes:
+        found = probes.take(folder)          # with run-spec.json, genesis/ and data in it
+
+It does what a peer does, in that order, and drops what a peer may drop: load, train, encode, average, step, save, and
+begin again. hivemind's daemon is not started: tests/test_memory.py adds what that takes.
+
+The other half, below, is run as `python -m tests.kit.memory_probe`: for each folder that is named on its standard
+input, it forks a process that has imported what all peers do, and prints what that one found as a line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from lab import REPOSITORY
+
+
+class Probes:
+    """The tests' side."""
+
+    def __enter__(self) -> Probes:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.kit.memory_probe"],
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(timeout=60)
+
+    def take(self, folder: Path) -> dict[str, dict[str, int]]:
+        """Two rounds of the run in this folder: stage -> the most in it ("peak") and what is left after it, bytes."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(folder, file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        assert line, f"the probe ended with {self._process.wait(60)}"
+        found: dict[str, dict[str, int]] = json.loads(line)
+        return found
+
+
+# ---- the other half --------------------------------------------------------------------------------------------------
+
+
+class Peak:
+    """The most memory of its own that the process has had since the last look, by the kernel's high-water mark.
+
+    A thread that looks every few milliseconds misses a peak when the machine is busy; the kernel misses none. Pages of
+    mapped files are not counted: of libraries, other processes have the same ones.
+    """
+
+    def take(self) -> tuple[int, int]:
+        """(most since the last call, now), bytes."""
+        fields = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+        kb = {name: int(values[0]) for name, *values in fields if name in ("VmHWM:", "RssFile:", "RssAnon:")}
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): the mark begins anew at what is resident now
+        return (kb["VmHWM:"] - kb["RssFile:"]) << 10, kb["RssAnon:"] << 10
+
+
+def probe(folder: Path) -> dict[str, tuple[int, int]]:
+    """Two rounds of the run in this folder: stage -> `Peak.take` after it."""
+    import torch
+
+    from peer.swarm.averages import Average
+    from peer.swarm.contribution import lossy
+    from peer.swarm.head import Head, Position
+    from peer.training.aggregate import aggregator
+    from peer.training.codecs.codec import EncodedUpdate, average_chunk, chunk_sizes, codec
+    from peer.training.data import load_dataset
+    from peer.training.genesis import load_state
+    from peer.training.model import load_trainable
+    from peer.training.outer import outer_step
+    from peer.training.work import LocalWork, keeps_own
+    from protocol.run_spec import RunSpec
+
+    torch.set_num_threads(1)
+    peak, found, model_dir = Peak(), {}, folder / "genesis"
+    spec = RunSpec.from_bytes((folder / "run-spec.json").read_bytes())
+    state = load_state(model_dir)
+    found["genesis"] = peak.take()
+    model = load_trainable(spec, model_dir)
+    found["model"] = peak.take()
+    work = LocalWork(model, load_dataset(spec, model.tokenizer, folder / "data"), spec, "probe")
+    found["optimizer"] = peak.take()
+    position, residual = Position(Head(state)), None
+    encoded: EncodedUpdate | None = None
+    del state
+    for number in (1, 2):
+        base = position.head.state
+        work.rebase(base, encoded)
+        for _ in range(2):
+            work.step()
+        found[f"work {number}"] = peak.take()
+        position.make_room()
+        update = work.finish()
+        if spec.sync.overlap:
+            work.carry_on()
+            work.step()
+        encoded, residual = lossy(update.vector, spec, residual)
+        del update
+        found[f"encode {number}"] = peak.take()
+        sizes, coder = chunk_sizes(encoded.values, encoded.chunk_values), codec(encoded.codec)
+        how = aggregator(spec.sync.clip)
+        chunks = tuple(
+            average_chunk(coder, how, [data, data], [1, 1], size)
+            for data, size in zip(encoded.chunks, sizes, strict=True)
+        )
+        average = Average(encoded.codec, encoded.values, chunks)
+        averaged = average.decode()
+        found[f"average {number}"] = peak.take()
+        candidate = outer_step(spec, base, averaged)
+        position.keep_average(candidate.digest, average)
+        del averaged, average, chunks
+        if not keeps_own(spec):
+            encoded = None
+        found[f"outer step {number}"] = peak.take()
+        position.advance(Head(candidate))
+        del base, candidate
+        if spec.sync.overlap:
+            work.step()
+        found[f"ahead {number}"] = peak.take()
+        with tempfile.TemporaryDirectory() as kept:
+            position.head.state.save(Path(kept) / "state.safetensors")
+            work.save_optimizer(Path(kept) / "moments.safetensors")
+        found[f"save {number}"] = peak.take()
+    return found
+
+
+def main() -> None:
+    import peer.swarm.swarm  # noqa: F401  # hivemind and all
+
+    imports = Peak().take()
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    threads = len(os.listdir("/proc/self/task"))
+    assert threads == 1, f"a process with {threads} threads cannot be forked safely"
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            found = {"imports": imports} | probe(Path(line.strip()))
+            print(json.dumps({name: {"peak": most, "after": now} for name, (most, now) in found.items()}), flush=True)
+            return
+        _, status = os.waitpid(pid, 0)
+        if status:
+            sys.exit(os.waitstatus_to_exitcode(status))
+
+
+if __name__ == "__main__":
+    main()
