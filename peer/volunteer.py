@@ -273,6 +273,7 @@ class Volunteer:
                 on_finished=lambda: self._finished(swarm.head.round, rounds, OVER_S),
                 on_receipts=lambda: self._screen.credited(*receipts.credit()),
                 position=lambda: (swarm.head.round, self._tokens_per_s, swarm.addresses),
+                chain_since=swarm.chain_since,
                 states=states,
                 session=self._session,
                 reduce_only=self._reduce_only,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import pytest
 from lab.processes import eventually
 from peer.disk.outbox import Outbox
 from peer.link import background as coordinator_link
-from peer.link.answers import Announcement
+from peer.link.answers import Announcement, Enrollment, ReportAnswer
 from peer.link.background import INTERVAL_S, LONGEST_PAUSE_S, Certificate, CoordinatorLink
+from peer.link.channel import CoordinatorBusy
+from protocol.backoff import Backoff
 from protocol.errors import CoordinatorAway, RefusedError
 from protocol.keys import PeerIdentity
 from protocol.parts import Failure
@@ -33,7 +35,33 @@ class Client:
         self._answer()
         return Announcement([], "", 0, False, "")
 
+    def enroll(self, identity: PeerIdentity) -> Enrollment:
+        """Who is refused asks for a new certificate first."""
+        return Enrollment("another token", int(time.time()) + 10**6, ())
+
     def close(self) -> None: ...
+
+
+class Full(Client):
+    """A coordinator that has no room for reports until it was given the rounds that its ledger lacks."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: None)
+        self.chains: list[list[bytes]] = []
+        self.reports: list[bytes] = []
+
+    def announce(self, certificate: str, **said: Any) -> Announcement:
+        return super().announce(certificate, **said)._replace(round=3, want_chain=not self.chains)
+
+    def report(self, certificate: str, agreement: bytes) -> ReportAnswer:
+        if not self.chains:
+            raise CoordinatorBusy("no room")
+        self.reports.append(agreement)
+        return ReportAnswer(True, "")
+
+    def report_chain(self, certificate: str, agreements: Sequence[bytes]) -> ReportAnswer:
+        self.chains.append(list(agreements))
+        return ReportAnswer(True, "")
 
 
 class Nothing:
@@ -43,22 +71,6 @@ class Nothing:
 
     def offered(self) -> dict[str, int]:
         return {}
-
-
-class Clockwork(threading.Event):
-    """Set by whoever closes; a wait is over at once and noted, until there were enough."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self.waited: list[float] = []
-        self._most = most
-
-    def wait(self, timeout: float | None = None) -> bool:
-        assert timeout is not None
-        self.waited.append(timeout)
-        if len(self.waited) >= self._most:
-            self.set()
-        return self.is_set()
 
 
 @pytest.fixture
@@ -82,6 +94,7 @@ def make(tmp_path: Path) -> Callable[..., CoordinatorLink]:
             session=b"here",
             on_clock=lambda offset_s: None,
             position=lambda: (0, 0.0, []),
+            chain_since=changes.pop("chain_since", lambda round: []),
             states=Nothing(),  # type: ignore[arg-type]
             **changes,
         )
@@ -99,16 +112,46 @@ def refuses() -> None:
 
 @pytest.mark.parametrize("answer", [away, refuses])
 def test_after_two_thousand_failed_visits_in_a_row_the_link_still_tries(
-    make: Callable[..., CoordinatorLink], answer: Callable[[], None]
+    make: Callable[..., CoordinatorLink], monkeypatch: pytest.MonkeyPatch, answer: Callable[[], None]
 ) -> None:
+    pauses: list[float] = []
+
+    class Noted(Backoff):
+        """Its pauses are noted, and not made."""
+
+        def failed(self) -> float:
+            pauses.append(super().failed())
+            return 0.0
+
+    monkeypatch.setattr(coordinator_link, "Backoff", Noted)
     client = Client(answer)
-    link = make(client)
-    link._renew = lambda: None  # type: ignore[method-assign]  # who is refused asks for a new certificate first
-    link._closing = closing = Clockwork(2000)
-    link._run()
-    assert client.visits == 2000 and len(closing.waited) == 2000
-    assert all(INTERVAL_S / 2 <= pause <= LONGEST_PAUSE_S for pause in closing.waited)
-    assert min(closing.waited[10:]) >= LONGEST_PAUSE_S / 2
+    with make(client):
+        eventually(lambda: client.visits >= 2000)
+    assert len(pauses) >= 1999 and all(INTERVAL_S / 2 <= pause <= LONGEST_PAUSE_S for pause in pauses)
+    assert min(pauses[10:]) >= LONGEST_PAUSE_S / 2
+
+
+def test_no_room_for_reports_keeps_nothing_else_waiting(
+    make: Callable[..., CoordinatorLink], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who cannot report is heard, and asked for what the ledger lacks; then there is room."""
+    monkeypatch.setattr(coordinator_link, "INTERVAL_S", 0.01)
+    client = Full()
+    Outbox(tmp_path / "outbox").put(9, b"round 9")
+    with make(client, chain_since=lambda round: [b"round %d" % number for number in range(round + 1, 10)]) as link:
+        assert link.settled.wait(10)
+    assert client.chains == [[b"round %d" % number for number in range(4, 10)]] and client.reports == [b"round 9"]
+
+
+def test_a_chain_is_cut_to_what_one_call_may_hold(
+    make: Callable[..., CoordinatorLink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinator_link, "MAX_CHAIN_BYTES", 10)
+    monkeypatch.setattr(coordinator_link, "MAX_CHAIN_ROUNDS", 3)
+    for known, sent in ([b"1234", b"12345", b"12"], 2), ([b"1"] * 5, 3), ([b"12345678901"], 0):
+        client = Full()
+        make(client, chain_since=lambda round, known=known: known).visit()
+        assert client.chains == ([known[:sent]] if sent else [])
 
 
 def test_a_commit_hurries_a_visit_only_while_the_coordinator_is_there(

@@ -117,18 +117,19 @@ def test_a_reducer_keeps_its_role_while_somebody_at_its_address_guesses_at_the_c
                 on_receipts=lambda: None,
                 session=draw_session(me, card.run),
                 position=lambda: (0, 0.0, []),
+                chain_since=lambda round: [],
                 states=KeptStates(folder, card, lambda: pytest.fail("nothing is kept")),
                 reduce_only=True,
             )
             with pytest.raises(RefusedError):
                 guesser.enroll(PeerIdentity.generate())
             held.renew_soon()
-            link._visit()
+            link.visit()
             assert held.token == first.certificate and not kept and not held.is_due
             assert "guessed at it a moment ago" in caplog.text
             time.sleep(1.1)  # that the first wrong code at an address costs
             held.renew_soon()
-            link._visit()
+            link.visit()
             assert kept == [held.token] != [first.certificate]
             assert certificates.check(held.token, card.member_key, run=card.run).reducer
     finally:

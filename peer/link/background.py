@@ -7,6 +7,7 @@ after growing, jittered pauses, which nothing shortens; the peer trains on.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import Protocol
 
 from peer.disk.outbox import Outbox
 from peer.disk.receipts import Receipts
+from peer.link.channel import CoordinatorBusy
 from peer.link.client import CoordinatorClient
 from peer.link.clock import ClockWrong
 from peer.training.state import SharedState
@@ -23,7 +25,7 @@ from protocol.backoff import Backoff
 from protocol.errors import CoordinatorAway, InputError, PotluckError, RefusedError
 from protocol.keys import PeerIdentity
 from protocol.parts import Part, Told
-from protocol.rpc import Twin
+from protocol.rpc import MAX_CHAIN_BYTES, MAX_CHAIN_ROUNDS, Twin
 from protocol.status import Alarm
 
 logger = logging.getLogger(__name__)
@@ -82,6 +84,7 @@ class CoordinatorLink:
         on_finished: called at each visit when the run has had all its rounds.
         on_receipts: called when there are new receipts.
         position: gives (last committed round, tokens/s, own addresses).
+        chain_since: gives the agreements of the rounds after one, oldest first, as far as they are known.
         states: what could be uploaded.
         session: drawn when this process started.
         on_failure: told when this thread fails by a mistake of ours; it is started again.
@@ -106,6 +109,7 @@ class CoordinatorLink:
         on_finished: Callable[[], None],
         on_receipts: Callable[[], None],
         position: Callable[[], tuple[int, float, list[str]]],
+        chain_since: Callable[[int], list[bytes]],
         states: Uploads,
         session: bytes,
         reduce_only: bool = False,
@@ -117,7 +121,8 @@ class CoordinatorLink:
         self._wants_anchor, self._on_anchor = wants_anchor, on_anchor
         self._on_clock, self._on_alarm, self._reduce_only = on_clock, on_alarm, reduce_only
         self._on_twin, self._on_finished, self._on_receipts = on_twin, on_finished, on_receipts
-        self._position, self._states, self._session = position, states, session
+        self._position, self._chain_since = position, chain_since
+        self._states, self._session = states, session
         self._wake, self._closing = threading.Event(), threading.Event()
         self.away_since: float | None = None
         self._leaving = self.has_told = False  # the latter: the coordinator has heard that this peer leaves
@@ -125,7 +130,8 @@ class CoordinatorLink:
         self._given: set[int] = set()  # rounds whose states the coordinator has
         self.finished = False  # the coordinator says that the run is over
         self.settled = threading.Event()  # the outbox is empty and nothing is asked of this peer
-        self._backoff = Backoff(INTERVAL_S, LONGEST_PAUSE_S)
+        self._backoff, self._room = Backoff(INTERVAL_S, LONGEST_PAUSE_S), Backoff(INTERVAL_S, LONGEST_PAUSE_S)
+        self._report_at = 0.0  # monotonic; before that there is no room for reports
         restarts = Backoff(INTERVAL_S, LONGEST_PAUSE_S)
         self._part = Part("coordinator-link", self._run, self._closing, on_failure, restarts, vital=False)
 
@@ -158,7 +164,7 @@ class CoordinatorLink:
             self._wake.clear()
             went_well = False
             try:
-                self._visit()
+                self.visit()
                 went_well, self.away_since = True, None
             except ClockWrong as error:
                 self._on_clock(error.offset_s)
@@ -195,11 +201,12 @@ class CoordinatorLink:
         self._certificate.replace(enrollment.certificate, enrollment.expires)
         self._on_certificate(enrollment.certificate)
 
-    def _visit(self) -> None:
+    def visit(self) -> None:
+        """One visit; the thread makes one after the other. Raises: PotluckError."""
         if self._certificate.is_due:
             self._renew()
         token = self._certificate.token
-        self._outbox.drain(self._client, token)
+        self._report(token)
         round, tokens_per_s, addresses = self._position()
         kept, leaving = self._states.offered(), self._leaving
         answer = self._client.announce(
@@ -221,6 +228,8 @@ class CoordinatorLink:
             newest = self._client.agreement(token)
             if newest is not None:
                 self._on_anchor(newest)
+        if answer.want_chain:
+            self._send_chain(token, answer.round)
         self._on_alarm(answer.alarm)
         if self._receipts.fetch(self._client, token):
             self._on_receipts()
@@ -234,6 +243,31 @@ class CoordinatorLink:
             self._on_finished()
         if len(self._outbox) == 0 and not wanted:
             self.settled.set()
+
+    def _report(self, token: str) -> None:
+        """Send what waits in the outbox. Where there is no room for it now, all else goes on, and it is tried later."""
+        if time.monotonic() < self._report_at:
+            return
+        try:
+            self._outbox.drain(self._client, token)
+            self._room.worked()
+        except CoordinatorBusy as error:
+            logger.info("reports wait in the outbox: %s", error.message)
+            self._report_at = time.monotonic() + self._room.failed()
+
+    def _send_chain(self, token: str, round: int) -> None:
+        """The ledger stands still after a round; this peer may know the agreements that follow."""
+        known = self._chain_since(round)
+        sizes_bytes = itertools.accumulate(map(len, known[:MAX_CHAIN_ROUNDS]))
+        chain = [data for data, size in zip(known, sizes_bytes, strict=False) if size <= MAX_CHAIN_BYTES]
+        if not chain:
+            return
+        answer = self._client.report_chain(token, chain)
+        if answer.accepted:
+            logger.info("the ledger lacked the rounds after %d: %d agreements were sent", round, len(chain))
+            self._report_at = 0.0
+        else:
+            logger.warning("the agreements after round %d were refused: %s", round, answer.reason)
 
     def _upload(self, token: str, digest: str) -> bool:
         """Give the coordinator a state; whether it took it."""
