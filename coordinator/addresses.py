@@ -1,4 +1,4 @@
-"""Where a host listens, looked at before anything is built, and the address that goes into the invite. `host` calls it."""
+"""Where a host listens, looked at before anything is built, and the address that goes into the invite; for `host`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Who becomes a member: challenges, admission codes, limits, certificates. `service` calls `Admission`; rules do no I/O.
+"""Who becomes a member: challenges, admission codes, limits, certificates. `service` calls `Admission`.
 
-Keys cost nothing, so a run is by invite unless its host says `open = true`: the invite holds a code, which nothing tells
-that the coordinator shows to strangers. New identities come in at most so fast from one network, and there are at most
-so many; whoever has worked is never shut out.
+Keys cost nothing, so a run is by invite unless its host says `open = true`: the invite holds a code, which nothing
+tells that the coordinator shows to strangers. New identities come in at most so fast from one network, and there are at
+most so many; whoever has worked is never shut out.
 
 A challenge keeps no state until it is used: it carries its own deadline and an HMAC that binds it to one peer id.
 

@@ -1,9 +1,9 @@
 """Lets calls in: one coroutine for each, so that waiting for a stranger costs no thread. `server` runs it on `service`.
 
 A call is counted by the network that it comes from before anything of it is read; its first message must be there
-within seconds, it makes progress or is ended, and it has an end in any case, whatever deadline the caller set. Only when
-a request is there whole is a thread asked for, and one network has no more than a few of them at a time. Answers are
-sent under the same clock: whoever does not read holds nothing for long.
+within seconds, it makes progress or is ended, and it has an end in any case, whatever deadline the caller set. Only
+when a request is there whole is a thread asked for, and one network has no more than a few of them at a time. Answers
+are sent under the same clock: whoever does not read holds nothing for long.
 
 Errors of ours become status codes here and nowhere else; the hint travels as trailing metadata.
 """

@@ -1,6 +1,6 @@
 """The run's model on the host: loads a received state, evaluates it, saves it. The one module here that uses torch.
 
-Everything is loaded when first needed, in the thread that asks: at the first start for genesis, then in the publisher's.
+Everything is loaded when first needed, in the thread that asks: for genesis the first start's, then the publisher's.
 """
 
 from __future__ import annotations

@@ -160,8 +160,8 @@ def _check_source(config: RunConfig, base: Path) -> None:
     """A checkpoint of another run is verified before anything of it is loaded.
 
     The folder alone is asked about: that the confirmed key signed these very files, and that members agreed on the
-    weights. How that run came to them, back to its genesis, is no promise of this one: its spec pins the weights by their
-    digest, and to its members they are a base model like any other. `potluck verify` checks the chain.
+    weights. How that run came to them, back to its genesis, is no promise of this one: its spec pins the weights by
+    their digest, and to its members they are a base model like any other. `potluck verify` checks the chain.
 
     Raises:
         InputError: it does not check out, or is signed by a key that this host has not confirmed.

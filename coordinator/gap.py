@@ -1,9 +1,9 @@
-"""Who is asked for rounds that the ledger lacks, when no report of them comes any more. `service` asks at announcements.
+"""Who is asked for rounds that the ledger lacks, when no report of them comes any more; `service` calls this.
 
-Every member of a round reports it, and keeps the report until it is answered. So a member that stands beyond the ledger is
-nothing to look at, for seconds; when the ledger stays where it is for longer, all who were in the next round have lost
-what they had to say of it, or the host has lost what it was told. Members keep the agreements of the last rounds to show
-others how the run got where it is (`protocol.rpc.MAX_CHAIN_ROUNDS` of them, as far as they fit), and the ledger takes these.
+Every member of a round reports it, and keeps the report until it is answered. So a member that stands beyond the ledger
+is nothing to look at, for seconds; when the ledger stays where it is for longer, all who were in the next round have
+lost what they had to say of it, or the host has lost what it was told. Members keep the agreements of the last rounds
+to show others how the run got where it is, as far as they fit, and the ledger takes these.
 
 One member is asked at a time; whoever has credit is asked first, since an identity costs nothing and may send nothing.
 

@@ -52,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 FAILURE_SHOWN_S = 600.0  # that the status tells of a part that failed and was started again
 TICK_S = 1.0  # how often status.json is looked after and waiting reports are looked at
+LONGEST_PAUSE_S = 60.0  # before the ticker, when it has failed, is started again
 RENDEZVOUS_WAIT_S = 20.0  # at start; it goes on without
 
 
@@ -213,7 +214,7 @@ class Host:
         def tick() -> None:
             self._tick(reports, board, beginning, roster, folder)
 
-        ticker = self._ticker = Part("ticker", tick, self._closing, self._failed, Backoff(TICK_S, 60.0))
+        ticker = self._ticker = Part("ticker", tick, self._closing, self._failed, Backoff(TICK_S, LONGEST_PAUSE_S))
         ticker.start()
         stack.callback(ticker.join, 10.0)
         stack.callback(self._closing.set)

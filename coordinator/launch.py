@@ -1,8 +1,8 @@
 """From run.toml and a folder to a run that can be served: made by `first_start`, or gone on with here. `host` calls it.
 
-A later start finds what the first one made, checks that run.toml still describes the same run, verifies the genesis as the
-signed checkpoint that it is, and goes on. A first start that failed or was killed begins again, since nobody can have
-joined a run without a genesis.
+A later start finds what the first one made, checks that run.toml still describes the same run, verifies the genesis as
+the signed checkpoint that it is, and goes on. A first start that failed or was killed begins again, since nobody can
+have joined a run without a genesis.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 2.0
 FIRST_RETRY_S, LONGEST_RETRY_S = 5.0, 60.0  # after a failure such as a full disk
+FIRST_RESTART_S = 1.0  # after a failure by a mistake of ours
 FALL_BACK_S = 60.0  # then the state of a later round will do
 MAX_CHOICES = 16
 LAST_EVERY_S = 10.0  # for the last member, which leaves, the newest state is published out of turn, this often at most
@@ -55,7 +56,7 @@ class Publisher:
     """The publishing thread; use as a context manager.
 
     Args:
-        deciding: set while a checkpoint is being evaluated and written; stays set after a failure, until it is made good.
+        deciding: set while a checkpoint is evaluated and written; stays set after a failure, until it is made good.
         on_evaluation: called after each decision with (round, evaluation).
         on_failure: told when this thread fails by a mistake of ours.
     """
@@ -76,7 +77,7 @@ class Publisher:
         self._due_since: tuple[int, float] = (0, 0.0)
         self._last: tuple[str, float] = ("", float("-inf"))  # see `offer_last`; and since when
         self._backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
-        restarts = Backoff(1.0, LONGEST_RETRY_S)  # what a failure left half done is made good first
+        restarts = Backoff(FIRST_RESTART_S, LONGEST_RETRY_S)  # what a failure left half done is made good first
         self._part = Part("publisher", self._run, self._closing, on_failure, restarts)
 
     def wake(self) -> None:
@@ -109,7 +110,7 @@ class Publisher:
         while not self._closing.is_set():
             self._wake.clear()
             try:
-                self._look()
+                self.look()
                 self._backoff.worked()
             except (PotluckError, OSError, StoreError) as error:
                 pause_s = self._backoff.failed()
@@ -117,7 +118,8 @@ class Publisher:
                 self._closing.wait(pause_s)
             self._wake.wait(LOOK_EVERY_S)
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Decide on the checkpoint that is due, if its state is here; the thread does so every few seconds."""
         if self._deciding.is_set():  # the last attempt failed half way
             self._checkpoints.recover()
             self.draw()
@@ -182,8 +184,8 @@ class Publisher:
             alarm = alarm_of(tables.checkpoints.all())
         if alarm is not None:
             logger.warning(
-                "%s. Members may be sending harmful updates, or the learning rate is too high; a new run can begin from "
-                "the last published checkpoint, %s",
+                "%s. Members may be sending harmful updates, or the learning rate is too high; a new run can begin "
+                "from the last published checkpoint, %s",
                 alarm,
                 self._folder.checkpoints / step_name(alarm.published_round) / MODEL,
             )

@@ -1,4 +1,4 @@
-"""Proofs out of the ledger: for each credit of a peer a receipt, and that the ledger only grows. `service` answers them."""
+"""Proofs out of the ledger: a receipt for each credit of a peer, and that the ledger only grows; for `service`."""
 
 from __future__ import annotations
 

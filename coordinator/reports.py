@@ -158,7 +158,7 @@ class Reports:
             self._on_commit(item)
 
     def _unchecked(self, said: Vote, reporter: str, size_bytes: int) -> Answer | None:
-        """The answer to what need not be checked, by what it says of itself: it is known, or there is no room for it."""
+        """The answer to what need not be checked, by what it says of itself: it is known, or has no room."""
         last = self._card.spec.run.rounds
         if last and said.round > last:
             return Answer(False, f"round {said.round}: the run ends after round {last}")

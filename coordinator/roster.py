@@ -120,7 +120,7 @@ class Roster:
         return all(item.leaving for item in self.live(now) if item.peer_id != peer_id)
 
     def addresses(self, *, besides: str, now: float) -> list[str]:
-        """Where the rendezvous and some other live members are reached; another choice each time when there are many."""
+        """Where the rendezvous and some other live members are reached; of many, other ones each time."""
         others, worked = [item for item in self.live(now) if item.peer_id != besides], self._worked()
         random.shuffle(others)
         new = [address for item in others if item.peer_id not in worked for address in item.addresses]

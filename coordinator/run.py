@@ -1,4 +1,4 @@
-"""A run that is ready to be served: its card, ledger, checkpoints and model, in its folder. `launch` opens it for `host`."""
+"""A run that is ready to be served: its card, ledger, checkpoints and model, in its folder. `launch` opens it."""
 
 from __future__ import annotations
 

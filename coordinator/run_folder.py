@@ -129,7 +129,7 @@ class RunFolder:
             os.close(descriptor)
 
     def renew_damaged(self) -> None:
-        """Put all keys that cannot be read aside, so that new ones are made: before a run has begun nothing hangs on them.
+        """Put keys that cannot be read aside, so that new ones are made: before a run has begun nothing hangs on them.
 
         Raises:
             InputError: one cannot be read for another reason, or the disk is full.
@@ -139,7 +139,11 @@ class RunFolder:
         self._anew(self.membership_key, "membership.key")
 
     def rendezvous_key(self) -> PeerIdentity:
-        """The rendezvous' identity, made when it is not there, or is damaged: peers are told anew who it is. Raises: InputError."""
+        """The rendezvous' identity, made when it is not there, or is damaged: peers are told anew who it is.
+
+        Raises:
+            InputError: it cannot be read or made.
+        """
         return self._anew(lambda: PeerIdentity.load_or_create(self.rendezvous_identity), "rendezvous.key")
 
     def before_invite(self, load: Callable[[], T], *names: str) -> T:

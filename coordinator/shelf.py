@@ -1,4 +1,4 @@
-"""The files that members may fetch, by digest and nothing else: genesis, base model, data, checkpoints. `service` reads it.
+"""The files that members may fetch, by digest and nothing else: genesis, base model, data, checkpoints; for `service`.
 
 >>> import tempfile
 >>> folder = Path(tempfile.mkdtemp()); _ = (folder / "a.txt").write_bytes(b"hello")

@@ -2,7 +2,7 @@
 
     1. ask the coordinator what the run is, and hold the answer against the invite; if it is over, say so
     2. show it to the owner; go on when agreed
-    3. enroll, fetch genesis and data by digest, verify the genesis as the signed checkpoint it is, load it
+    3. enroll, fetch genesis and data by digest, verify the genesis as the signed checkpoint it is: `link.run_files`
     4. train with the others until the run is over or the owner stops
 
 When the coordinator is away and this peer has joined before, what is on disk is enough to go on; else it waits.
@@ -41,7 +41,7 @@ from peer.training.genesis import load_state
 from peer.training.model import load_trainable
 from peer.training.work import LocalWork
 from protocol.backoff import Backoff
-from protocol.errors import NetworkError, PartFailed, RefusedError, VerificationError
+from protocol.errors import NetworkError, PartFailed, RefusedError
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity
 from protocol.leaving import Leaving
@@ -49,7 +49,6 @@ from protocol.parts import MOST_FAILURES, Failure
 from protocol.rpc import Twin, draw_session
 from protocol.status import Alarm, loss_text
 from protocol.trust import trust
-from protocol.verify import verify_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +123,6 @@ class Volunteer:
             trust(
                 self._invite.root, name=admission.card.spec.run.name, run=admission.card.run, folder=self._config.home
             )
-            self._verify_genesis(admission)
             work = None if self._reduce_only else self._prepare(admission, folder.place("micro-batch.json"))
             self._screen.step("reducing" if self._reduce_only else "finding-members")
             self._train(folder, admission, work)
@@ -161,14 +159,6 @@ class Volunteer:
         )
 
     # ---- before training ---------------------------------------------------------------------------------------------
-
-    def _verify_genesis(self, admission: Admission) -> None:
-        self._screen.step("verifying-genesis")
-        report = verify_checkpoint(admission.files.genesis, trusted={self._invite.root})
-        if not report.ok:
-            raise VerificationError(f"the genesis does not check out: {report.verdict}", "do not train; tell the host")
-        if load_state(admission.files.genesis / "model").digest != admission.card.genesis:
-            raise VerificationError("the genesis is not the one in the run card", "do not train; tell the host")
 
     def _prepare(self, admission: Admission, sizes: Path) -> LocalWork:
         import torch

@@ -1,4 +1,4 @@
-"""A round that nobody reports any more: the ledger asks a member for the chain of agreements, and takes no other chain."""
+"""A round that nobody reports any more: the ledger asks a member for the chain of agreements, and takes no other."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ask(gap: Gap, peer: str, now: float, *, stands_at: int = 9, ledger: int = 3,
     return gap.ask(peer, stands_at, ledger, now, worked=worked)
 
 
-# ---- who is asked ------------------------------------------------------------------------------------------------------
+# ---- who is asked ----------------------------------------------------------------------------------------------------
 
 
 def test_members_beyond_a_ledger_that_stands_still_are_asked_one_after_the_other() -> None:
@@ -59,7 +59,7 @@ def test_a_member_that_lies_about_where_it_stands_has_no_other_asked_that_stands
     assert not ask(gap, "honest", MISSING_S + NEXT_S, stands_at=3)
 
 
-# ---- what a chain comes to ---------------------------------------------------------------------------------------------
+# ---- what a chain comes to -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_chain_of_another_branch_is_refused_and_noted(office: Office) -> None:
     assert not answer.accepted and "the ledger holds state" in answer.reason
 
 
-# ---- with the service --------------------------------------------------------------------------------------------------
+# ---- with the service ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
