@@ -6,8 +6,8 @@ import ipaddress
 import logging
 import socket
 
+from coordinator.run_config import Host
 from protocol.errors import InputError
-from protocol.run_spec import Host
 
 logger = logging.getLogger(__name__)
 

@@ -74,8 +74,8 @@ class Beginning:
         if stuck and not self._warned:
             logger.warning(
                 "round 1 cannot be made: of the %d members that were named to begin, %d can be heard, and more than "
-                "half must be there (missing: %s). If they are gone for good, start the run anew, under another run.name "
-                "or with another --folder: nothing was agreed yet",
+                "half must be there (missing: %s). If they are gone for good, start the run anew, under another "
+                "run.name or with another --folder: nothing was agreed yet",
                 len(peers),
                 len(here),
                 ", ".join(peer for peer in peers if peer not in here),

@@ -16,10 +16,12 @@ from pathlib import Path
 from coordinator import base_model
 from coordinator.checkpoints import Checkpoints
 from coordinator.evaluator import Evaluator
+from coordinator.model_source import prepare_model
 from coordinator.run import Run, make_card, open_ledger
+from coordinator.run_config import RunConfig
 from coordinator.run_folder import RunFolder
 from peer.training.data import Dataset, build_dataset, check_data
-from peer.training.genesis import build_genesis, prepare_model
+from peer.training.genesis import build_genesis
 from peer.training.model import load_tokenizer
 from peer.training.model_check import ModelFacts, check_model, check_plan
 from peer.training.quiet import no_progress_bars
@@ -27,7 +29,7 @@ from protocol import canonical, checkpoint, disk
 from protocol.disk import write_file
 from protocol.errors import InputError
 from protocol.files import file_sha256
-from protocol.run_spec import RunConfig, RunSpec
+from protocol.run_spec import RunSpec
 from protocol.trust import trusted_roots
 from protocol.verify import verify_checkpoint
 

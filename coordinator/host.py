@@ -32,6 +32,7 @@ from coordinator.rendezvous import Rendezvous
 from coordinator.reports import CommittedRound, Reports
 from coordinator.roster import Roster
 from coordinator.run import Run
+from coordinator.run_config import RunConfig
 from coordinator.run_folder import RunFolder
 from coordinator.server import Server
 from coordinator.service import CoordinatorService
@@ -45,7 +46,6 @@ from protocol.invite import Invite
 from protocol.leaving import Leaving
 from protocol.parts import Failure, Part
 from protocol.rpc import SWARM_VERSION
-from protocol.run_spec import RunConfig
 from protocol.status import RunStatus
 
 logger = logging.getLogger(__name__)

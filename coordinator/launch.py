@@ -19,6 +19,7 @@ from coordinator.checkpoints import Checkpoints
 from coordinator.evaluator import Evaluator
 from coordinator.first_start import Tell, first_start, source_of
 from coordinator.run import Run, make_card, open_ledger
+from coordinator.run_config import RunConfig
 from coordinator.run_folder import RunFolder
 from coordinator.store.database import RESTORE, Store
 from peer.training.data_file import check_file
@@ -27,7 +28,7 @@ from protocol.errors import InputError, PotluckError, RunSpecError
 from protocol.files import file_sha256
 from protocol.keys import RootKey
 from protocol.run_card import MAX_RUN_CARD_BYTES, RunCard
-from protocol.run_spec import RunConfig, RunSpec
+from protocol.run_spec import RunSpec
 from protocol.state import StateManifest
 from protocol.verify import verify_checkpoint
 

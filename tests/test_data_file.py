@@ -17,12 +17,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from coordinator.launch import open_run
+from coordinator.run_config import RunConfig
 from coordinator.run_folder import RunFolder
 from lab.training_fixtures import CHAT_TEMPLATE, make_config, write_tiny_llama
 from peer.training.data import check_data, load_dataset
 from peer.training.model import load_tokenizer
 from protocol.errors import InputError
-from protocol.run_spec import RunConfig
 from tests.kit.data_fixtures import byte_tokenizer, load, texts
 
 LINES = b"When everyone brings wood, the fire burns high.\n" * 40

@@ -26,12 +26,12 @@ from coordinator.host import Host
 from coordinator.host_screen import HostScreen
 from coordinator.launch import MAX_NAME_CHARS
 from coordinator.rendezvous import Rendezvous
+from coordinator.run_config import Host as HostSection
 from coordinator.run_folder import RunFolder
 from coordinator.store.database import Store
 from protocol import disk
 from protocol.errors import FormatError, InputError
 from protocol.keys import RootKey
-from protocol.run_spec import Host as HostSection
 from protocol.run_spec import RunSpec
 from tests.kit.coordinator import start_host, write_run
 

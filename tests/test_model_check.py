@@ -17,14 +17,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from coordinator.base_model import copy_model
+from coordinator.model_source import prepare_model
+from coordinator.run_config import DataSource, ModelSource
 from lab.training_fixtures import CHAT_TEMPLATE, make_genesis, make_spec, write_tiny_gpt2, write_tiny_llama
 from peer.training.data import Dataset, Sequences
-from peer.training.genesis import build_genesis, count_parameters, prepare_model
+from peer.training.genesis import build_genesis, count_parameters
 from peer.training.model import load_causal_lm, load_tokenizer, load_trainable
 from peer.training.model_check import _check_tokenizer, check_model, check_plan
 from protocol.errors import InputError
 from protocol.invite import Invite
-from protocol.run_spec import DataSource, Method, ModelSource
+from protocol.run_spec import Method
 from tests.kit.hub_server import Hub, serve
 
 FULL, LORA = Method(), Method(kind="lora", rank=2, targets=("q_proj", "v_proj"))

@@ -170,6 +170,7 @@ def as_peer(job: dict[str, Any]) -> int:
 async def _peer(job: dict[str, Any]) -> None:
     import torch
 
+    from coordinator.presets import NEW
     from peer.swarm import frames
     from peer.swarm.allreduce import Reduction
     from peer.swarm.group import Group, Member, Reducer
@@ -180,7 +181,6 @@ async def _peer(job: dict[str, Any]) -> None:
     from peer.training.aggregate import aggregator
     from peer.training.codecs.codec import EncodedUpdate, codec
     from protocol import swarm_pb2
-    from protocol.presets import NEW
     from protocol.statements import open_claim
     from tests.swarm_kit import World
 
