@@ -244,7 +244,7 @@ def validated(model: type[Any], value: Any, where: str, context: Any = None) -> 
         RunSpecError: an unknown key (the nearest known one is named), or a wrong value.
     """
     try:
-        return model.modelvalidated(value, context=context)
+        return model.model_validate(value, context=context)
     except ValidationError as error:
         first = error.errors()[0]
         path = [str(step) for step in first["loc"]]
