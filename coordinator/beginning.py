@@ -17,7 +17,7 @@ from coordinator.roster import Presence
 from coordinator.store.database import Store
 from protocol.beginners import Beginners
 from protocol.keys import PeerIdentity
-from protocol.signed import stored_signed
+from protocol.signed import Signed, stored_signed
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +40,13 @@ class Beginning:
         self._lock = threading.Lock()
         self._looked, self._warned = now, False
         with store.reading() as tables:
-            self._word = tables.beginners.word()
+            kept = tables.beginners.word()
+        self._word = stored_signed(Beginners, kept) if kept else None
 
     @property
-    def named(self) -> bytes | None:
+    def named(self) -> Signed[Beginners] | None:
         """The word, if it was given."""
-        return self._word or None
+        return self._word
 
     def word(self, working: Sequence[str], round: int) -> bytes:
         """The word, which is given now if it was not and enough work; else empty.
@@ -57,18 +58,18 @@ class Beginning:
         with self._lock:
             if not self._word and round == 0 and len(working) >= self._least:
                 peers = tuple(working[: max(self._least, FEW)])
-                word = Beginners(run=self._run, peers=peers).sign(PeerIdentity(self._key)).data
+                word = Beginners(run=self._run, peers=peers).sign(PeerIdentity(self._key))
                 with self._store.writing() as tables:
-                    tables.beginners.name(self._run, word)
+                    tables.beginners.name(self._run, word.data)
                 self._word = word
                 logger.info("named to begin: %s", ", ".join(peers))
-        return self._word
+        return self._word.data if self._word else b""
 
     def look(self, round: int, seen: Mapping[str, Presence], now: float) -> None:
         """Warn when so many of the named have gone that nobody can make round 1."""
         if round > 0 or not self._word or now - self._looked < AWAY_S:
             return
-        peers = stored_signed(Beginners, self._word).value.peers
+        peers = self._word.value.peers
         here = [peer for peer in peers if peer in seen and now - seen[peer].seen < AWAY_S]
         stuck = 2 * len(here) <= len(peers)
         if stuck and not self._warned:

@@ -44,7 +44,7 @@ from protocol.disk import write_file
 from protocol.errors import PotluckError
 from protocol.invite import Invite
 from protocol.leaving import Leaving
-from protocol.parts import Failure, Part
+from protocol.parts import Failure, SupervisedThread
 from protocol.rpc import SWARM_VERSION
 from protocol.status import RunStatus
 
@@ -83,7 +83,7 @@ class Host:
         self._board: Board | None = None
         self._publisher: Publisher | None = None
         self._server: Server | None = None
-        self._ticker: Part | None = None
+        self._ticker: SupervisedThread | None = None
         self._failures: dict[str, tuple[float, Failure]] = {}  # part -> its newest failure, and when that was
         self._invite: Invite | None = None
         self.reducer_invite: Invite | None = None  # for `potluck join --reduce-only`; None: no host.reducer_code
@@ -214,7 +214,9 @@ class Host:
         def tick() -> None:
             self._tick(reports, board, beginning, roster, folder)
 
-        ticker = self._ticker = Part("ticker", tick, self._closing, self._failed, Backoff(TICK_S, LONGEST_PAUSE_S))
+        ticker = self._ticker = SupervisedThread(
+            "ticker", tick, self._closing, self._failed, Backoff(TICK_S, LONGEST_PAUSE_S)
+        )
         ticker.start()
         stack.callback(ticker.join, 10.0)
         stack.callback(self._closing.set)

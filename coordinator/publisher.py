@@ -18,7 +18,7 @@ from coordinator.uploads import MANIFEST, StateInbox, Wanted
 from protocol.backoff import Backoff
 from protocol.checkpoint import MODEL, Evaluation, step_name
 from protocol.errors import PotluckError, VerificationError
-from protocol.parts import Part, Told
+from protocol.parts import SupervisedThread, Told
 from protocol.state import StateManifest
 from protocol.status import alarm_of
 
@@ -78,7 +78,7 @@ class Publisher:
         self._last: tuple[str, float] = ("", float("-inf"))  # see `offer_last`; and since when
         self._backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
         restarts = Backoff(FIRST_RESTART_S, LONGEST_RETRY_S)  # what a failure left half done is made good first
-        self._part = Part("publisher", self._run, self._closing, on_failure, restarts)
+        self._part = SupervisedThread("publisher", self._run, self._closing, on_failure, restarts)
 
     def wake(self) -> None:
         """Look soon: something has happened."""

@@ -28,9 +28,11 @@ from coordinator.store.rows import PendingRow
 from protocol import canonical
 from protocol.agreement import MAX_AGREEMENT_BYTES, Agreement
 from protocol.envelope import Envelope
+from protocol.epoch import Word
 from protocol.errors import FormatError, RefusedError
 from protocol.ledger_entry import CreditEntry
 from protocol.run_card import RunCard
+from protocol.signed import Signed
 from protocol.statements import Vote
 from protocol.succession import Last
 
@@ -64,7 +66,7 @@ class Reports:
         ledger: where credit goes.
         card: the run.
         on_commit: called after each newly committed round, outside the transaction.
-        named: gives this coordinator's word on who begins, once it is given; None: any that its key has signed will do.
+        named: gives this coordinator's word on who decides, once it is given; None: any that its key has signed will do.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class Reports:
         ledger: Ledger,
         card: RunCard,
         on_commit: Callable[[CommittedRound], None],
-        named: Callable[[], bytes | None] = lambda: None,
+        named: Callable[[], Signed[Word] | None] = lambda: None,
     ) -> None:
         self._ledger, self._store, self._card = ledger, ledger.store, card
         self._on_commit, self._named = on_commit, named

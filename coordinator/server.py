@@ -20,7 +20,7 @@ from coordinator.door import Door, Limits
 from coordinator.service import CoordinatorService
 from coordinator.tls import TlsIdentity
 from protocol.errors import InputError
-from protocol.parts import Part, Told
+from protocol.parts import SupervisedThread, Told
 from protocol.rpc import MAX_MESSAGE_BYTES
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Server:
         self._opened: Future[int] = Future()
         self._loop = asyncio.new_event_loop()
         self._closing, self._asked = asyncio.Event(), threading.Event()
-        self._part = Part("server", self._run, self._asked, told)
+        self._part = SupervisedThread("server", self._run, self._asked, told)
 
     @property
     def port(self) -> int:

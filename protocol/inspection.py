@@ -24,6 +24,7 @@ from protocol.note import LedgerHead
 from protocol.report import NotChecked, Report
 from protocol.run_card import RunCard
 from protocol.safetensors_file import ADAPTER_FILE, Weights
+from protocol.succession import check_rules
 from protocol.tlog_proof import LogProof
 
 NAMED_AT_MOST = 20  # problems spelled out in one refusal
@@ -151,10 +152,12 @@ class Inspection:
                 f"the members signed for state {agreement.state[:16]}…, the checkpoint holds {info.state.digest[:16]}…"
             )
         self.agreement = agreement
-        held = sum(agreement.weights[peer_id] for peer_id in agreement.voters)
+        check_rules(agreement, card.spec)
+        voted = agreement.voters & agreement.weights.keys()
+        held = sum(agreement.weights[peer_id] for peer_id in voted)
         total = sum(agreement.weights.values())
         return (
-            f"{len(agreement.voters)} of {len(agreement.claims)} members, with {held} of {total} tokens, signed for this state; "
+            f"{len(voted)} of {len(agreement.claims)} members, with {held} of {total} tokens, signed for this state; "
             "each holds the run's certificate"
         )
 

@@ -5,7 +5,7 @@ is logged with its traceback, told to whoever shows it to the owner, and acted o
 bounded back-off. A part that is vital and cannot be started again, or failed `MOST_FAILURES` times in a row, stays ended,
 and so must whoever has it.
 
-    part = Part("ticker", self._tick, closing, told, Backoff(1.0, 60.0))                 a thread
+    part = SupervisedThread("ticker", self._tick, closing, told, Backoff(1.0, 60.0))                 a thread
     part.start(); ...; part.check(); ...; closing.set(); part.join(10.0)
     await keep("search", self._search_forever, told, Backoff(1.0, 60.0), vital=False)    in a task of an asyncio loop
     Job("save-optimizer", self._save, told)                                              a thread that ends by itself
@@ -107,7 +107,7 @@ def failed(
     return failure
 
 
-class Part:
+class SupervisedThread:
     """A thread that runs `work` until `closing` is set.
 
     Args:
@@ -202,7 +202,7 @@ async def keep(
     """Run `work` until it is cancelled, or returns when `is_over`; returns, too, when it has ended for good.
 
     Args:
-        told, backoff, vital: as a `Part`'s.
+        told, backoff, vital: as a `SupervisedThread`'s.
     """
     failure: Failure | None = None
     started = time.monotonic()

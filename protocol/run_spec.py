@@ -117,9 +117,7 @@ class Sync(Section):
     overlap: bool = False  # diloco: work on for the next round while this one is averaged
     # a sender's part that is longer than so many times the median length of its group's is shortened to that; 0: never
     clip: float = Field(default=0.0, ge=0, le=1000)
-    rules: Literal[1, 2] = (
-        1  # what may follow what, and what a claim counts for: `protocol.succession`; new runs have 2
-    )
+    rules: Literal[1, 2, 3] = 1  # what may follow what, and what claims count for: `protocol.counting`; new runs have 3
     later: ClassVar[frozenset[str]] = frozenset({"overlap", "fragments", "clip", "rules"})
 
     @model_validator(mode="after")

@@ -28,14 +28,14 @@ from protocol.digests import Digest
 from protocol.envelope import MAX_ENVELOPE_BYTES, Envelope, Signer
 from protocol.errors import FormatError
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Signed(Generic[T]):
+class Signed(Generic[T_co]):
     """A statement, who signed it, and the bytes that show it."""
 
-    value: T
+    value: T_co
     by: str  # peer id that signed
     data: bytes  # the DSSE envelope, canonical
     digest: Digest  # of the payload: names the statement, however often it was signed
@@ -85,5 +85,6 @@ def _signed(model: type[S], opened: Envelope, value: Any) -> Signed[S]:
     try:
         return Signed(model.model_validate(value), opened.keyid, opened.to_bytes(), opened.digest)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise FormatError(f"not a {model.__name__.lower()}: {first['loc']}: {first['msg']}") from error
+        first, name = error.errors()[0], model.__name__.lower()
+        article = "an" if name[0] in "aeiou" else "a"
+        raise FormatError(f"not {article} {name}: {first['loc']}: {first['msg']}") from error

@@ -1,6 +1,6 @@
 """A swarm in memory, with the real rules of a round and a network that does its worst.
 
-What a member of `peer.swarm.rounds` decides by the rules, a `SimPeer` decides by the same ones: whether to promise, what
+What a member of `peer.round.report` decides by the rules, a `SimPeer` decides by the same ones: whether to promise, what
 to propose, whether to vote, whether that commits, whom to follow. It lives through all rounds: it may lag behind, stand
 still for several, die and come back with what is on its disk, leave and return. Everything else is made up: a state is a
 string (its digest is the string itself), time is counted in ticks. The faults are a `swarm_plans.Plan`.
@@ -18,6 +18,7 @@ import random
 from typing import Any
 
 from peer.round_rules import Ballot
+
 from protocol.majority import acceptors_after
 from tests.sim_peer import Attempt, SimPeer
 from tests.sim_rules import Broken, Diverged, Farewell, Rulebook, SimClaim, SimGroup, SimHead, Stuck

@@ -1,6 +1,6 @@
 """One member of a simulated swarm, through all its rounds; `round_simulator.World` is all that it sees.
 
-It decides as a member of `peer.swarm.rounds` does, by the rules of `peer.round_rules`; time is counted in ticks.
+It decides as a member of `peer.round.report` does, by the rules of `peer.round_rules`; time is counted in ticks.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from peer.round_rules import Ballot, Bound, locked
+
+from protocol.counting import counted_worths as counted
 from protocol.errors import RoundAborted
 from protocol.majority import acceptors_after, has_majority
-from protocol.succession import counted_worths as counted
 from tests.sim_rules import Farewell, Late, SimClaim, SimGroup, SimHead, by_digest
 
 if TYPE_CHECKING:
@@ -327,9 +328,9 @@ class SimPeer:
     def _new_group(self, proposal: Proposal) -> SimGroup:
         claims = {peer: claim for peer, (claim, _) in sorted(proposal.answers.items())}
         last = self.head.last
-        given, newcomers = counted({peer: claim.worth for peer, claim in claims.items()}, last)
+        counts = counted({peer: claim.worth for peer, claim in claims.items()}, last)
         name = f"{self.round}.{proposal.attempt} by {self.name} of {''.join(claims)}"
-        return SimGroup(self.round, self.head.digest, name, claims, given, newcomers)
+        return SimGroup(self.round, self.head.digest, name, claims, counts.weights, counts.newcomers)
 
     # ---- the group ---------------------------------------------------------------------------------------------------
 

@@ -28,22 +28,27 @@ with warnings.catch_warnings():  # hivemind's layers of experts, which nobody he
     warnings.simplefilter("ignore", DeprecationWarning)
     import hivemind  # noqa: F401
 
-from peer.round_rules import BallotBox
-from peer.swarm.group import Rules
-from peer.swarm.head import Head
-from peer.swarm.node import Node
-from peer.swarm.pace import Limits
-from peer.swarm.records import RecordValidator
-from peer.swarm.rounds import RoundReport, Rounds
-from peer.training.codecs.codec import EncodedUpdate
+from peer.net.driver import Driver
+from peer.net.node import Node
+from peer.net.pace import Limits
+from peer.net.place import Callbacks, Place, SwarmConfig
+from peer.net.records import RecordValidator
+from peer.round.box import Box
+from peer.round.events import CoordinatorSaid
+from peer.round.group import Terms
+from peer.round.report import RoundReport
+from peer.sync.shelf import Head
+from peer.training.codecs.codec import CHUNK_VALUES, EncodedUpdate
 from peer.training.state import SharedState
 from peer.training.work import Update
 from protocol import certificate, note
 from protocol.beginners import Beginners
 from protocol.errors import RoundAborted
 from protocol.keys import PeerIdentity
+from protocol.parts import Told
 from protocol.run_card import RunCard
 from protocol.run_spec import RunSpec
+from protocol.signed import Signed
 from protocol.statements import Claim
 from protocol.succession import Last
 
@@ -110,10 +115,10 @@ class World:
         fields = {"run": self.card.run, "peer_id": self.identity(index).peer_id, "lifetime_s": 3600} | changes
         return certificate.issue(fields.pop("key", self.key), **fields)
 
-    def name(self, *indices: int) -> bytes:
+    def name(self, *indices: int) -> Signed[Beginners]:
         """The coordinator's word that these begin the run."""
         peers = tuple(self.identity(index).peer_id for index in indices)
-        return Beginners(run=self.card.run, peers=peers).sign(PeerIdentity(self.key)).data
+        return Beginners(run=self.card.run, peers=peers).sign(PeerIdentity(self.key))
 
     def identity_path(self, index: int) -> Path:
         path = self.folder / f"identity-{index}"
@@ -161,15 +166,15 @@ class World:
         }
         return Claim(**(fields | changes))
 
-    def rules(self, **changes: Any) -> Rules:
+    def terms(self, **changes: Any) -> Terms:
         fields: dict[str, Any] = {
             "run": self.card.run,
             "spec": self.spec,
-            "membership_key": self.card.member_key,
             "values": self.values,
+            "chunk_values": CHUNK_VALUES,
             "last": Last(0, self.genesis.digest),
         }
-        return Rules(**(fields | changes))
+        return Terms(**(fields | changes))
 
     # ---- engines ----------------------------------------------------------------------------------------------------------
 
@@ -186,8 +191,8 @@ class World:
         train = options.pop("train", True)
         async with self.node(index, *(peer.node for peer in known)) as node:
             peer = Peer(self, index, node, head or Head(self.genesis), **options)
-            await peer.rounds.start()
-            peer.rounds.gossip.contacts |= {other.node.peer_id for other in known}
+            await peer.driver.start()
+            peer.driver.gossip.contacts |= {other.node.peer_id for other in known}
             if train:
                 peer.train()
             try:
@@ -197,7 +202,7 @@ class World:
 
 
 class Peer:
-    """One engine with a trainer that trains nothing."""
+    """One driver with a trainer that trains nothing."""
 
     def __init__(
         self,
@@ -206,45 +211,54 @@ class Peer:
         node: Node,
         head: Head,
         *,
-        box: BallotBox | None = None,
+        box: Box | None = None,
         tokens: int = 400,
-        limits: Limits | None = None,
-        certificate: Callable[[], str] | None = None,
-        engine: type[Rounds] = Rounds,
-        can_reduce: bool = True,
-        reduce_only: bool = False,
         work_s: float = 0.0,
+        certificate: Callable[[], str] | None = None,
+        driver: type[Driver] = Driver,
+        on_stage: Callable[[int, str], None] = lambda round, stage: None,
+        on_failure: Told = lambda failure: None,
+        save_box: Callable[[bytes], None] | None = None,
+        keep: Callable[[Head], None] = lambda head: None,
+        **config: Any,
     ) -> None:
-        self.world, self.index, self.node, self.tokens = world, index, node, tokens
+        self.world, self.index, self.node, self.tokens, self.work_s = world, index, node, tokens, work_s
         self.heads: list[Head] = []
         self.reports: list[RoundReport] = []
         self.handed_over: list[str] = []  # bases of the updates
         self.saved: list[bytes] = []
-        self.box = box or BallotBox(save=self.saved.append)
-        self.rounds = engine(
-            node,
+        self.aborted: list[str] = []  # why attempts came to nothing
+        self._keep = keep
+        options = SwarmConfig(**({"limits": Limits(silence_s=2.0, total_s=30.0)} | config))
+        place = Place(
             world.identity(index),
             world.card,
-            certificate or (lambda: world.certificate(index, reducer=reduce_only)),
-            self.box,
+            certificate or (lambda: world.certificate(index, reducer=options.reduce_only)),
             head,
-            self._committed,
-            limits=limits or Limits(silence_s=2.0, total_s=30.0),
-            can_reduce=can_reduce,
-            reduce_only=reduce_only,
+            box or Box(),
+            save_box or self.saved.append,
+            config=options,
         )
-        self.rounds.company.named = world.named  # as the coordinator says
-        self.work_s = work_s
-        self.me = self.rounds.me
+        callbacks = Callbacks(self._committed, on_stage=on_stage, on_aborted=lambda r, a, why: self.aborted.append(why))
+        self.driver = driver(node, place, callbacks, on_failure)
+        self.driver.post(CoordinatorSaid(0, world.named))
+        self.me = self.driver.me
         self._trainer: asyncio.Task[None] | None = None
 
     async def _committed(self, head: Head, report: RoundReport) -> None:
+        self._keep(head)
         self.heads.append(head)
         self.reports.append(report)
 
     @property
     def round(self) -> int:
-        return self.rounds.head.round
+        return self.driver.head.round
+
+    @property
+    def waiting_for(self) -> str:
+        """The key of the reason why no round is made."""
+        waiting = self.driver.waiting_for
+        return waiting.key if waiting else ""
 
     def state(self, round: int) -> str | None:
         """The digest this peer committed for a round."""
@@ -255,13 +269,13 @@ class Peer:
 
     async def _train(self) -> None:
         while True:
-            head = self.rounds.begin_work()
+            head = self.driver.begin_work()
             await asyncio.sleep(self.work_s)
-            self.rounds.own.progress.tokens = self.tokens
-            await until(self.rounds.own.close.is_set, 600)
+            self.driver.worked(self.tokens, 0.0)
+            await until(self.driver.own.close.is_set, 600)
             self.handed_over.append(head.digest)
             try:
-                await self.rounds.finish_work(self.update(head), head.digest)
+                await self.driver.finish_work(self.update(head), head.digest)
             except RoundAborted:
                 return
 
@@ -271,14 +285,14 @@ class Peer:
 
     async def stop(self) -> None:
         """Leave as a good member does."""
-        await self.rounds.leave()
+        await self.driver.leave()
         await self._end_trainer()
 
     async def vanish(self) -> None:
         """Be gone without a word, as after kill -9; what is left of the engine talks to nobody."""
         os.kill(self.node._p2p._child.pid, 9)
         await self._end_trainer()
-        await self.rounds._talk.close()
+        await self.driver.talk.close()
 
     async def _end_trainer(self) -> None:
         if self._trainer is not None:
@@ -306,7 +320,7 @@ async def acquaint(peers: Iterable[Peer]) -> None:
     for index, peer in enumerate(peers):
         await meet(peer.node, *(other.node for other in peers[:index]))
     for peer in peers:
-        peer.rounds.gossip.contacts |= {other.me for other in peers if other is not peer}
+        peer.driver.gossip.contacts |= {other.me for other in peers if other is not peer}
 
 
 async def agreed(peers: Iterable[Peer], round: int, timeout_s: float = PATIENCE_S) -> str:

@@ -15,9 +15,9 @@ from lab.attackers import ATTACKS, LONGER, MADE_UP_TOKENS, MORE, TOLD_TOKENS, en
 from lab.small_community import real_inputs
 from lab.training_fixtures import Bench
 from lab.warm_start import WarmStart
-from peer import volunteer
-from peer.swarm.contribution import Contribution
-from peer.swarm.group import Rules
+from peer import participation
+from peer.round.group import Rules
+from peer.sync.contribution import Contribution
 from peer.training.codecs.codec import verify_chunk
 from peer.training.state import SharedState
 from peer.training.work import LocalWork, Update
@@ -167,7 +167,7 @@ def test_idle_member_watches_until_the_end_and_never_works(become: Callable[[str
         def check(self) -> None: ...
 
     work = object()  # has no step to be called
-    volunteer.train(Swarm(), work, 3, threading.Event(), object(), None)  # type: ignore[arg-type]
+    participation.train(Swarm(), work, 3, threading.Event(), object(), None)  # type: ignore[arg-type]
     assert len(looked) == 3
 
 

@@ -11,7 +11,7 @@ import pytest
 from coordinator.beginning import AWAY_S, Beginning
 from coordinator.roster import WORKING_S, Presence, Roster
 from coordinator.store.database import Store
-from protocol.beginners import open_beginners
+from protocol.epoch import open_word
 from protocol.errors import NetworkError
 from protocol.keys import PeerIdentity
 from tests.kit.coordinator import Office
@@ -31,7 +31,7 @@ def beginning(office: Office, least: int = 1) -> Beginning:
 
 
 def peers(office: Office, word: bytes) -> tuple[str, ...]:
-    return open_beginners(word, office.card.member_key, run=office.card.run).peers
+    return tuple(open_word(word, office.card.member_key, run=office.card.run).value.peers)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,8 @@ def test_the_word_is_never_another_one(office: Office) -> None:
     office.reopen()
     again = beginning(office)
     for here in (begin, again):
-        assert here.word(PEERS[3:], 0) == here.word([], 7) == here.named == word
+        assert here.named is not None
+        assert here.word(PEERS[3:], 0) == here.word([], 7) == here.named.data == word
 
 
 def test_nobody_is_named_for_a_run_that_has_begun(office: Office) -> None:

@@ -16,7 +16,8 @@ from coordinator.presets import NEW
 from lab.poisoned_rounds import ATTACKS, LARGEST, Community
 from lab.training_fixtures import Bench
 from peer.training.aggregate import ClippedMean, Mean, aggregator, length, usual_length
-from peer.training.codecs.codec import average_chunk, codec
+from peer.training.codecs.codec import average_codec, codec
+from peer.training.reduce import average_chunk
 from protocol.errors import FormatError
 
 CLIP = NEW["sync"]["clip"]
@@ -38,8 +39,8 @@ def decoded(wire: str, parts: list[torch.Tensor]) -> list[torch.Tensor]:
 def averaged(wire: str, parts: list[torch.Tensor], weights: list[int], clip: float = CLIP) -> torch.Tensor:
     """As every member reads it."""
     coder, count = codec(wire), parts[0].numel()
-    data = average_chunk(coder, aggregator(clip), [coder.encode(part) for part in parts], weights, count)
-    return coder.decode_average(data, count)
+    data = average_chunk(wire, aggregator(clip), [coder.encode(part) for part in parts], weights, count)
+    return average_codec(wire).decode(data, count)
 
 
 # ---- the length of a part --------------------------------------------------------------------------------------------
@@ -124,7 +125,7 @@ def poisoned() -> list[torch.Tensor]:
 def test_a_reducers_bytes_are_the_stored_ones(wire: str) -> None:
     coder = codec(wire)
     encoded = [coder.encode(part) for part in poisoned()]
-    data = average_chunk(coder, aggregator(CLIP), encoded, WEIGHTS, COUNT)
+    data = average_chunk(wire, aggregator(CLIP), encoded, WEIGHTS, COUNT)
     assert hashlib.sha256(data).hexdigest()[:16] == DIGESTS[wire]
 
 
@@ -207,7 +208,7 @@ def test_values_that_are_not_finite_are_refused_before_they_are_averaged(wire: s
     part = torch.full((COUNT,), bad)
     data = part.numpy().tobytes() if wire == "fp32" else part.to(torch.float16).numpy().tobytes()
     with pytest.raises(FormatError, match="not finite"):
-        average_chunk(codec(wire), aggregator(CLIP), [codec(wire).encode(values(1)), data], [1, 1], COUNT)
+        average_chunk(wire, aggregator(CLIP), [codec(wire).encode(values(1)), data], [1, 1], COUNT)
 
 
 # ---- a whole run -----------------------------------------------------------------------------------------------------

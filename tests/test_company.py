@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from peer.swarm import leading, members
 from peer.swarm.company import IDLE_ASKED_EVERY, IDLE_ROUNDS, MISSED, Company
-from peer.swarm.head import Head, Position
 from peer.swarm.members import MemberBook
 from peer.swarm.standing import BROKEN_FREE, Standing
+
+from peer.sync.shelf import Head, Position
 from protocol import swarm_pb2
 from tests.swarm_kit import World
 

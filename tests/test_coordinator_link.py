@@ -12,14 +12,15 @@ import pytest
 
 from lab.processes import eventually
 from peer.disk.outbox import Outbox
-from peer.link import background as coordinator_link
+from peer.link import background
 from peer.link.answers import Announcement, Enrollment, ReportAnswer
-from peer.link.background import INTERVAL_S, LONGEST_PAUSE_S, Certificate, CoordinatorLink
+from peer.link.background import INTERVAL_S, LONGEST_PAUSE_S, CoordinatorLink, Peer
 from peer.link.channel import CoordinatorBusy
-from protocol.backoff import Backoff
+from peer.link.held_certificate import HeldCertificate
 from protocol.errors import CoordinatorAway, RefusedError
 from protocol.keys import PeerIdentity
 from protocol.parts import Failure
+from tests.kit.link import Nothing, Silent
 
 
 class Client:
@@ -33,11 +34,11 @@ class Client:
     def announce(self, certificate: str, **said: Any) -> Announcement:
         self.visits += 1
         self._answer()
-        return Announcement([], "", 0, False, "")
+        return Announcement((), "", 0, False, b"")
 
     def enroll(self, identity: PeerIdentity) -> Enrollment:
-        """Who is refused asks for a new certificate first."""
-        return Enrollment("another token", int(time.time()) + 10**6, ())
+        """Who is refused asks for a new certificate at the next visit."""
+        return Enrollment("another token", time.time() + 10**6, (), False)
 
     def close(self) -> None: ...
 
@@ -64,40 +65,39 @@ class Full(Client):
         return ReportAnswer(True, "")
 
 
-class Nothing:
-    """Neither receipts nor states."""
+class Clockwork(threading.Event):
+    """Set by whoever closes; a wait is over at once and noted, until there were enough."""
 
-    def fetch(self, client: object, certificate: str) -> None: ...
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.waited: list[float] = []
+        self._most = most
 
-    def offered(self) -> dict[str, int]:
-        return {}
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.waited.append(timeout)
+        if len(self.waited) >= self._most:
+            self.set()
+        return self.is_set()
+
+
+class Knowing(Silent):
+    """A peer that knows some agreements."""
+
+    def __init__(self, known: list[bytes]) -> None:
+        self._known = known
+
+    def chain_since(self, round: int) -> list[bytes]:
+        assert round == 3, "the newest in the ledger"
+        return self._known
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., CoordinatorLink]:
-    def made(client: Client, **changes: Any) -> CoordinatorLink:
-        return CoordinatorLink(
-            client,  # type: ignore[arg-type]
-            PeerIdentity.generate(),
-            Certificate("a token", time.time() + 10**6),
-            Outbox(tmp_path / "outbox"),
-            Nothing(),  # type: ignore[arg-type]
-            on_certificate=lambda token: None,
-            on_addresses=changes.pop("on_addresses", lambda addresses: None),
-            on_run=lambda round, named: None,
-            wants_anchor=lambda: False,
-            on_anchor=lambda agreement: None,
-            on_alarm=lambda alarm: None,
-            on_twin=lambda twin: None,
-            on_finished=lambda: None,
-            on_receipts=lambda: None,
-            session=b"here",
-            on_clock=lambda offset_s: None,
-            position=lambda: (0, 0.0, []),
-            chain_since=changes.pop("chain_since", lambda round: []),
-            states=Nothing(),  # type: ignore[arg-type]
-            **changes,
-        )
+    def made(client: Client, peer: Peer | None = None, **options: Any) -> CoordinatorLink:
+        held = HeldCertificate(PeerIdentity.generate(), "a token", time.time() + 10**6)
+        outbox, nothing, here = Outbox(tmp_path / "outbox"), Nothing(), peer or Silent()
+        return CoordinatorLink(client, held, outbox, nothing, nothing, here, **options)  # type: ignore[arg-type]
 
     return made
 
@@ -112,53 +112,47 @@ def refuses() -> None:
 
 @pytest.mark.parametrize("answer", [away, refuses])
 def test_after_two_thousand_failed_visits_in_a_row_the_link_still_tries(
-    make: Callable[..., CoordinatorLink], monkeypatch: pytest.MonkeyPatch, answer: Callable[[], None]
+    make: Callable[..., CoordinatorLink], answer: Callable[[], None]
 ) -> None:
-    pauses: list[float] = []
-
-    class Noted(Backoff):
-        """Its pauses are noted, and not made."""
-
-        def failed(self) -> float:
-            pauses.append(super().failed())
-            return 0.0
-
-    monkeypatch.setattr(coordinator_link, "Backoff", Noted)
     client = Client(answer)
-    with make(client):
-        eventually(lambda: client.visits >= 2000)
-    assert len(pauses) >= 1999 and all(INTERVAL_S / 2 <= pause <= LONGEST_PAUSE_S for pause in pauses)
-    assert min(pauses[10:]) >= LONGEST_PAUSE_S / 2
+    closing = Clockwork(2000)
+    with make(client, closing=closing):
+        eventually(lambda: len(closing.waited) >= 2000)
+    assert client.visits == 2000 and len(closing.waited) == 2000
+    assert all(INTERVAL_S / 2 <= pause <= LONGEST_PAUSE_S for pause in closing.waited)
+    assert min(closing.waited[10:]) >= LONGEST_PAUSE_S / 2
 
 
 def test_no_room_for_reports_keeps_nothing_else_waiting(
     make: Callable[..., CoordinatorLink], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who cannot report is heard, and asked for what the ledger lacks; then there is room."""
-    monkeypatch.setattr(coordinator_link, "INTERVAL_S", 0.01)
-    client = Full()
+    monkeypatch.setattr(background, "INTERVAL_S", 0.01)
+    client, known = Full(), [b"round %d" % number for number in range(4, 10)]
     Outbox(tmp_path / "outbox").put(9, b"round 9")
-    with make(client, chain_since=lambda round: [b"round %d" % number for number in range(round + 1, 10)]) as link:
+    with make(client, Knowing(known)) as link:
         assert link.settled.wait(10)
-    assert client.chains == [[b"round %d" % number for number in range(4, 10)]] and client.reports == [b"round 9"]
+    assert client.chains == [known] and client.reports == [b"round 9"]
 
 
+@pytest.mark.parametrize(
+    ("known", "sent"), [([b"1234", b"12345", b"12"], 2), ([b"1"] * 5, 3), ([b"12345678901"], 0), ([], 0)]
+)
 def test_a_chain_is_cut_to_what_one_call_may_hold(
-    make: Callable[..., CoordinatorLink], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., CoordinatorLink], monkeypatch: pytest.MonkeyPatch, known: list[bytes], sent: int
 ) -> None:
-    monkeypatch.setattr(coordinator_link, "MAX_CHAIN_BYTES", 10)
-    monkeypatch.setattr(coordinator_link, "MAX_CHAIN_ROUNDS", 3)
-    for known, sent in ([b"1234", b"12345", b"12"], 2), ([b"1"] * 5, 3), ([b"12345678901"], 0):
-        client = Full()
-        make(client, chain_since=lambda round, known=known: known).visit()
-        assert client.chains == ([known[:sent]] if sent else [])
+    monkeypatch.setattr(background, "MAX_CHAIN_BYTES", 10)
+    monkeypatch.setattr(background, "MAX_CHAIN_ROUNDS", 3)
+    client = Full()
+    make(client, Knowing(known)).visit()
+    assert client.chains == ([known[:sent]] if sent else [])
 
 
 def test_a_commit_hurries_a_visit_only_while_the_coordinator_is_there(
     make: Callable[..., CoordinatorLink], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coordinator_link, "INTERVAL_S", 3600.0)
-    monkeypatch.setattr(coordinator_link, "LONGEST_PAUSE_S", 3600.0)
+    monkeypatch.setattr(background, "INTERVAL_S", 3600.0)
+    monkeypatch.setattr(background, "LONGEST_PAUSE_S", 3600.0)
     there = threading.Event()
     there.set()
     client = Client(lambda: None if there.is_set() else away())
@@ -178,16 +172,17 @@ def test_a_commit_hurries_a_visit_only_while_the_coordinator_is_there(
 def test_an_error_that_nobody_foresaw_does_not_end_the_link_and_is_told(
     make: Callable[..., CoordinatorLink], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(coordinator_link, "INTERVAL_S", 0.01)
+    monkeypatch.setattr(background, "INTERVAL_S", 0.01)
     told: list[Failure] = []
     planted = iter([KeyError("addresses"), ZeroDivisionError()])
 
-    def on_addresses(addresses: list[str]) -> None:
-        for error in planted:
-            raise error
+    class Mistaken(Silent):
+        def heard(self, answer: Announcement) -> None:
+            for error in planted:
+                raise error
 
     client = Client(lambda: None)
-    with make(client, on_addresses=on_addresses, on_failure=told.append):
+    with make(client, Mistaken(), on_failure=told.append):
         eventually(lambda: client.visits >= 5)
     assert [item.reason.partition(":")[0] for item in told] == ["KeyError", "ZeroDivisionError"]
     assert all(item.part == "coordinator-link" and not item.is_final for item in told)

@@ -17,11 +17,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from coordinator.host import Host
 from coordinator.service import TRANSFERS_EACH, CoordinatorService
+from peer.link.answers import RunDescription
 from peer.link.channel import open_channel
-from peer.link.client import CoordinatorClient, RunDescription
+from peer.link.client import CoordinatorClient
 from peer.training.genesis import load_state
 from protocol import certificate, coordinator_pb2, coordinator_pb2_grpc
-from protocol.beginners import open_beginners
+from protocol.epoch import open_word
 from protocol.errors import CoordinatorAway, FormatError, InputError, RefusedError, SignatureError
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity
@@ -44,7 +45,7 @@ class Site:
         return self.swarm.members[0]
 
     def stub(self) -> coordinator_pb2_grpc.CoordinatorStub:
-        return self.client._connected()
+        return self.client.connection.stub()
 
     def membership_key(self) -> Ed25519PrivateKey:
         key = load_pem_private_key((self.host.folder / "membership.key").read_bytes(), password=None)
@@ -354,8 +355,8 @@ def test_member_of_an_older_potluck_is_told_in_one_line_what_to_do(site: Site) -
 
 def test_newcomer_is_told_who_began_and_who_was_there_is_not_told_again(site: Site) -> None:
     word = site.client.announce(site.member.certificate, round=0).beginners
-    named = open_beginners(word, site.run.card.member_key, run=site.run.card.run)
-    assert named.peers == (site.swarm.members[0].peer_id,), "one was enough for min_peers, and came first"
+    named = open_word(word, site.run.card.member_key, run=site.run.card.run)
+    assert named.value.peers == (site.swarm.members[0].peer_id,), "one was enough for min_peers, and came first"
     while site.swarm.state.round < 1:
         assert site.client.report(site.member.certificate, site.swarm.round(seed=7).to_bytes()).accepted
     assert site.client.announce(site.swarm.members[1].certificate, round=0).beginners == word

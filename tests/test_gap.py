@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,13 +12,14 @@ from coordinator import gap as gap_module
 from coordinator.gap import AGAIN_S, MISSING_S, NEWCOMERS_S, NEXT_S, Gap
 from coordinator.reports import Answer
 from peer.disk.outbox import Outbox
-from peer.disk.receipts import Receipts
-from peer.link.background import Certificate, CoordinatorLink
+from peer.link.background import CoordinatorLink, Presence
+from peer.link.held_certificate import HeldCertificate
 from protocol import canonical, envelope
 from protocol.agreement import Agreement
 from protocol.errors import FormatError
 from protocol.rpc import MAX_CHAIN_BYTES, MAX_CHAIN_ROUNDS, draw_session
 from tests.kit.coordinator import Member, Office, Site, site_of, write_run
+from tests.kit.link import Nothing, Silent
 
 
 def ask(gap: Gap, peer: str, now: float, *, stands_at: int = 9, ledger: int = 3, worked: bool = True) -> bool:
@@ -177,40 +177,26 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         yield site
 
 
-def link_of(site: Site, folder: Path, stands_at: int, chain_since: Callable[[int], list[bytes]]) -> CoordinatorLink:
-    """The first member's link to the coordinator."""
-    member, run = site.swarm.members[0], site.host.invite.run
+class Knowing(Silent):
+    """The first member, which knows the agreements of all rounds so far."""
 
-    class NoStates:
-        def offered(self) -> dict[str, int]:
-            return {}
+    def __init__(self, site: Site, rounds: list[bytes]) -> None:
+        self._session = draw_session(site.swarm.members[0].identity, site.host.invite.run)
+        self._rounds, self.asked = rounds, list[int]()
 
-        def load(self, digest: str) -> Any:
-            raise AssertionError(f"{digest} is not offered")
+    def presence(self) -> Presence:
+        return Presence(len(self._rounds), 1.0, [], False, self._session)
 
-    def nothing(*_: object) -> None: ...
+    def chain_since(self, round: int) -> list[bytes]:
+        self.asked.append(round)
+        return self._rounds[round:]
 
-    return CoordinatorLink(
-        site.client,
-        member.identity,
-        Certificate(member.certificate, time.time() + 3600),
-        Outbox(folder / "outbox"),
-        Receipts(folder / "receipts", run=run, root=site.host.invite.root, peer_id=member.peer_id),
-        on_certificate=nothing,
-        on_addresses=nothing,
-        on_run=nothing,
-        wants_anchor=lambda: False,
-        on_anchor=nothing,
-        on_clock=nothing,
-        on_alarm=nothing,
-        on_twin=nothing,
-        on_finished=nothing,
-        on_receipts=nothing,
-        position=lambda: (stands_at, 1.0, []),
-        chain_since=chain_since,
-        states=NoStates(),
-        session=draw_session(member.identity, run),
-    )
+
+def visit(site: Site, folder: Path, peer: Knowing) -> None:
+    """The first member visits the coordinator, as its link does every few seconds."""
+    member = site.swarm.members[0]
+    held = HeldCertificate(member.identity, member.certificate, time.time() + 3600)
+    CoordinatorLink(site.client, held, Outbox(folder / "outbox"), Nothing(), Nothing(), peer).visit()  # type: ignore[arg-type]
 
 
 def test_ledger_goes_on_by_itself_when_all_reports_of_a_round_are_lost(site: Site, tmp_path: Path) -> None:
@@ -219,32 +205,21 @@ def test_ledger_goes_on_by_itself_when_all_reports_of_a_round_are_lost(site: Sit
     outbox = Outbox(tmp_path / "outbox")
     for number in (5, 6, 7, 8):  # nobody has the reports of 2, 3 and 4 any more
         outbox.put(number, rounds[number - 1])
-    asked: list[int] = []
-
-    def chain_since(round: int) -> list[bytes]:
-        asked.append(round)
-        return rounds[round:]
-
-    link_of(site, tmp_path, 8, chain_since).visit()
-    assert asked == [1] and site.host.status().round == 8
-    peers = {peer.peer_id: peer.rounds for peer in site.host.status().peers}
-    assert [peers[member.peer_id] for member in site.swarm.members] == [8, 8, 8]
-    link_of(site, tmp_path, 8, chain_since).visit()
-    assert asked == [1], "nothing is missing any more"
+    peer = Knowing(site, rounds)
+    visit(site, tmp_path, peer)
+    assert peer.asked == [1] and site.host.status().round == 8
+    credited = {peer.peer_id: peer.rounds for peer in site.host.status().peers}
+    assert [credited[member.peer_id] for member in site.swarm.members] == [8, 8, 8]
+    visit(site, tmp_path, peer)
+    assert peer.asked == [1], "nothing is missing any more"
 
 
 def test_last_round_is_asked_for_though_none_comes_after_it(site: Site, tmp_path: Path) -> None:
     rounds = [site.swarm.round(seed=number).to_bytes() for number in range(1, 4)]
     for data in rounds[:2]:
         assert site.client.report(site.swarm.members[0].certificate, data).accepted
-    link_of(site, tmp_path, 3, lambda round: rounds[round:]).visit()
+    visit(site, tmp_path, Knowing(site, rounds))
     assert site.host.status().round == 3
-
-
-def test_member_that_does_not_know_the_chain_sends_nothing(site: Site, tmp_path: Path) -> None:
-    site.swarm.round()
-    link_of(site, tmp_path, 5, lambda round: []).visit()
-    assert site.host.status().round == 0
 
 
 def test_chain_beyond_its_bounds_is_refused_before_it_is_read(site: Site) -> None:

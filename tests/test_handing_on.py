@@ -17,9 +17,9 @@ from lab.small_community import tiny_run
 from lab.warm_start import WarmStart
 from peer.handing_on import ALONE_S, ASKED_S, Outcome, hand_on
 from peer.link.client import CoordinatorClient
+from peer.net.last_copy import Copies, giving_s
+from peer.round.report import Rounds
 from peer.screen.messages import text
-from peer.swarm.last_copy import Copies, giving_s
-from peer.swarm.rounds import Rounds
 from peer.training.genesis import load_state
 from protocol import swarm_pb2
 from protocol.errors import NetworkError

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from peer.disk.kept_states import AVERAGE, MOST_REPLAYED, WHOLE, KeptStates
-from peer.disk.run_folder import RunFolder
-from peer.swarm.averages import Average
-from peer.swarm.head import Head
+from peer.disk.peer_folder import PeerFolder
+from peer.sync.averages import Average
+from peer.sync.shelf import Head
 from peer.training.aggregate import Mean
 from peer.training.codecs.codec import CHUNK_VALUES, average_chunk, chunk_sizes, codec
 from peer.training.state import SharedState
@@ -31,7 +31,7 @@ class Run:
         self.world = World(folder, values=VALUES, wire=wire, fragments=fragments)
         member = Member(self.world.identity(0), self.world.certificate(0))
         self.swarm = Swarm(self.world.card.spec, [member], self.world.genesis)
-        self.folder = RunFolder(folder / "home", self.world.card.run)
+        self.folder = PeerFolder(folder / "home", self.world.card.run)
         self.states = self.opened()
         self.head = self.states.resume()
         self.all = [self.world.genesis.digest]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peer.swarm.pace import LEAST_SILENCE_S, SHARE_CAP, Limits, Pace, shares
+from peer.net.pace import LEAST_SILENCE_S, SHARE_CAP, Limits, Pace, shares
 
 
 def upload_s(share: float, members: int, rate: float) -> float:

@@ -1,4 +1,4 @@
-"""Reported rounds: each claim ends in the ledger exactly once, in whatever order, and however forged, reports come."""
+"""Reported rounds: each claim ends in the ledger exactly once, however reports are ordered, repeated or forged."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from coordinator.store.database import StoreError
 from protocol import certificate
 from protocol.agreement import Counts
-from protocol.beginners import Beginners
+from protocol.epoch import stored_word
 from protocol.keys import PeerIdentity
 from protocol.ledger_entry import CreditEntry, parse_entry
-from protocol.signed import stored_signed
 from tests.kit.coordinator import Member, Office
 
 
@@ -111,12 +110,12 @@ def test_first_round_is_by_the_majority_of_the_named(office: Office) -> None:
     refusals = {
         "those who signed hold": swarm.agree("ab" * 32, [members[0], stranger]),
         "not by the beginners that the coordinator has named": dataclasses.replace(
-            swarm.agree("ab" * 32, [stranger]), beginners=stored_signed(Beginners, office.word([stranger]))
+            swarm.agree("ab" * 32, [stranger]), word=stored_word(office.word([stranger]))
         ),
-        "does not say whom the coordinator named": dataclasses.replace(swarm.agree("ab" * 32, members), beginners=None),
+        "does not say whom the coordinator named": dataclasses.replace(swarm.agree("ab" * 32, members), word=None),
         "not named by this run's coordinator": dataclasses.replace(
             swarm.agree("ab" * 32, [stranger]),
-            beginners=stored_signed(Beginners, office.word([stranger], Ed25519PrivateKey.generate())),
+            word=stored_word(office.word([stranger], Ed25519PrivateKey.generate())),
         ),
     }
     for reason, agreement in refusals.items():

@@ -6,9 +6,9 @@ import statistics
 from pathlib import Path
 
 import pytest
-
 from peer.swarm import round_length
-from peer.swarm.round_length import LEAST_S, MOST_S, RoundLength
+
+from peer.round.length import LEAST_S, MOST_S, RoundLength
 from tests.swarm_kit import World, agreed, run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from peer.swarm.averages import Average, AverageFetch, is_small
-from peer.swarm.head import Head, Position
-from peer.swarm.rounds import Rounds
+from peer.round.report import Rounds
+from peer.sync.averages import Average, AverageFetch, is_small
+from peer.sync.shelf import Head, Position
 from peer.training.codecs.codec import codec
 from peer.training.state import SharedState
 from protocol.errors import FormatError, NetworkError, RoundAborted
@@ -95,7 +95,7 @@ def test_a_part_that_is_too_large_or_another_one_is_refused(tmp_path: Path) -> N
 
     async def main() -> None:
         async with world.nodes(2) as (asker, source):
-            from peer.swarm import frames
+            from peer.net import frames
             from protocol import swarm_pb2
 
             answers = [

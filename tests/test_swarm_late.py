@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from peer.swarm.contribution import Contribution, Leftover
-from peer.swarm.rounds import Rounds
+from peer.round.report import Rounds
+from peer.sync.contribution import Contribution, Leftover
 from peer.training.codecs.codec import EncodedUpdate
 from peer.training.work import Update
+from protocol.counting import weights
+from protocol.envelope import Envelope
 from protocol.errors import FormatError, RoundAborted, VerificationError
 from protocol.statements import Claim, Late, open_claim
-from protocol.succession import Last, check_follows, weights
+from protocol.succession import Last, check_follows
 from tests.swarm_kit import World, agreed, run, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -117,7 +119,7 @@ def test_late_work_must_be_of_the_round_before_and_not_counted_there(
 def test_a_claim_without_late_work_is_signed_as_it_always_was(tmp_path: Path) -> None:
     world = World(tmp_path, values=1000)
     signed = world.claim(0, EncodedUpdate.encode(world.update(0), "fp32")).sign(world.identity(0))
-    assert b"late" not in signed.payload
+    assert b"late" not in Envelope.from_bytes(signed.data).payload
     assert isinstance(open_claim(signed.data).value, Claim)
 
 

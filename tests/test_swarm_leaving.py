@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from peer.round_rules import Ballot, BallotBox, Bound
-from peer.swarm.farewells import Farewells
-from peer.swarm.group import Group
+
+from peer.round.farewells import Farewells
+from peer.round.group import Group
 from peer.training.codecs.codec import EncodedUpdate
 from protocol import swarm_pb2
 from protocol.errors import RefusedError, VerificationError

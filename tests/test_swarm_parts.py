@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from peer.round_rules import BallotBox
 
 from lab.processes import eventually
 from peer import volunteer
-from peer.round_rules import BallotBox
+from peer.net.swarm import DaemonEnded, Swarm, SwarmConfig
+from peer.round.group import Group
+from peer.round.report import Rounds
 from peer.screen.json_lines import JsonScreen
 from peer.screen.messages import text
-from peer.swarm.group import Group
-from peer.swarm.head import Head
-from peer.swarm.rounds import Rounds
-from peer.swarm.swarm import DaemonEnded, Swarm, SwarmConfig
+from peer.sync.shelf import Head
 from peer.trainer import reduce
 from peer.training.work import Update
 from peer.volunteer import PeerConfig, Volunteer
@@ -78,7 +78,7 @@ def test_a_swarm_whose_clock_or_gossip_died_says_so_to_its_trainer(
 
 
 def test_a_search_that_fails_goes_on_and_its_owner_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("peer.swarm.swarm.SEARCH_INTERVAL_S", 0.01)
+    monkeypatch.setattr("peer.net.swarm.SEARCH_INTERVAL_S", 0.01)
     with swarm_of_one(tmp_path) as (swarm, told):
         found, searches = swarm._find_members, 0
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from peer.swarm import leading
-from peer.swarm.group import Member
-from peer.swarm.node import Node
+
+from peer.net.node import Node
+from peer.round.group import Member
 from peer.training.codecs.codec import EncodedUpdate
 from protocol.errors import NetworkError, VerificationError
 from tests.swarm_kit import Peer, World, acquaint, agreed, run

@@ -11,24 +11,24 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-
 from peer.round_rules import Ballot, BallotBox
-from peer.swarm import frames
-from peer.swarm.group import Group
-from peer.swarm.head import Head
-from peer.swarm.node import Node
-from peer.swarm.pace import Limits
-from peer.swarm.rounds import FREE_ATTEMPTS, Rounds
 from peer.swarm.standing import Standing
+
+from peer.net import frames
+from peer.net.node import Node
+from peer.net.pace import Limits
+from peer.round.group import Group
+from peer.round.report import FREE_ATTEMPTS, Rounds
+from peer.sync.shelf import Head
 from peer.training.codecs.codec import EncodedUpdate
 from peer.training.outer import outer_step
 from peer.training.state import SharedState
 from protocol import swarm_pb2
 from protocol.agreement import Agreement, Counts, group_digest
+from protocol.counting import growth_capped
 from protocol.errors import NetworkError
 from protocol.keys import PeerIdentity
 from protocol.statements import Cast, Promise, Vote, open_vote
-from protocol.succession import growth_capped
 from tests.swarm_kit import Peer, World, acquaint, agreed, meet, run, until, with_chunk
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -52,7 +52,7 @@ def test_rounds_commit_with_one_state_for_all_and_every_claim_in_them(tmp_path: 
                 await agreed(peers, number)
             agreement = next(head.agreement for head in peers[0].heads if head.round == 1)
             assert agreement is not None
-            assert set(agreement.claims) == {peer.me for peer in peers}
+            assert set(agreement.by_peer) == {peer.me for peer in peers}
             again = Agreement.from_bytes(agreement.to_bytes(), run=world.card.run, membership_key=world.card.member_key)
             assert again.state == peers[0].state(1)
             updates = [EncodedUpdate.encode(world.update(index), "int8").decode() for index in range(3)]

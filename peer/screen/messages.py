@@ -124,6 +124,7 @@ _MESSAGES = {
     "wants-a-state": "the run is at round {round}; waiting for a peer that can hand it over",
     "wants-a-beginner": "waiting for the coordinator to say who begins",
     "wants-the-beginner": "waiting for {peer}, who begins the run",
+    "waits-for-turn": "; this peer waits for its turn, and its work counts in full when it comes",
     "too-few": "only {found} of the last round's {count} peers can be reached: too few to go on",
     "coordinator-needed": (
         "waiting for the coordinator, which is needed here and does not answer ({reason}); trying again"

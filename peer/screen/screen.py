@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from peer.disk.receipts import Receipts
+from peer.round.report import RoundReport
+from peer.screen.messages import Reason
 from peer.screen.terms import Terms
-from peer.swarm.head import Head
-from peer.swarm.rounds import RoundReport
+from peer.sync.shelf import Head
 from peer.trainer import WorkReport
+from protocol.parts import Failure
 
 
 class Screen(Protocol):
@@ -41,4 +44,16 @@ class Screen(Protocol):
         """The run has had all its rounds; `receipts`: the folder of this peer's, if it has some."""
 
     def stage(self, round: int, name: str) -> None:
-        """Where in the round this peer is: one of `peer.swarm.rounds.STAGES`. Called in another thread."""
+        """Where in the round this peer is: one of `peer.round.report.STAGES`. Called in another thread."""
+
+
+def tell_failure(screen: Screen, failure: Failure) -> None:
+    """A part of this program has failed by a mistake of ours: the owner is told."""
+    screen.problem("part-failed", part=Reason(f"part-{failure.part}"), reason=failure.reason)
+
+
+def tell_over(screen: Screen, rounds: int, receipts: Receipts | None) -> None:
+    """The run is over, and this is what it brought; `receipts`: None of who was no member."""
+    if receipts is not None:
+        screen.credited(*receipts.credit())
+    screen.over(rounds, receipts.folder if receipts is not None and receipts.rounds() else None)

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from peer.training.state import bytes_of, check_vector
 from peer.training.tensor_file import write_tensors
+from peer.training.vectors import bytes_of, check_vector
 from protocol.errors import FormatError, InputError
 from protocol.run_spec import InnerOptimizer
 

@@ -18,7 +18,7 @@ _RUNTIME_BYTES = 1 << 29  # Python, torch, hivemind and its daemon on a CPU, mea
 _VOCABULARY_MOST = 100_000  # a guess, for the logits: large models have about this many
 _RESIDUAL_BYTES = 4.0  # a parameter: what gradients that travel by a codec with error feedback have left out
 _WITH_RESIDUAL = ("int4", "int2", "topk")
-_KEPT_BYTES = 2.0  # a parameter: the last averages, see `peer.swarm.head.Position.keep_average`
+_KEPT_BYTES = 2.0  # a parameter: the last averages, see `peer.sync.shelf.Position.keep_average`
 _WIRE_BYTES = {
     "fp32": 4.0,
     "fp16": 2.0,

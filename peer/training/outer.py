@@ -29,8 +29,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from peer.training.aggregate import fp32
-from peer.training.state import SharedState, check_vector
+from peer.training.state import SharedState
+from peer.training.vectors import check_vector, fp32
 from protocol.errors import FormatError, RoundAborted
 from protocol.run_spec import OuterOptimizer, RunSpec
 

@@ -24,7 +24,7 @@ from peer.training.memory import activation_bytes
 from peer.training.micro_batch import MicroBatch
 from peer.training.model import TrainableModel
 from peer.training.precision import Card, LossScale, Precision
-from peer.training.state import is_finite
+from peer.training.vectors import is_finite
 from protocol.errors import InputError
 from protocol.run_spec import RunSpec
 

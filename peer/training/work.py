@@ -42,7 +42,8 @@ from peer.training.data import Dataset, draw
 from peer.training.inner_optimizer import InnerAdamW, put_aside
 from peer.training.model import TrainableModel
 from peer.training.passes import Failed, Passes
-from peer.training.state import SharedState, bytes_of, is_finite
+from peer.training.state import SharedState
+from peer.training.vectors import bytes_of, is_finite
 from protocol.errors import FormatError, InputError, RoundAborted
 from protocol.run_spec import RunSpec
 

@@ -25,9 +25,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from peer.training.aggregate import fp32
 from peer.training.codecs.dense import Codec, read_floats
-from peer.training.state import is_finite
+from peer.training.vectors import fp32, is_finite
 from protocol.errors import FormatError
 
 INT8_BLOCK = 256
