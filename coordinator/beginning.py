@@ -1,7 +1,7 @@
 """Who begins: the members whose round 1 is the run's, named once and for all. `service` asks, `host` looks after them.
 
-As soon as `sync.min_peers` members say that they work, those that came first are named: three, or `min_peers` where that
-is more, or all who work where that is fewer. A majority of them makes round 1, so one that goes does not stop the run.
+As soon as `sync.min_peers` members say that they work, those that came first are named: three, or `min_peers` where
+that is more, or all who work where that is fewer. A majority of them makes round 1, so one that goes stops no run.
 The word is signed, kept in the store before anybody is told, and never another one; see `protocol.beginners`.
 """
 
@@ -12,11 +12,9 @@ import threading
 from collections.abc import Mapping, Sequence
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import select
 
-from coordinator.ledger import Ledger
 from coordinator.roster import Presence
-from coordinator.store import BeginnersRow
+from coordinator.store.database import Store
 from protocol.beginners import Beginners
 from protocol.keys import PeerIdentity
 from protocol.signed import Signed, stored_signed
@@ -37,12 +35,12 @@ class Beginning:
         now: seconds, monotonic.
     """
 
-    def __init__(self, ledger: Ledger, key: Ed25519PrivateKey, run: str, least: int, now: float) -> None:
-        self._ledger, self._key, self._run, self._least = ledger, key, run, least
+    def __init__(self, store: Store, key: Ed25519PrivateKey, run: str, least: int, now: float) -> None:
+        self._store, self._key, self._run, self._least = store, key, run, least
         self._lock = threading.Lock()
         self._looked, self._warned = now, False
-        with ledger.reading() as session:
-            kept = session.scalars(select(BeginnersRow.word)).first()
+        with store.reading() as tables:
+            kept = tables.beginners.word()
         self._word = stored_signed(Beginners, kept) if kept else None
 
     @property
@@ -61,8 +59,8 @@ class Beginning:
             if not self._word and round == 0 and len(working) >= self._least:
                 peers = tuple(working[: max(self._least, FEW)])
                 word = Beginners(run=self._run, peers=peers).sign(PeerIdentity(self._key))
-                with self._ledger.writing() as write:
-                    write.session.add(BeginnersRow(run=self._run, word=word.data))
+                with self._store.writing() as tables:
+                    tables.beginners.name(self._run, word.data)
                 self._word = word
                 logger.info("named to begin: %s", ", ".join(peers))
         return self._word.data if self._word else b""
@@ -76,9 +74,9 @@ class Beginning:
         stuck = 2 * len(here) <= len(peers)
         if stuck and not self._warned:
             logger.warning(
-                "round 1 cannot be made: of the %d members that were named to begin, %d can be heard, and more than half "
-                "must be there (missing: %s). If they are gone for good, start the run anew, under another run.name or "
-                "with another --folder: nothing was agreed yet",
+                "round 1 cannot be made: of the %d members that were named to begin, %d can be heard, and more than "
+                "half must be there (missing: %s). If they are gone for good, start the run anew, under another "
+                "run.name or with another --folder: nothing was agreed yet",
                 len(peers),
                 len(here),
                 ", ".join(peer for peer in peers if peer not in here),
