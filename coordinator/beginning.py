@@ -1,8 +1,9 @@
-"""Who begins: the members whose round 1 is the run's, named once and for all. `service` asks, `host` looks after them.
+"""Who decides, in the coordinator's word: on round 1, and where half of a round's weight is gone. `service` tells it.
 
 As soon as `sync.min_peers` members say that they work, those that came first are named: three, or `min_peers` where
 that is more, or all who work where that is fewer. A majority of them makes round 1, so one that goes stops no run.
-The word is signed, kept in the store before anybody is told, and never another one; see `protocol.beginners`.
+The word is signed, kept in the store before anybody is told, and never another one; see `protocol.beginners`. So are the
+words that its owner gives later (`coordinator.standstill`), each of which has the next number.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from coordinator.roster import Presence
 from coordinator.store.database import Store
 from protocol.beginners import Beginners
+from protocol.epoch import Epoch, Word
 from protocol.keys import PeerIdentity
 from protocol.signed import Signed, stored_signed
 
@@ -40,16 +42,32 @@ class Beginning:
         self._lock = threading.Lock()
         self._looked, self._warned = now, False
         with store.reading() as tables:
-            kept = tables.beginners.word()
+            kept, newest = tables.beginners.word(), tables.beginners.newest_epoch()
         self._word = stored_signed(Beginners, kept) if kept else None
+        self._epoch = stored_signed(Epoch, newest) if newest else None
 
     @property
-    def named(self) -> Signed[Beginners] | None:
-        """The word, if it was given."""
-        return self._word
+    def named(self) -> Signed[Word] | None:
+        """The newest word, if one was given."""
+        return self._epoch or self._word
+
+    @property
+    def next_epoch(self) -> int:
+        """The number of the word that would be given next."""
+        return self._epoch.value.epoch + 1 if self._epoch else 1
+
+    def begin_epoch(self, word: Epoch) -> Signed[Epoch]:
+        """Sign a word, and keep it."""
+        with self._lock:
+            assert word.epoch == self.next_epoch, "numbers only grow"
+            signed = word.sign(PeerIdentity(self._key))
+            with self._store.writing() as tables:
+                tables.beginners.begin_epoch(word.epoch, signed.data)
+            self._epoch = signed
+        return signed
 
     def word(self, working: Sequence[str], round: int) -> bytes:
-        """The word, which is given now if it was not and enough work; else empty.
+        """The newest word; that on who begins is given now if it was not and enough work; else empty.
 
         Args:
             working: peer ids of the members that are here and train, in the order in which they came.
@@ -63,7 +81,8 @@ class Beginning:
                     tables.beginners.name(self._run, word.data)
                 self._word = word
                 logger.info("named to begin: %s", ", ".join(peers))
-        return self._word.data if self._word else b""
+        named = self.named
+        return named.data if named else b""
 
     def look(self, round: int, seen: Mapping[str, Presence], now: float) -> None:
         """Warn when so many of the named have gone that nobody can make round 1."""

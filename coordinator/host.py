@@ -37,6 +37,7 @@ from coordinator.run_folder import RunFolder
 from coordinator.server import Server
 from coordinator.service import CoordinatorService
 from coordinator.shelf import Offer
+from coordinator.standstill import GoingOn
 from coordinator.store.database import StoreError
 from protocol import disk
 from protocol.backoff import Backoff
@@ -212,7 +213,7 @@ class Host:
         self._write_invites(folder)
 
         def tick() -> None:
-            self._tick(reports, board, beginning, roster, folder)
+            self._tick(reports, board, beginning, roster, run)
 
         ticker = self._ticker = SupervisedThread(
             "ticker", tick, self._closing, self._failed, Backoff(TICK_S, LONGEST_PAUSE_S)
@@ -246,12 +247,15 @@ class Host:
         stack.enter_context(rendezvous)
         return rendezvous
 
-    def _tick(self, reports: Reports, board: Board, beginning: Beginning, roster: Roster, folder: RunFolder) -> None:
-        """Look at waiting reports and at who is to begin, and keep status.json up to date."""
+    def _tick(self, reports: Reports, board: Board, beginning: Beginning, roster: Roster, run: Run) -> None:
+        """Look at waiting reports and at who is to decide, and keep status.json up to date."""
+        folder, going_on = run.folder, GoingOn(run.folder.path, beginning.begin_epoch, time.monotonic())
         while True:
             try:
                 reports.settle()
-                beginning.look(board.round(), roster.seen(), time.monotonic())
+                now, seen = time.monotonic(), roster.seen()
+                beginning.look(board.round(), seen, now)
+                going_on.look(reports.tip(), seen, run.card.run, beginning.next_epoch, now)
                 write_file(folder.path / "status.json", board.status().to_bytes())
             except (PotluckError, StoreError) as error:
                 logger.warning("status.json is out of date: %s", error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from coordinator.store.rows import BeginnersRow, MemberRow
+from coordinator.store.rows import BeginnersRow, EpochRow, MemberRow
 
 
 class MemberTable:
@@ -40,3 +40,12 @@ class BeginnersTable:
     def name(self, run: str, word: bytes) -> None:
         """Keep the word, which is never another one."""
         self._session.add(BeginnersRow(run=run, word=word))
+
+    def newest_epoch(self) -> bytes:
+        """The signed word of the newest epoch; empty while there is none."""
+        newest = select(EpochRow.word).order_by(EpochRow.number.desc()).limit(1)
+        return self._session.scalars(newest).first() or b""
+
+    def begin_epoch(self, number: int, word: bytes) -> None:
+        """Keep a word, which is never another one."""
+        self._session.add(EpochRow(number=number, word=word))

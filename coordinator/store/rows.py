@@ -64,6 +64,14 @@ class BeginnersRow(Base):
     word: Mapped[bytes]  # signed, protocol/beginners.py
 
 
+class EpochRow(Base):
+    """The host's words on who decides after a round from which half of the weight is gone: never changed, nor taken back."""
+
+    __tablename__ = "epochs"
+    number: Mapped[int] = mapped_column(primary_key=True)
+    word: Mapped[bytes]  # signed, protocol/epoch.py
+
+
 class PendingRow(Base):
     """A checked agreement that cannot be decided yet."""
 
