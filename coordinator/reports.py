@@ -29,6 +29,7 @@ from protocol.agreement import MAX_AGREEMENT_BYTES, Agreement, group_digest
 from protocol.envelope import Envelope
 from protocol.errors import FormatError, NetworkError, RefusedError
 from protocol.ledger_entry import CreditEntry
+from protocol.rpc import ReportAnswer
 from protocol.run_card import RunCard
 from protocol.statements import Vote
 from protocol.succession import Last
@@ -41,14 +42,6 @@ MAX_WAITING_BYTES = 512 << 20
 MAX_WAITING_PER_PEER = 100
 MAX_WAITING_BYTES_PER_PEER = 16 << 20
 MAX_FORKS_PER_PEER = 100  # that are recorded and logged
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a report comes to; a refusal is final."""
-
-    accepted: bool
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,7 +89,7 @@ class Reports:
             wanted = newest.where(RoundRow.round == round) if round else newest
             return session.scalars(wanted).first() or b""
 
-    def submit(self, data: bytes, reporter: str, now: float | None = None) -> Answer:
+    def submit(self, data: bytes, reporter: str, now: float | None = None) -> ReportAnswer:
         """Take one reported agreement.
 
         Args:
@@ -116,7 +109,7 @@ class Reports:
                 return answer
             agreement = Agreement.from_json(value, run=self._card.run, membership_key=self._card.member_key)
         except (FormatError, RefusedError) as error:
-            return Answer(False, error.message)
+            return ReportAnswer(False, error.message)
         with self._deciding:
             answer, committed = self._decide(agreement, reporter, now)
             if committed:
@@ -137,11 +130,11 @@ class Reports:
             )
             self._on_commit(item)
 
-    def _unchecked(self, said: Vote, reporter: str, size: int) -> Answer | None:
+    def _unchecked(self, said: Vote, reporter: str, size: int) -> ReportAnswer | None:
         """The answer to what need not be checked, by what it says of itself: it is known, or there is no room for it."""
         last = self._card.spec.run.rounds
         if last and said.round > last:
-            return Answer(False, f"round {said.round}: the run ends after round {last}")
+            return ReportAnswer(False, f"round {said.round}: the run ends after round {last}")
         with self._ledger.reading() as session:
             tip = self._tip(session)
             if said.round > tip.round + 1:
@@ -149,12 +142,12 @@ class Reports:
             elif said.round <= tip.round:
                 committed = session.get(RoundRow, said.round)
                 if committed is not None and committed.state == said.state:
-                    return Answer(True)
+                    return ReportAnswer(True)
                 if self._forks(session, reporter) >= MAX_FORKS_PER_PEER:
-                    return Answer(False, f"round {said.round}: the ledger holds another state")
+                    return ReportAnswer(False, f"round {said.round}: the ledger holds another state")
         return None
 
-    def _decide(self, agreement: Agreement, reporter: str, now: float) -> tuple[Answer, list[CommittedRound]]:
+    def _decide(self, agreement: Agreement, reporter: str, now: float) -> tuple[ReportAnswer, list[CommittedRound]]:
         """Decide on one checked agreement."""
         with self._ledger.reading() as session:
             tip, known = self._tip(session), session.get(RoundRow, agreement.round)
@@ -162,18 +155,18 @@ class Reports:
             state = known.state if known else None
             verdict = judge(agreement, tip, self._card.spec, committed_state=state, named=self._named())
         except RefusedError as error:
-            return Answer(False, error.message), []
+            return ReportAnswer(False, error.message), []
         if verdict is Verdict.KNOWN:
-            return Answer(True), []
+            return ReportAnswer(True), []
         with self._ledger.writing() as write:
             if verdict is Verdict.FORK:
                 return self._fork(write.session, agreement, reporter, now), []
             if verdict is Verdict.WAIT:
                 self._keep(write.session, agreement, tip, reporter, now)
-                return Answer(True), []
+                return ReportAnswer(True), []
             committed = self._commit(write, agreement, reporter, now)
         self._newest = Last.of(agreement)
-        return Answer(True), [committed]
+        return ReportAnswer(True), [committed]
 
     def _follow(self, now: float) -> list[CommittedRound]:
         """Commit what has waited for its turn, round after round, and drop what can follow no more."""
@@ -284,7 +277,7 @@ class Reports:
         if session.get(PendingByRow, (reporter, digest), populate_existing=True) is None:
             raise NetworkError("too many reports wait already", "report the rounds before it first")
 
-    def _fork(self, session: Session, agreement: Agreement, reporter: str, now: float) -> Answer:
+    def _fork(self, session: Session, agreement: Agreement, reporter: str, now: float) -> ReportAnswer:
         digest = canonical.sha256_hex(agreement.to_bytes())
         committed = session.get(RoundRow, agreement.round)
         reason = (
@@ -304,7 +297,7 @@ class Reports:
                     time=now,
                 )
             )
-        return Answer(False, reason)
+        return ReportAnswer(False, reason)
 
     def _forks(self, session: Session, reporter: str) -> int:
         return session.scalar(select(func.count()).where(ForkRow.reporter == reporter)) or 0

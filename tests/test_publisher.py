@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 import potluck
 from coordinator import publisher
-from coordinator.checkpoints import Checkpoints
 from coordinator.host_screen import HostScreen, run_view
 from peer.training.genesis import load_state
 from peer.training.state import SharedState
@@ -199,7 +198,7 @@ def test_kill_while_publishing_is_made_good_by_the_next_start(
         if point == "before the ledger":
             monkeypatch.setattr(checkpoint, "entry", kill)
         else:
-            monkeypatch.setattr(Checkpoints, "_finish", kill)
+            monkeypatch.setattr(checkpoint, "write_log_proof", kill)
 
     swarm = None
     if when == "genesis":

@@ -1,7 +1,7 @@
 """A run's files from its coordinator: genesis, base model and data, each held against what vouches for it.
 
-`CoordinatorClient.fetch_run_files` calls this. What is already there and whole is not fetched again. The genesis is verified as the signed
-checkpoint that it is, by the root key in the invite; all else has its digest in the run spec.
+`CoordinatorClient.fetch_run_files` calls this. What is already there and whole is not fetched again. The genesis is
+verified as the signed checkpoint that it is, by the root key in the invite; all else has its digest in the run spec.
 """
 
 from __future__ import annotations
