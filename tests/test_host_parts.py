@@ -13,12 +13,10 @@ from coordinator import host as host_module
 from coordinator.host import Host
 from coordinator.host_screen import HostScreen
 from coordinator.reports import Reports
-from coordinator.service import CoordinatorService
 from coordinator.uploads import Wanted
 from lab.processes import eventually
-from peer.link.client import CoordinatorClient
 from protocol.backoff import Backoff
-from protocol.errors import CoordinatorAway, PartFailed
+from protocol.errors import PartFailed
 from protocol.parts import MOST_FAILURES
 from tests.kit.coordinator import start_host, write_run
 
@@ -110,16 +108,24 @@ def test_the_command_ends_with_an_exit_code_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_host_whose_server_has_ended_says_so_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def ends(*_: object) -> None:
-        raise SystemExit("planted")
+    class Ends:
+        """A gRPC server that opens, and then fails."""
 
-    monkeypatch.setattr(CoordinatorService, "GetStatus", ends)
+        def add_generic_rpc_handlers(self, handlers: object) -> None: ...
+
+        def add_secure_port(self, address: str, credentials: object) -> int:
+            return 4700
+
+        async def start(self) -> None: ...
+
+        async def wait_for_termination(self) -> None:
+            raise LookupError("planted")
+
+    monkeypatch.setattr("grpc.aio.server", lambda **_: Ends())
     host = open_host(tmp_path)
     try:
-        with CoordinatorClient(host.invite, timeout_s=5.0) as client, pytest.raises(CoordinatorAway):
-            client.status()
-        with pytest.raises(PartFailed, match="server, has stopped: SystemExit: planted"):
+        with pytest.raises(PartFailed, match="server, has stopped: LookupError: planted"):
             host.wait(60)
-        assert host.status().parts_failed == ("server: SystemExit",)
+        assert host.status().parts_failed == ("server: LookupError",)
     finally:
         host.stop()
