@@ -11,7 +11,7 @@ from coordinator.ledger import Ledger
 from coordinator.roster import Roster
 from coordinator.store.database import Tables
 from protocol.run_card import RunCard
-from protocol.status import Alarm, CheckpointStatus, Evaluation, LedgerStatus, PeerStatus, RunStatus, alarm_of
+from protocol.status import Alarm, CheckpointStatus, EvaluatedRound, LedgerStatus, PeerStatus, RunStatus, alarm_of
 
 FRESH_S = 1.0  # an answer to strangers is at most this old, and is not made more often
 MAX_PEERS = 1000  # in a status
@@ -105,7 +105,7 @@ class Board:
             tokens_per_s=sum(item.tokens_per_s for item in live),
             peers=self._peers(now),
             evaluations=tuple(
-                Evaluation(round=row.round, held_out_loss=row.held_out_loss, tokens=row.tokens, time=row.time)
+                EvaluatedRound(round=row.round, held_out_loss=row.held_out_loss, tokens=row.tokens, time=row.time)
                 for row in evaluations
             ),
             checkpoints=tuple(

@@ -119,10 +119,16 @@ class Server:
                 return
             await server.start()
             self._opened.set_result(port)
-            await self._closing.wait()
-            await server.stop(STOP_GRACE_S)
+            stopping = asyncio.create_task(self._stop_when_asked(server))
+            await server.wait_for_termination()
+            if self._closing.is_set():
+                await stopping
         finally:
             door.close()
+
+    async def _stop_when_asked(self, server: grpc.aio.Server) -> None:
+        await self._closing.wait()
+        await server.stop(STOP_GRACE_S)
 
 
 def _connections() -> int:

@@ -1,9 +1,9 @@
 """Handing on: a peer that leaves looks first whether the run's newest state would be gone with it.
 
-It makes no round any more, and stays to serve until another member has fetched that state, or for as long as fetching it
-may take; when nobody else is there, it gives it to the coordinator. `volunteer` calls `hand_on` after the first Ctrl-C; a
-second one ends the process wherever this is, and the screen has said what that costs. Who stays to the end of the run
-leaves by `hand_in` instead.
+It makes no round any more, and stays to serve until another member has fetched that state, or for as long as fetching
+it may take; when nobody else is there, it gives it to the coordinator. `volunteer` calls `hand_on` after the first
+Ctrl-C; a second one ends the process wherever this is, and the screen has said what that costs. Who stays to the end of
+the run leaves by `hand_in` instead.
 """
 
 from __future__ import annotations

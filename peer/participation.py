@@ -1,7 +1,7 @@
 """A member's part in a run: the swarm, the link and the trainer side by side, from the first round to the farewell.
 
-`volunteer` calls `take_part` when all is fetched and checked. When the network's daemon has died, or a part of the swarm
-has failed, all but the work starts again, from what is on disk, after a pause that grows until a round was made.
+`volunteer` calls `take_part` when all is fetched and checked. When the network's daemon has died, or a part of the
+swarm has failed, all but the work starts again, from what is on disk, after a pause that grows until a round was made.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class Participation:
                 self._screen.problem(self.outcome.value, round=str(swarm.head.round))
 
     def _is_done(self, swarm: Swarm) -> bool:
-        """Whether the last round is on this disk, and the others have made it, too; or nobody waits for that any more."""
+        """Whether the last round is on this disk, and the others have made it, too; or nobody waits for that now."""
         if self._stopping.is_over:
             return True
         return self._kept_round >= self._rounds and all(view.said.round > self._rounds for view in swarm.members())
@@ -216,7 +216,7 @@ class Participation:
         self._screen.paused(self._why(reason))
 
     def _why(self, reason: Waiting | None) -> str:
-        """Why no round is made: members without a certificate do not hear each other, which looks like their absence."""
+        """Why no round is made: who has no certificate hears nobody, which looks like the others' absence."""
         if reason is None:
             return ""
         if time.time() > self._admitted.certificate.expires:

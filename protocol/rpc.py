@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 import os
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 from protocol.agreement import MAX_AGREEMENT_BYTES
 from protocol.errors import FormatError
@@ -44,6 +44,13 @@ class Twin(enum.IntEnum):
     NONE = 0
     CAME_LATER = 1  # the other one is told to stop
     CAME_FIRST = 2  # this one is to stop
+
+
+class ReportAnswer(NamedTuple):
+    """What the coordinator says to a report of a committed round; a refusal is final."""
+
+    accepted: bool
+    reason: str = ""
 
 
 def enroll_message(run: str, challenge: bytes) -> bytes:

@@ -13,13 +13,14 @@ import pytest
 from lab.processes import eventually
 from peer.disk.outbox import Outbox
 from peer.link import background
-from peer.link.answers import Announcement, Enrollment, ReportAnswer
+from peer.link.answers import Announcement, Enrollment
 from peer.link.background import INTERVAL_S, LONGEST_PAUSE_S, CoordinatorLink, Peer
 from peer.link.channel import CoordinatorBusy
 from peer.link.held_certificate import HeldCertificate
 from protocol.errors import CoordinatorAway, RefusedError
 from protocol.keys import PeerIdentity
 from protocol.parts import Failure
+from protocol.rpc import ReportAnswer
 from tests.kit.link import Nothing, Silent
 
 

@@ -10,14 +10,13 @@ import pytest
 
 from coordinator import gap as gap_module
 from coordinator.gap import AGAIN_S, MISSING_S, NEWCOMERS_S, NEXT_S, Gap
-from coordinator.reports import Answer
 from peer.disk.outbox import Outbox
 from peer.link.background import CoordinatorLink, Presence
 from peer.link.held_certificate import HeldCertificate
 from protocol import canonical, envelope
 from protocol.agreement import Agreement
 from protocol.errors import FormatError
-from protocol.rpc import MAX_CHAIN_BYTES, MAX_CHAIN_ROUNDS, draw_session
+from protocol.rpc import MAX_CHAIN_BYTES, MAX_CHAIN_ROUNDS, ReportAnswer, draw_session
 from tests.kit.coordinator import Member, Office, Site, site_of, write_run
 from tests.kit.link import Nothing, Silent
 
@@ -91,9 +90,9 @@ def test_chain_closes_the_gap_and_what_waited_behind_it_is_committed(office: Off
     rounds = [office.swarm.round(seed=number) for number in range(6)]
     office.submit(rounds[0])
     assert office.submit(rounds[5]).accepted and office.reports.tip().round == 1
-    assert submit(office, *rounds[1:5]) == Answer(True)
+    assert submit(office, *rounds[1:5]) == ReportAnswer(True)
     assert office.credits() == office.expected_credits(range(1, 7))
-    assert submit(office, *rounds) == Answer(True), "once more changes nothing"
+    assert submit(office, *rounds) == ReportAnswer(True), "once more changes nothing"
     assert office.credits() == office.expected_credits(range(1, 7))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Any
 import pytest
 
 from coordinator import host as host_module
-from coordinator import publisher as publisher_module
-from coordinator.door import Door
 from coordinator.host import Host
 from coordinator.host_screen import HostScreen
-from coordinator.publisher import Publisher
 from coordinator.reports import Reports
+from coordinator.uploads import Wanted
 from lab.processes import eventually
+from protocol.backoff import Backoff
 from protocol.errors import PartFailed
 from protocol.parts import MOST_FAILURES
 from tests.kit.coordinator import start_host, write_run
@@ -38,21 +36,24 @@ potluck.main()
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_module, "TICK_S", 0.01)
-    monkeypatch.setattr(host_module, "LONGEST_PAUSE_S", 0.01)
-    monkeypatch.setattr(publisher_module, "FIRST_RESTART_S", 0.01)
-    monkeypatch.setattr(publisher_module, "LONGEST_RETRY_S", 0.01)
 
 
 def fails(times: int) -> Any:
     """A method that fails so often, and then does nothing."""
     left = [times]
 
-    def method(self: object) -> None:
+    def method(*_: object) -> None:
         left[0] -= 1
         if left[0] >= 0:
             raise LookupError("planted")
 
     return method
+
+
+def hurried(self: Backoff) -> float:
+    """A pause that is next to none, however often it failed."""
+    self.failures += 1
+    return 0.01
 
 
 def open_host(tmp_path: Path) -> Host:
@@ -74,7 +75,7 @@ def test_a_ticker_that_fails_is_started_again_and_the_status_says_so(
         host.stop()
 
 
-@pytest.mark.parametrize(("owner", "name", "part"), [(Reports, "settle", "ticker"), (Publisher, "look", "publisher")])
+@pytest.mark.parametrize(("owner", "name", "part"), [(Reports, "settle", "ticker"), (Wanted, "want", "publisher")])
 def test_a_host_whose_ticker_or_publisher_keeps_failing_ends_with_an_error(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -84,6 +85,7 @@ def test_a_host_whose_ticker_or_publisher_keeps_failing_ends_with_an_error(
     name: str,
     part: str,
 ) -> None:
+    monkeypatch.setattr(Backoff, "failed", hurried)
     monkeypatch.setattr(owner, name, fails(10**6))
     host = open_host(tmp_path)
     try:
@@ -106,19 +108,24 @@ def test_the_command_ends_with_an_exit_code_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_host_whose_server_has_ended_says_so_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Door.handlers
+    class Ends:
+        """A gRPC server that opens, and then fails."""
 
-    def handlers(door: Door) -> Any:
-        """Its loop is stopped under it, once it has opened."""
-        loop = asyncio.get_running_loop()
-        loop.call_later(0.5, loop.stop)
-        return real(door)
+        def add_generic_rpc_handlers(self, handlers: object) -> None: ...
 
-    monkeypatch.setattr(Door, "handlers", handlers)
+        def add_secure_port(self, address: str, credentials: object) -> int:
+            return 4700
+
+        async def start(self) -> None: ...
+
+        async def wait_for_termination(self) -> None:
+            raise LookupError("planted")
+
+    monkeypatch.setattr("grpc.aio.server", lambda **_: Ends())
     host = open_host(tmp_path)
     try:
-        with pytest.raises(PartFailed, match="server, has stopped: RuntimeError: Event loop stopped"):
+        with pytest.raises(PartFailed, match="server, has stopped: LookupError: planted"):
             host.wait(60)
-        assert host.status().parts_failed == ("server: RuntimeError",)
+        assert host.status().parts_failed == ("server: LookupError",)
     finally:
         host.stop()

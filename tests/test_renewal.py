@@ -8,6 +8,7 @@ from pathlib import Path
 import jwt
 import pytest
 
+from coordinator.run_config import Host as RunHost
 from lab.processes import CARD_TOKENS_PER_S, WAIT_S, Community
 from lab.training_fixtures import write_tiny_llama
 from lab.warm_start import WarmStart
@@ -16,7 +17,6 @@ from peer.link.held_certificate import RENEW_SHARE, HeldCertificate
 from protocol import certificate as certificates
 from protocol.errors import RefusedError
 from protocol.keys import PeerIdentity
-from protocol.run_spec import Host as RunHost
 from tests.kit.coordinator import start_host, write_run
 
 pytestmark = pytest.mark.swarm

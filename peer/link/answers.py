@@ -73,13 +73,6 @@ class Announcement(NamedTuple):
     want_chain: bool = False  # round + 1 is missing in the ledger: send the agreements after `round`, if they are here
 
 
-class ReportAnswer(NamedTuple):
-    """What became of a report; a refusal is final."""
-
-    accepted: bool
-    reason: str
-
-
 def parse_twin(reply: coordinator_pb2.AnnounceReply) -> Twin:
     """What is said of another computer with this identity; a newer coordinator may say more than is known here."""
     return Twin(reply.twin) if reply.twin in tuple(Twin) else Twin.NONE

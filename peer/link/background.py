@@ -129,7 +129,7 @@ class CoordinatorLink:
         self._wake.set()
 
     def say_leaving(self) -> None:
-        """Say at the next visits that this peer leaves: if it is the last one, the coordinator may want its newest state."""
+        """Say at the next visits that this peer leaves: if it is the last one, its newest state may be wanted."""
         self._leaving = True
         self.wake()
 

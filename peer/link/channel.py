@@ -67,7 +67,7 @@ def open_channel(address: str, tls_digest: str, timeout_s: float) -> grpc.Channe
 
 
 def _check_clock(certificate: x509.Certificate) -> None:
-    """The coordinator looks after its certificate: when that seems to be over or not to have begun, the clock is wrong."""
+    """The coordinator looks after its certificate: if it seems to be over or not to have begun, the clock is wrong."""
     now = datetime.datetime.now(datetime.UTC)
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if not begins <= now <= ends:

@@ -1,8 +1,8 @@
 """The volunteer's side of the coordinator's gRPC service. `potluck join` and the peer's background tasks call it.
 
-Calls are synchronous, each has a deadline, and none retries: `CoordinatorAway` tells the caller to try again later, with
-jitter, while training goes on. What comes back is believed only as far as the invite, the run card or a digest vouch for
-it. One client may be shared by threads. Close it (or use `with`) before forking.
+Calls are synchronous, each has a deadline, and none retries: `CoordinatorAway` tells the caller to try again later,
+with jitter, while training goes on. What comes back is believed only as far as the invite, the run card or a digest
+vouch for it. One client may be shared by threads. Close it (or use `with`) before forking.
 
     with CoordinatorClient(Invite.parse(text)) as client:
         run = client.get_run()
@@ -21,7 +21,6 @@ from peer.link.answers import (
     Announcement,
     Enrollment,
     RemoteFile,
-    ReportAnswer,
     RunDescription,
     RunFiles,
     parse_addresses,
@@ -40,7 +39,14 @@ from protocol.files import tree_digest
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity, fingerprint, load_public_pem
 from protocol.newest import RunNow
-from protocol.rpc import MAX_CHALLENGE_BYTES, PART_BYTES, SWARM_VERSION, enroll_message, transfer_timeout_s
+from protocol.rpc import (
+    MAX_CHALLENGE_BYTES,
+    PART_BYTES,
+    SWARM_VERSION,
+    ReportAnswer,
+    enroll_message,
+    transfer_timeout_s,
+)
 from protocol.run_card import RunCard
 from protocol.state import StateManifest
 from protocol.status import RunStatus
@@ -309,7 +315,9 @@ class CoordinatorClient:
         return RunStatus.from_bytes(self.connection.call("GetStatus", coordinator_pb2.GetStatusRequest()).status)
 
     def run_now(self, ledger_size: int) -> RunNow:
-        """What it has published, and that its ledger extends the one of `ledger_size` leaves: unchecked (`protocol.newest`).
+        """What it has published, and that its ledger extends the one of `ledger_size` leaves.
+
+        Unchecked: `protocol.newest` does that.
 
         Raises: CoordinatorAway, FormatError.
         """

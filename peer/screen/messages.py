@@ -1,4 +1,6 @@
-"""What a volunteer's peer says: keys, which stand in `--json` too, and the English; the Chinese is in `protocol/zh.txt`.
+"""What a volunteer's peer says: keys, which stand in `--json` too, and the English.
+
+The Chinese is in `protocol/zh.txt`.
 
 >>> text("fetching", "zh")
 '正在下载并验证模型和数据……'
@@ -94,8 +96,10 @@ _MESSAGES = {
     "so-much-longer": "about {time} more, for {rounds} rounds in all (an estimate)",
     "now-at": "; it is at round {round} now",
     "sent": "is sent",
-    "what-is-sent": "what the model learns here, how much work this was, how fast this computer is, and its network address",
-    "what-is-sent-reducing": "averages of what others send, how much work this was, and this computer's network address",
+    "what-is-sent": "what the model learns here, how much work this was, how fast this computer is, "
+    "and its network address",
+    "what-is-sent-reducing": "averages of what others send, how much work this was, "
+    "and this computer's network address",
     "never-sent": "never sent",
     "what-is-never-sent": "your files, and whatever else you do on this computer",
     "details": "details",

@@ -35,7 +35,7 @@ class Screen(Protocol):
         """No step is done until the reason is gone; what was done is kept."""
 
     def problem(self, key: str, **values: str) -> None:
-        """Something that the owner may have to see to, and that goes on by itself then: a key of peer.screen.messages."""
+        """Something that the owner may have to see to, and that goes on by itself then: a key of `messages`."""
 
     def credited(self, tokens: int, rounds: int, newest: int) -> None:
         """What the receipts show, up to round `newest`."""

@@ -62,9 +62,10 @@ class Mean(Aggregator):
 class ClippedMean(Mean):
     """The weighted mean of parts of which none is longer than `clip` times the group's usual length of that chunk.
 
-    By chunk, because a reducer has no more of an update than some of its chunks, and because a sender could hide what it
-    does to a few values in the length of all. The usual length is a weighted median (`usual_length`), so whoever wants to
-    raise it needs half of the weight, as for a vote. A sender is not told: what was cut off is lost, also for error feedback.
+    By chunk, because a reducer has no more of an update than some of its chunks, and because a sender could hide what
+    it does to a few values in the length of all. The usual length is a weighted median (`usual_length`), so whoever
+    wants to raise it needs half of the weight, as for a vote. A sender is not told: what was cut off is lost, also for
+    error feedback.
 
     Args:
         clip: how many times the usual length; positive.
@@ -85,11 +86,13 @@ class ClippedMean(Mean):
         return super().average(parts, weights, sparse=sparse)
 
     def _surely_short(self, parts: Sequence[torch.Tensor], weights: Sequence[int]) -> bool:
-        """Whether all parts are short enough by so much that no exact length is needed to tell; in an eighth of the time.
+        """Whether all parts are short enough by so much that no exact length is needed to tell.
 
-        The sums of squares, in whatever order this machine takes them, are off by a share of 2**-24 for each value at most, and
-        exact lengths by half of that. The answer may differ between machines, the average cannot: after a yes, exact lengths would
-        change nothing.
+        It takes an eighth of the time.
+
+        The sums of squares, in whatever order this machine takes them, are off by a share of 2**-24 for each value at
+        most, and exact lengths by half of that. The answer may differ between machines, the average cannot: after a
+        yes, exact lengths would change nothing.
         """
         squares = [torch.dot(part, part).item() for part in parts]
         slack = 4 * parts[0].numel() * 2.0**-24
@@ -126,9 +129,9 @@ def usual_length(lengths: Sequence[float], weights: Sequence[int]) -> float:
     """The weighted lower median of the lengths that are not 0; 0 when all are.
 
     A length of 0 is no member's word on how long a part is: where less than half of the group has trained some chunk
-    (the embeddings of rare words, an adapter's first step), a median with the zeros would throw all of that away. The lower of two,
-    because it is the higher one that could do harm. Each counts by its weight, but for no more than all others together, so that
-    no member's length is the measure of its own, however much weight it has.
+    (the embeddings of rare words, an adapter's first step), a median with the zeros would throw all of that away. The
+    lower of two, because it is the higher one that could do harm. Each counts by its weight, but for no more than all
+    others together, so that no member's length is the measure of its own, however much weight it has.
     """
     present = sorted((own, weight) for own, weight in zip(lengths, weights, strict=True) if own)
     total = sum(weight for _, weight in present)
@@ -165,10 +168,11 @@ def weighted_mean(parts: Sequence[torch.Tensor], weights: Sequence[int]) -> torc
 
 
 def senders_mean(parts: Sequence[torch.Tensor], weights: Sequence[int]) -> torch.Tensor:
-    """For each value the weighted mean over the parts where it is not 0; from one alone, it times its share of all weight.
+    """For each value the weighted mean over the parts where it is not 0.
 
-    For sparse updates, in which 0 means "not sent": no zero of that member. A lone value is one member's word only. (Four
-    simulated workers, docs/benchmarks.md, with all of the residual: 3.367; halved instead 3.412, not shrunk at all 3.636.)
+    For sparse updates, in which 0 means "not sent": no zero of that member. A value of one part alone is one member's
+    word only, and is shrunk to that part's share of all weight. (Four simulated workers, docs/benchmarks.md, with all
+    of the residual: 3.367; halved instead 3.412, not shrunk at all 3.636.)
 
     Args:
         parts: fp32, all of one shape, in group order.

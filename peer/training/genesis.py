@@ -62,7 +62,8 @@ def _check_causal(folder: Path, model: Any) -> None:
     before, after = (model(input_ids=ids, use_cache=False).logits[0, :-1].float() for ids in (first_BT, second_BT))
     if not torch.allclose(before, after, rtol=0, atol=_LEAK * float(before.abs().max()), equal_nan=True):
         raise InputError(
-            f"{folder}: what this model says of a token depends on those that follow: it would see what it is to predict",
+            f"{folder}: what this model says of a token depends on those that follow: "
+            "it would see what it is to predict",
             "choose a decoder-only model",
         )
 

@@ -1,4 +1,4 @@
-"""The outer step: from the agreed base and the averaged update to the next agreed state, the same bits on every machine.
+"""The outer step: from the agreed base and the averaged update to the next agreed state, the same bits everywhere.
 
 Every peer computes it for itself after a round's average, and the coordinator's audit computes it again. So it may use
 only operations that IEEE 754 defines to the bit: products, sums, quotients and square roots of vectors, element by

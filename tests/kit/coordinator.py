@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from coordinator.host import Host
 from coordinator.ledger import Ledger
-from coordinator.reports import Answer, CommittedRound, Reports
+from coordinator.reports import CommittedRound, Reports
 from coordinator.store.database import Store
 from peer.link.answers import RunDescription
 from peer.link.client import CoordinatorClient
@@ -31,6 +31,7 @@ from protocol.epoch import stored_word
 from protocol.errors import InputError
 from protocol.keys import PeerIdentity, RootKey
 from protocol.ledger_entry import CreditEntry, RunEntry, parse_entry
+from protocol.rpc import ReportAnswer
 from protocol.run_card import RunCard
 from protocol.run_spec import RunSpec
 from protocol.signed import Signed
@@ -319,7 +320,7 @@ class Office:
         token = certificate.issue(self.membership_key, run=self.card.run, peer_id=identity.peer_id, lifetime_s=3600)
         return Member(identity, token)
 
-    def submit(self, agreement: Agreement, by: Member | None = None) -> Answer:
+    def submit(self, agreement: Agreement, by: Member | None = None) -> ReportAnswer:
         return self.reports.submit(agreement.to_bytes(), (by or self.swarm.members[0]).peer_id)
 
     def credits(self) -> list[tuple[int, str]]:

@@ -11,8 +11,8 @@
     >>> codec("int8").decode(data, 3)
     tensor([ 0.0000, -1.0000,  0.5039])
 
-An update is cut into chunks of `chunk_values` values, each encoded by itself, so that whoever reduces some chunks can check
-them against the claim of their sender and needs no others:
+An update is cut into chunks of `chunk_values` values, each encoded by itself, so that whoever reduces some chunks can
+check them against the claim of their sender and needs no others:
 
     >>> update = EncodedUpdate.encode(torch.ones(5), "fp16", chunk_values=2)
     >>> [len(chunk) for chunk in update.chunks], len(update.root)
@@ -122,8 +122,9 @@ class EncodedUpdate:
         return torch.cat([self.decode_chunk(index) for index in range(len(self.chunks))])
 
     def residual(self, vector: torch.Tensor) -> torch.Tensor:
-        """What encoding lost, `vector - decode()`: add it to the next update so that small changes are not lost for ever
-        (error feedback, Seide et al. 2014).
+        """What encoding lost, `vector - decode()`.
+
+        Added to the next update, so that small changes are not lost for ever (error feedback, Seide et al. 2014).
 
         Args:
             vector: what was encoded, flat fp32 [N]; overwritten, and returned.

@@ -1,16 +1,18 @@
 """topk: of each block of 4096 values only the 128 largest travel, as one of two sizes with a sign (SparseLoCo, Sarfi et
 al. 2025; the setting of Covenant-72B). What is left out waits in its sender's model, which trains on from there
-(`peer.training.work`). Gradients wait in a residual, of which nine tenths go into the next update: what has waited for long
-pulls the wrong way. docs/benchmarks.md has what each is worth.
+(`peer.training.work`). Gradients wait in a residual, of which nine tenths go into the next update: what has waited for
+long pulls the wrong way. docs/benchmarks.md has what each is worth.
 
 A part is, of `n` values, the k = ceil(n / 32) that are kept:
 
     places       `peer.training.codecs.positions` of k out of n: each block of 4096 has 128 of them,
                  a shorter last one of w values ceil(w / 32)
-    sizes        for each block 2 x bf16: the mean of its smaller and of its larger ones, cut where that is closest to all
+    sizes        for each block 2 x bf16: the mean of its smaller and of its larger ones, cut where that is closest
+                 to all
     2k bits      the signs (1: negative), then which of the two sizes, in whole bytes; least significant bit first
 
-An average (`peer.training.aggregate.senders_mean`) is on the places of all members together, so it is written otherwise:
+An average (`peer.training.aggregate.senders_mean`) is on the places of all members together, so it is written
+otherwise:
 
     u32          how many places k
     places       of k out of n
