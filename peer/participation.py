@@ -144,17 +144,15 @@ class Participation:
         )
 
     def _place(self, states: KeptStates) -> Place:
-        card = self._admitted.card
-        opening = Opening(card.run, card.member_key)
-        box = self._folder.ballots(lambda data: box_bytes.from_bytes(data, opening))
-        head = states.resume()
+        admitted, folder, head = self._admitted, self._folder, states.resume()
+        opening = Opening(admitted.card.run, admitted.card.member_key)
         return Place(
             self._identity,
-            card,
-            lambda: self._admitted.certificate.token,
+            admitted.card,
+            lambda: admitted.certificate.token,
             head,
-            box or Box(),
-            self._folder.save_ballots,
+            folder.ballots(lambda data: box_bytes.from_bytes(data, opening)) or Box(),
+            folder.save_ballots,
             states.candidate(head),
             self._config.swarm,
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-ROOMS = ("protocol", "peer", "coordinator")
+ROOMS = ("commands", "protocol", "peer", "coordinator")
 GENERATED = re.compile(r"_pb2(_grpc)?\.pyi?$|^py\.typed$|^__init__\.py$")
 
 

@@ -1,4 +1,4 @@
-"""Reported rounds: each claim ends in the ledger exactly once, whatever order, repetition or forgery reports come in."""
+"""Reported rounds: each claim ends in the ledger exactly once, however reports are ordered, repeated or forged."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_one_member_cannot_fill_the_store_with_waiting_reports(
 
 
 def test_hoarders_give_way_and_what_a_member_reported_stays(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The store is full of one member's reports, some of them the others' own rounds: none of theirs is lost or refused."""
+    """The store is full of one member's reports, some of the others' own rounds: none of theirs is lost or refused."""
     first, second, third = [office.swarm.round(seed=number) for number in range(3)]
     hoarder, (alice, bob, _) = office.member(), office.swarm.members
     monkeypatch.setattr(reports_module, "MAX_WAITING", 6)

@@ -80,7 +80,9 @@ class Plan:
 
     def beginners(self) -> bytes:
         """The coordinator's word: the first member begins."""
-        return Beginners(run=self.card.run, peers=(self.identity(0).peer_id,)).sign(PeerIdentity(_key("membership"))).data
+        return (
+            Beginners(run=self.card.run, peers=(self.identity(0).peer_id,)).sign(PeerIdentity(_key("membership"))).data
+        )
 
     # ---- one member --------------------------------------------------------------------------------------------------
 

@@ -251,7 +251,7 @@ class Driver:
             case a.StopAllReduce(why):
                 self.reducing.stop(why)
             case a.Fetch():
-                self._spawn(self.heads.get(action))
+                self._spawn(self._fetch(action))
             case a.Commit():
                 self._commit(action)
             case a.TellEveryone():
@@ -264,6 +264,18 @@ class Driver:
                     future.set_result(action)
             case _:
                 calls.make(self, action)
+
+    async def _fetch(self, action: a.Fetch) -> e.Event:
+        event = await self.heads.get(action)
+        state = self.shelf.find(action.state)
+        if not action.keeps or state is None:
+            return event
+        try:
+            keep, average = self._callbacks.on_candidate, self.shelf.average(action.state)
+            await asyncio.get_running_loop().run_in_executor(None, keep, state, average)
+        except (OSError, InputError) as error:
+            return e.NotFetched(action.state, f"cannot keep a state: {error}")
+        return event
 
     def _spawn(self, coroutine: Any) -> None:
         """A task that ends in an event."""

@@ -72,7 +72,7 @@ def propose(state: State, there: list[View], now: float) -> list[Action]:
         left_out=turns.why_unasked(state, asked, now),
     )
     everyone = [config.me, *asked, *reducing]
-    call = Propose(asked, round, state.last.state, attempt, timeout_s, everyone)
+    call = Propose(asked, round, state.last.state, attempt, timeout_s, everyone, state.deciding_word)
     actions: list[Action] = [Stage(round, "propose"), CloseWork(), call]
     return save(state, state.box.promise(round, attempt, config.me), phase, actions, [])
 

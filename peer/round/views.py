@@ -99,11 +99,13 @@ def together(state: State, now: float) -> list[View]:
 
 
 def ahead(state: State, now: float) -> list[View]:
-    """Live members that say they stand on a later round, the furthest first."""
-    found = [view for view in state.views.values() if view.said.round > state.round]
+    """Live members that say they stand further than this one: in a later epoch, or in a later round; the furthest first."""
+    mine = (state.last.epoch, state.round)
+    found = [view for view in state.views.values() if (view.said.epoch, view.said.round) > mine]
     if not found:
         return found
-    return sorted((view for view in found if is_alive(state, view.peer, now)), key=lambda view: -view.said.round)
+    alive = [view for view in found if is_alive(state, view.peer, now)]
+    return sorted(alive, key=lambda view: (-view.said.epoch, -view.said.round))
 
 
 def up_bytes_s(state: State) -> float:
@@ -130,7 +132,8 @@ def take_farewells(state: State, said: Iterable[Signed[Farewell]]) -> None:
         known = state.farewells.get(round)
         if known is not None and item.by in known.by_peer:
             continue
-        near = state.round <= round <= state.round + 1 and item.value.run == state.config.run
+        near = state.round <= round <= state.round + 1
+        near = near and (item.value.run, item.value.epoch) == (state.config.run, state.epoch)
         speaks = item.by in state.last.weights or item.by in state.views or item.by == state.config.me
         if near and speaks and len(known.by_peer if known else ()) < MAX_FAREWELLS:
             state.farewells[round] = (known or Farewells()).joined(Farewells({item.by: item}))
@@ -156,4 +159,5 @@ def own_said(state: State, now: float) -> Said:
         step_s=state.own.step_s,
         hears=len(alive(state, now)),
         up_bytes_s=up_bytes_s(state),
+        epoch=state.last.epoch,
     )
