@@ -6,6 +6,7 @@ Valid bytes are changed at random: single bytes, and, where they are JSON, any p
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -55,6 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return build_run(tmp_path_factory.mktemp("run"), rounds=1)
 
 
+@functools.cache
 def by_a_word() -> Agreement:
     """An agreement that has all that only large runs know: full groups, work that waited, a word, acceptors outside."""
     spec = spec_of(3, max_group=3)
@@ -132,9 +134,9 @@ def valid_bytes(run: Run) -> dict[str, tuple[bytes, Callable[[bytes], Any]]]:
 
 
 NAMES = [
-    "claim", "vote", "envelope", "agreement", "certificate", "run card", "run spec", "invite", "identity", "public key",
-    "peer id", "state manifest", "ledger entry", "ledger head", "verifier key", "log proof", "receipt",
-    "file with a ledger head", "checkpoint.json", "model signature",
+    "claim", "vote", "envelope", "agreement", "agreement of a large run", "word", "certificate", "run card", "run spec",
+    "invite", "identity", "public key", "peer id", "state manifest", "ledger entry", "ledger head", "verifier key",
+    "log proof", "receipt", "file with a ledger head", "checkpoint.json", "model signature",
 ]  # fmt: skip
 
 
@@ -223,7 +225,16 @@ def test_changed_json_is_answered(name: str, run: Run, choice: st.DataObject) ->
 @given(value=ANY_JSON)
 def test_any_json_in_place_of_an_agreement_or_entry_is_refused(run: Run, value: Any) -> None:
     data = json.dumps(value).encode()
-    for name in ("agreement", "ledger entry", "receipt", "checkpoint.json", "model signature", "envelope"):
+    for name in (
+        "agreement",
+        "agreement of a large run",
+        "word",
+        "ledger entry",
+        "receipt",
+        "checkpoint.json",
+        "model signature",
+        "envelope",
+    ):
         assert not answers(valid_bytes(run)[name][1], data)
 
 
