@@ -1,4 +1,4 @@
-"""Runs the service over TLS: the port, the loop in a thread of its own, the limits of connections. `host` opens and closes it.
+"""Runs the service over TLS: the port, the loop in a thread of its own, the limits of connections. `host` opens it.
 
 What a call may take is decided in `door`. A connection has seconds for its handshake and a bounded number of calls; one
 without a call is closed after minutes. There is no limit of connections by address: gRPC offers none.

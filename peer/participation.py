@@ -250,6 +250,9 @@ class Participation:
     def anchored(self, agreement: Agreement) -> None:
         self._here().set_anchor(agreement)
 
+    def chain_since(self, round: int) -> list[bytes]:
+        return self._here().chain_since(round)
+
     def credited(self) -> None:
         self._screen.credited(*self._receipts.credit())
 

@@ -2,7 +2,7 @@
 
     1. ask the coordinator what the run is, and hold the answer against the invite; if it is over, say so
     2. show it to the owner; go on when agreed
-    3. enroll, fetch genesis and data by digest, verify the genesis as the signed checkpoint it is, load it
+    3. enroll, fetch genesis and data by digest, verify the genesis as the signed checkpoint it is: `link.run_files`
     4. train with the others until the run is over or the owner stops: `participation`
 
 When the coordinator is away and this peer has joined before, what is on disk is enough to go on; else it waits.
@@ -22,16 +22,13 @@ from peer.link.newcomer import Admitted, Newcomer, RunOver
 from peer.participation import Participation, PeerConfig
 from peer.screen.screen import Screen, tell_failure, tell_over
 from peer.training.data import load_dataset
-from peer.training.genesis import load_state
 from peer.training.model import load_trainable
 from peer.training.work import LocalWork
-from protocol.errors import VerificationError
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity
 from protocol.leaving import Leaving
 from protocol.parts import Failure
 from protocol.trust import trust
-from protocol.verify import verify_checkpoint
 
 
 class Volunteer:
@@ -67,7 +64,6 @@ class Volunteer:
                 self._after(folder, admitted)
                 return True
             trust(self._invite.root, name=admitted.card.spec.run.name, run=admitted.card.run, folder=config.home)
-            self._verify_genesis(admitted)
             work = None
             if not reduce_only:
                 sizes = folder.place("micro-batch.json")
@@ -101,14 +97,6 @@ class Volunteer:
         return Receipts(
             folder.path / "receipts", run=self._invite.run, root=self._invite.root, peer_id=self._identity.peer_id
         )
-
-    def _verify_genesis(self, admitted: Admitted) -> None:
-        self._screen.step("verifying-genesis")
-        report = verify_checkpoint(admitted.files.genesis, trusted={self._invite.root})
-        if not report.ok:
-            raise VerificationError(f"the genesis does not check out: {report.verdict}", "do not train; tell the host")
-        if load_state(admitted.files.genesis / "model").digest != admitted.card.genesis:
-            raise VerificationError("the genesis is not the one in the run card", "do not train; tell the host")
 
 
 def load_work(admitted: Admitted, peer_id: str, config: PeerConfig, screen: Screen, sizes: Path) -> LocalWork:

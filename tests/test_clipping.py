@@ -12,13 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator.presets import NEW
 from lab.poisoned_rounds import ATTACKS, LARGEST, Community
 from lab.training_fixtures import Bench
 from peer.training.aggregate import ClippedMean, Mean, aggregator, length, usual_length
 from peer.training.codecs.codec import average_codec, codec
 from peer.training.reduce import average_chunk
 from protocol.errors import FormatError
-from protocol.presets import NEW
 
 CLIP = NEW["sync"]["clip"]
 WIRES = ("fp32", "fp16", "int8", "int4", "int2", "topk")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ import pytest
 from lab.processes import eventually
 from peer.disk.outbox import Outbox
 from peer.link import background
-from peer.link.answers import Announcement, Enrollment
-from peer.link.background import INTERVAL_S, LONGEST_PAUSE_S, CoordinatorLink, Peer, Presence
+from peer.link.answers import Announcement, Enrollment, ReportAnswer
+from peer.link.background import INTERVAL_S, LONGEST_PAUSE_S, CoordinatorLink, Peer
+from peer.link.channel import CoordinatorBusy
 from peer.link.held_certificate import HeldCertificate
-from protocol.agreement import Agreement
 from protocol.errors import CoordinatorAway, RefusedError
 from protocol.keys import PeerIdentity
 from protocol.parts import Failure
+from tests.kit.link import Nothing, Silent
 
 
 class Client:
@@ -42,13 +43,26 @@ class Client:
     def close(self) -> None: ...
 
 
-class Nothing:
-    """Neither receipts nor states."""
+class Full(Client):
+    """A coordinator that has no room for reports until it was given the rounds that its ledger lacks."""
 
-    def fetch(self, client: object, certificate: str) -> None: ...
+    def __init__(self) -> None:
+        super().__init__(lambda: None)
+        self.chains: list[list[bytes]] = []
+        self.reports: list[bytes] = []
 
-    def offered(self) -> dict[str, int]:
-        return {}
+    def announce(self, certificate: str, **said: Any) -> Announcement:
+        return super().announce(certificate, **said)._replace(round=3, want_chain=not self.chains)
+
+    def report(self, certificate: str, agreement: bytes) -> ReportAnswer:
+        if not self.chains:
+            raise CoordinatorBusy("no room")
+        self.reports.append(agreement)
+        return ReportAnswer(True, "")
+
+    def report_chain(self, certificate: str, agreements: Sequence[bytes]) -> ReportAnswer:
+        self.chains.append(list(agreements))
+        return ReportAnswer(True, "")
 
 
 class Clockwork(threading.Event):
@@ -67,24 +81,15 @@ class Clockwork(threading.Event):
         return self.is_set()
 
 
-class Silent:
-    """A peer that has nothing to say, and listens to nothing."""
+class Knowing(Silent):
+    """A peer that knows some agreements."""
 
-    def renewed(self, token: str) -> None: ...
+    def __init__(self, known: list[bytes]) -> None:
+        self._known = known
 
-    def presence(self) -> Presence:
-        return Presence(0, 0.0, [], False, b"here")
-
-    def heard(self, answer: Announcement) -> None: ...
-
-    def clock_off(self, offset_s: float) -> None: ...
-
-    def wants_anchor(self) -> bool:
-        return False
-
-    def anchored(self, agreement: Agreement) -> None: ...
-
-    def credited(self) -> None: ...
+    def chain_since(self, round: int) -> list[bytes]:
+        assert round == 3, "the newest in the ledger"
+        return self._known
 
 
 @pytest.fixture
@@ -116,6 +121,31 @@ def test_after_two_thousand_failed_visits_in_a_row_the_link_still_tries(
     assert client.visits == 2000 and len(closing.waited) == 2000
     assert all(INTERVAL_S / 2 <= pause <= LONGEST_PAUSE_S for pause in closing.waited)
     assert min(closing.waited[10:]) >= LONGEST_PAUSE_S / 2
+
+
+def test_no_room_for_reports_keeps_nothing_else_waiting(
+    make: Callable[..., CoordinatorLink], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who cannot report is heard, and asked for what the ledger lacks; then there is room."""
+    monkeypatch.setattr(background, "INTERVAL_S", 0.01)
+    client, known = Full(), [b"round %d" % number for number in range(4, 10)]
+    Outbox(tmp_path / "outbox").put(9, b"round 9")
+    with make(client, Knowing(known)) as link:
+        assert link.settled.wait(10)
+    assert client.chains == [known] and client.reports == [b"round 9"]
+
+
+@pytest.mark.parametrize(
+    ("known", "sent"), [([b"1234", b"12345", b"12"], 2), ([b"1"] * 5, 3), ([b"12345678901"], 0), ([], 0)]
+)
+def test_a_chain_is_cut_to_what_one_call_may_hold(
+    make: Callable[..., CoordinatorLink], monkeypatch: pytest.MonkeyPatch, known: list[bytes], sent: int
+) -> None:
+    monkeypatch.setattr(background, "MAX_CHAIN_BYTES", 10)
+    monkeypatch.setattr(background, "MAX_CHAIN_ROUNDS", 3)
+    client = Full()
+    make(client, Knowing(known)).visit()
+    assert client.chains == ([known[:sent]] if sent else [])
 
 
 def test_a_commit_hurries_a_visit_only_while_the_coordinator_is_there(

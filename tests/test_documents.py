@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,11 @@ def pages() -> list[str]:
 
 PAGES = pages()
 PRESENT = [name for name in PAGES if name not in HISTORY]
+
+
+@cache
+def file_names() -> set[str]:
+    return {path.name for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*")}
 
 
 def read(name: str) -> str:
@@ -71,7 +77,6 @@ def test_links_lead_somewhere(name: str) -> None:
 
 @pytest.mark.parametrize("name", PRESENT)
 def test_paths_that_a_page_names_exist(name: str) -> None:
-    everything = {path.name for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*")}
     lost = []
     for span in spans(read(name)):
         for word in re.findall(r"[\w./*-]+", span):
@@ -81,7 +86,7 @@ def test_paths_that_a_page_names_exist(name: str) -> None:
             if path.split("/")[0] in FOLDERS and "/" in path:
                 lost += [] if list(REPOSITORY.glob(path)) else [path]
             elif re.fullmatch(r"\w+\.(py|proto)", path):
-                lost += [] if path in everything or (REPOSITORY / path).exists() else [path]
+                lost += [] if path in file_names() or (REPOSITORY / path).exists() else [path]
     assert lost == []
 
 

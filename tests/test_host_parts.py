@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 
 from coordinator import host as host_module
+from coordinator import publisher as publisher_module
+from coordinator.door import Door
 from coordinator.host import Host
 from coordinator.host_screen import HostScreen
 from coordinator.publisher import Publisher
 from coordinator.reports import Reports
-from coordinator.server import Server
 from lab.processes import eventually
 from protocol.errors import PartFailed
 from protocol.parts import MOST_FAILURES
@@ -36,6 +38,9 @@ potluck.main()
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_module, "TICK_S", 0.01)
+    monkeypatch.setattr(host_module, "LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(publisher_module, "FIRST_RESTART_S", 0.01)
+    monkeypatch.setattr(publisher_module, "LONGEST_RETRY_S", 0.01)
 
 
 def fails(times: int) -> Any:
@@ -69,7 +74,7 @@ def test_a_ticker_that_fails_is_started_again_and_the_status_says_so(
         host.stop()
 
 
-@pytest.mark.parametrize(("owner", "name", "part"), [(Reports, "settle", "ticker"), (Publisher, "_look", "publisher")])
+@pytest.mark.parametrize(("owner", "name", "part"), [(Reports, "settle", "ticker"), (Publisher, "look", "publisher")])
 def test_a_host_whose_ticker_or_publisher_keeps_failing_ends_with_an_error(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -79,7 +84,6 @@ def test_a_host_whose_ticker_or_publisher_keeps_failing_ends_with_an_error(
     name: str,
     part: str,
 ) -> None:
-    monkeypatch.setattr("protocol.backoff._MOST_DOUBLINGS", 0)
     monkeypatch.setattr(owner, name, fails(10**6))
     host = open_host(tmp_path)
     try:
@@ -102,15 +106,19 @@ def test_the_command_ends_with_an_exit_code_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_host_whose_server_has_ended_says_so_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def ends(self: Server) -> None:
-        self._opened.set_result(4700)
-        raise LookupError("planted")
+    real = Door.handlers
 
-    monkeypatch.setattr(Server, "_serve", ends)
+    def handlers(door: Door) -> Any:
+        """Its loop is stopped under it, once it has opened."""
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.5, loop.stop)
+        return real(door)
+
+    monkeypatch.setattr(Door, "handlers", handlers)
     host = open_host(tmp_path)
     try:
-        with pytest.raises(PartFailed, match="server, has stopped: LookupError: planted"):
+        with pytest.raises(PartFailed, match="server, has stopped: RuntimeError: Event loop stopped"):
             host.wait(60)
-        assert host.status().parts_failed == ("server: LookupError",)
+        assert host.status().parts_failed == ("server: RuntimeError",)
     finally:
         host.stop()

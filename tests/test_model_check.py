@@ -12,13 +12,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
+from coordinator.model_source import prepare_model
+from coordinator.run_config import ModelSource
 from lab.training_fixtures import CHAT_TEMPLATE, make_genesis, make_spec, write_tiny_gpt2, write_tiny_llama
 from peer.training.data import Dataset, Sequences
-from peer.training.genesis import build_genesis, prepare_model
+from peer.training.genesis import build_genesis
 from peer.training.model import load_tokenizer, load_trainable
 from peer.training.model_check import _check_tokenizer, check_model, check_plan
 from protocol.errors import InputError
-from protocol.run_spec import Method, ModelSource
+from protocol.run_spec import Method
 from tests.kit.base_models import FULL, LORA, change_weights, configure, data, refused
 from tests.kit.hub_server import Hub, serve
 

@@ -20,18 +20,11 @@ FILE_LINES, FUNCTION_LINES, PARAMETERS = 350, 60, 8
 SETTERS = {"setattr", "delattr", "setitem", "delitem", "object", "patch"}  # of monkeypatch; `object`: mock.patch.object
 
 KNOWN: dict[str, set[str]] = {
-    "protocol/run_spec.py": {"file"},
     "peer/net/node.py": {"file"},
-    "coordinator/host.py": {"file"},
-    "coordinator/launch.py": {"file"},
-    "coordinator/model_card.py": {"readme"},
-    "coordinator/publisher.py": {"Publisher.__init__"},
     "tests/test_clipping.py": {"Exact._surely_short"},
     "tests/test_data_split.py": {"repeats._CHUNK_TOKENS"},
     "tests/test_handing_on.py": {"Boaster._own_progress", "Liar._own_progress"},
     "tests/test_hivemind_contract.py": {"node._p2p"},
-    "tests/test_host_parts.py": {"Server._serve", "protocol.backoff._MOST_DOUBLINGS"},
-    "tests/test_publisher.py": {"Checkpoints._finish"},
     "tests/test_swarm_allreduce.py": {
         "lazy._send_chunks",
         "liar._send_chunks",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.run_config import RunConfig
 from peer.link.answers import RemoteFile, RunDescription
 from peer.link.estimate import terms_of
 from peer.screen.json_lines import JsonScreen
@@ -15,7 +16,6 @@ from peer.screen.terminal import TerminalScreen
 from peer.screen.terms import Terms
 from protocol.invite import Invite
 from protocol.run_card import RunCard
-from protocol.run_spec import RunConfig
 from protocol.status import Evaluation, LedgerStatus, PeerStatus, RunStatus
 from tests.test_words import check_chinese
 

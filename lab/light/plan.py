@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from coordinator.run_config import RunConfig
 from peer.training.state import SharedState
 from peer.training.work import Update
 from protocol import certificate, note
@@ -19,7 +20,7 @@ from protocol.beginners import Beginners
 from protocol.disk import write_file
 from protocol.keys import PeerIdentity
 from protocol.run_card import RunCard
-from protocol.run_spec import RunConfig, RunSpec
+from protocol.run_spec import RunSpec
 
 SEQUENCE_TOKENS = 16
 CERTIFICATE_S = 24 * 3600

@@ -7,6 +7,7 @@ tries again after growing, jittered pauses, which nothing shortens; the peer tra
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import NamedTuple, Protocol
 from peer.disk.outbox import Outbox
 from peer.disk.receipts import Receipts
 from peer.link.answers import Announcement
+from peer.link.channel import CoordinatorBusy
 from peer.link.client import CoordinatorClient
 from peer.link.clock import ClockWrong
 from peer.link.held_certificate import HeldCertificate
@@ -23,6 +25,7 @@ from protocol.agreement import Agreement
 from protocol.backoff import Backoff
 from protocol.errors import CoordinatorAway, InputError, PotluckError, RefusedError
 from protocol.parts import SupervisedThread, Told
+from protocol.rpc import MAX_CHAIN_BYTES, MAX_CHAIN_ROUNDS
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +72,9 @@ class Peer(Protocol):
     def anchored(self, agreement: Agreement) -> None:
         """It is here."""
 
+    def chain_since(self, round: int) -> list[bytes]:
+        """The agreements of the rounds after one, oldest first, which the ledger lacks; empty when they are not known."""
+
     def credited(self) -> None:
         """There are new receipts."""
 
@@ -102,7 +108,8 @@ class CoordinatorLink:
         self._given: set[int] = set()  # rounds whose states the coordinator has
         self.finished = False  # the coordinator says that the run is over
         self.settled = threading.Event()  # the outbox is empty and nothing is asked of this peer
-        self._backoff = Backoff(INTERVAL_S, LONGEST_PAUSE_S)
+        self._backoff, self._room = Backoff(INTERVAL_S, LONGEST_PAUSE_S), Backoff(INTERVAL_S, LONGEST_PAUSE_S)
+        self._report_at = 0.0  # monotonic; before that there is no room for reports
         restarts = Backoff(INTERVAL_S, LONGEST_PAUSE_S)
         self._thread = SupervisedThread("coordinator-link", self._run, self._closing, on_failure, restarts, vital=False)
 
@@ -165,7 +172,7 @@ class CoordinatorLink:
         if self._certificate.is_due and self._certificate.renew(self._client):
             peer.renewed(self._certificate.token)
         token = self._certificate.token
-        self._outbox.drain(self._client, token)
+        self._report(token)
         own, kept, leaving = peer.presence(), self._states.offered(), self._leaving
         answer = self._client.announce(
             token,
@@ -184,6 +191,8 @@ class CoordinatorLink:
             newest = self._client.agreement(token)
             if newest is not None:
                 peer.anchored(newest)
+        if answer.want_chain:
+            self._send_chain(token, answer.round)
         if self._receipts.fetch(self._client, token):
             peer.credited()
         wanted = answer.want_state in kept
@@ -194,6 +203,31 @@ class CoordinatorLink:
         self.finished = answer.finished
         if len(self._outbox) == 0 and not wanted:
             self.settled.set()
+
+    def _report(self, token: str) -> None:
+        """Send what waits in the outbox. Where there is no room for it now, all else goes on, and it is tried later."""
+        if time.monotonic() < self._report_at:
+            return
+        try:
+            self._outbox.drain(self._client, token)
+            self._room.worked()
+        except CoordinatorBusy as error:
+            logger.info("reports wait in the outbox: %s", error.message)
+            self._report_at = time.monotonic() + self._room.failed()
+
+    def _send_chain(self, token: str, round: int) -> None:
+        """The ledger stands still after a round; this peer may know the agreements that follow."""
+        known = self._peer.chain_since(round)
+        sizes_bytes = itertools.accumulate(map(len, known[:MAX_CHAIN_ROUNDS]))
+        chain = [data for data, size in zip(known, sizes_bytes, strict=False) if size <= MAX_CHAIN_BYTES]
+        if not chain:
+            return
+        answer = self._client.report_chain(token, chain)
+        if answer.accepted:
+            logger.info("the ledger lacked the rounds after %d: %d agreements were sent", round, len(chain))
+            self._report_at = 0.0
+        else:
+            logger.warning("the agreements after round %d were refused: %s", round, answer.reason)
 
     def _upload(self, token: str, digest: str) -> bool:
         """Give the coordinator a state; whether it took it."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -209,6 +209,7 @@ class CoordinatorClient:
             reply.beginners,
             parse_alarm(reply),
             parse_twin(reply),
+            reply.want_chain,
         )
 
     def agreement(self, certificate: str, round: int = 0) -> Agreement | None:
@@ -237,6 +238,20 @@ class CoordinatorClient:
         """
         request = coordinator_pb2.ReportRequest(certificate=certificate, agreement=agreement)
         reply = self.connection.call("Report", request, timeout_s=4 * self.timeout_s)
+        return ReportAnswer(reply.accepted, reply.reason)
+
+    def report_chain(self, certificate: str, agreements: Sequence[bytes]) -> ReportAnswer:
+        """Report the rounds that the ledger lacks, oldest first, as `announce` asked for; harmless twice.
+
+        Args:
+            agreements: `protocol.rpc.MAX_CHAIN_ROUNDS` of them and `MAX_CHAIN_BYTES` at most.
+
+        Raises:
+            CoordinatorAway: it cannot be reached.
+            RefusedError: the certificate no longer holds: enroll again.
+        """
+        request = coordinator_pb2.ReportChainRequest(certificate=certificate, agreements=agreements)
+        reply = self.connection.call("ReportChain", request, timeout_s=8 * self.timeout_s)
         return ReportAnswer(reply.accepted, reply.reason)
 
     def upload_state(self, certificate: str, manifest: StateManifest, chunks: Iterable[bytes]) -> bool:

@@ -22,6 +22,7 @@ from peer.link.clock import ClockWrong, tell_clock
 from peer.link.downloads import is_complete
 from peer.link.estimate import terms_of
 from peer.link.held_certificate import HeldCertificate
+from peer.link.run_files import is_genesis
 from peer.screen.screen import Screen
 from peer.screen.terms import Terms
 from peer.training import nf4
@@ -32,7 +33,6 @@ from protocol.files import hash_folder, tree_digest
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity, fingerprint, load_public_pem
 from protocol.run_card import RunCard
-from protocol.verify import verify_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -189,8 +189,7 @@ class Newcomer:
         base = path / "base-model" if spec.method.kind == "lora" and not self._reduce_only else None
         files = RunFiles(path / "step-000000", base, path / "data" / "data")
         try:
-            report = verify_checkpoint(files.genesis, trusted={self._invite.root})
-            whole = report.ok and report.facts.get("state") == card.genesis
+            whole = is_genesis(files.genesis, card, self._invite.root)
             if not self._reduce_only:
                 whole = whole and is_complete(files.data, spec.data.digest, spec.data.size_bytes)
             whole = whole and (base is None or tree_digest(hash_folder(base)) == spec.model.digest)

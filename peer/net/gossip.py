@@ -22,7 +22,6 @@ from protocol.errors import FormatError, NetworkError, RefusedError
 logger = logging.getLogger(__name__)
 
 STREAM = "progress"
-IDLE_S = 150.0  # a stream on which nothing came for so long is closed
 MAX_BYTES = 1 << 20  # farewells are most of it
 
 
@@ -137,7 +136,8 @@ class Gossip:
                 if message.certificate or not roster.is_admitted(link.peer):
                     roster.admit(link.peer, message.certificate)
                 await self._take(link, message)
-                message = await frames.receive(reader, swarm_pb2.Progress, timeout_s=IDLE_S, max_bytes=MAX_BYTES)
+                # who asks on it closes it when no answer comes
+                message = await frames.receive(reader, swarm_pb2.Progress, timeout_s=None, max_bytes=MAX_BYTES)
         except NetworkError as error:
             logger.debug("progress of %s: %s", short(link.peer), error.message)
         finally:

@@ -189,6 +189,14 @@ class Swarm:
         """A round as the coordinator's ledger has it, its signatures checked."""
         self._post(Anchored(agreement))
 
+    def chain_since(self, round: int) -> list[bytes]:
+        """The agreements of the rounds after one, oldest first, up to the newest; empty when some are not known here.
+
+        Raises:
+            NetworkError: it took too long.
+        """
+        return self._run(_value(lambda: self._rounds.shelf.chain_to_head(round)), 5.0)
+
     def begin_work(self) -> Head:
         """The head to train from. Raises: DaemonEnded, PartFailed."""
         self.check()

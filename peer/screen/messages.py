@@ -1,7 +1,7 @@
 """What a volunteer's peer says: keys, which stand in `--json` too, and the English; the Chinese is in `protocol/zh.txt`.
 
->>> text("verifying-genesis", "zh")
-'正在验证创世检查点的签名……'
+>>> text("fetching", "zh")
+'正在下载并验证模型和数据……'
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ _MESSAGES = {
     "loading-part": "starting: loading {name} ({number} of {count}) …",
     "asking-coordinator": "asking the coordinator what this run is …",
     "coordinator-away": "the coordinator is away; going on with what is on this disk",
-    "fetching": "fetching the model and the data …",
-    "verifying-genesis": "verifying the signature of the genesis checkpoint …",
+    "fetching": "fetching the model and the data, and verifying them …",
     "loading-model": "loading the model …",
     "reading-data": "reading the data …",
     "finding-members": "looking for other members; training begins",

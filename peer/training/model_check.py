@@ -31,7 +31,7 @@ from peer.training.base_files import FLOATS, Header
 from peer.training.loading import loading
 from peer.training.model import from_folder, load_tokenizer, positions_in
 from protocol.errors import InputError
-from protocol.run_spec import DataSource, Method
+from protocol.run_spec import DataRules, Method
 
 # what configurations call the longest sequence, after transformers' own renaming
 _POSITIONS = ("max_position_embeddings", "max_seq_len", "max_target_positions", "n_ctx", "context_length")
@@ -62,7 +62,7 @@ class ModelFacts:
         return text + (f"; left out: {', '.join(self.left_out)}" if self.left_out else "")
 
 
-def check_model(folder: Path, method: Method, data: DataSource) -> ModelFacts:
+def check_model(folder: Path, method: Method, data: DataRules) -> ModelFacts:
     """Look at a folder: its files, configuration, tokenizer, headers, and each weight once.
 
     Raises:
@@ -84,7 +84,7 @@ def check_model(folder: Path, method: Method, data: DataSource) -> ModelFacts:
     )
 
 
-def check_plan(folder: Path, method: Method, data: DataSource) -> int:
+def check_plan(folder: Path, method: Method, data: DataRules) -> int:
     """Look at names, configuration and tokenizer alone; returns how many tokens there are.
 
     Raises:
@@ -236,7 +236,7 @@ def _rows(model: PreTrainedModel) -> int:
     return min(layer.weight.shape[0] for layer in layers if layer is not None)
 
 
-def _check_tokenizer(folder: Path, tokenizer: Any, rows: int, data: DataSource) -> int:
+def _check_tokenizer(folder: Path, tokenizer: Any, rows: int, data: DataRules) -> int:
     """Only what any text may come to: tokens that were added for images, say, may lie beyond the embeddings.
 
     Whether the data have one of those, `TrainableModel.check_fits` asks.

@@ -212,6 +212,7 @@ def _group(world: World, others: list[dict[str, Any]], share: int) -> Group:
 async def _peer(job: dict[str, Any]) -> None:
     import torch
 
+    from coordinator.presets import NEW
     from peer.net.allreduce import STREAM, Reduction
     from peer.net.node import Node
     from peer.net.pace import Limits, Pace
@@ -221,7 +222,6 @@ async def _peer(job: dict[str, Any]) -> None:
     from peer.training.aggregate import aggregator
     from peer.training.codecs.codec import EncodedUpdate, codec
     from protocol import swarm_pb2
-    from protocol.presets import NEW
     from tests.swarm_kit import World
 
     torch.set_num_threads(1)

@@ -81,8 +81,8 @@ class Bench:
         return times["bare"], times["ours"]
 
     def _spec(self, method: str) -> Any:
+        from coordinator.run_config import RunConfig
         from peer.training.genesis import count_parameters
-        from protocol.run_spec import RunConfig
 
         value = {
             "run": {"name": "bench", "seed": 1},

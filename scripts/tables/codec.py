@@ -32,12 +32,12 @@ from hivemind.compression import (
     Uniform8BitQuantization,
 )
 
+from coordinator.presets import NEW
 from lab.small_community import real_inputs
 from lab.training_fixtures import Bench
 from peer.training.aggregate import aggregator
 from peer.training.codecs.codec import CHUNK_VALUES, average_codec, codec
 from peer.training.reduce import average_chunk
-from protocol.presets import NEW
 
 GOAL_GB_S = 0.3
 OURS = ("fp32", "fp16", "int8", "int4", "int2", "topk")

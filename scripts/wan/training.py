@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from coordinator.run_config import RunConfig
 from peer.training.aggregate import aggregator
 from peer.training.codecs.codec import EncodedUpdate, average_codec, chunk_sizes
 from peer.training.data import Dataset, draw, load_dataset
@@ -28,7 +29,7 @@ from peer.training.model import TrainableModel, load_trainable
 from peer.training.reduce import average_chunk
 from peer.training.state import SharedState
 from peer.training.work import LocalWork
-from protocol.run_spec import RunConfig, RunSpec, Sync
+from protocol.run_spec import RunSpec, Sync
 from scripts.wan.scale import BATCH, SEQUENCE_LENGTH
 
 HELD_OUT = 256  # sequences

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from coordinator.run_config import DataSource
 from peer.training.model_check import check_model
 from protocol.errors import InputError
-from protocol.run_spec import DataSource, Method
+from protocol.run_spec import Method
 
 FULL, LORA = Method(), Method(kind="lora", rank=2, targets=("q_proj", "v_proj"))
 

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from coordinator.host import Host
 from coordinator.ledger import Ledger
 from coordinator.reports import Answer, CommittedRound, Reports
-from coordinator.store import open_store
+from coordinator.store.database import Store
 from peer.link.answers import RunDescription
 from peer.link.client import CoordinatorClient
 from peer.training.genesis import load_state
@@ -303,6 +303,7 @@ class Office:
     def open(self) -> None:
         """Open the store, as a start does."""
         self.ledger = open_ledger(self.folder, self.ledger_key, self.card, self.root)
+        self.store = self.ledger.store
         self.reports = Reports(self.ledger, self.card, self.committed.append, lambda: self.named)
 
     def reopen(self) -> None:
@@ -311,7 +312,7 @@ class Office:
         self.open()
 
     def close(self) -> None:
-        self.ledger.engine.dispose()
+        self.store.close()
 
     def member(self) -> Member:
         identity = PeerIdentity.generate()
@@ -331,10 +332,10 @@ class Office:
 
 
 def open_ledger(folder: Path, key: Ed25519PrivateKey, card: RunCard, root: RootKey) -> Ledger:
-    engine = open_store(folder / "ledger.db")
+    store = Store(folder / "ledger.db")
     first = RunEntry(run=card.run, genesis=card.genesis, root_key=root.keyid)
     try:
-        return Ledger(engine, key, note.origin(card.spec.run.name, card.run), first)
+        return Ledger(store, key, note.origin(card.spec.run.name, card.run), first)
     except InputError:
-        engine.dispose()
+        store.close()
         raise

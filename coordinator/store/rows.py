@@ -1,23 +1,11 @@
-"""The coordinator's database: one SQLite file in the run folder. `ledger`, `reports`, `admission` and `publisher` use it.
-
-Every write goes through one `Ledger.writing()` transaction; SQLite's write-ahead log with full synchronisation makes
-each of them survive a kill or a power cut whole or not at all.
-"""
+"""What is stored: one class for each table. A row that was read is plain data; its transaction may be over."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from sqlalchemy import URL, Engine, ForeignKey, UniqueConstraint, create_engine, event
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import ForeignKey, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from protocol.disk import disk_error, is_full
-from protocol.errors import InputError
-
 SCHEMA_VERSION = 1
-BUSY_TIMEOUT_S = 10.0
 
 
 class Base(DeclarativeBase):
@@ -74,6 +62,14 @@ class BeginnersRow(Base):
     __tablename__ = "beginners"
     run: Mapped[str] = mapped_column(primary_key=True)
     word: Mapped[bytes]  # signed, protocol/beginners.py
+
+
+class EpochRow(Base):
+    """The host's words on who decides after a round from which half of the weight is gone: never changed, nor taken back."""
+
+    __tablename__ = "epochs"
+    number: Mapped[int] = mapped_column(primary_key=True)
+    word: Mapped[bytes]  # signed, protocol/epoch.py
 
 
 class PendingRow(Base):
@@ -144,49 +140,9 @@ class EvaluationRow(Base):
     time: Mapped[float]
 
 
-def open_store(path: Path) -> Engine:
-    """Open the database, making it if need be.
-
-    Raises:
-        InputError: not a database, damaged, or written by a newer Potluck; or the disk is full.
-    """
-    engine = create_engine(
-        URL.create("sqlite", database=str(path)), connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
-    )
-    event.listen(engine, "connect", _configure)
-    try:
-        with engine.begin() as connection:
-            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-            if version not in (0, SCHEMA_VERSION):
-                raise InputError(f"{path}: expected schema {SCHEMA_VERSION}, got {version}", "use a newer Potluck")
-            damage = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
-            if damage != "ok":
-                raise InputError(f"{path}: the database is damaged: {damage}", _RESTORE)
-            Base.metadata.create_all(connection)
-            connection.exec_driver_sql(_NAME_REPORTERS)
-            connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    except DatabaseError as error:
-        engine.dispose()
-        if is_full(error, path):
-            raise disk_error(path, error) from error
-        raise InputError(f"{path}: not a database that can be read: {error.orig}", _RESTORE) from error
-    except InputError:
-        engine.dispose()
-        raise
-    return engine
-
-
 # stores that were made before reporters had a table of their own
-_NAME_REPORTERS = """
+NAME_REPORTERS = """
 INSERT INTO pending_by (reporter, digest, round, size)
 SELECT reporter, digest, round, LENGTH(agreement) FROM pending
 WHERE digest NOT IN (SELECT digest FROM pending_by)
 """
-_RESTORE = "restore the run folder from a backup"
-
-
-def _configure(connection: Any, _record: Any) -> None:
-    cursor = connection.cursor()
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()

@@ -1,4 +1,4 @@
-"""Presets: what to write into run.toml for the usual kinds of run. `RunConfig` fills them in; what the host writes wins.
+"""Presets: what to write into run.toml for the usual kinds of run. `RunConfig` fills them in; the host's words win.
 
     preset = "lora"     an adapter; int4 updates, rounds as long as averaging needs, which goes on beside the training
     preset = "full"     all weights; a sixth of the values in each round, in turns, by 2 bits (int2), in frequent rounds
@@ -34,8 +34,8 @@ ENDS = ("round_tokens", "round_seconds")  # of a round: whoever gives one of the
 
 
 NEW: Filling = {
-    # of runs that begin now; specs that were pinned before have none of it. At 2, whoever has less than a third of the weight cannot
-    # turn an average round, and one of seven costs 5 % of the loss, at 3 it is 10 (`scripts/bench poison`)
+    # of runs that begin now; specs that were pinned before have none of it. At 2, whoever has less than a third of the
+    # weight cannot turn an average round, and one of seven costs 5 % of the loss, at 3 it is 10 (`scripts/bench poison`)
     "sync": {"clip": 2.0, "rules": 3},
     # the day is filled in by `dated`
     "data": {"rules": 2, "template_date": None},
