@@ -1,7 +1,7 @@
 """Agreements: a round's claims and votes, with the members' certificates: proof that the round was committed.
 
-Peers make them, the coordinator grants credit by them, a verifier believes a checkpoint by them. What is checked here is
-what an agreement shows by itself; whether it follows the round before says `protocol.succession`.
+Peers make them, the coordinator grants credit by them, a verifier believes a checkpoint by them. What is checked here
+is what an agreement shows by itself; whether it follows the round before says `protocol.succession`.
 
     {"certificates":{"12D3KooW…":"<JWT>"},"claims":[<DSSE>],"votes":[<DSSE>],"weights":{"12D3KooW…":1024}}
 
@@ -11,8 +11,8 @@ what an agreement shows by itself; whether it follows the round before says `pro
     "beginners":<DSSE>              in round 1: whom the coordinator named to begin
     "epoch":<DSSE>                  in the first round of an epoch: whom it named to decide that one (`protocol.epoch`)
 
-Where a state is completed that an earlier attempt has averaged (`protocol.statements.Vote.completes`), acceptors that are
-not in the group may be among the voters, with their certificates.
+Where a state is completed that an earlier attempt has averaged (`protocol.statements.Vote.completes`), acceptors that
+are not in the group may be among the voters, with their certificates.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ MAX_AGREEMENT_BYTES = 8 << 20
 
 S = TypeVar("S", bound=Statement)
 _WORDS: dict[str, type[Beginners] | type[Epoch]] = {"beginners": Beginners, "epoch": Epoch}
+_MOST = {"claims": MAX_GROUP, "votes": 2 * MAX_GROUP, "farewells": MAX_GROUP}
 _Open = Callable[[type[S], bytes], Signed[S]]
 
 
@@ -67,7 +68,7 @@ class Agreement:
     farewells: tuple[Signed[Farewell], ...] = ()  # by which the majority of the round before was counted
     word: Signed[Word] | None = None  # the coordinator's, where it says who decides this round
 
-    # ---- what it says --------------------------------------------------------------------------------------------------
+    # ---- what it says ------------------------------------------------------------------------------------------------
 
     @property
     def run(self) -> Digest:
@@ -110,12 +111,12 @@ class Agreement:
         return frozenset(vote.by for vote in self.votes)
 
     def has_majority_of(self, previous: Mapping[str, int]) -> bool:
-        """Whether its voters speak for the majority of those whose weights are given, by the farewells that it carries."""
+        """Whether its voters, by the farewells that it carries, speak for the majority of these weights."""
         return has_majority(
             self.voters, acceptors_after(previous, {said.by: said.value.successor for said in self.farewells})
         )
 
-    # ---- as bytes ------------------------------------------------------------------------------------------------------
+    # ---- as bytes ----------------------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
         value: dict[str, Any] = {
@@ -150,8 +151,8 @@ class Agreement:
     def from_json(cls, value: Any, *, run: str, membership_key: Ed25519PublicKey) -> Agreement:
         """Check every signature, each once, and the majority of the claimed work, where that is asked for.
 
-        The counts stand in the agreement because they depend on the round before; the weights are checked never to exceed
-        the claims, and all of them against that round by whoever holds it (`protocol.succession`).
+        The counts stand in the agreement because they depend on the round before; the weights are checked never to
+        exceed the claims, and all of them against that round by whoever holds it (`protocol.succession`).
 
         Raises:
             FormatError: not an agreement.
@@ -171,7 +172,7 @@ class Agreement:
 
     @classmethod
     def stored(cls, data: bytes) -> Agreement:
-        """Read an agreement that was checked before it was stored where nobody else writes: no signature is looked at."""
+        """Read an agreement that was checked before it was stored, where nobody else writes: no signature is read."""
         return _read(canonical.loads(data, max_bytes=MAX_AGREEMENT_BYTES), stored_signed)
 
 
@@ -210,7 +211,7 @@ def _read(value: Any, open_one: _Open[Any]) -> Agreement:
         raise FormatError("not an agreement: expected claims, votes, certificates, weights") from error
     if len(words) > 1:
         raise FormatError("an agreement is by one word of the coordinator, or by none")
-    if not parts["claims"] or not parts["votes"] or max(map(len, parts.values())) > 2 * MAX_GROUP:
+    if not parts["claims"] or not parts["votes"] or any(len(parts[name]) > most for name, most in _MOST.items()):
         raise FormatError(f"an agreement has 1 to {MAX_GROUP} claims, and votes")
     claims = tuple(open_one(Claim, data) for data in parts["claims"])
     votes = tuple(open_one(Vote, data) for data in parts["votes"])

@@ -1,9 +1,9 @@
 """Beginners: whose first round is the run's, in the coordinator's word, signed once and for all.
 
 Before round 1 there is no agreement whose members could decide which of two first rounds counts. So the coordinator
-names some of those that came first, and round 1 is committed by a majority of them (each counts one) and by nobody else.
-The word is final: were it changed, the second ones could not know what the first had committed. The agreement of round 1
-carries it, so that whoever checks a checkpoint can see that the run began where its coordinator said.
+names some of those that came first, and round 1 is committed by a majority of them (each counts one) and by nobody
+else. The word is final: were it changed, the second ones could not know what the first had committed. The agreement of
+round 1 carries it, so that whoever checks a checkpoint can see that the run began where its coordinator said.
 
     {"peers":["12D3KooW…"],"run":"<run digest>"}          a DSSE envelope by the key that signs membership certificates
 

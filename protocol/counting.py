@@ -11,8 +11,8 @@
     >>> weights({"a": 400, "b": 200, "c": 100}, last)
     {'a': 400, 'b': 200, 'c': 100}
 
-By `sync.rules = 3`, whoever waits for its turn (`protocol.last`) stays what it was, regular or newcomer, and a claim is held
-against the median by what it is worth for each round that it is the work of:
+By `sync.rules = 3`, whoever waits for its turn (`protocol.last`) stays what it was, regular or newcomer, and a claim is
+held against the median by what it is worth for each round that it is the work of:
 
     >>> others = dict.fromkeys("abcdfghijklm", 100)
     >>> last = Last(3, "cd" * 32, others, full=5, recent={"e": 4})
@@ -113,8 +113,8 @@ def _capped(values: Mapping[str, int], fits: Callable[[int, int], bool]) -> dict
 def growth_capped(worths: Mapping[str, int], previous: Mapping[str, int]) -> dict[str, int]:
     """What each claim counts for in runs of `sync.rules = 1`.
 
-    At most `GROWTH_CAP` times what a member was agreed to have done in the round before; one that was not in it counts at
-    most as much as the strongest that was.
+    At most `GROWTH_CAP` times what a member was agreed to have done in the round before; one that was not in it counts
+    at most as much as the strongest that was.
 
     Args:
         worths: peer id -> what its claim may count for at most.

@@ -1,9 +1,9 @@
-"""Epochs: the coordinator's signed word on who decides the round after an agreed one, where its own members cannot any more.
+"""Epochs: the coordinator's signed word on who decides the round after an agreed one, where its members no longer can.
 
-A round is decided by a majority of the weight that the last one agreed on. When half of that is gone for good, no rule of
-members can go on: who holds more than half commits without the rest, and the rest cannot tell death from a cut line. So the
-host may say it, and from then on every vote, promise and farewell names the number of that word. For each number and each
-round there is one state, by the rules of any other round.
+A round is decided by a majority of the weight that the last one agreed on. When half of that is gone for good, no rule
+of members can go on: who holds more than half commits without the rest, and the rest cannot tell death from a cut line.
+So the host may say it, and from then on every vote, promise and farewell names the number of that word. For each number
+and each round there is one state, by the rules of any other round.
 
     {"epoch":1,"peers":{"12D3KooW…":1024},"round":41,"run":"<run digest>","state":"<state digest>"}
                                                           a DSSE envelope by the key that signs membership certificates
@@ -15,15 +15,17 @@ round there is one state, by the rules of any other round.
     >>> open_word(word.sign(PeerIdentity(key)).data, key.public_key(), run="ab" * 32).value.weights
     {'alice': 1024, 'bob': 512}
 
-What it undoes: whatever was agreed after that round without the word. A branch of a later epoch outranks one of an earlier
-epoch, however long (`protocol.succession.outranks`); whoever was cut off and went on comes back, takes the later branch, and
-its rounds were for nothing. That is why no timer, no threshold and no member may send it, and no program by itself: the
-half that seems gone may be at work. A person does, who knows that those members are lost or accepts that their rounds are.
+What it undoes: whatever was agreed after that round without the word. A branch of a later epoch outranks one of an
+earlier epoch, however long (`protocol.succession.outranks`); whoever was cut off and went on comes back, takes the
+later branch, and its rounds were for nothing. That is why no timer, no threshold and no member may send it, and no
+program by itself: the half that seems gone may be at work. A person does, who knows that those members are lost or
+accepts that their rounds are.
 
-What it cannot do: change a state, or make one without a majority of those whom it names. A number is given once. Two words
-of one number, both signed, show a host that broke its word; members keep to the one that they saw first, a chain of
-agreements has each number once, in rising order, and a coordinator's ledger takes its own. The first agreement of an
-epoch carries the word, so that whoever checks a checkpoint sees where it was given. Runs know of it from `sync.rules = 3` on.
+What it cannot do: change a state, or make one without a majority of those whom it names. A number is given once. Two
+words of one number, both signed, show a host that broke its word; members keep to the one that they saw first, a chain
+of agreements has each number once, in rising order, and a coordinator's ledger takes its own. The first agreement of an
+epoch carries the word, so that whoever checks a checkpoint sees where it was given. Runs know of it by
+`sync.rules = 3`.
 """
 
 from __future__ import annotations

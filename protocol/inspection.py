@@ -1,7 +1,8 @@
 """The checks of one checkpoint folder, each a rule that says what it checked or refuses.
 
 `verify` runs them in the order of `inspect`; `lineage` runs them on every ancestor. Later rules use what earlier ones
-established and are "not checked" where that is missing. Nothing in the folder is believed before the rule that checks it.
+established and are "not checked" where that is missing. Nothing in the folder is believed before the rule that checks
+it.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ class Inspection:
         card = RunCard.open(info.run_card_bytes, _need(self.public_key, "checkpoint.json"))
         if card.run != info.run:
             raise VerificationError(
-                f"checkpoint.json is of run {info.run[:16]}…, its run card is of {card.run[:16]}… ({card.spec.run.name})"
+                f"checkpoint.json is of run {info.run[:16]}…, "
+                f"its run card is of {card.run[:16]}… ({card.spec.run.name})"
             )
         receipt.check_ledger_name(card)
         self.card = card

@@ -1,13 +1,15 @@
-"""The last agreed round, as far as the next one hangs on it: what an agreement must carry to be followed without its chain.
+"""The last agreed round, as far as the next one hangs on it: what an agreement must carry to be followed without its
+chain.
 
 A run may have more members than fit into one group; then they take turns (`sync.rules = 3`). Whoever waits for its turn
 works on, and what it did counts in full. That is allowed for rounds in which there was no room: in which the group was
-full, with at least three quarters of `sync.max_group` members. (Not all of them: somebody of those that are asked is always
-about to go.) Each agreement says so, by one function (`protocol.counting.counted`), for whoever knows that one alone:
+full, with at least three quarters of `sync.max_group` members. (Not all of them: somebody of those that are asked is
+always about to go.) Each agreement says so, by one function (`protocol.counting.counted`), for whoever knows that one
+alone:
 
     full      agreements in a row with a full group, up to this one; at most `MAX_WAIT`
-    recent    peer id -> rounds since it was in an agreement: of those that were in one since the row began, or in the one
-              before it, and are not in this one
+    recent    peer id -> rounds since it was in an agreement: of those that were in one since the row began, or in the
+              one before it, and are not in this one
 
     >>> last = Last(9, "cd" * 32, {"a": 100, "b": 100}, full=3, recent={"c": 1, "d": 3})
     >>> [last.may_have_waited(peer) for peer in ("a", "c", "d", "never seen")]
@@ -63,5 +65,5 @@ class Last:
         return self.newcomers.get(peer, PROBATION) if peer in self.weights or peer in self.recent else 0
 
     def may_have_waited(self, peer: str) -> int:
-        """For how many rounds, up to this one, a peer can have waited for its turn; 0: it was in this one, or had room."""
+        """For how many rounds, up to this one, a peer can have waited for its turn; 0: it was in it, or had room."""
         return 0 if peer in self.weights else min(self.full, self.recent.get(peer, self.full))

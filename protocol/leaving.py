@@ -1,9 +1,9 @@
-"""How a process is asked to leave: the first Ctrl-C or SIGTERM sets `stop`, the second ends it at once. `potluck join` and
-`potluck host` enter this.
+"""How a process is asked to leave: the first Ctrl-C or SIGTERM sets `stop`, the second ends it at once. `potluck join`
+and `potluck host` enter this.
 
 Signals reach Python code only between two of the main thread's steps, and one of those may be a long computation; an
-exception out of a handler comes wherever that thread is. So handlers do nothing, and a thread of its own reads the signals
-from the pipe that the interpreter writes them to as they come.
+exception out of a handler comes wherever that thread is. So handlers do nothing, and a thread of its own reads the
+signals from the pipe that the interpreter writes them to as they come.
 
     with Leaving(lambda: print("leaving"), early=lambda: print("left")) as leaving:
         ...                        # prepare: the first Ctrl-C ends the process, for nothing is lost by that

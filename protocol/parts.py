@@ -2,8 +2,8 @@
 
 A part is to run until somebody tells it to end. When it ends though nobody did, or fails, that is a mistake of ours: it
 is logged with its traceback, told to whoever shows it to the owner, and acted on: the part is started again after a
-bounded back-off. A part that is vital and cannot be started again, or failed `MOST_FAILURES` times in a row, stays ended,
-and so must whoever has it.
+bounded back-off. A part that is vital and cannot be started again, or failed `MOST_FAILURES` times in a row, stays
+ended, and so must whoever has it.
 
     part = SupervisedThread("ticker", self._tick, closing, told, Backoff(1.0, 60.0))                 a thread
     part.start(); ...; part.check(); ...; closing.set(); part.join(10.0)
@@ -170,7 +170,7 @@ class SupervisedThread:
 
 
 class Job:
-    """A thread that ends by itself; when it fails that is logged and told, and nobody else has to end. Starts at once."""
+    """A thread that ends by itself; a failure is logged and told, and nobody else has to end. Starts at once."""
 
     def __init__(self, name: str, work: Callable[[], object], told: Told) -> None:
         self._name, self._work, self._told = name, work, told

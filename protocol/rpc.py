@@ -1,7 +1,7 @@
 """What both ends of the coordinator's gRPC service keep to: names, limits, and the bytes that enrolling signs.
 
 "potluck-enroll-v1\\n" | run digest (64 hex digits) | "\\n" | challenge          signed by the peer's Ed25519 key
-"potluck-session-v1\\n" | run digest (64 hex digits) | "\\n" | 8 random bytes    likewise; a session is these 8 and the signature
+"potluck-session-v1\\n" | run digest (64 hex digits) | "\\n" | 8 random bytes    likewise; a session is these, signed
 
 >>> enroll_message("ab" * 32, b"challenge")[:24]
 b'potluck-enroll-v1\\nababab'
@@ -39,7 +39,7 @@ _MULTIADDRESS = re.compile(
 
 
 class Twin(enum.IntEnum):
-    """What a member is told of another computer that uses its identity, too; the numbers of coordinator.proto's `Twin`."""
+    """What a member is told of another computer that uses its identity, too; numbers of coordinator.proto's `Twin`."""
 
     NONE = 0
     CAME_LATER = 1  # the other one is told to stop
@@ -71,7 +71,8 @@ def check_swarm_address(address: str) -> str:
 
 
 def draw_session(identity: PeerIdentity, run: str) -> bytes:
-    """What a process shows with its announcements. Members see each other's certificates; this the coordinator alone sees.
+    """What a process shows with its announcements. Members see each other's certificates; this the coordinator alone
+    sees.
 
     >>> me = PeerIdentity.generate()
     >>> check_session(draw_session(me, "ab" * 32), me.peer_id, "ab" * 32)

@@ -1,7 +1,7 @@
 """What somebody has signed, after its signature was checked: read once, then handed on as it is.
 
-A `Statement` is a frozen model with a media type; signing one, or opening the bytes of one, gives a `Signed`. Whoever holds
-a `Signed` need not ask again whether it is genuine, and never parses it a second time.
+A `Statement` is a frozen model with a media type; signing one, or opening the bytes of one, gives a `Signed`. Whoever
+holds a `Signed` need not ask again whether it is genuine, and never parses it a second time.
 
     >>> from typing import ClassVar
     >>> from protocol.keys import PeerIdentity
@@ -76,7 +76,7 @@ def open_signed(model: type[S], data: bytes) -> Signed[S]:
 
 
 def stored_signed(model: type[S], data: bytes) -> Signed[S]:
-    """Read a statement that was checked before it was stored where nobody else writes: its signature is not looked at."""
+    """Read a statement that was checked before it was stored, where nobody else writes: its signature is not read."""
     opened = Envelope.from_bytes(data, model.max_bytes)
     return _signed(model, opened, canonical.loads(opened.payload, max_bytes=model.max_bytes))
 

@@ -1,6 +1,6 @@
 """What members sign in a round.
 
-    claim       made before its author sees anyone's update: "from this base I did this much work, and this is my update"
+    claim       made before its author sees any update: "from this base I did this much work, and this is my update"
     vote        "after averaging this group's updates, my state has this digest"
     promise     "in this attempt, and what I have voted for before": shows a group which state its leader must complete
     farewell    "I leave; who I name speaks for my weight in this round"
@@ -41,14 +41,14 @@ class UpdateDigest(Part):
 class Late(Part):
     """Work of rounds that its author was not in; part of the update of the round that it is in.
 
-    Without `waited` it missed the round before, because it came too late or its author could not be reached. It was done
-    from the base before, so it counts for less; work that is older still is dropped. It cannot count twice: whoever is in
-    the agreement of the round before has no late work.
+    Without `waited` it missed the round before, because it came too late or its author could not be reached. It was
+    done from the base before, so it counts for less; work that is older still is dropped. It cannot count twice:
+    whoever is in the agreement of the round before has no late work.
 
-    With `waited` its author waited for its turn: in none of the last so many rounds was it, and in all of them the group
-    was full (`protocol.last`). Then it counts in full. `base` is that of the first of these rounds, and the batches are
-    those drawn for it. Who knows only the last agreement can check that where one round was waited; for more it binds the
-    author, and whoever has the chain can look it up.
+    With `waited` its author waited for its turn: in none of the last so many rounds was it, and in all of them the
+    group was full (`protocol.last`). Then it counts in full. `base` is that of the first of these rounds, and the
+    batches are those drawn for it. Who knows only the last agreement can check that where one round was waited; for
+    more it binds the author, and whoever has the chain can look it up.
     """
 
     later: ClassVar[frozenset[str]] = frozenset({"waited"})
@@ -94,9 +94,9 @@ class Claim(Statement):
 class Vote(Statement):
     """One member's statement about the state after the round.
 
-    With `completes` it is given in an attempt that averages nothing: the state was averaged in an earlier one, and may be
-    committed there. Then the acceptors decide alone, whatever the group's claims count for, and one that is not in the
-    group may vote with it. Votes with and without it never count together.
+    With `completes` it is given in an attempt that averages nothing: the state was averaged in an earlier one, and may
+    be committed there. Then the acceptors decide alone, whatever the group's claims count for, and one that is not in
+    the group may vote with it. Votes with and without it never count together.
     """
 
     media_type: ClassVar[str] = "application/vnd.potluck.vote.v1+json"

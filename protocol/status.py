@@ -63,7 +63,7 @@ class CheckpointStatus(_Part):
 
 
 class Alarm(_Part):
-    """The run stays clearly worse than its last published checkpoint: checkpoints were held back, one after the other."""
+    """The run stays clearly worse than its last published checkpoint: one after the other was held back."""
 
     round: Count  # of the newest one
     held_out_loss: Number | None = None  # there; None: values that are not finite

@@ -7,7 +7,7 @@ An agreement follows the round before when
   majority of the beginners whom the coordinator has named and signed for (`protocol.beginners`); where it carries the
   coordinator's word on a new epoch, for the majority of those that this names (`protocol.epoch`);
 - its votes and farewells are of the last round's epoch, or of that word's, which is a later one;
-- they speak for the majority of its own weight, too, unless it completes a state that was averaged in an earlier attempt;
+- they speak for the majority of its own weight, too, unless it completes a state that an earlier attempt has averaged;
 - what it says that its claims count for is what `protocol.counting` makes of them and of the round before.
 
 Waiting never replaces a majority, and neither do many members.
@@ -62,7 +62,7 @@ def epoch_after(last: Last, word: Word | None) -> int:
 
 
 def outranks(one: Last, other: Last) -> bool:
-    """Whether a branch that ends in one round takes the place of one that ends in another: of a later epoch, or longer."""
+    """Whether a branch that ends in one round takes the place of one that ends in another: a later epoch, or longer."""
     return (one.epoch, one.round) > (other.epoch, other.round)
 
 
@@ -154,9 +154,9 @@ def check_majority(agreement: Agreement, last: Last, spec: RunSpec, named: Signe
             f"round {agreement.round}: {min(strangers)} voted, and has neither a claim nor a weight"
         )
     if not agreement.has_majority_of(deciding):
-        held = sum(weight for peer, weight in deciding.items() if peer in agreement.voters)
+        held, total = sum(deciding[peer] for peer in deciding.keys() & agreement.voters), sum(deciding.values())
         raise VerificationError(
-            f"round {agreement.round}: those who signed hold {held} of {sum(deciding.values())} of the weight that decides"
+            f"round {agreement.round}: those who signed hold {held} of {total} of the weight that decides"
         )
 
 
