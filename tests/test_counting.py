@@ -53,7 +53,9 @@ def test_five_newcomers_with_a_million_tokens_each_leave_three_members_the_major
 def test_newcomers_of_the_last_rounds_are_counted_together() -> None:
     """Five come in one round and five in the next: all ten are newcomers, below half of the three."""
     claims = {IDS[index]: claim_of(0, GENESIS_LAST, SPEC, 1600) for index in range(3)}
-    first = counted(claims | {IDS[3]: claim_of(0, GENESIS_LAST, SPEC, 10**6), IDS[4]: claim_of(0, GENESIS_LAST, SPEC, 10**6)}, Last(1, ONE, dict.fromkeys(IDS[:3], 1600)), SPEC)  # fmt: skip
+    last = Last(1, ONE, dict.fromkeys(IDS[:3], 1600))
+    many = {IDS[index]: claim_of(0, GENESIS_LAST, SPEC, 10**6) for index in (3, 4)}
+    first = counted(claims | many, last, SPEC)
     assert set(first.newcomers) == {IDS[3], IDS[4]}
     later = counted(
         claims | {IDS[index]: claim_of(0, GENESIS_LAST, SPEC, 10**6) for index in range(3, 8)},
@@ -85,7 +87,7 @@ def test_speeds_of_four_two_one_count_in_full() -> None:
     assert weights(claimed, Last(5, ONE, claimed)) == claimed
 
 
-# ---- runs of rules 1 ------------------------------------------------------------------------------------------------------
+# ---- runs of rules 1 -------------------------------------------------------------------------------------------------
 
 
 def test_weights_are_the_claimed_tokens_within_the_cap() -> None:

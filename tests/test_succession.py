@@ -20,7 +20,7 @@ from tests.kit.builders import fixed_ed25519
 SPEC = spec_of(2, min_peers=2)
 BEGUN = Last(1, ONE, weighing(0, 1, 2), base=GENESIS)
 
-# ---- what follows what ----------------------------------------------------------------------------------------------------
+# ---- what follows what -----------------------------------------------------------------------------------------------
 
 
 def test_a_round_by_the_majority_of_the_last_weight_follows() -> None:
@@ -78,7 +78,7 @@ def test_more_tokens_than_the_sequences_hold_and_late_work_that_was_counted_do_n
             check_follows(agree(SPEC, [0, 1, 3], BEGUN, TWO, late=wrong), BEGUN, SPEC)
 
 
-# ---- who begins -----------------------------------------------------------------------------------------------------------
+# ---- who begins ------------------------------------------------------------------------------------------------------
 
 
 def test_round_1_is_by_the_majority_of_those_whom_the_coordinator_named() -> None:

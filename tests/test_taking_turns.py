@@ -30,7 +30,7 @@ def waited(rounds: int, tokens: int = 320, base: str = GENESIS) -> Late:
     return Late(base=base, tokens=tokens, first_batch=0, batches=20, waited=rounds)
 
 
-# ---- who waits ----------------------------------------------------------------------------------------------------------
+# ---- who waits -------------------------------------------------------------------------------------------------------
 
 groups = st.lists(st.sets(st.sampled_from("abcdefgh"), min_size=1, max_size=4), max_size=40)
 
@@ -105,7 +105,7 @@ def test_counts_that_are_no_whole_numbers_within_bounds_are_refused(changes: dic
         Agreement.from_json(value, run=SPEC.digest, membership_key=KEY.public_key())
 
 
-# ---- work that waited ----------------------------------------------------------------------------------------------------
+# ---- work that waited ------------------------------------------------------------------------------------------------
 
 
 def test_work_that_waited_counts_in_full_and_work_that_was_late_in_part() -> None:
@@ -174,7 +174,7 @@ def test_no_work_is_lost_by_waiting_where_all_wait_alike() -> None:
     assert counted_worths(worth, known, dict.fromkeys("xyz", 3), 8).weights == worth
 
 
-# ---- completing -----------------------------------------------------------------------------------------------------------
+# ---- completing ------------------------------------------------------------------------------------------------------
 
 
 def test_acceptors_complete_a_state_alone_whatever_the_groups_claims_count_for() -> None:

@@ -20,7 +20,8 @@ from protocol.succession import check_follows
 from tests.kit.builders import make_spec
 from tests.kit.vectors import GENESIS, LATE_PEER, MEMBERSHIP, PEERS, STATE, Makers, issue, stored, write_missing
 
-# of a run by rules 3 with groups of two: the second peer waited for a round; the third is completed by its acceptors alone
+# of a run by rules 3 with groups of two: the second peer waited for a round; the third is completed by its acceptors
+# alone
 SPEC = make_spec("vectors", rules=3)
 SPEC = SPEC.model_copy(update={"sync": SPEC.sync.model_copy(update={"max_group": 2})})
 RUN = SPEC.digest
