@@ -17,7 +17,7 @@ from typing import NoReturn
 import typer
 
 from commands import anyone, identity, volunteer
-from commands.host import host
+from commands.host import go_on, host
 from protocol import words
 from protocol.errors import PotluckError
 
@@ -29,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (host, volunteer.join, volunteer.leave, anyone.fetch, anyone.verify, anyone.status):
+for verb in (host, go_on, volunteer.join, volunteer.leave, anyone.fetch, anyone.verify, anyone.status):
     app.command()(verb)
 app.add_typer(identity.app, name="identity")
 

@@ -47,3 +47,31 @@ def host(
     finally:
         screen.close()
     screen.ended(status)
+
+
+def go_on(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The run's folder, as runs/NAME.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask whether this is meant.")] = False,
+    lang: Lang = None,
+    json_output: Json = False,
+) -> None:
+    """Let a run that stands still go on without the members that are gone for good; the host must be running."""
+    import json
+
+    from coordinator.standstill import ask
+    from protocol import words
+
+    question = (
+        "those who are here will decide the next round; rounds that the others have made unseen are undone. "
+        "Are the others gone for good?"
+    )
+    if not yes and not typer.confirm(words.told(question, words.language_of_user())):
+        raise typer.Exit(1)
+    answer = ask(folder)
+    if json_output:
+        typer.echo(json.dumps(answer))
+        return
+    peers = answer["peers"]
+    assert isinstance(peers, list)
+    said = f"round {answer['round']} is decided by {len(peers)} members: {', '.join(peer[-8:] for peer in peers)}"
+    typer.echo(words.told(said, words.language_of_user()))
