@@ -13,8 +13,8 @@ environment puts itself between the engine and its stages: `warm_start` does so 
 
     POTLUCK_FAULTS=FOLDER POTLUCK_FAULTS_NAME=carol python -m lab.faults join INVITE --yes
 
-A driver in the test's own process takes `on_stage=Injector(folder, "carol").telling(...)` (see `swarm_kit.Peer`); there,
-kill and freeze would hit the test itself, and are refused.
+A driver in the test's own process takes `on_stage=Injector(folder, "carol").telling(...)` (see `swarm_kit.Peer`);
+there, kill and freeze would hit the test itself, and are refused.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def submit(office: Office, *chain: Agreement) -> Answer:
+def submit(office: Office, *chain: Agreement) -> ReportAnswer:
     return office.reports.submit_chain([item.to_bytes() for item in chain], office.swarm.members[0].peer_id)
 
 

@@ -242,11 +242,13 @@ async def _peer(job: dict[str, Any]) -> None:
     claim = world.claim(index, update).sign(world.identity(index)).data.hex() if update else ""
     _say(folder, "ready", index, {"claim": claim, "addresses": await node.addresses()})
     others = await asyncio.to_thread(_wait, folder, "ready", len(job["addresses"]), READY_S)
-    for other in others[:index]:  # the later ones dial the earlier: two that dial each other at once may both fail
+    for earlier in others[:index]:  # the later ones dial the earlier: two that dial each other at once may both fail
         async with asyncio.timeout(READY_S):
-            while not await node.connect(other["addresses"]):
+            while not await node.connect(earlier["addresses"]):
                 await asyncio.sleep(1)
     group, pace = _group(world, others, share=0 if job["reducers"] else 1), Pace(Limits(SILENCE_S, total_s=3600.0))
+    for other in (*group.members, *group.reducers):
+        roster.admit(other.peer, other.certificate)
     reduction = Reduction(group, update, talk, pace, aggregator(NEW["sync"]["clip"]))
     reductions.set_result(reduction)
     _say(folder, "connected", index, {})
