@@ -40,7 +40,8 @@ class Seat:
         work_s, hand_over_s, tokens     its trainer's
         saves, keeps    its disk; may raise OSError
         shows       the agreements that it shows of the rounds since one; None: it never answers
-        bends       its actions, as it does them
+        says        what it tells another of itself, given what is true
+        bends       its actions, as it does them; None: not at all
     """
 
     def __init__(self, table: Table, name: str, last: Last) -> None:
@@ -52,6 +53,7 @@ class Seat:
         self.saves: Callable[[Box], None] = lambda box: None
         self.keeps: Callable[[Agreement], None] = lambda agreement: None
         self.shows: Callable[[int], list[Agreement] | None] = self.chain_since
+        self.says: Callable[[Seat, e.Said], e.Said] = lambda other, true: true
         self.bends: Callable[[Any], Any | None] = lambda action: action
         self.held: set[str] = {last.state}
         self.commits: list[a.Commit] = []
@@ -208,10 +210,11 @@ class Seat:
         self.table.after(self.state.gossip_s, self.gossip, self)
 
     def tell(self) -> None:
-        said, farewells = views.own_said(self.state, self.table.now), views.farewells_to_tell(self.state)
+        true, farewells = views.own_said(self.state, self.table.now), views.farewells_to_tell(self.state)
         for other in self.table.seats.values():
-            if other is not self and self.table.reaches(self.name, other.name):
-                self.table.after(MESSAGE_S, lambda other=other: other.step(e.Heard(self.name, said, farewells)), other)  # type: ignore[misc]
+            if self.table.reaches(self.name, other.name):
+                heard = e.Heard(self.name, self.says(other, true), farewells)
+                self.table.after(MESSAGE_S, lambda other=other, heard=heard: other.step(heard), other)  # type: ignore[misc]
 
 
 class Table:
