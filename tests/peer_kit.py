@@ -90,6 +90,7 @@ class Peer:
         self.driver.post(CoordinatorSaid(0, world.named))
         self.me = self.driver.me
         self._trainer: asyncio.Task[None] | None = None
+        self._vanished = False
 
     async def _committed(self, head: Head, report: RoundReport) -> None:
         self._keep(head)
@@ -130,12 +131,14 @@ class Peer:
         return Update(vector, self.tokens, 0, -(-self.tokens // 16), 1)
 
     async def stop(self) -> None:
-        """Leave as a good member does."""
-        await self.driver.leave()
+        """Leave as a good member does, unless it is gone already."""
+        if not self._vanished:
+            await self.driver.leave()
         await self._end_trainer()
 
     async def vanish(self) -> None:
-        """Be gone without a word, as after kill -9; what is left of the engine talks to nobody."""
+        """Be gone without a word, as after kill -9; what is left of the driver talks to nobody."""
+        self._vanished = True
         if isinstance(self.node, MemoryNode):
             self.node.vanish()
         else:

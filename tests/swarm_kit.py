@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import warnings
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -33,13 +33,14 @@ from peer.sync.shelf import Head
 from peer.training.codecs.codec import CHUNK_VALUES, EncodedUpdate
 from peer.training.state import SharedState
 from protocol import certificate, note
+from protocol.agreement import Agreement, group_digest
 from protocol.beginners import Beginners
 from protocol.keys import PeerIdentity
 from protocol.run_card import RunCard
 from protocol.run_spec import RunSpec
 from protocol.signed import Signed
-from protocol.statements import Claim
-from protocol.succession import Last
+from protocol.statements import Claim, Vote
+from protocol.succession import Last, counted
 from tests.memory_net import Network
 from tests.peer_kit import PATIENCE_S, Peer, quietly, run, until
 
@@ -147,6 +148,20 @@ class World:
             "update": encoded.digest,
         }
         return Claim(**(fields | changes))
+
+    def agreement(self, claims: Sequence[Signed[Claim]], state: str, last: Last) -> Agreement:
+        """A round after `last` that the authors of these claims have agreed on; they are of the first ten members."""
+        made, group = claims[0].value, group_digest(claims)
+        vote = Vote(run=made.run, round=made.round, attempt=0, group=group, base=made.base, state=state)
+        authors = {self.identity(index).peer_id: index for index in range(10)}
+        indices = [authors[claim.by] for claim in claims]
+        return Agreement(
+            claims=tuple(claims),
+            votes=tuple(vote.sign(self.identity(index)) for index in indices),
+            certificates={claim.by: self.certificate(index) for claim, index in zip(claims, indices, strict=True)},
+            counts=counted({claim.by: claim.value for claim in claims}, last, self.spec),
+            beginners=self.named if last.round == 0 else None,
+        )
 
     def terms(self, **changes: Any) -> Terms:
         fields: dict[str, Any] = {
