@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -211,13 +212,14 @@ def test_a_driver_that_leaves_hands_its_weight_over_and_tells_the_others(tmp_pat
     run(main())
 
 
-def test_leaving_ends_although_nobody_listens(tmp_path: Path) -> None:
+def test_leaving_ends_although_nobody_listens_and_leaving_again_is_nothing(tmp_path: Path) -> None:
     world = World(tmp_path, values=1000, round_tokens=None, round_seconds=0.5)
 
     async def main() -> None:
         async with world.peers(2) as (one, two):
             await agreed([one, two], 1)
             await two.vanish()
-            await one.stop()
+            await one.driver.leave()
+            await asyncio.wait_for(one.driver.leave(), 5)
 
     run(main(), timeout_s=120)
