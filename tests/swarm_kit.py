@@ -1,8 +1,8 @@
-"""A run's members over real loopback sockets, without a model: the update of a round is any vector.
+"""A run's members without a model: the update of a round is any vector. They talk in memory, or over p2pd's loopback sockets.
 
 world = World(tmp_path)
-async with world.node(0) as node: ...                     a started Node
-async with world.peers(3) as peers: ...                   three engines that know each other, each with a trainer
+async with world.node(0) as node: ...                     a node in memory; with `p2pd=True` a real one
+async with world.peers(3) as peers: ...                   three drivers that know each other, each with a trainer
 run(main())                                               an async test, with a deadline
 """
 
@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import time
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -28,48 +26,28 @@ with warnings.catch_warnings():  # hivemind's layers of experts, which nobody he
     warnings.simplefilter("ignore", DeprecationWarning)
     import hivemind  # noqa: F401
 
-from peer.net.driver import Driver
 from peer.net.node import Node
-from peer.net.pace import Limits
-from peer.net.place import Callbacks, Place, SwarmConfig
 from peer.net.records import RecordValidator
-from peer.round.box import Box
-from peer.round.events import CoordinatorSaid
 from peer.round.group import Terms
-from peer.round.report import RoundReport
 from peer.sync.shelf import Head
 from peer.training.codecs.codec import CHUNK_VALUES, EncodedUpdate
 from peer.training.state import SharedState
-from peer.training.work import Update
 from protocol import certificate, note
+from protocol.agreement import Agreement, group_digest
 from protocol.beginners import Beginners
-from protocol.errors import RoundAborted
 from protocol.keys import PeerIdentity
-from protocol.parts import Told
 from protocol.run_card import RunCard
 from protocol.run_spec import RunSpec
 from protocol.signed import Signed
-from protocol.statements import Claim
-from protocol.succession import Last
+from protocol.statements import Claim, Vote
+from protocol.succession import Last, counted
+from tests.memory_net import Network
+from tests.peer_kit import PATIENCE_S, Peer, quietly, run, until
+
+__all__ = ["Peer", "World", "acquaint", "agreed", "meet", "quietly", "run", "together", "until", "with_chunk"]
 
 T = TypeVar("T")
-PATIENCE_S = 240.0  # for what is expected to happen; a quiet machine needs a twentieth of it
 VALUES = 150_000  # three chunks
-DEADLINE_S = 600.0  # below pytest-timeout's
-
-
-def run(main: Coroutine[Any, Any, Any], timeout_s: float = DEADLINE_S) -> Any:
-    """Run an async test; it fails when it takes too long."""
-    return asyncio.run(asyncio.wait_for(main, timeout_s))
-
-
-async def until(condition: Callable[[], Any], timeout_s: float = PATIENCE_S, what: str = "") -> Any:
-    """Wait until something is true, and return it."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s for {what or 'something'}"
-        await asyncio.sleep(0.02)
-    return value
 
 
 class World:
@@ -83,9 +61,11 @@ class World:
         name: str = "tiny",
         keys: int = 1,
         spec: RunSpec | None = None,
+        p2pd: bool = False,
         **sync: Any,
     ) -> None:
         self.folder = folder
+        self.network = None if p2pd else Network()
         base = spec or make_spec(name, rules=2)
         fields = {"wire": "fp32", "round_tokens": 1000} | sync
         self.spec = base.model_copy(
@@ -130,7 +110,10 @@ class World:
     @contextlib.asynccontextmanager
     async def node(self, index: int, *others: Node) -> AsyncIterator[Node]:
         """A started node that is connected to `others`."""
-        node = await Node.start(self.identity_path(index), listen="127.0.0.1:0", validator=RecordValidator())
+        if self.network is None:
+            node = await Node.start(self.identity_path(index), listen="127.0.0.1:0", validator=RecordValidator())
+        else:
+            node = cast(Node, self.network.node(self.identity(index).peer_id))
         try:
             await meet(node, *others)
             yield node
@@ -166,6 +149,20 @@ class World:
         }
         return Claim(**(fields | changes))
 
+    def agreement(self, claims: Sequence[Signed[Claim]], state: str, last: Last) -> Agreement:
+        """A round after `last` that the authors of these claims have agreed on; they are of the first ten members."""
+        made, group = claims[0].value, group_digest(claims)
+        vote = Vote(run=made.run, round=made.round, attempt=0, group=group, base=made.base, state=state)
+        authors = {self.identity(index).peer_id: index for index in range(10)}
+        indices = [authors[claim.by] for claim in claims]
+        return Agreement(
+            claims=tuple(claims),
+            votes=tuple(vote.sign(self.identity(index)) for index in indices),
+            certificates={claim.by: self.certificate(index) for claim, index in zip(claims, indices, strict=True)},
+            counts=counted({claim.by: claim.value for claim in claims}, last, self.spec),
+            beginners=self.named if last.round == 0 else None,
+        )
+
     def terms(self, **changes: Any) -> Terms:
         fields: dict[str, Any] = {
             "run": self.card.run,
@@ -176,11 +173,11 @@ class World:
         }
         return Terms(**(fields | changes))
 
-    # ---- engines ----------------------------------------------------------------------------------------------------------
+    # ---- drivers ----------------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
     async def peers(self, count: int, **options: Any) -> AsyncIterator[list[Peer]]:
-        """Engines that know each other; each has a trainer unless `train=False`."""
+        """Drivers that know each other; each has a trainer unless `train=False`."""
         async with contextlib.AsyncExitStack() as stack:
             peers = await together(stack, [self.peer(index, **options) for index in range(count)])
             await acquaint(peers)
@@ -201,105 +198,6 @@ class World:
                 await peer.stop()
 
 
-class Peer:
-    """One driver with a trainer that trains nothing."""
-
-    def __init__(
-        self,
-        world: World,
-        index: int,
-        node: Node,
-        head: Head,
-        *,
-        box: Box | None = None,
-        tokens: int = 400,
-        work_s: float = 0.0,
-        certificate: Callable[[], str] | None = None,
-        driver: type[Driver] = Driver,
-        on_stage: Callable[[int, str], None] = lambda round, stage: None,
-        on_failure: Told = lambda failure: None,
-        save_box: Callable[[bytes], None] | None = None,
-        keep: Callable[[Head], None] = lambda head: None,
-        **config: Any,
-    ) -> None:
-        self.world, self.index, self.node, self.tokens, self.work_s = world, index, node, tokens, work_s
-        self.heads: list[Head] = []
-        self.reports: list[RoundReport] = []
-        self.handed_over: list[str] = []  # bases of the updates
-        self.saved: list[bytes] = []
-        self.aborted: list[str] = []  # why attempts came to nothing
-        self._keep = keep
-        options = SwarmConfig(**({"limits": Limits(silence_s=2.0, total_s=30.0)} | config))
-        place = Place(
-            world.identity(index),
-            world.card,
-            certificate or (lambda: world.certificate(index, reducer=options.reduce_only)),
-            head,
-            box or Box(),
-            save_box or self.saved.append,
-            config=options,
-        )
-        callbacks = Callbacks(self._committed, on_stage=on_stage, on_aborted=lambda r, a, why: self.aborted.append(why))
-        self.driver = driver(node, place, callbacks, on_failure)
-        self.driver.post(CoordinatorSaid(0, world.named))
-        self.me = self.driver.me
-        self._trainer: asyncio.Task[None] | None = None
-
-    async def _committed(self, head: Head, report: RoundReport) -> None:
-        self._keep(head)
-        self.heads.append(head)
-        self.reports.append(report)
-
-    @property
-    def round(self) -> int:
-        return self.driver.head.round
-
-    @property
-    def waiting_for(self) -> str:
-        """The key of the reason why no round is made."""
-        waiting = self.driver.waiting_for
-        return waiting.key if waiting else ""
-
-    def state(self, round: int) -> str | None:
-        """The digest this peer committed for a round."""
-        return next((head.digest for head in self.heads if head.round == round), None)
-
-    def train(self) -> None:
-        self._trainer = asyncio.create_task(self._train())
-
-    async def _train(self) -> None:
-        while True:
-            head = self.driver.begin_work()
-            await asyncio.sleep(self.work_s)
-            self.driver.worked(self.tokens, 0.0)
-            await until(self.driver.own.close.is_set, 600)
-            self.handed_over.append(head.digest)
-            try:
-                await self.driver.finish_work(self.update(head), head.digest)
-            except RoundAborted:
-                return
-
-    def update(self, head: Head) -> Update:
-        vector = self.world.update(self.index, head.round + 1)
-        return Update(vector, self.tokens, 0, -(-self.tokens // 16), 1)
-
-    async def stop(self) -> None:
-        """Leave as a good member does."""
-        await self.driver.leave()
-        await self._end_trainer()
-
-    async def vanish(self) -> None:
-        """Be gone without a word, as after kill -9; what is left of the engine talks to nobody."""
-        os.kill(self.node._p2p._child.pid, 9)
-        await self._end_trainer()
-        await self.driver.talk.close()
-
-    async def _end_trainer(self) -> None:
-        if self._trainer is not None:
-            self._trainer.cancel()
-            await asyncio.gather(self._trainer, return_exceptions=True)
-
-
 async def together(stack: contextlib.AsyncExitStack, contexts: Iterable[AbstractAsyncContextManager[T]]) -> list[T]:
     """Enter all of these at the same time: a node spends half of its start waiting for p2pd."""
     entered = await asyncio.gather(*(stack.enter_async_context(item) for item in contexts), return_exceptions=True)
@@ -315,7 +213,7 @@ async def meet(node: Node, *others: Node) -> None:
 
 
 async def acquaint(peers: Iterable[Peer]) -> None:
-    """Have all engines know each other."""
+    """Have all drivers know each other."""
     peers = list(peers)
     for index, peer in enumerate(peers):
         await meet(peer.node, *(other.node for other in peers[:index]))
@@ -339,8 +237,3 @@ def with_chunk(update: EncodedUpdate, index: int, data: bytes) -> EncodedUpdate:
     changed = replace(update, chunks=tuple(chunks))
     changed.__dict__["tree"] = update.tree
     return changed
-
-
-async def quietly(awaitable: Awaitable[Any]) -> None:
-    with contextlib.suppress(Exception):
-        await awaitable

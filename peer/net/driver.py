@@ -153,6 +153,8 @@ class Driver:
         await self._leave(hands_over=False)
 
     async def _leave(self, *, hands_over: bool) -> None:
+        if self._gone.is_set():  # nothing is stepped any more
+            return
         self._telling = None
         self.post(e.Leave(hands_over, self._copies.holders))
         with contextlib.suppress(TimeoutError):
