@@ -29,7 +29,7 @@ from protocol import canonical
 from protocol.agreement import MAX_AGREEMENT_BYTES, Agreement
 from protocol.envelope import Envelope
 from protocol.epoch import Word
-from protocol.errors import FormatError, RefusedError
+from protocol.errors import FormatError, NetworkError, RefusedError
 from protocol.ledger_entry import CreditEntry
 from protocol.run_card import RunCard
 from protocol.signed import Signed
@@ -167,7 +167,7 @@ class Reports:
         with self._store.reading() as tables:
             tip = self._tip(tables)
             if said.round > tip.round + 1:
-                waiting.check_room(tables, said.round - tip.round, reporter, size_bytes)
+                waiting.check_room(*tables.waiting.held_by(reporter), size_bytes, said.round - tip.round)
             elif said.round <= tip.round:
                 if tables.rounds.state_of(said.round) == said.state:
                     return Answer(True)
@@ -193,7 +193,7 @@ class Reports:
         with self._store.writing() as tables:
             if verdict is Verdict.FORK:
                 return _fork(tables, agreement, state, reporter, now), []
-            waiting.hold(tables, agreement, agreement.round - tip.round, reporter, now)
+            _hold(tables, agreement, agreement.round - tip.round, reporter, now)
             return Answer(True), []
 
     def _follow(self, now: float) -> list[CommittedRound]:
@@ -252,6 +252,19 @@ class Reports:
             assert data is not None, "the newest round is there"
             self._newest = last = Last.of(Agreement.stored(data))
         return last
+
+
+def _hold(tables: Tables, agreement: Agreement, ahead: int, reporter: str, now: float) -> None:
+    """Let an agreement wait in a peer's name; others may have to give way. Raises: NetworkError: no room."""
+    data = agreement.to_bytes()
+    if tables.waiting.is_held(data, reporter):
+        return
+    waiting.check_room(*tables.waiting.held_by(reporter), len(data), ahead)
+    tables.waiting.hold(data, round=agreement.round, base=agreement.base, reporter=reporter, time=now)
+    while waiting.is_over_full(*tables.waiting.held()):
+        tables.waiting.drop_furthest_of_the_heaviest()
+    if not tables.waiting.is_held(data, reporter):
+        raise NetworkError("too many reports wait already", waiting.HINT)
 
 
 def _fork(tables: Tables, agreement: Agreement, committed_state: str | None, reporter: str, now: float) -> Answer:
