@@ -65,7 +65,7 @@ def test_a_storm_with_one_hostile_member_breaks_no_rule() -> None:
 
 
 def test_a_plan_is_played_the_same_each_time() -> None:
-    assert simulate(random_plan(5)).states == simulate(random_plan(5)).states
+    assert simulate(random_plan(5)).referee.states == simulate(random_plan(5)).referee.states
 
 
 # ---- farewells ------------------------------------------------------------------------------------------------------
