@@ -1,4 +1,4 @@
-"""Half of the weight gone for good, on real nodes: the rest waits, goes on by the coordinator's word, and is followed."""
+"""Half of the weight gone for good, on real nodes: the rest waits, goes on by the coordinator's word, is followed."""
 
 from __future__ import annotations
 
