@@ -1,4 +1,5 @@
-"""A network in memory: nodes as `peer.net.node.Node`, whose streams are socket pairs. No p2pd, no DHT.
+"""A network in memory: nodes as `peer.net.node.Node`, whose streams are socket pairs. No p2pd, no DHT; else nothing is
+made up.
 
     network = Network()
     one, other = network.node("peer a"), network.node("peer b")

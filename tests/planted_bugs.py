@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from peer.round_rules import Ballot, BallotBox, Undecided, is_committed, must_complete
+
 from protocol.majority import has_majority
 from tests.sim_rules import Broken, Diverged, Late, Rulebook, SimHead, Stuck
 from tests.swarm_plans import LIES, TELLS

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from peer.round_rules import Ballot, BallotBox, is_committed, must_complete
+
 from protocol import canonical
 from protocol.majority import has_majority
 from protocol.succession import Last

@@ -1,4 +1,5 @@
-"""Half of the weight gone for good, on real nodes: the rest waits, goes on by the coordinator's word, is followed."""
+"""Half of the weight gone for good, on real nodes: the rest waits, goes on by the coordinator's word, and is
+followed."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ from peer.disk.peer_folder import PeerFolder
 from peer.sync.averages import Average
 from peer.sync.shelf import Head
 from peer.training.aggregate import Mean
-from peer.training.codecs.codec import CHUNK_VALUES, average_chunk, chunk_sizes, codec
+from peer.training.codecs.codec import CHUNK_VALUES, chunk_sizes, codec
+from peer.training.reduce import average_chunk
 from peer.training.state import SharedState
 from protocol.errors import InputError
 from protocol.succession import Last
@@ -47,7 +48,7 @@ class Run:
         values = torch.randn(spec.sync.fragment_values(base.round + 1, VALUES), generator=draw)
         coder, sizes = codec(name), chunk_sizes(len(values), CHUNK_VALUES)
         sent = [coder.encode(part) for part in values.split(CHUNK_VALUES)]
-        chunks = tuple(average_chunk(coder, Mean(), [part], [1], size) for part, size in zip(sent, sizes, strict=True))
+        chunks = tuple(average_chunk(name, Mean(), [part], [1], size) for part, size in zip(sent, sizes, strict=True))
         average = Average(name, len(values), chunks)
         state = average.applied_to(spec, base.state)
         self.swarm.state, self.swarm.last = base.state, Last(base.round, base.digest, base.weights)

@@ -1,4 +1,5 @@
-"""Members that lie of where they stand, show heads of their own, or vote for others: nobody is held up or misled."""
+"""Members that lie of where they stand, show heads of their own, or vote for others: nobody is held up or misled.
+Cores in memory."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from peer.round_rules import Ballot, BallotBox, Bound, Undecided, is_committed, must_complete
+
 from protocol.errors import FormatError
 from protocol.majority import has_majority
 

@@ -1,4 +1,5 @@
-"""Members that get different states, restart, or have a full disk: what is committed then, and what is told."""
+"""Members that get different states, restart, or have a full disk: what is committed then, and what is told. Cores in
+memory."""
 
 from __future__ import annotations
 

@@ -222,7 +222,8 @@ def test_a_member_that_refuses_again_and_again_is_left_out_until_it_was_in_a_rou
 
 
 def test_whoever_does_not_see_it_hears_who_spoilt_the_group() -> None:
-    """Only the reducer of a chunk sees that it is not what its sender claimed; the group is over for all."""
+    """Only the reducer of a chunk sees that it is not what its sender claimed; the group is over for the others,
+    too."""
     lone = leading("bc")
     group = averaging(lone, "b", "c")
     done = lone.step(e.GaveUp("c", group.digest, group.attempt, "chunk 3 is not what was claimed", "b"))
