@@ -89,8 +89,8 @@ class Driver:
         self.state = self.core.state
         self.lines = Lines(self.state, self.post)
         self.talk = Talk(node, card.run, self.roster, self.lines, place.certificate, on_failure)
-        self._progress = OwnProgress(self.state, self.pace, place.certificate)
-        self.gossip = Gossip(self.talk, self._progress.to, self._heard, lambda: self.state.gossip_s, self._known)
+        self.progress = OwnProgress(self.state, self.pace, place.certificate)
+        self.gossip = Gossip(self.talk, self.progress.to, self._heard, lambda: self.state.gossip_s, self._known)
         self.heads = Heads(self.talk, card, self.shelf)
         self.reducing = Reducing(self.talk, card.spec, self.shelf, self.pace, self.stage, callbacks.on_candidate)
         self._last_copy = LastCopy(self.heads, self.talk, card, self.shelf, self.state)
@@ -110,11 +110,11 @@ class Driver:
     @property
     def addresses(self) -> list[str]:
         """Where others reach this member."""
-        return self._progress.addresses
+        return self.progress.addresses
 
     @addresses.setter
     def addresses(self, found: list[str]) -> None:
-        self._progress.addresses = found
+        self.progress.addresses = found
 
     @property
     def waiting_for(self) -> Waiting | None:

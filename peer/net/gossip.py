@@ -65,15 +65,16 @@ class Gossip:
 
     async def tell_everyone(self) -> None:
         """Tell all at once."""
-        await asyncio.gather(*(self._tell(peer) for peer in self._everyone()))
+        await asyncio.gather(*(self._tell(peer) for peer in self.everyone()))
 
-    def _everyone(self) -> set[str]:
+    def everyone(self) -> set[str]:
+        """Peer ids of those that are told."""
         return (self.contacts | self._known()) - {self._talk.me}
 
     async def _forever(self) -> None:
         while True:
             interval_s = self._interval_s()
-            for peer in self._everyone():
+            for peer in self.everyone():
                 link = self._links.get(peer)
                 if link is None or time.monotonic() - link.met_at >= 0.9 * interval_s:
                     self._talk.spawn(self._tell(peer))
