@@ -14,20 +14,14 @@ import torch
 from peer.round_rules import BallotBox
 
 from lab.processes import eventually
-from peer import volunteer
-from peer.net.swarm import DaemonEnded, Swarm, SwarmConfig
+from peer.net.swarm import Swarm, SwarmConfig
 from peer.round.group import Group
 from peer.round.report import Rounds
-from peer.screen.json_lines import JsonScreen
-from peer.screen.messages import text
 from peer.sync.shelf import Head
 from peer.trainer import reduce
 from peer.training.work import Update
-from peer.volunteer import PeerConfig, Volunteer
 from protocol.errors import PartFailed
-from protocol.invite import Invite
-from protocol.leaving import Leaving
-from protocol.parts import MOST_FAILURES, Failure
+from protocol.parts import Failure
 from tests.swarm_kit import World, agreed, run, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -146,62 +140,3 @@ def test_the_others_go_on_without_a_member_whose_program_fails_in_every_group(tm
             await agreed(peers, at + 2)
 
     run(main())
-
-
-# ---- starting again -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Volunteer:
-    monkeypatch.setattr(volunteer, "FIRST_PAUSE_S", 1e-6)
-    monkeypatch.setattr(volunteer, "LONGEST_PAUSE_S", 1e-6)
-    invite = Invite(addresses=("127.0.0.1:1",), run="a" * 64, tls="b" * 64, root="c" * 64)
-    return Volunteer(invite, PeerConfig(tmp_path), JsonScreen(), Leaving(lambda: None))
-
-
-@pytest.mark.parametrize("a_round_each_time", [False, True])
-def test_a_swarm_that_fails_starts_again_and_after_some_times_without_a_round_the_peer_ends(
-    peer: Volunteer, a_round_each_time: bool, capsys: pytest.CaptureFixture[str]
-) -> None:
-    starts = 0
-
-    def once(*args: Any) -> PartFailed | None:
-        nonlocal starts
-        starts += 1
-        peer._kept_round += a_round_each_time
-        return Failure("clock", "LookupError: planted").error() if starts <= 3 * MOST_FAILURES else None
-
-    peer._train_once = once  # type: ignore[method-assign,assignment]
-    if a_round_each_time:
-        peer._train(None, None, None)  # type: ignore[arg-type]
-        assert starts == 3 * MOST_FAILURES + 1
-    else:
-        with pytest.raises(PartFailed, match="clock") as caught:
-            peer._train(None, None, None)  # type: ignore[arg-type]
-        assert starts == MOST_FAILURES and caught.value.exit_code == 5
-    assert text("swarm-restarts", "en") in capsys.readouterr().out
-
-
-def test_a_network_daemon_that_dies_often_is_started_again_each_time(peer: Volunteer) -> None:
-    ends: list[DaemonEnded | None] = [DaemonEnded("p2pd has ended")] * (3 * MOST_FAILURES)
-    ends.append(None)
-    peer._train_once = lambda *args: ends.pop(0)  # type: ignore[method-assign,assignment]
-    peer._train(None, None, None)  # type: ignore[arg-type]
-    assert not ends
-
-
-@pytest.mark.parametrize("language", ["en", "zh"])
-def test_each_part_of_a_peer_has_a_name_in_words(peer: Volunteer, language: str) -> None:
-    for part in (
-        "clock",
-        "gossip",
-        "search",
-        "swarm",
-        "p2pd-watch",
-        "task",
-        "coordinator-link",
-        "signals",
-        "save-optimizer",
-    ):
-        assert text(f"part-{part}", language)
-        peer.failed(Failure(part, "LookupError: planted"))
