@@ -200,7 +200,7 @@ def test_only_the_reducers_code_makes_a_trusted_reducer_and_guessing_at_it_takes
     office: Office, me: PeerIdentity
 ) -> None:
     admission = Admission(
-        office.ledger, office.membership_key, office.card.run, "wood", lifetime_s=3600, reducer_code="a friend"
+        office.store, office.membership_key, office.card.run, "wood", lifetime_s=3600, reducer_code="a friend"
     )
 
     def is_reducer(who: PeerIdentity, code: str, now: float) -> bool:

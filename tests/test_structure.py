@@ -21,7 +21,6 @@ SETTERS = {"setattr", "delattr", "setitem", "delitem", "object", "patch"}  # of 
 
 KNOWN: dict[str, set[str]] = {
     "tests/peer_kit.py": {"Peer.__init__"},
-    "tests/sim_peer.py": {"file"},
     "tests/test_swarm_allreduce.py": {
         "file",
         "lazy._send_chunks",
@@ -33,7 +32,6 @@ KNOWN: dict[str, set[str]] = {
     "tests/test_swarm_node.py": {"file"},
     "tests/test_swarm_parts.py": {"self.group._outer_step", "swarm._find_members", "swarm._rounds.gossip._everyone"},
     "tests/test_swarm_unadmitted.py": {"peer.rounds.book._checked"},
-    "tests/test_untrusted_bytes.py": {"valid_bytes"},
 }
 
 

@@ -68,13 +68,12 @@ def by_a_word() -> Agreement:
 
 def valid_bytes(run: Run) -> dict[str, tuple[bytes, Callable[[bytes], Any]]]:
     """Name -> (valid bytes, parser)."""
-    agreement = run.agreements[1]
-    member = run.membership_key.public_key()
-    spec = run.spec
-    step = run.step(1)
-    large = by_a_word()
-    head = note.sign_head(run.head(), run.ledger_key)
-    invite = str(Invite(addresses=("127.0.0.1:4700",), run=spec.digest, tls="b" * 64, root=run.root.keyid))
+    return members_bytes(run) | hosts_bytes(run)
+
+
+def members_bytes(run: Run) -> dict[str, tuple[bytes, Callable[[bytes], Any]]]:
+    agreement, large = run.agreements[1], by_a_word()
+    spec, member = run.spec, run.membership_key.public_key()
     return {
         "claim": (agreement.claims[0].data, open_claim),
         "vote": (agreement.votes[0].data, open_vote),
@@ -95,6 +94,14 @@ def valid_bytes(run: Run) -> dict[str, tuple[bytes, Callable[[bytes], Any]]]:
             run.certificate(run.peers[0]).encode(),
             lambda data: certificate.check(data.decode("latin-1"), member, run=spec.digest, accept_expired=True),
         ),
+    }
+
+
+def hosts_bytes(run: Run) -> dict[str, tuple[bytes, Callable[[bytes], Any]]]:
+    spec, step = run.spec, run.step(1)
+    head = note.sign_head(run.head(), run.ledger_key)
+    invite = str(Invite(addresses=("127.0.0.1:4700",), run=spec.digest, tls="b" * 64, root=run.root.keyid))
+    return {
         "run card": (
             canonical.dumps(run.card_envelope),
             lambda data: RunCard.open(data, run.root.public_key),
