@@ -31,6 +31,7 @@ from protocol.envelope import Envelope
 from protocol.epoch import Word
 from protocol.errors import FormatError, NetworkError, RefusedError
 from protocol.ledger_entry import CreditEntry
+from protocol.rpc import ReportAnswer
 from protocol.run_card import RunCard
 from protocol.signed import Signed
 from protocol.statements import Vote
@@ -39,14 +40,6 @@ from protocol.succession import Last
 logger = logging.getLogger(__name__)
 
 MAX_FORKS_PER_PEER = 100  # that are recorded and logged
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a report comes to; a refusal is final."""
-
-    accepted: bool
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +84,7 @@ class Reports:
         with self._store.reading() as tables:
             return tables.rounds.agreement(round) or b""
 
-    def submit(self, data: bytes, reporter: str, now: float | None = None) -> Answer:
+    def submit(self, data: bytes, reporter: str, now: float | None = None) -> ReportAnswer:
         """Take one reported agreement.
 
         Args:
@@ -105,10 +98,10 @@ class Reports:
         try:
             value = canonical.loads(data, max_bytes=MAX_AGREEMENT_BYTES)
         except FormatError as error:
-            return Answer(False, error.message)
+            return ReportAnswer(False, error.message)
         return self._submit(value, _said(value), len(data), reporter, time.time() if now is None else now)
 
-    def submit_chain(self, chain: Sequence[bytes], reporter: str, now: float | None = None) -> Answer:
+    def submit_chain(self, chain: Sequence[bytes], reporter: str, now: float | None = None) -> ReportAnswer:
         """Take the rounds that the ledger lacks, oldest first; what it has already is passed over.
 
         The first that is not the next round ends it, before any signature of it is looked at; those before it stay.
@@ -120,16 +113,16 @@ class Reports:
             try:
                 value = canonical.loads(data, max_bytes=MAX_AGREEMENT_BYTES)
             except FormatError as error:
-                return Answer(False, error.message)
+                return ReportAnswer(False, error.message)
             said, tip = _said(value), self.tip()
             if said is None or said.run != self._card.run:
-                return Answer(False, "a chain is made of agreements of this run")
+                return ReportAnswer(False, "a chain is made of agreements of this run")
             if said.round > tip.round and (said.round, said.base) != (tip.round + 1, tip.state):
-                return Answer(False, f"round {said.round} does not follow round {tip.round} of the ledger")
+                return ReportAnswer(False, f"round {said.round} does not follow round {tip.round} of the ledger")
             answer = self._submit(value, said, len(data), reporter, now)
             if not answer.accepted:
                 return answer
-        return Answer(True)
+        return ReportAnswer(True)
 
     def settle(self, now: float | None = None) -> None:
         """Commit what can follow now: what a host that was killed left undone. The host calls this every second."""
@@ -137,14 +130,14 @@ class Reports:
             committed = self._follow(time.time() if now is None else now)
         self._tell(committed)
 
-    def _submit(self, value: Any, said: Vote | None, size_bytes: int, reporter: str, now: float) -> Answer:
+    def _submit(self, value: Any, said: Vote | None, size_bytes: int, reporter: str, now: float) -> ReportAnswer:
         try:
             answer = self._unchecked(said, reporter, size_bytes) if said else None
             if answer is not None:
                 return answer
             agreement = Agreement.from_json(value, run=self._card.run, membership_key=self._card.member_key)
         except (FormatError, RefusedError) as error:
-            return Answer(False, error.message)
+            return ReportAnswer(False, error.message)
         with self._deciding:
             answer, committed = self._decide(agreement, reporter, now)
             if committed:
@@ -159,42 +152,42 @@ class Reports:
             )
             self._on_commit(item)
 
-    def _unchecked(self, said: Vote, reporter: str, size_bytes: int) -> Answer | None:
+    def _unchecked(self, said: Vote, reporter: str, size_bytes: int) -> ReportAnswer | None:
         """The answer to what need not be checked, by what it says of itself: it is known, or has no room."""
         last = self._card.spec.run.rounds
         if last and said.round > last:
-            return Answer(False, f"round {said.round}: the run ends after round {last}")
+            return ReportAnswer(False, f"round {said.round}: the run ends after round {last}")
         with self._store.reading() as tables:
             tip = self._tip(tables)
             if said.round > tip.round + 1:
                 waiting.check_room(*tables.waiting.held_by(reporter), size_bytes, said.round - tip.round)
             elif said.round <= tip.round:
                 if tables.rounds.state_of(said.round) == said.state:
-                    return Answer(True)
+                    return ReportAnswer(True)
                 if tables.forks.by(reporter) >= MAX_FORKS_PER_PEER:
-                    return Answer(False, f"round {said.round}: the ledger holds another state")
+                    return ReportAnswer(False, f"round {said.round}: the ledger holds another state")
         return None
 
-    def _decide(self, agreement: Agreement, reporter: str, now: float) -> tuple[Answer, list[CommittedRound]]:
+    def _decide(self, agreement: Agreement, reporter: str, now: float) -> tuple[ReportAnswer, list[CommittedRound]]:
         """Decide on one checked agreement."""
         with self._store.reading() as tables:
             tip, state = self._tip(tables), tables.rounds.state_of(agreement.round)
         try:
             verdict = judge(agreement, tip, self._card.spec, committed_state=state, named=self._named())
         except RefusedError as error:
-            return Answer(False, error.message), []
+            return ReportAnswer(False, error.message), []
         if verdict is Verdict.KNOWN:
-            return Answer(True), []
+            return ReportAnswer(True), []
         if verdict is Verdict.COMMIT:
             with self._ledger.writing() as write:
                 committed = self._commit(write, agreement, reporter, now)
             self._newest = Last.of(agreement)
-            return Answer(True), [committed]
+            return ReportAnswer(True), [committed]
         with self._store.writing() as tables:
             if verdict is Verdict.FORK:
                 return _fork(tables, agreement, state, reporter, now), []
             _hold(tables, agreement, agreement.round - tip.round, reporter, now)
-            return Answer(True), []
+            return ReportAnswer(True), []
 
     def _follow(self, now: float) -> list[CommittedRound]:
         """Commit what has waited for its turn, round after round, and drop what can follow no more."""
@@ -267,7 +260,7 @@ def _hold(tables: Tables, agreement: Agreement, ahead: int, reporter: str, now: 
         raise NetworkError("too many reports wait already", waiting.HINT)
 
 
-def _fork(tables: Tables, agreement: Agreement, committed_state: str | None, reporter: str, now: float) -> Answer:
+def _fork(tables: Tables, agreement: Agreement, committed_state: str | None, reporter: str, now: float) -> ReportAnswer:
     """Note that an agreement is of another branch, and say so."""
     reason = (
         f"round {agreement.round}: the ledger holds state {committed_state[:16]}…, got {agreement.state[:16]}…"
@@ -285,7 +278,7 @@ def _fork(tables: Tables, agreement: Agreement, committed_state: str | None, rep
             reporter=reporter,
             time=now,
         )
-    return Answer(False, reason)
+    return ReportAnswer(False, reason)
 
 
 def _said(value: Any) -> Vote | None:
