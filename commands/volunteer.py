@@ -42,7 +42,7 @@ def join(
     verbose: Verbose = False,
 ) -> None:
     """Donate this computer's time to a run: train with the others until it is over or you press Ctrl-C."""
-    from peer.listening import check_listen
+    from peer.net.listening import check_listen
     from peer.screen.starting import starting
     from protocol.pasted import read_invite
 

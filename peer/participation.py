@@ -24,7 +24,7 @@ from peer.disk.receipts import Receipts
 from peer.disk.round_log import Round
 from peer.handing_on import Outcome, hand_in, hand_on
 from peer.link.answers import Announcement
-from peer.link.background import CoordinatorLink, Presence
+from peer.link.background import CoordinatorLink, Greeting
 from peer.link.client import CoordinatorClient
 from peer.link.newcomer import Admitted
 from peer.link.notices import Notices
@@ -228,9 +228,9 @@ class Participation:
     def renewed(self, token: str) -> None:
         self._folder.write("certificate", token.encode())
 
-    def presence(self) -> Presence:
+    def greeting(self) -> Greeting:
         swarm, reduce_only = self._here(), self._config.swarm.reduce_only
-        return Presence(swarm.head.round, self._tokens_per_s, swarm.addresses, reduce_only, self._session)
+        return Greeting(swarm.head.round, self._tokens_per_s, swarm.addresses, reduce_only, self._session)
 
     def heard(self, answer: Announcement) -> None:
         swarm = self._here()

@@ -11,7 +11,7 @@ import pytest
 from coordinator import gap as gap_module
 from coordinator.gap import AGAIN_S, MISSING_S, NEWCOMERS_S, NEXT_S, Gap
 from peer.disk.outbox import Outbox
-from peer.link.background import CoordinatorLink, Presence
+from peer.link.background import CoordinatorLink, Greeting
 from peer.link.held_certificate import HeldCertificate
 from protocol import canonical, envelope
 from protocol.agreement import Agreement
@@ -183,8 +183,8 @@ class Knowing(Silent):
         self._session = draw_session(site.swarm.members[0].identity, site.host.invite.run)
         self._rounds, self.asked = rounds, list[int]()
 
-    def presence(self) -> Presence:
-        return Presence(len(self._rounds), 1.0, [], False, self._session)
+    def greeting(self) -> Greeting:
+        return Greeting(len(self._rounds), 1.0, [], False, self._session)
 
     def chain_since(self, round: int) -> list[bytes]:
         self.asked.append(round)

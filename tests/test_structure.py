@@ -21,8 +21,6 @@ SETTERS = {"setattr", "delattr", "setitem", "delitem", "object", "patch"}  # of 
 
 KNOWN: dict[str, set[str]] = {
     "tests/peer_kit.py": {"Peer.__init__"},
-    "tests/sim_peer.py": {"file"},
-    "tests/test_hivemind_contract.py": {"node._p2p"},
     "tests/test_swarm_allreduce.py": {
         "file",
         "lazy._send_chunks",
@@ -32,12 +30,7 @@ KNOWN: dict[str, set[str]] = {
     },
     "tests/test_swarm_exchange.py": {"exchange._CHUNKS_PER_REQUEST"},
     "tests/test_swarm_node.py": {"file"},
-    "tests/test_swarm_parts.py": {
-        "peer._kept_round",
-        "self.group._outer_step",
-        "swarm._find_members",
-        "swarm._rounds.gossip._everyone",
-    },
+    "tests/test_swarm_parts.py": {"self.group._outer_step", "swarm._find_members", "swarm._rounds.gossip._everyone"},
     "tests/test_swarm_unadmitted.py": {"peer.rounds.book._checked"},
 }
 

@@ -42,7 +42,7 @@ class Uploads(Protocol):
     def load(self, digest: str) -> SharedState: ...
 
 
-class Presence(NamedTuple):
+class Greeting(NamedTuple):
     """What a peer says of itself at each visit."""
 
     round: int  # the last one committed
@@ -58,7 +58,7 @@ class Peer(Protocol):
     def renewed(self, token: str) -> None:
         """There is a new certificate, to keep on disk."""
 
-    def presence(self) -> Presence: ...
+    def greeting(self) -> Greeting: ...
 
     def heard(self, answer: Announcement) -> None:
         """What the coordinator said."""
@@ -173,7 +173,7 @@ class CoordinatorLink:
             peer.renewed(self._certificate.token)
         token = self._certificate.token
         self._report(token)
-        own, kept, leaving = peer.presence(), self._states.offered(), self._leaving
+        own, kept, leaving = peer.greeting(), self._states.offered(), self._leaving
         answer = self._client.announce(
             token,
             swarm_addresses=own.addresses,

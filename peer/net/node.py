@@ -33,9 +33,9 @@ from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.multiaddr.exceptions import Error as MultiaddrError
 
-from peer.listening import check_free, split_host_port
 from peer.net import frames
 from peer.net.daemon import UNREACHABLE, children_in_their_own_session, sockets, start_reaper, tell_of_failed_task
+from peer.net.listening import check_free, split_host_port
 from peer.net.traffic import Traffic
 from protocol.errors import FormatError, NetworkError, PotluckError
 
@@ -197,7 +197,7 @@ class Node:
         """
         try:
             async with asyncio.timeout(open_s):
-                reader, writer = await self._open_stream(PeerID.from_base58(peer_id), name)
+                reader, writer = await open_stream(self._p2p, PeerID.from_base58(peer_id), name)
         except UNREACHABLE as error:
             raise NetworkError(f"cannot reach {short(peer_id)}: {str(error) or type(error).__name__}") from error
         self.traffic.opened[name.rpartition("/")[2]] += 1
@@ -205,19 +205,6 @@ class Node:
             yield self.traffic.counted(name, reader, writer)
         finally:
             writer.close()
-
-    async def _open_stream(self, peer: PeerID, name: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """hivemind's `call_binary_stream_handler`, which leaves the connection to p2pd open when the peer is not there."""
-        reader, writer = await self._p2p._client.control.daemon_connector.open_connection()
-        with contextlib.ExitStack() as stack:
-            stack.callback(writer.close)
-            wanted = p2pd_pb2.StreamOpenRequest(peer=peer.to_bytes(), proto=[name])
-            await write_pbmsg(writer, p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=wanted))
-            response = p2pd_pb2.Response()
-            await read_pbmsg_safe(reader, response)
-            raise_if_failed(response)
-            stack.pop_all()
-        return reader, writer
 
     async def call(self, peer_id: str, name: str, request: Message, reply: type[M], *, timeout_s: float) -> M:
         """Send one message and get one back.
@@ -293,3 +280,17 @@ def _to_multiaddr(host: str, port: int) -> str:
     except ValueError:
         return f"/dns/{host}/tcp/{port}"
     return f"/ip{version}/{host}/tcp/{port}"
+
+
+async def open_stream(p2p: P2P, peer: PeerID, name: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """hivemind's `call_binary_stream_handler`, which leaves the connection to p2pd open when the peer is not there."""
+    reader, writer = await p2p._client.control.daemon_connector.open_connection()
+    with contextlib.ExitStack() as stack:
+        stack.callback(writer.close)
+        wanted = p2pd_pb2.StreamOpenRequest(peer=peer.to_bytes(), proto=[name])
+        await write_pbmsg(writer, p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=wanted))
+        response = p2pd_pb2.Response()
+        await read_pbmsg_safe(reader, response)
+        raise_if_failed(response)
+        stack.pop_all()
+    return reader, writer

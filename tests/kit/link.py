@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from peer.link.answers import Announcement
-from peer.link.background import Presence
+from peer.link.background import Greeting
 from protocol.agreement import Agreement
 
 
@@ -21,8 +21,8 @@ class Silent:
 
     def renewed(self, token: str) -> None: ...
 
-    def presence(self) -> Presence:
-        return Presence(0, 0.0, [], False, b"here")
+    def greeting(self) -> Greeting:
+        return Greeting(0, 0.0, [], False, b"here")
 
     def heard(self, answer: Announcement) -> None: ...
 
