@@ -119,8 +119,12 @@ class Server:
                 return
             await server.start()
             self._opened.set_result(port)
-            await self._closing.wait()
+            ended = asyncio.create_task(server.wait_for_termination())
+            asked = asyncio.create_task(self._closing.wait())
+            await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)
+            asked.cancel()
             await server.stop(STOP_GRACE_S)
+            await ended
         finally:
             door.close()
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from coordinator import host as host_module
 from coordinator import publisher as publisher_module
-from coordinator.door import Door
 from coordinator.host import Host
 from coordinator.host_screen import HostScreen
 from coordinator.publisher import Publisher
@@ -105,20 +104,28 @@ def test_the_command_ends_with_an_exit_code_of_its_own(tmp_path: Path) -> None:
     assert "error: a part of this program, ticker, has stopped: LookupError: planted" in done.stderr
 
 
+class EndsByItself:
+    """A gRPC server that has hardly started when it fails."""
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None: ...
+
+    def add_secure_port(self, address: str, credentials: object) -> int:
+        return 4700
+
+    async def start(self) -> None: ...
+
+    async def stop(self, grace_s: float) -> None: ...
+
+    async def wait_for_termination(self) -> None:
+        raise LookupError("planted")
+
+
 def test_a_host_whose_server_has_ended_says_so_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Door.handlers
-
-    def handlers(door: Door) -> Any:
-        """Its loop is stopped under it, once it has opened."""
-        loop = asyncio.get_running_loop()
-        loop.call_later(0.5, loop.stop)
-        return real(door)
-
-    monkeypatch.setattr(Door, "handlers", handlers)
+    monkeypatch.setattr(grpc.aio, "server", lambda options: EndsByItself())
     host = open_host(tmp_path)
     try:
-        with pytest.raises(PartFailed, match="server, has stopped: RuntimeError: Event loop stopped"):
+        with pytest.raises(PartFailed, match="server, has stopped: LookupError: planted"):
             host.wait(60)
-        assert host.status().parts_failed == ("server: RuntimeError",)
+        assert host.status().parts_failed == ("server: LookupError",)
     finally:
         host.stop()
