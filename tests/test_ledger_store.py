@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.store.database import Store
+from coordinator.store.database import Store, StoreError
 from protocol import merkle, note
 from protocol.errors import InputError
 from protocol.keys import RootKey
@@ -101,6 +101,13 @@ def test_changed_leaf_is_located_between_two_heads(office: Office) -> None:
     change(office, "UPDATE leaves SET data = X'7b7d' WHERE [index] = 5")
     with pytest.raises(InputError, match="one of 4 to 6"):
         office.open()
+
+
+def test_whoever_only_reads_cannot_write(office: Office) -> None:
+    with pytest.raises(StoreError, match="readonly"), office.store.reading() as tables:
+        tables.members.renew("a stranger", 0.0)
+    with office.store.reading() as tables:
+        assert tables.members.renewed("a stranger") is None
 
 
 def test_file_that_is_no_database_is_refused(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ class Store:
         """The tables, to ask. Raises: StoreError: also when something is written."""
         with Session(self._readers) as session:
             yield Tables(session)
+            session.flush()  # what was meant to be written fails, rather than being lost
 
     @contextmanager
     def writing(self) -> Iterator[Tables]:
