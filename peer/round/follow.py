@@ -22,20 +22,24 @@ from protocol.run_spec import RunSpec
 from protocol.succession import Last, check_follows
 
 
+_BUSY = (Keep, Left)  # phases in which no other head is taken
+
+
 class Unshown(VerificationError):
     """The agreements between here and a head are not all at hand any more."""
 
 
 def look(state: State, now: float) -> list[Action]:
     """Ask for a later head, when others say that they stand on one."""
-    search, timing = state.search, state.config.timing
-    if isinstance(state.phase, Keep | Left) or search.chain:
+    search = state.search
+    if search.chain or isinstance(state.phase, _BUSY):
         return []
     ahead = views.ahead(state, now)
     if not ahead:
         if search.behind_since is not None:
             state.search = Search(failed=search.failed, anchor=search.anchor)
         return []
+    timing = state.config.timing
     if search.behind_since is None:
         search.behind_since = now
     if search.asked:
@@ -169,7 +173,7 @@ def on_fetched(state: State, event: Fetched, now: float) -> list[Action]:
     state.search.behind_since = None
     head, mine = chain[-1], state.last
     passed = [agreement.state for agreement in chain if agreement.round == mine.round]
-    if head.round <= mine.round or (passed and passed != [mine.state]) or isinstance(state.phase, Keep | Left):
+    if head.round <= mine.round or (passed and passed != [mine.state]) or isinstance(state.phase, _BUSY):
         return []
     return advance(state, head, now)
 
