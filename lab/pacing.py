@@ -50,7 +50,7 @@ def install(environment: dict[str, str]) -> None:
 
         _hold(LocalWork, "step", Path(environment[BEGIN_WHEN]))
     if COME_WHEN in environment:
-        from peer.swarm.swarm import Swarm
+        from peer.net.swarm import Swarm
 
         _hold(Swarm, "__enter__", Path(environment[COME_WHEN]))
 

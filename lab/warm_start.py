@@ -256,7 +256,7 @@ class ForkedRendezvous:
         self.returncode: int | None = None
 
     def begin(self, command: list[str], log: int) -> ForkedRendezvous:
-        """Run this command of `peer.swarm.rendezvous`; a file descriptor becomes its standard error."""
+        """Run this command of `peer.net.rendezvous`; a file descriptor becomes its standard error."""
         stdin, ours = os.pipe()
         theirs, stdout = os.pipe()
         socket.send_fds(self._orders, [json.dumps(command).encode()], [stdin, stdout, log])
@@ -288,7 +288,7 @@ class ForkedRendezvous:
 
 
 def _wait_for_order(orders: socket.socket) -> NoReturn:
-    from peer.swarm import rendezvous
+    from peer.net import rendezvous
 
     data, descriptors, _, _ = socket.recv_fds(orders, MAX_REQUEST_BYTES, 3)
     orders.close()
@@ -309,7 +309,7 @@ def fork_rendezvous() -> None:
     forked, popen = [ForkedRendezvous()], subprocess.Popen
 
     def start(command: list[str], *, stderr: Any, **options: Any) -> Any:
-        if forked and command[1:3] == ["-m", "peer.swarm.rendezvous"]:
+        if forked and command[1:3] == ["-m", "peer.net.rendezvous"]:
             return forked.pop().begin(command[2:], stderr.fileno())
         return popen(command, stderr=stderr, **options)
 
@@ -325,8 +325,8 @@ def main() -> None:
 
     import coordinator.host
     import coordinator.host_screen  # noqa: F401
+    import peer.net.rendezvous
     import peer.screen.terminal
-    import peer.swarm.rendezvous
     import peer.volunteer  # noqa: F401
 
     requests = socket.socket(fileno=os.dup(0))

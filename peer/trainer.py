@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from peer.disk.moments import Moments
-from peer.swarm.head import Head
-from peer.swarm.swarm import Swarm
+from peer.net.swarm import Swarm
+from peer.round.turns import Waiting
+from peer.sync.shelf import Head
 from peer.training.work import LocalWork, StepResult
 from protocol.errors import RoundAborted
 
@@ -28,8 +29,8 @@ PATIENCE_S = 120.0  # that work goes on while no round can be made, or PATIENCE_
 PATIENCE_ROUNDS = 2.0
 HAND_OVER_S = 5.0  # for the round that is being closed, when the owner has stopped this peer
 _WAIT_S = 0.2  # for the next head, before looking whether the owner has stopped this peer
-_LOOK_S = 0.1  # the swarm looks every twentieth of a second whether a round can be made
 _SPEED_MEMORY = 0.9  # of the moving average of tokens/s
+LOOK_S = 0.1  # between two looks whether a round can be made again
 _DIVERGED_MOST = 3  # rounds in a row
 
 
@@ -48,9 +49,9 @@ class Watcher(Protocol):
 
     def working(self, report: WorkReport) -> None: ...
 
-    def waiting(self, reason: str) -> None: ...
+    def waiting(self, reason: Waiting | None) -> None: ...
 
-    def paused(self, reason: str) -> None: ...
+    def paused(self, reason: Waiting) -> None: ...
 
 
 def train(
@@ -212,11 +213,11 @@ class _Trainer:
             self._swarm.check()
             self._watcher.paused(reason)
             before = time.monotonic()
-            time.sleep(_LOOK_S)
+            time.sleep(LOOK_S)
             reason = self._reason()
             self._paused_s += time.monotonic() - before
             if not reason:
-                self._watcher.waiting("")
+                self._watcher.waiting(None)
 
     def _save(self, *, wait: bool) -> None:
         """Keep what the optimizer remembers, if it is time for that."""
@@ -229,13 +230,10 @@ class _Trainer:
         if self._moments is not None:
             self._moments.wait()
 
-    def _reason(self) -> str:
-        """Why no round can be made; empty when nothing is missing."""
+    def _reason(self) -> Waiting | None:
+        """Why no round can be made; None when nothing is missing."""
         reason = self._swarm.waiting_for
-        if not reason and self._waiting_since is not None:
-            time.sleep(_LOOK_S)  # the swarm says nothing for an instant each time it looks
-            reason = self._swarm.waiting_for
-        if not reason:
+        if reason is None:
             self._waiting_since = None
         elif self._waiting_since is None:
             self._waiting_since = time.monotonic()
@@ -243,7 +241,7 @@ class _Trainer:
 
 
 class _Later(threading.Event):
-    """Set a few seconds after `stop`, so that a round that is being closed can be finished; at once if none can be made."""
+    """Set a few seconds after `stop`, so that a round in hand can be finished; at once if none can be made."""
 
     def __init__(self, stop: threading.Event, swarm: Swarm) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
-"""Majorities of weight: who decides, once some have left. Members, coordinator and verifier count by these and by nothing else.
+"""Majorities of weight: who decides, once some have left. Members, coordinator and verifier count by these and by
+nothing else.
 
-Two majorities of the same weights share somebody, who signs for one state only: so a round has one state. `peer.round_rules`
-says what keeps that true over several attempts.
+Two majorities of the same weights share somebody, who signs for one state only: so a round has one state.
+`peer.round_rules` says what keeps that true over several attempts.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from protocol import canonical
 
 
 def has_majority(voters: Collection[str], of: Mapping[str, int]) -> bool:
-    """Whether `voters` hold more than half of the weight; an even split goes to the side of the first peer id by digest.
+    """Whether `voters` hold more than half of the weight; an even split goes to the side of the first peer id by
+    digest.
 
     With no weights at all (before round 1 was agreed) everyone has a majority.
     """
@@ -39,8 +41,8 @@ def _digest(peer_id: str) -> str:
 def acceptors_after(weights: Mapping[str, int], farewells: Mapping[str, str]) -> dict[str, int]:
     """Who speaks for how much in a round, once some of its acceptors have left.
 
-    All weights are doubled, and the first acceptor by digest, who decides even splits, has one more: so that there are no
-    ties, whoever speaks for that one now. Chains are followed; members of a circle speak for themselves.
+    All weights are doubled, and the first acceptor by digest, who decides even splits, has one more: so that there are
+    no ties, whoever speaks for that one now. Chains are followed; members of a circle speak for themselves.
 
     Args:
         weights: the acceptors of the round.

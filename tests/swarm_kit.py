@@ -1,8 +1,8 @@
-"""A run's members over real loopback sockets, without a model: the update of a round is any vector.
+"""A run's members without a model: the update of a round is any vector. They talk in memory, or over p2pd's loopback sockets.
 
 world = World(tmp_path)
-async with world.node(0) as node: ...                     a started Node
-async with world.peers(3) as peers: ...                   three engines that know each other, each with a trainer
+async with world.node(0) as node: ...                     a node in memory; with `p2pd=True` a real one
+async with world.peers(3) as peers: ...                   three drivers that know each other, each with a trainer
 run(main())                                               an async test, with a deadline
 """
 
@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import time
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -28,43 +26,28 @@ with warnings.catch_warnings():  # hivemind's layers of experts, which nobody he
     warnings.simplefilter("ignore", DeprecationWarning)
     import hivemind  # noqa: F401
 
-from peer.round_rules import BallotBox
-from peer.swarm.group import Rules
-from peer.swarm.head import Head
-from peer.swarm.node import Node
-from peer.swarm.pace import Limits
-from peer.swarm.records import RecordValidator
-from peer.swarm.rounds import RoundReport, Rounds
-from peer.training.codecs.codec import EncodedUpdate
+from peer.net.node import Node
+from peer.net.records import RecordValidator
+from peer.round.group import Terms
+from peer.sync.shelf import Head
+from peer.training.codecs.codec import CHUNK_VALUES, EncodedUpdate
 from peer.training.state import SharedState
-from peer.training.work import Update
 from protocol import certificate, note
+from protocol.agreement import Agreement, group_digest
 from protocol.beginners import Beginners
-from protocol.errors import RoundAborted
 from protocol.keys import PeerIdentity
 from protocol.run_card import RunCard
 from protocol.run_spec import RunSpec
-from protocol.statements import Claim
-from protocol.succession import Last
+from protocol.signed import Signed
+from protocol.statements import Claim, Vote
+from protocol.succession import Last, counted
+from tests.memory_net import Network
+from tests.peer_kit import PATIENCE_S, Peer, quietly, run, until
+
+__all__ = ["Peer", "World", "acquaint", "agreed", "meet", "quietly", "run", "together", "until", "with_chunk"]
 
 T = TypeVar("T")
-PATIENCE_S = 240.0  # for what is expected to happen; a quiet machine needs a twentieth of it
 VALUES = 150_000  # three chunks
-DEADLINE_S = 600.0  # below pytest-timeout's
-
-
-def run(main: Coroutine[Any, Any, Any], timeout_s: float = DEADLINE_S) -> Any:
-    """Run an async test; it fails when it takes too long."""
-    return asyncio.run(asyncio.wait_for(main, timeout_s))
-
-
-async def until(condition: Callable[[], Any], timeout_s: float = PATIENCE_S, what: str = "") -> Any:
-    """Wait until something is true, and return it."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s for {what or 'something'}"
-        await asyncio.sleep(0.02)
-    return value
 
 
 class World:
@@ -78,9 +61,11 @@ class World:
         name: str = "tiny",
         keys: int = 1,
         spec: RunSpec | None = None,
+        p2pd: bool = False,
         **sync: Any,
     ) -> None:
         self.folder = folder
+        self.network = None if p2pd else Network()
         base = spec or make_spec(name, rules=2)
         fields = {"wire": "fp32", "round_tokens": 1000} | sync
         self.spec = base.model_copy(
@@ -110,10 +95,10 @@ class World:
         fields = {"run": self.card.run, "peer_id": self.identity(index).peer_id, "lifetime_s": 3600} | changes
         return certificate.issue(fields.pop("key", self.key), **fields)
 
-    def name(self, *indices: int) -> bytes:
+    def name(self, *indices: int) -> Signed[Beginners]:
         """The coordinator's word that these begin the run."""
         peers = tuple(self.identity(index).peer_id for index in indices)
-        return Beginners(run=self.card.run, peers=peers).sign(PeerIdentity(self.key)).data
+        return Beginners(run=self.card.run, peers=peers).sign(PeerIdentity(self.key))
 
     def identity_path(self, index: int) -> Path:
         path = self.folder / f"identity-{index}"
@@ -125,7 +110,10 @@ class World:
     @contextlib.asynccontextmanager
     async def node(self, index: int, *others: Node) -> AsyncIterator[Node]:
         """A started node that is connected to `others`."""
-        node = await Node.start(self.identity_path(index), listen="127.0.0.1:0", validator=RecordValidator())
+        if self.network is None:
+            node = await Node.start(self.identity_path(index), listen="127.0.0.1:0", validator=RecordValidator())
+        else:
+            node = cast(Node, self.network.node(self.identity(index).peer_id))
         try:
             await meet(node, *others)
             yield node
@@ -161,21 +149,35 @@ class World:
         }
         return Claim(**(fields | changes))
 
-    def rules(self, **changes: Any) -> Rules:
+    def agreement(self, claims: Sequence[Signed[Claim]], state: str, last: Last) -> Agreement:
+        """A round after `last` that the authors of these claims have agreed on; they are of the first ten members."""
+        made, group = claims[0].value, group_digest(claims)
+        vote = Vote(run=made.run, round=made.round, attempt=0, group=group, base=made.base, state=state)
+        authors = {self.identity(index).peer_id: index for index in range(10)}
+        indices = [authors[claim.by] for claim in claims]
+        return Agreement(
+            claims=tuple(claims),
+            votes=tuple(vote.sign(self.identity(index)) for index in indices),
+            certificates={claim.by: self.certificate(index) for claim, index in zip(claims, indices, strict=True)},
+            counts=counted({claim.by: claim.value for claim in claims}, last, self.spec),
+            beginners=self.named if last.round == 0 else None,
+        )
+
+    def terms(self, **changes: Any) -> Terms:
         fields: dict[str, Any] = {
             "run": self.card.run,
             "spec": self.spec,
-            "membership_key": self.card.member_key,
             "values": self.values,
+            "chunk_values": CHUNK_VALUES,
             "last": Last(0, self.genesis.digest),
         }
-        return Rules(**(fields | changes))
+        return Terms(**(fields | changes))
 
-    # ---- engines ----------------------------------------------------------------------------------------------------------
+    # ---- drivers ----------------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
     async def peers(self, count: int, **options: Any) -> AsyncIterator[list[Peer]]:
-        """Engines that know each other; each has a trainer unless `train=False`."""
+        """Drivers that know each other; each has a trainer unless `train=False`."""
         async with contextlib.AsyncExitStack() as stack:
             peers = await together(stack, [self.peer(index, **options) for index in range(count)])
             await acquaint(peers)
@@ -186,104 +188,14 @@ class World:
         train = options.pop("train", True)
         async with self.node(index, *(peer.node for peer in known)) as node:
             peer = Peer(self, index, node, head or Head(self.genesis), **options)
-            await peer.rounds.start()
-            peer.rounds.gossip.contacts |= {other.node.peer_id for other in known}
+            await peer.driver.start()
+            peer.driver.gossip.contacts |= {other.node.peer_id for other in known}
             if train:
                 peer.train()
             try:
                 yield peer
             finally:
                 await peer.stop()
-
-
-class Peer:
-    """One engine with a trainer that trains nothing."""
-
-    def __init__(
-        self,
-        world: World,
-        index: int,
-        node: Node,
-        head: Head,
-        *,
-        box: BallotBox | None = None,
-        tokens: int = 400,
-        limits: Limits | None = None,
-        certificate: Callable[[], str] | None = None,
-        engine: type[Rounds] = Rounds,
-        can_reduce: bool = True,
-        reduce_only: bool = False,
-        work_s: float = 0.0,
-    ) -> None:
-        self.world, self.index, self.node, self.tokens = world, index, node, tokens
-        self.heads: list[Head] = []
-        self.reports: list[RoundReport] = []
-        self.handed_over: list[str] = []  # bases of the updates
-        self.saved: list[bytes] = []
-        self.box = box or BallotBox(save=self.saved.append)
-        self.rounds = engine(
-            node,
-            world.identity(index),
-            world.card,
-            certificate or (lambda: world.certificate(index, reducer=reduce_only)),
-            self.box,
-            head,
-            self._committed,
-            limits=limits or Limits(silence_s=2.0, total_s=30.0),
-            can_reduce=can_reduce,
-            reduce_only=reduce_only,
-        )
-        self.rounds.company.named = world.named  # as the coordinator says
-        self.work_s = work_s
-        self.me = self.rounds.me
-        self._trainer: asyncio.Task[None] | None = None
-
-    async def _committed(self, head: Head, report: RoundReport) -> None:
-        self.heads.append(head)
-        self.reports.append(report)
-
-    @property
-    def round(self) -> int:
-        return self.rounds.head.round
-
-    def state(self, round: int) -> str | None:
-        """The digest this peer committed for a round."""
-        return next((head.digest for head in self.heads if head.round == round), None)
-
-    def train(self) -> None:
-        self._trainer = asyncio.create_task(self._train())
-
-    async def _train(self) -> None:
-        while True:
-            head = self.rounds.begin_work()
-            await asyncio.sleep(self.work_s)
-            self.rounds.own.progress.tokens = self.tokens
-            await until(self.rounds.own.close.is_set, 600)
-            self.handed_over.append(head.digest)
-            try:
-                await self.rounds.finish_work(self.update(head), head.digest)
-            except RoundAborted:
-                return
-
-    def update(self, head: Head) -> Update:
-        vector = self.world.update(self.index, head.round + 1)
-        return Update(vector, self.tokens, 0, -(-self.tokens // 16), 1)
-
-    async def stop(self) -> None:
-        """Leave as a good member does."""
-        await self.rounds.leave()
-        await self._end_trainer()
-
-    async def vanish(self) -> None:
-        """Be gone without a word, as after kill -9; what is left of the engine talks to nobody."""
-        os.kill(self.node._p2p._child.pid, 9)
-        await self._end_trainer()
-        await self.rounds._talk.close()
-
-    async def _end_trainer(self) -> None:
-        if self._trainer is not None:
-            self._trainer.cancel()
-            await asyncio.gather(self._trainer, return_exceptions=True)
 
 
 async def together(stack: contextlib.AsyncExitStack, contexts: Iterable[AbstractAsyncContextManager[T]]) -> list[T]:
@@ -301,12 +213,12 @@ async def meet(node: Node, *others: Node) -> None:
 
 
 async def acquaint(peers: Iterable[Peer]) -> None:
-    """Have all engines know each other."""
+    """Have all drivers know each other."""
     peers = list(peers)
     for index, peer in enumerate(peers):
         await meet(peer.node, *(other.node for other in peers[:index]))
     for peer in peers:
-        peer.rounds.gossip.contacts |= {other.me for other in peers if other is not peer}
+        peer.driver.gossip.contacts |= {other.me for other in peers if other is not peer}
 
 
 async def agreed(peers: Iterable[Peer], round: int, timeout_s: float = PATIENCE_S) -> str:
@@ -325,8 +237,3 @@ def with_chunk(update: EncodedUpdate, index: int, data: bytes) -> EncodedUpdate:
     changed = replace(update, chunks=tuple(chunks))
     changed.__dict__["tree"] = update.tree
     return changed
-
-
-async def quietly(awaitable: Awaitable[Any]) -> None:
-    with contextlib.suppress(Exception):
-        await awaitable

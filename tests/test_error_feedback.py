@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from peer.swarm.contribution import Contribution, Leftover
+from peer.sync.contribution import Contribution, Leftover
 from peer.training.codecs.codec import EncodedUpdate, codec
 from peer.training.work import Update
 from tests.swarm_kit import World, agreed, run, until

@@ -19,7 +19,7 @@ from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.timed_storage import ValueWithExpiration
 
-from peer.swarm.node import Node
+from peer.net.node import Node
 from tests import swarm_kit
 from tests.swarm_kit import World, run, until
 

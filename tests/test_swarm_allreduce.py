@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-
-from peer.swarm import frames
-from peer.swarm.allreduce import MOST_AHEAD, Reduction
-from peer.swarm.group import Group, Member
 from peer.swarm.members import MemberBook
-from peer.swarm.node import Node
-from peer.swarm.pace import Limits, Pace
+
+from peer.net import frames
+from peer.net.allreduce import MOST_AHEAD, Reduction
+from peer.net.node import Node
+from peer.net.pace import Limits, Pace
+from peer.round.group import Group, Member
 from peer.training.aggregate import aggregator
 from peer.training.codecs.codec import CHUNK_VALUES, EncodedUpdate
 from protocol import swarm_pb2

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from peer.swarm import exchange, frames
-from peer.swarm.exchange import StateFetch, serve_state
-from peer.swarm.node import Node
+from peer.net import exchange, frames
+from peer.net.exchange import StateFetch, serve_state
+from peer.net.node import Node
 from peer.training.state import SharedState
 from protocol import swarm_pb2
 from protocol.errors import NetworkError, VerificationError
@@ -266,7 +266,7 @@ def test_a_fetch_that_failed_goes_on_with_what_it_has(tmp_path: Path, monkeypatc
 
 
 def test_hostile_chunk_numbers_are_answered_with_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("peer.swarm.node.LINGER_S", 0.2)  # that an answerer waits for the other side to close
+    monkeypatch.setattr("peer.net.node.LINGER_S", 0.2)  # that an answerer waits for the other side to close
     state = big_state(0)
 
     async def main() -> None:
@@ -290,7 +290,11 @@ def test_a_manifest_of_another_model_or_another_state_is_refused(tmp_path: Path)
 
     async def main() -> None:
         async with world.peer(0, train=False) as peer:
-            check = peer.rounds.catch_up._check_manifest
+            heads = peer.driver.heads
+
+            def check(data: bytes, digest: str) -> Any:
+                return heads.note_manifest(data, digest, world.genesis.round)
+
             own = world.genesis.manifest()
             assert check(own.to_bytes(), own.digest) == own
             other_shape = own.model_copy(update={"tensors": (("w", (10, 10)),)})

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peer.swarm import frames
+from peer.net import frames
 from protocol import swarm_pb2
 from protocol.errors import FormatError, NetworkError
 from tests.swarm_kit import run

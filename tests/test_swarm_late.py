@@ -8,86 +8,126 @@ from typing import Any
 import pytest
 import torch
 
-from peer.swarm.contribution import Contribution, Leftover
-from peer.swarm.rounds import Rounds
+from peer.round.actions import Commit
+from peer.sync.contribution import Contribution, Leftover
+from peer.sync.own_work import OwnWork
+from peer.sync.shelf import Head, Shelf
 from peer.training.codecs.codec import EncodedUpdate
+from peer.training.state import SharedState
 from peer.training.work import Update
-from protocol.errors import FormatError, RoundAborted, VerificationError
+from protocol.agreement import Agreement
+from protocol.envelope import Envelope
+from protocol.errors import FormatError, VerificationError
+from protocol.signed import Signed
 from protocol.statements import Claim, Late, open_claim
 from protocol.succession import Last, check_follows, weights
-from tests.swarm_kit import World, agreed, run, until
+from tests.swarm_kit import World, run
+from tests.table_kit import Table
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+LATE = 2  # the index of the member that is late
 
 
-class Misses(Rounds):
-    """Is not in time for round 2."""
+class Desk:
+    """One member's own work through rounds that others make; what is agreed on is made up."""
 
-    missed = 2
+    def __init__(self, folder: Path, **sync: Any) -> None:
+        self.world = World(folder, values=1000, min_peers=2, **sync)
+        self.shelf = Shelf(Head(self.world.genesis))
+        self.own = OwnWork(self.world.card, self.world.identity(LATE), self.shelf)
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        real = self.own.wait_ready
+    @property
+    def head(self) -> Head:
+        return self.shelf.head
 
-        async def wait_ready(timeout_s: float) -> Contribution:
-            if self.position.round == self.missed:
-                raise RoundAborted("not ready")
-            return await real(timeout_s)
+    def update(self, tokens: int = 200) -> Update:
+        return Update(self.world.update(LATE, self.head.round + 1), tokens, 0, -(-tokens // 16), 1)
 
-        self.own.wait_ready = wait_ready  # type: ignore[method-assign]
+    async def hand_over(self, base: str = "", tokens: int = 200) -> Signed[Claim] | None:
+        return await self.own.hand_over(self.update(tokens), base or self.head.digest)
+
+    def round(self, *mine: Signed[Claim], is_late: bool = True, rounds: int = 1) -> Agreement:
+        """The first two members make the next round, with this one's claim or without."""
+        world, head, number = self.world, self.head, self.head.round + 1
+        claims = []
+        for index in range(2):
+            encoded = EncodedUpdate.encode(world.update(index, number), "fp32")
+            made = world.claim(index, encoded, round=number, base=head.digest, tokens=400, batches=25)
+            claims.append(made.sign(world.identity(index)))
+        values = torch.full((1000,), float(number))
+        state = SharedState(number, head.state.names_shapes, values)
+        agreement = world.agreement([*claims, *mine], state.digest, head.last)
+        self.shelf.advance(Head(state, agreement))
+        self.own.committed(Commit(agreement, bool(mine), 0, is_late and not mine, rounds, 0.0, 1, ()))
+        return agreement
 
 
 def test_work_that_missed_its_round_is_in_the_next_one_at_half_its_tokens(tmp_path: Path) -> None:
-    world = World(tmp_path, values=1000, round_tokens=900, min_peers=2)
+    desk = Desk(tmp_path)
+    world, me = desk.world, desk.world.identity(LATE).peer_id
 
     async def main() -> None:
-        async with world.peers(2) as (one, two), world.peer(2, one, two, engine=Misses, tokens=200) as late:
-            peers = [one, two, late]
-            await agreed(peers, 3)
-            second, third = (next(h.agreement for h in one.heads if h.round == number) for number in (2, 3))
-            assert second and third
-            assert late.me not in second.weights
-            made = third.by_peer[late.me].late
-            assert made == Late(base=second.base, tokens=200, first_batch=0, batches=13)
-            assert third.weights == {one.me: 400, two.me: 400, late.me: 300}
-            assert all(claim.late is None for claim in second.by_peer.values())
-            again = type(third).from_bytes(third.to_bytes(), run=world.card.run, membership_key=world.card.member_key)
-            check_follows(again, Last.of(second), world.spec)
-            base, after = (next(h.state for h in one.heads if h.round == number) for number in (2, 3))
-            mixed = (world.update(2, 3) * 200 + world.update(2, 2) * 100) / 300
-            mean = (world.update(0, 3) * 400 + world.update(1, 3) * 400 + mixed * 300) / 1100
-            assert torch.allclose(after.parameters, base.parameters - mean, atol=1e-5)
-            await agreed(peers, 4)
-            fourth = next(h.agreement for h in one.heads if h.round == 4)
-            assert fourth and fourth.by_peer[late.me].late is None, "it counts once"
+        assert await desk.hand_over() is not None
+        first = desk.round()
+        claim = await desk.hand_over()
+        assert claim is not None and desk.own.ready is not None
+        assert claim.value.late == Late(base=first.base, tokens=200, first_batch=0, batches=13)
+        mixed = (world.update(LATE, 2) * 200 + world.update(LATE, 1) * 100) / 300
+        assert torch.allclose(desk.own.ready.encoded.decode(), mixed, atol=1e-6)
+        second = desk.round(claim)
+        assert second.weights[me] == 300
+        again = Agreement.from_bytes(second.to_bytes(), run=world.card.run, membership_key=world.card.member_key)
+        check_follows(again, Last.of(first), world.spec)
+        third = await desk.hand_over()
+        assert third is not None and third.value.late is None, "it counts once"
 
     run(main())
 
 
 def test_work_that_is_finished_after_its_round_is_kept_and_work_of_two_rounds_ago_is_not(tmp_path: Path) -> None:
-    world = World(tmp_path, values=1000, round_tokens=800, min_peers=2)
+    desk = Desk(tmp_path)
 
     async def main() -> None:
-        async with world.peers(2) as (one, two), world.peer(2, one, two, train=False) as slow:
-            await until(lambda: slow.round >= 1 and slow.rounds.head.agreement, what="the first rounds to be seen")
-            rounds = slow.rounds
-            first = slow.heads[-1]
-            assert first.agreement is not None
-            just_missed = Update(world.update(2), 160, 0, 10, 1)
-            await rounds.finish_work(just_missed, first.agreement.base)
-            assert rounds.own.late is not None and rounds.own.late.tokens == 160
-            await until(lambda: slow.round > first.round)
-            assert rounds.own.late is None, "the next round went by as well"
-            await rounds.finish_work(Update(world.update(2), 160, 0, 10, 1), first.agreement.base)
-            assert rounds.own.late is None
+        base = desk.head.digest
+        desk.round()
+        assert await desk.hand_over(base) is None
+        assert desk.own.waiting_tokens == 100
+        desk.round()
+        assert desk.own.waiting_tokens == 0, "the next round went by as well"
+        assert await desk.hand_over(base) is None and desk.own.waiting_tokens == 0
+        claim = await desk.hand_over()
+        assert claim is not None and claim.value.late is None
 
     run(main())
 
 
-def claim_with_late(world: World, **changes: Any) -> bytes:
-    encoded = EncodedUpdate.encode(world.update(0), "fp32")
-    fields = {"base": "b" * 64, "tokens": 100, "first_batch": 0, "batches": 10} | changes
-    return world.claim(0, encoded, round=2, late=Late(**fields)).sign(world.identity(0)).data
+def test_a_member_that_was_in_the_round_keeps_nothing_of_what_it_finishes_late(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+
+    async def main() -> None:
+        base = desk.head.digest
+        claim = await desk.hand_over()
+        assert claim is not None
+        desk.round(claim)
+        assert await desk.hand_over(base) is None and desk.own.waiting_tokens == 0
+
+    run(main())
+
+
+def test_who_misses_a_round_is_late_and_who_misses_several_at_once_is_not() -> None:
+    table = Table("abl")
+    late = table["l"]
+    late.hand_over_s = 5.0  # longer than the others wait
+    table.agree(2)
+    assert (late.commits[0].counted, late.commits[0].is_late) == (False, True)
+    assert table["a"].commits[0].counted and not table["a"].commits[0].is_late
+    late.kill()
+    table.agree(5)
+    late.start()
+    table.until(lambda: late.round >= 5)
+    assert late.commits[1].rounds > 1 and not late.commits[1].is_late
+
+
+# ---- what others believe -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -104,21 +144,26 @@ def test_late_work_must_be_of_the_round_before_and_not_counted_there(
 ) -> None:
     world = World(tmp_path, values=1000)
     me = world.identity(0).peer_id
-    rules = world.rules(last=Last(1, world.genesis.digest, {me: 5} if previous else {"other": 9}, base="b" * 64))
-    data = claim_with_late(world, **changes)
+    terms = world.terms(last=Last(1, world.genesis.digest, {me: 5} if previous else {"other": 9}, base="b" * 64))
+    late = Late(**({"base": "b" * 64, "tokens": 100, "first_batch": 0, "batches": 10} | changes))
+    claim = world.claim(0, EncodedUpdate.encode(world.update(0), "fp32"), round=2, late=late).sign(world.identity(0))
     if not reason:
-        made = rules.check_member(data, world.certificate(0), True).claim
-        assert made.worth == made.tokens + 50 and weights({me: made.worth}, rules.last) == {me: made.worth}
+        terms.check_claim(claim)
+        made = claim.value
+        assert made.worth == made.tokens + 50 and weights({me: made.worth}, terms.last) == {me: made.worth}
         return
     with pytest.raises(VerificationError, match=reason):
-        rules.check_member(data, world.certificate(0), True)
+        terms.check_claim(claim)
 
 
 def test_a_claim_without_late_work_is_signed_as_it_always_was(tmp_path: Path) -> None:
     world = World(tmp_path, values=1000)
     signed = world.claim(0, EncodedUpdate.encode(world.update(0), "fp32")).sign(world.identity(0))
-    assert b"late" not in signed.payload
+    assert b"late" not in Envelope.from_bytes(signed.data, Claim.max_bytes).payload
     assert isinstance(open_claim(signed.data).value, Claim)
+
+
+# ---- the contribution ------------------------------------------------------------------------------------------------------
 
 
 def test_a_contribution_keeps_its_own_work_apart_from_what_was_late(tmp_path: Path) -> None:
@@ -128,15 +173,13 @@ def test_a_contribution_keeps_its_own_work_apart_from_what_was_late(tmp_path: Pa
     update = Update(world.update(0), 150, 0, 10, 6)
     fresh = EncodedUpdate.encode(update.vector, "int8")
     wanted = (update.vector * 150 + missed.decode() * 50) / 200
-    made = Contribution.make(update, world.spec, world.card.run, 2, "c" * 64, world.identity(0), late, 0.0)
-    assert made.fresh.encoded.chunks == fresh.chunks and made.fresh.tokens == 150
+    made = Contribution.make(update, world.spec, world.card.run, 2, "c" * 64, world.identity(0), (late,), 0.0)
+    assert made.fresh.encoded is not None and made.fresh.encoded.chunks == fresh.chunks and made.fresh.tokens == 150
     assert torch.allclose(made.encoded.decode(), wanted, atol=0.05)
-    assert made.claim.flops == 10 and made.claim.worth == 200
+    assert made.claim.value.flops == 10 and made.claim.value.worth == 200
 
 
 def test_an_update_without_tokens_is_refused(tmp_path: Path) -> None:
-    world = World(tmp_path, values=1000)
+    world, nothing = World(tmp_path, values=1000), Update(torch.zeros(1000), 0, 0, 0, 0)
     with pytest.raises(FormatError, match="without tokens"):
-        Contribution.make(
-            Update(world.update(0), 0, 0, 0, 0), world.spec, world.card.run, 1, "c" * 64, world.identity(0), None, 0.0
-        )
+        Contribution.make(nothing, world.spec, world.card.run, 1, "c" * 64, world.identity(0), (), 0.0)

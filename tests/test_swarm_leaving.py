@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peer.round_rules import Ballot, BallotBox, Bound
-from peer.swarm.farewells import Farewells
-from peer.swarm.group import Group
+from peer.net import wire
+from peer.net.box_bytes import from_bytes, to_bytes
+from peer.net.opening import Opening
+from peer.round import actions as a
+from peer.round import events as e
+from peer.round.box import Ballot, Bound, Box
+from peer.round.farewells import Farewells
+from peer.round.group import Group, Member
 from peer.training.codecs.codec import EncodedUpdate
 from protocol import swarm_pb2
-from protocol.errors import RefusedError, VerificationError
+from protocol.errors import FormatError, RefusedError, VerificationError
 from protocol.keys import PeerIdentity
 from protocol.majority import acceptors_after, has_majority
+from protocol.signed import Signed
 from protocol.statements import Farewell
+from tests.core_kit import Lone, of, signed
 from tests.kit.builders import fixed_ed25519
 from tests.swarm_kit import World, agreed, run, until
+from tests.table_kit import Table
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -27,12 +36,9 @@ RUN = "a" * 64
 NAMES = "abcde"
 
 
-def peer(index: int) -> PeerIdentity:
-    return PeerIdentity(fixed_ed25519(f"swarm peer {index}"))
-
-
-def said(index: int, successor: str, *, round: int = 1, attempt: int = 0, run: str = RUN) -> bytes:
-    return Farewell(run=run, round=round, successor=successor, attempt=attempt).sign(peer(index)).data
+def said(index: int, successor: str, *, round: int = 1, attempt: int = 0, run: str = RUN) -> Signed[Farewell]:
+    identity = PeerIdentity(fixed_ed25519(f"swarm peer {index}"))
+    return Farewell(run=run, round=round, successor=successor, attempt=attempt).sign(identity)
 
 
 # ---- who speaks for whom ------------------------------------------------------------------------------------------------
@@ -68,108 +74,152 @@ def test_chains_are_followed_and_members_of_a_circle_speak_for_themselves() -> N
 # ---- the leaver's box ---------------------------------------------------------------------------------------------------
 
 
+def voted(box: Box, ballot: Ballot) -> Box:
+    return box.vote(1, ballot, Group(1, "b", ballot.attempt, "a", ()))
+
+
 def test_who_has_voted_cannot_hand_its_weight_over() -> None:
-    box = BallotBox()
-    box.promise(1, 0, "a")
-    box.vote(1, Ballot(0, "g", "s"))
+    box = voted(Box().promise(1, 0, "a"), Ballot(0, "g", "s"))
     with pytest.raises(Bound):
-        box.say_farewell(1, lambda attempt: b"")
-    box.say_farewell(2, lambda attempt: b"next")
-    assert box.farewells == {2: (0, b"next")}
+        box.say_farewell(said(0, "x", attempt=1))
+    next_round = said(0, "x", round=2)
+    assert box.say_farewell(next_round).farewells == {2: next_round}
 
 
 def test_after_a_farewell_no_vote_is_given_in_an_attempt_that_it_does_not_count_in() -> None:
-    saved: list[bytes] = []
-    box = BallotBox(save=saved.append)
-    box.promise(1, 4, "a")
-    box.say_farewell(1, lambda attempt: b"from %d" % attempt)
-    again = BallotBox()
-    again.restore(saved[-1])
-    assert again.farewells == {1: (5, b"from 5")}
+    from_5 = said(0, "x", attempt=5)
+    box = Box().promise(1, 4, "a").say_farewell(from_5)
+    again = from_bytes(to_bytes(box), Opening(RUN, fixed_ed25519("membership").public_key()))
+    assert again.farewells == {1: from_5}
     for each in (box, again):
         with pytest.raises(Bound, match="handed"):
-            each.vote(1, Ballot(4, "g", "s"))
-    again.promise(1, 5, "a")
-    again.vote(1, Ballot(5, "g", "s"))
+            voted(each, Ballot(4, "g", "s"))
+    voted(again.promise(1, 5, "a"), Ballot(5, "g", "s"))
 
 
-def test_a_farewell_is_said_once_a_round_and_saved_before_it_is_told() -> None:
-    box = BallotBox()
-    box.say_farewell(3, lambda attempt: b"one")
+def test_a_farewell_is_said_once_a_round() -> None:
+    box = Box().say_farewell(said(0, "x", round=3))
     with pytest.raises(Bound):
-        box.say_farewell(3, lambda attempt: b"two")
+        box.say_farewell(said(0, "y", round=3))
 
-    def full_disk(data: bytes) -> None:
-        raise OSError("no space left on device")
 
-    with pytest.raises(OSError):
-        BallotBox(save=full_disk).say_farewell(3, lambda attempt: b"one")
+@pytest.mark.parametrize("disk", ["good", "full"])
+def test_a_farewell_is_saved_before_it_is_told(disk: str) -> None:
+    lone = Lone("me", "bc", round_seconds=1000.0)
+    saved: list[Box] = []
+
+    def save(box: Box) -> None:
+        assert not lone.state.farewells, "nobody hears of it before"
+        if disk == "full":
+            raise OSError("no space left on device")
+        saved.append(box)
+
+    lone.saves = save
+    lone.hears("bc")
+    done = lone.step(e.Leave(hands_over=True))
+    assert of(a.TellEveryone, done) and of(a.Gone, done)
+    assert set(lone.state.farewells) == (set() if disk == "full" else {2, 3})
+    assert len(saved) == (0 if disk == "full" else 2)
 
 
 # ---- what others believe ------------------------------------------------------------------------------------------------
 
 
-def test_a_farewell_that_somebody_else_signed_or_for_another_round_is_refused() -> None:
-    good = said(0, "x")
-    assert set(Farewells.open([good], RUN, 1).by_peer) == {peer(0).peer_id}
-    with pytest.raises(RefusedError):
-        Farewells.open([good[:-30] + said(1, "x")[-30:]], RUN, 1)
-    for bad in (said(0, "x", round=2), said(0, "x", run="b" * 64)):
-        with pytest.raises(VerificationError, match="farewell"):
-            Farewells.open([bad], RUN, 1)
+def test_a_farewell_that_somebody_else_signed_is_refused(tmp_path: Path) -> None:
+    opening = Opening(RUN, World(tmp_path).card.member_key)
+    good, other = said(0, "x").data, said(1, "x").data
+    assert wire.farewells([good], opening) == [said(0, "x")]
+    with pytest.raises((RefusedError, FormatError)):
+        wire.farewells([good[:-30] + other[-30:]], opening)
+    with pytest.raises(FormatError, match="at most"):
+        wire.farewells([good] * 257, opening)
+
+
+def a_group(world: World, attempt: int) -> swarm_pb2.Group:
+    claim = world.claim(0, EncodedUpdate.encode(world.update(0), "fp32")).sign(world.identity(0))
+    member = Member(claim.by, claim, world.certificate(0), True)
+    group = Group(1, world.genesis.digest, attempt, "leader", (member,), word=world.named)
+    return wire.group_message(group, "")
+
+
+@pytest.mark.parametrize("changes", [{"round": 2}, {"run": "b" * 64}])
+def test_a_group_with_a_farewell_for_another_round_or_run_is_refused(tmp_path: Path, changes: dict[str, str]) -> None:
+    world = World(tmp_path, values=1000)
+    message = a_group(world, 0)
+    message.farewells.append(said(0, "x", **({"run": world.card.run} | changes)).data)  # type: ignore[arg-type]
+    with pytest.raises(VerificationError, match="a farewell for round"):
+        wire.group(message, "leader", Opening(world.card.run, world.card.member_key))
 
 
 def test_a_group_does_not_carry_a_farewell_that_counts_later(tmp_path: Path) -> None:
     world = World(tmp_path, values=1000)
-    encoded = EncodedUpdate.encode(world.update(0), "fp32")
-    envelope = world.claim(0, encoded).sign(world.identity(0))
-    member = world.rules().check_member(envelope.data, world.certificate(0), True)
-    message = Group.build(world.rules(), 2, "leader", [member]).to_message("")
-    message.farewells.append(said(0, "x", attempt=2, run=world.card.run))
-    assert Group.from_message(message, "leader", world.rules()).farewells.from_attempt == 2
-    message.attempt = 1
+    message, opening = a_group(world, 2), Opening(world.card.run, world.card.member_key)
+    message.farewells.append(said(0, "x", attempt=2, run=world.card.run).data)
+    group = wire.group(message, "leader", opening).weighed(world.terms())
+    assert group.farewells.from_attempt == 2
     with pytest.raises(VerificationError, match="from attempt 2"):
-        Group.from_message(message, "leader", world.rules())
+        replace(group, attempt=1).weighed(world.terms())
 
 
-def test_the_heaviest_member_leaves_and_the_others_go_on_at_once(tmp_path: Path) -> None:
-    world = World(tmp_path, values=1000, round_tokens=None, round_seconds=1.0)
+def test_farewells_of_strangers_and_for_other_rounds_are_not_kept() -> None:
+    lone = Lone("me", "bc", round_seconds=1000.0)
+
+    def farewell(by: str, round: int = 2, run: str = "") -> Signed[Farewell]:
+        return signed(by, Farewell(run=run or lone.spec.digest, round=round, successor="me", attempt=0))
+
+    strange = [farewell("stranger"), farewell("b", round=1), farewell("b", round=4), farewell("b", run="d" * 64)]
+    lone.step(e.Heard("c", e.Said(2, lone.state.last.state), strange))
+    assert not lone.state.farewells
+    lone.step(e.Heard("c", e.Said(2, lone.state.last.state), [farewell("b")]))
+    assert isinstance(lone.state.farewells_now(), Farewells) and set(lone.state.farewells_now().by_peer) == {"b"}
+
+
+# ---- who stays ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_the_heaviest_member_leaves_and_the_others_go_on_at_once(leaves: bool) -> None:
+    """Without a word they could not go on at all: it has most of the weight."""
+    table = Table("abh", weights={"a": 100, "b": 100, "h": 900})
+    table["h"].tokens = 900
+    table.agree(2)
+    if leaves:
+        table["h"].leave()
+        table.agree(table["a"].round + 2, "ab", within_s=5)
+        assert table["h"].core is None and table["h"].box.farewells, "it has handed its weight over"
+    else:
+        table["h"].kill()
+        at = table["a"].round
+        table.run(60)
+        assert table["a"].round <= at + 1
+
+
+def test_a_driver_that_leaves_hands_its_weight_over_and_tells_the_others(tmp_path: Path) -> None:
+    world = World(tmp_path, values=1000, round_tokens=None, round_seconds=0.5)
 
     async def main() -> None:
         async with world.peers(2, tokens=300) as (one, two), world.peer(2, one, two, tokens=2000) as heavy:
             await until(
-                lambda: len(one.rounds.head.weights) == 3 and one.rounds.head.weights[heavy.me] > 600,
+                lambda: one.driver.head.weights.get(heavy.me, 0) > 600,
                 what="the heavy one to count most",
             )
             await heavy.stop()
             at = one.round
             await agreed([one, two], at + 2)
-            left = [round for round in heavy.box.farewells if round >= heavy.rounds.position.round]
-            assert left, "it has handed its weight over"
+            saved = from_bytes(heavy.saved[-1], Opening(world.card.run, world.card.member_key))
+            assert saved.farewells, "it has handed its weight over"
 
     run(main())
 
 
-def test_who_comes_back_joins_no_group_that_does_not_know_of_its_farewell(tmp_path: Path) -> None:
-    world = World(tmp_path, values=1000, round_tokens=10**9)
-    world.named = world.name(0, 9)
+def test_leaving_ends_although_nobody_listens_and_leaving_again_is_nothing(tmp_path: Path) -> None:
+    world = World(tmp_path, values=1000, round_tokens=None, round_seconds=0.5)
 
     async def main() -> None:
-        async with world.peers(1) as (back,), world.node(9, back.node) as leader:
-            await until(lambda: back.rounds.own.progress.tokens)
-            back.box.say_farewell(1, lambda attempt: said(0, "x", run=world.card.run))
-            name = f"potluck/{world.card.run}"
-            proposal = swarm_pb2.Proposal(
-                certificate=world.certificate(9), round=1, base=world.genesis.digest, attempt=0, timeout_s=60
-            )
-            reply = await leader.call(back.me, f"{name}/propose", proposal, swarm_pb2.ProposalReply, timeout_s=60)
-            assert reply.accepted, reply.reason
-            member = swarm_pb2.GroupMember(certificate=reply.certificate, claim=reply.claim, can_reduce=True, share=1)
-            group = swarm_pb2.Group(
-                certificate=world.certificate(9), round=1, base=world.genesis.digest, attempt=0, members=[member],
-                beginners=world.named,
-            )  # fmt: skip
-            answer: Any = await leader.call(back.me, f"{name}/group", group, swarm_pb2.GroupReply, timeout_s=60)
-            assert not answer.accepted and "farewell" in answer.reason
+        async with world.peers(2) as (one, two):
+            await agreed([one, two], 1)
+            await two.vanish()
+            await one.driver.leave()
+            await asyncio.wait_for(one.driver.leave(), 5)
 
-    run(main())
+    run(main(), timeout_s=120)

@@ -22,9 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peer.listening import split_host_port
-from peer.swarm import frames
-from peer.swarm.node import MAX_STREAMS_PER_PEER, Node, parse_address
-from peer.swarm.records import MAX_RECORD_BYTES, RECORD_TYPE, RecordValidator, members_key, open_record, sign_record
+from peer.net import frames
+from peer.net.node import MAX_STREAMS_PER_PEER, Node, parse_address
+from peer.net.records import MAX_RECORD_BYTES, RECORD_TYPE, RecordValidator, members_key, open_record, sign_record
 from protocol import envelope, swarm_pb2
 from protocol.errors import FormatError, InputError, NetworkError
 from tests.swarm_kit import World, meet, run, until
@@ -315,7 +315,7 @@ _CHILD = """
 import asyncio, sys, warnings
 warnings.simplefilter("ignore")
 from pathlib import Path
-from peer.swarm.node import Node
+from peer.net.node import Node
 
 async def main():
     node = await Node.start(Path(sys.argv[1]), listen="127.0.0.1:0")
@@ -360,7 +360,7 @@ def alive(pid: str) -> bool:
 
 def test_a_rendezvous_ends_when_its_input_is_closed(tmp_path: Path) -> None:
     identity = World(tmp_path).identity_path(0)
-    command = [sys.executable, "-m", "peer.swarm.rendezvous", "--identity", str(identity), "--listen", "127.0.0.1:0"]
+    command = [sys.executable, "-m", "peer.net.rendezvous", "--identity", str(identity), "--listen", "127.0.0.1:0"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
         assert json.loads(process.stdout.readline())["addresses"]
@@ -385,7 +385,7 @@ def test_the_side_that_answers_lets_the_other_one_close_the_stream(
                 assert server._open.total() == 1
             await until(lambda: not server._open.total(), what="the stream to be closed")
 
-            monkeypatch.setattr("peer.swarm.node.LINGER_S", 0.2)
+            monkeypatch.setattr("peer.net.node.LINGER_S", 0.2)
             async with caller.stream(server.peer_id, "echo") as (reader, writer):
                 await frames.send(writer, swarm_pb2.Progress(round=1), timeout_s=30)
                 await until(lambda: server._open.total() == 1)

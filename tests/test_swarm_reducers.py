@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from peer.swarm.group import Group, Reducer
+from peer.round.group import Group, Reducer
 from peer.training.codecs.codec import EncodedUpdate
 from protocol import swarm_pb2
 from protocol.errors import VerificationError

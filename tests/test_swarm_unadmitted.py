@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from peer.swarm import frames
-from peer.swarm.records import members_key, sign_record
+from peer.net import frames
+from peer.net.records import members_key, sign_record
 from protocol import swarm_pb2
 from protocol.errors import NetworkError
 from tests.swarm_kit import Peer, World, acquaint, agreed, fixed_ed25519, run, until

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from peer.disk.kept_states import KeptStates
 from peer.disk.outbox import Outbox
 from peer.disk.round_log import Round, RoundLog
-from peer.swarm.averages import Average
-from peer.swarm.head import Head
-from peer.swarm.rounds import RoundReport
+from peer.round.report import RoundReport
+from peer.sync.averages import Average
+from peer.sync.shelf import Head
 from protocol.errors import InputError
 
 logger = logging.getLogger(__name__)

@@ -3,11 +3,13 @@
 states/round-000020.safetensors    a whole state
 states/round-000021.average        what led from the state before to this one, as it travelled
 states/round-000021.json           its agreement; written last: what it speaks of is there
+states/candidate.average           what led to the state that this peer is about to vote for, or has voted for
 
 Each round must be on disk before the next one begins: a member that has voted in a round never works on an earlier one
-again, so when all are killed at once, the run goes on only from states that are on disk. But a whole state is as large as
-the model, and a round may take seconds. So only every so many rounds one is written; in between the averages are, which
-lead from it to all later ones, for the outer step gives the same bits each time.
+again, so when all are killed at once, the run goes on only from states that are on disk. But a whole state is as large
+as the model, and a round may take seconds. So only every so many rounds one is written; in between the averages are,
+which lead from it to all later ones, for the outer step gives the same bits each time. What leads to a state is on disk
+before its first vote, so that a state that may be agreed on is never gone when all are killed at once.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from peer.disk.run_folder import RunFolder, seal, unseal
-from peer.swarm.averages import Average
-from peer.swarm.head import Head
+from peer.disk.peer_folder import PeerFolder, seal, unseal
+from peer.sync.averages import Average
+from peer.sync.shelf import Head
 from peer.training.state import SharedState
 from protocol import canonical
 from protocol.agreement import MAX_AGREEMENT_BYTES, Agreement
@@ -34,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 KEPT_STATES = 2  # the newest, and the newest of those that are published
 MOST_REPLAYED = 32  # averages after a whole state: an outer step each, at the next start
-WHOLE, AVERAGE = ".safetensors", ".average"
+WHOLE, AVERAGE, CANDIDATE = ".safetensors", ".average", "candidate"
 _NOTE = re.compile(r"round-(\d{6,10})\.json")
 _UNUSABLE = (InputError, RefusedError, RoundAborted, SafetensorError, KeyError, TypeError, ValueError, OSError)
 
@@ -55,11 +57,44 @@ class KeptStates:
         genesis: loads the state of round 0, which is kept elsewhere.
     """
 
-    def __init__(self, folder: RunFolder, card: RunCard, genesis: Callable[[], SharedState]) -> None:
+    def __init__(self, folder: PeerFolder, card: RunCard, genesis: Callable[[], SharedState]) -> None:
         self._folder, self._card, self._genesis = folder, card, genesis
         self._path = folder.path / "states"
+        self._candidate = ""  # digest of the state that the candidate's file leads to
         self._newest = ""  # digest of the newest state that is kept; empty: none, or it is not known
         self._replayed, self._replayed_bytes = 0, 0  # averages that lead to it from a whole state
+
+    def keep_candidate(self, state: SharedState, average: Average | None) -> None:
+        """Write down what leads from the newest state to one that may be agreed on, in place of the candidate before.
+
+        Raises:
+            InputError: the disk is full, or the folder cannot be written.
+        """
+        self._drop_candidate()
+        if average is not None:
+            average.save(self._folder.place(f"states/{CANDIDATE}{AVERAGE}"))
+        else:
+            state.save(self._folder.place(f"states/{CANDIDATE}{WHOLE}"))
+        self._candidate = state.digest
+
+    def candidate(self, head: Head) -> SharedState | None:
+        """The state that was about to be agreed on after this head; None: there is none, or it is damaged."""
+        try:
+            if (self._path / f"{CANDIDATE}{WHOLE}").is_file():
+                state = SharedState.load(self._path / f"{CANDIDATE}{WHOLE}")
+            elif (self._path / f"{CANDIDATE}{AVERAGE}").is_file():
+                state = Average.load(self._path / f"{CANDIDATE}{AVERAGE}").applied_to(self._card.spec, head.state)
+            else:
+                return None
+        except _UNUSABLE as error:
+            logger.debug("the candidate: %s", error)
+            return None
+        return state if state.round == head.round + 1 else None
+
+    def _drop_candidate(self) -> None:
+        self._candidate = ""
+        for suffix in (AVERAGE, WHOLE):
+            (self._path / f"{CANDIDATE}{suffix}").unlink(missing_ok=True)
 
     def keep(self, head: Head, average: Average | None) -> None:
         """Write down a committed state; when this returns, a power cut does not take it away.
@@ -74,12 +109,18 @@ class KeptStates:
         if average is not None and not self._may_follow(head, average):
             average = None
         self._newest = ""  # until all is written
-        if average is not None:
+        kept = self._path / f"{CANDIDATE}{WHOLE if average is None else AVERAGE}"
+        if head.digest == self._candidate and kept.is_file():
+            kept.rename(self._place(head.round, WHOLE if average is None else AVERAGE))
+        elif average is not None:
             average.save(self._place(head.round, AVERAGE))
-            self._replayed, self._replayed_bytes = self._replayed + 1, self._replayed_bytes + average.size_bytes
         else:
             head.state.save(self._place(head.round, WHOLE))
+        if average is not None:
+            self._replayed, self._replayed_bytes = self._replayed + 1, self._replayed_bytes + average.size_bytes
+        else:
             self._replayed = self._replayed_bytes = 0
+        self._drop_candidate()
         self._file(head.round, WHOLE if average is not None else AVERAGE).unlink(missing_ok=True)  # another branch's
         value = {"agreement": head.agreement.to_json(), "state": head.digest}
         self._folder.write(f"states/{self._file(head.round, '.json').name}", seal(canonical.dumps(value)))
@@ -178,7 +219,7 @@ class KeptStates:
             raise InputError("the average does not lead to the state that was agreed on")
         return Head(state, agreement), average
 
-    # ---- many ----------------------------------------------------------------------------------------------------------
+    # ---- many --------------------------------------------------------------------------------------------------------
 
     def _newest_whole(self, rounds: list[int]) -> Head | None:
         for round in [round for round in reversed(rounds) if self._is_whole(round)]:
@@ -203,7 +244,7 @@ class KeptStates:
         for path in self._path.iterdir() if self._path.is_dir() else ():
             if path.is_dir():
                 self._folder.set_aside(f"states/{path.name}", "a folder, not a file")
-            elif path.name.endswith(".new") or path.stem not in noted:
+            elif path.name.endswith(".new") or path.stem not in (*noted, CANDIDATE):
                 path.unlink()
 
     def _needed(self, rounds: list[int]) -> list[int]:

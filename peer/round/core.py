@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from peer.round import attempt, bound, follow, lead, leave, tally, views
+from peer.round import attempt, bound, follow, lead, leave, tally, views, word
 from peer.round import events as e
 from peer.round.actions import Aborted, Action, Decline, Stage
 from peer.round.attempt import FULL_DISK, NOTHING, abort, wake
@@ -181,9 +181,7 @@ def _on_ready(state: State, event: e.Ready, now: float) -> list[Action]:
 
 def _on_coordinator_said(state: State, event: e.CoordinatorSaid, now: float) -> list[Action]:
     state.ledger_round = event.ledger_round
-    if state.word is None and not state.last.round:  # the word is final
-        state.word = event.word
-    return []
+    return word.take(state, event.word, now)
 
 
 _HANDLERS: dict[type, Callable[[State, Any, float], list[Action]]] = {

@@ -72,7 +72,7 @@ def propose(state: State, there: list[View], now: float) -> list[Action]:
         left_out=turns.why_unasked(state, asked, now),
     )
     everyone = [config.me, *asked, *reducing]
-    call = Propose(asked, round, state.last.state, attempt, timeout_s, everyone)
+    call = Propose(asked, round, state.last.state, attempt, timeout_s, everyone, state.deciding_word)
     actions: list[Action] = [Stage(round, "propose"), CloseWork(), call]
     return save(state, state.box.promise(round, attempt, config.me), phase, actions, [])
 
@@ -239,10 +239,10 @@ def _shared(
     helping = tuple(Reducer(peer, state.config.certificate_of(peer), 1) for peer in able)
     if helping:
         return [_sharing(member, 0) for member in members], helping
-    members = _connected(members, phase)
+    members = connected(members, phase)
     lines = views.lines(state)
     rates = {member.peer: lines.get(member.peer, 0.0) for member in members}
-    found = shares.shares(rates, _reducing(members, phase))
+    found = shares.shares(rates, reducing(members, phase))
     return [_sharing(member, found[member.peer]) for member in members], ()
 
 
@@ -250,13 +250,13 @@ def _sharing(member: Member, share: int) -> Member:
     return member if member.share == share else replace(member, share=share)
 
 
-def _connected(members: list[Member], phase: Lead) -> list[Member]:
+def connected(members: list[Member], phase: Lead) -> list[Member]:
     """Those that can average together: all, as long as at least one of them is heard by all the others.
 
     Two members behind firewalls do not hear each other: neither reduces, and they meet at one that both can reach. When
     there is none, whoever is heard by the fewest is left out, until there is one.
     """
-    while members and not _reducing(members, phase):
+    while members and not reducing(members, phase):
         deaf = {member.peer: _not_heard_by(member.peer, members, phase) for member in members}
         worst = max(members, key=lambda member: (len(deaf[member.peer]), member.peer))
         members = [member for member in members if member is not worst]
@@ -266,7 +266,7 @@ def _connected(members: list[Member], phase: Lead) -> list[Member]:
     return members
 
 
-def _reducing(members: Iterable[Member], phase: Lead) -> set[str]:
+def reducing(members: Iterable[Member], phase: Lead) -> set[str]:
     """Those that all the others can reach."""
     members = list(members)
     able = {member.peer for member in members if member.can_reduce}

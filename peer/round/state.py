@@ -14,11 +14,11 @@ from peer.round.farewells import Farewells
 from peer.round.group import Group, Member, Terms
 from peer.round.length import RoundLength
 from protocol.agreement import Agreement
-from protocol.beginners import Beginners
+from protocol.epoch import Word
 from protocol.run_spec import RunSpec
 from protocol.signed import Signed
 from protocol.statements import Claim, Promise, Vote
-from protocol.succession import Last
+from protocol.succession import Last, decides_after, epoch_after
 
 NEVER = float("inf")
 
@@ -228,7 +228,7 @@ class State:
     phase: Phase = field(default_factory=Work)
     saving: Saving | None = None
     own: Own = field(default_factory=Own)
-    word: Signed[Beginners] | None = None  # the coordinator's, on who decides the round in hand, where it is by one
+    word: Signed[Word] | None = None  # the coordinator's newest, on who decides some round
     ledger_round: int = 0
     acceptors: list[tuple[Last, Any, Farewells, dict[str, int]]] = field(default_factory=list)  # see `turns.counted`
     views: dict[str, View] = field(default_factory=dict)
@@ -261,8 +261,13 @@ class State:
 
     @property
     def epoch(self) -> int:
-        """Of the coordinator's word by which the round in hand is decided; 0: of none."""
-        return getattr(self.word.value if self.word else None, "epoch", self.last.epoch)
+        """That statements of the round in hand name."""
+        return epoch_after(self.last, self.word.value if self.word else None)
+
+    @property
+    def deciding_word(self) -> Signed[Word] | None:
+        """The coordinator's, where it says who decides the round in hand."""
+        return self.word if self.word is not None and decides_after(self.word.value, self.last) else None
 
     @property
     def is_grouped(self) -> bool:
@@ -271,7 +276,7 @@ class State:
     def terms(self) -> Terms:
         config = self.config
         values = config.spec.sync.fragment_values(self.round, config.values)
-        return Terms(config.run, config.spec, values, config.chunk_values, self.last, self.word)
+        return Terms(config.run, config.spec, values, config.chunk_values, self.last, self.deciding_word)
 
     def farewells_now(self) -> Farewells:
         """All that is known for the round in hand."""

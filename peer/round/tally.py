@@ -223,6 +223,6 @@ def _commit(state: State, group: Group, digest: str, now: float) -> list[Action]
         certificates=certificates,
         counts=group.counts,
         farewells=group.farewells.signed,
-        beginners=group.word,
+        word=group.word,
     )
     return [Stage(state.round, "commit"), *advance(state, agreement, now)]

@@ -27,7 +27,7 @@ NEWCOMERS = 4  # one in so many of the places that are free is for those that we
 
 
 @dataclass(frozen=True)
-class Reason:
+class Waiting:
     """Why nothing goes on: a key, and what belongs to it. `peer.screen` has the words."""
 
     key: str
@@ -80,7 +80,7 @@ def reducers(state: State, now: float) -> list[str]:
     return [view.peer for view in views.together(state, now) if view.said.reduce_only and view.peer not in spoilt]
 
 
-def enough(state: State, there: list[View], now: float) -> Reason | None:
+def enough(state: State, there: list[View], now: float) -> Waiting | None:
     """Why a round may not be made with these; None: it may.
 
     Args:
@@ -91,20 +91,20 @@ def enough(state: State, there: list[View], now: float) -> Reason | None:
     if least > 1:
         found = 1 + sum(view.peer in deciding or view.said.tokens > 0 for view in _candidates(state, there, now))
         if found < least:
-            return Reason("wants-more-peers", {"missing": least - found, "least": least})
+            return Waiting("wants-more-peers", {"missing": least - found, "least": least})
     if not begun and state.ledger_round:
-        return Reason("wants-a-state", {"round": state.ledger_round})
+        return Waiting("wants-a-state", {"round": state.ledger_round})
     if not begun and state.word is None:
-        return Reason("wants-a-beginner")
+        return Waiting("wants-a-beginner")
     if has_majority(here, deciding):
         return None
     gone = sorted(set(deciding) - here)
     if not begun:
-        return Reason("wants-the-beginner", {"peers": gone[:3]})
-    return Reason("too-few", {"found": len(here & set(deciding)), "count": len(deciding)})
+        return Waiting("wants-the-beginner", {"peer": ", ".join(peer[-8:] for peer in gone[:3])})
+    return Waiting("too-few", {"found": len(here & set(deciding)), "count": len(deciding)})
 
 
-def waiting_for(state: State, now: float) -> Reason | None:
+def waiting_for(state: State, now: float) -> Waiting | None:
     """Why this member's work is in no round now; None: nothing is missing."""
     spec = state.config.spec
     over = spec.run.rounds and state.round > spec.run.rounds
@@ -168,8 +168,9 @@ def to_ask(state: State, there: list[View], now: float, attempt: int = 0) -> lis
     names = {view.peer for view in chosen}
     free = [view for view in by_debt if view.peer not in names]
     left = places - len(chosen)
-    known = [view for view in free if view.peer in state.been or view.peer in deciding]
-    new = [view for view in free if not (view.peer in state.been or view.peer in deciding)]
+    been = state.been | deciding.keys() | state.last.recent.keys()
+    known = [view for view in free if view.peer in been]
+    new = [view for view in free if view.peer not in been]
     share = max(left // NEWCOMERS, 1, left - len(known)) if new else 0
     return [*chosen, *new[: min(share, left)], *known][:places]
 

@@ -110,10 +110,16 @@ def together(state: State, now: float) -> list[View]:
 
 
 def ahead(state: State, now: float) -> list[View]:
-    """Live members that say they stand on a later round, the furthest first."""
-    round = state.round
-    found = [view for view in state.views.values() if view.said.round > round and now - view.heard < view.alive_s]
-    return sorted(found, key=lambda view: -view.said.round) if len(found) > 1 else found
+    """Live members that say they stand further than this one: in a later epoch, or in a later round; the furthest first."""
+    epoch, round = state.last.epoch, state.round
+    found = [
+        view
+        for view in state.views.values()
+        if ((said := view.said).round > round or said.epoch > epoch)
+        and (said.epoch, said.round) > (epoch, round)
+        and now - view.heard < view.alive_s
+    ]
+    return sorted(found, key=lambda view: (-view.said.epoch, -view.said.round)) if len(found) > 1 else found
 
 
 def up_bytes_s(state: State) -> float:
@@ -140,7 +146,8 @@ def take_farewells(state: State, said: Iterable[Signed[Farewell]]) -> None:
         known = state.farewells.get(round)
         if known is not None and item.by in known.by_peer:
             continue
-        near = state.round <= round <= state.round + 1 and item.value.run == state.config.run
+        near = state.round <= round <= state.round + 1
+        near = near and (item.value.run, item.value.epoch) == (state.config.run, state.epoch)
         speaks = item.by in state.last.weights or item.by in state.views or item.by == state.config.me
         if near and speaks and len(known.by_peer if known else ()) < MAX_FAREWELLS:
             state.farewells[round] = (known or Farewells()).joined(Farewells({item.by: item}))
@@ -148,3 +155,23 @@ def take_farewells(state: State, said: Iterable[Signed[Farewell]]) -> None:
 
 def farewells_to_tell(state: State) -> list[Signed[Farewell]]:
     return [item for known in state.farewells.values() for item in known.signed]
+
+
+# ---- what this member says of itself --------------------------------------------------------------------------------------
+
+
+def own_said(state: State, now: float) -> Said:
+    """For the others' views."""
+    box, config = state.box, state.config
+    return Said(
+        round=state.round,
+        base=state.last.state,
+        tokens=state.own.tokens,
+        attempt=max(box.attempt, 0) if box.round == state.round else 0,
+        leaving=state.leaving is not None,
+        reduce_only=config.reduce_only,
+        step_s=state.own.step_s,
+        hears=len(alive(state, now)),
+        up_bytes_s=up_bytes_s(state),
+        epoch=state.last.epoch,
+    )

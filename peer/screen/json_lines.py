@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from peer.round.report import RoundReport
 from peer.screen.messages import text
 from peer.screen.terms import Terms
-from peer.swarm.head import Head
-from peer.swarm.rounds import RoundReport
+from peer.sync.shelf import Head
 from peer.trainer import WorkReport
 
 

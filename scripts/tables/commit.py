@@ -57,7 +57,7 @@ def measure(
 ) -> tuple[dict[tuple[str, str], list[float]], dict[str, list[int]]]:
     """Seconds of each chore, both ways, a value a round; bytes written."""
     from lab.small_community import real_inputs, run_config
-    from peer.swarm.averages import Average
+    from peer.sync.averages import Average
     from peer.training.codecs.codec import EncodedUpdate
     from peer.training.outer import outer_step
     from peer.training.state import SharedState

@@ -15,7 +15,7 @@ from pathlib import Path
 from lab.small_community import Inputs
 from lab.warm_start import WarmStart
 from peer.disk.kept_states import AVERAGE
-from peer.swarm.averages import Average
+from peer.sync.averages import Average
 from peer.training.state import SharedState
 from scripts.wan.arms import PRESETS
 from scripts.wan.others import run_others

@@ -5,19 +5,19 @@ A simulator that does not notice is worth nothing. Where the core stops a bug in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
 from peer.round import attempt, follow, group, quorum, turns
-from peer.round.actions import Action, SaveBox
+from peer.round.actions import Action
 from peer.round.box import Ballot, Box
 from peer.round.core import Core
 from peer.round.events import Averaged
 from peer.round.farewells import Farewells
-from peer.round.state import Average, State, Work
+from peer.round.state import Average, State
 from protocol import succession
 from protocol.majority import has_majority
 from tests.sim.member import Member
@@ -156,7 +156,7 @@ def _count_late_work_again(member: Member, action: Any) -> None:
 
 
 def _keep_average_in_memory(member: Member, content: str) -> str:
-    digest, before = _averaged(member, content), member.disk.averaged
+    digest = _averaged(member, content)
     member.disk.averaged = {}
     return digest
 

@@ -1,0 +1,179 @@
+"""Gossip: every fraction of a second members tell each other what they have done. Nobody waits for it.
+
+Each pair keeps one stream open, whoever opened it, and both tell over it: opening one costs ten times what a message does.
+Each message is answered by the other's own, so whoever was asked lately need not ask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from peer.net import frames
+from peer.net.node import short
+from peer.net.talk import Talk
+from protocol import swarm_pb2
+from protocol.errors import FormatError, NetworkError, RefusedError
+
+logger = logging.getLogger(__name__)
+
+STREAM = "progress"
+MAX_BYTES = 1 << 20  # farewells are most of it
+
+
+class _Link:
+    """One open stream to a member."""
+
+    def __init__(self, peer: str, writer: asyncio.StreamWriter) -> None:
+        self.peer, self.writer = peer, writer
+        self.sending = asyncio.Lock()
+        self.introduced = ""  # the certificate that the other side has seen of this member
+        self.asked_at = 0.0  # when this side told something that is not answered yet; 0: nothing
+        self.met_at = time.monotonic()  # when both last told each other
+
+
+class Gossip:
+    """Sends this member's progress, and hands on what comes back.
+
+    Args:
+        current: makes the message of the moment for one member, with certificate and addresses.
+        heard: takes what an admitted member says of itself.
+        interval_s: gives how long to wait between two messages to one member.
+    """
+
+    def __init__(
+        self,
+        talk: Talk,
+        current: Callable[[str], swarm_pb2.Progress],
+        heard: Callable[[str, swarm_pb2.Progress], None],
+        interval_s: Callable[[], float],
+        known: Callable[[], set[str]],
+    ) -> None:
+        self._talk, self._current, self._heard = talk, current, heard
+        self._interval_s, self._known = interval_s, known
+        self._links: dict[str, _Link] = {}
+        self._opening: set[str] = set()
+        self.contacts: set[str] = set()  # peer ids to try, whether heard of before or not
+
+    async def start(self) -> None:
+        await self._talk.serve(STREAM, swarm_pb2.Progress, self._answer)
+        self._talk.keep("gossip", self._forever)
+
+    async def tell_everyone(self) -> None:
+        """Tell all at once."""
+        await asyncio.gather(*(self._tell(peer) for peer in self.everyone()))
+
+    def everyone(self) -> set[str]:
+        """Peer ids of those that are told."""
+        return (self.contacts | self._known()) - {self._talk.me}
+
+    async def _forever(self) -> None:
+        while True:
+            interval_s = self._interval_s()
+            for peer in self.everyone():
+                link = self._links.get(peer)
+                if link is None or time.monotonic() - link.met_at >= 0.9 * interval_s:
+                    self._talk.spawn(self._tell(peer))
+            await asyncio.sleep(interval_s)
+
+    async def _tell(self, peer: str) -> None:
+        link = self._links.get(peer)
+        if link is None:
+            await self._open(peer)
+            return
+        now = time.monotonic()
+        if link.asked_at and now - link.asked_at > self._talk.lines.patience_s(peer):
+            if self._talk.lines.silent_s(peer) < now - link.asked_at:
+                self._talk.lines.answered(peer, None)  # it is there, its line is slow
+                link.asked_at = now
+            else:
+                self._lost(link, link.asked_at)
+            return
+        link.asked_at = link.asked_at or now
+        with contextlib.suppress(NetworkError):
+            await self._send(link, self._current(peer))
+
+    async def _open(self, peer: str) -> None:
+        """Open the stream, which others of this member's tasks wait for in vain meanwhile."""
+        if peer in self._opening:
+            return
+        self._opening.add(peer)
+        started, talk = time.monotonic(), self._talk
+        try:
+            async with talk.node.stream(peer, talk.stream_name(STREAM), talk.lines.patience_s(peer)) as (
+                reader,
+                writer,
+            ):
+                link = _Link(peer, writer)
+                link.asked_at = started
+                await self._send(link, self._current(peer))
+                first = await frames.receive(
+                    reader, swarm_pb2.Progress, timeout_s=talk.lines.patience_s(peer), max_bytes=MAX_BYTES
+                )
+                self._opening.discard(peer)
+                self._links.setdefault(peer, link)
+                await self._listen(link, first, reader)
+        except (NetworkError, FormatError, RefusedError) as error:
+            logger.debug("progress to %s: %s", short(peer), error.message)
+            talk.lines.lost(peer, started)
+            if peer not in self._known():
+                self.contacts.discard(peer)
+        finally:
+            self._opening.discard(peer)
+
+    async def _answer(self, first: swarm_pb2.Progress, reader: Any, writer: Any, peer: str) -> None:
+        link = self._links[peer] = _Link(peer, writer)
+        await self._listen(link, first, reader)
+
+    async def _listen(self, link: _Link, first: swarm_pb2.Progress, reader: asyncio.StreamReader) -> None:
+        """Take what comes until the stream ends."""
+        message, roster = first, self._talk.roster
+        try:
+            while True:
+                if message.certificate or not roster.is_admitted(link.peer):
+                    roster.admit(link.peer, message.certificate)
+                await self._take(link, message)
+                # who asks on it closes it when no answer comes
+                message = await frames.receive(reader, swarm_pb2.Progress, timeout_s=None, max_bytes=MAX_BYTES)
+        except NetworkError as error:
+            logger.debug("progress of %s: %s", short(link.peer), error.message)
+        finally:
+            if self._links.get(link.peer) is link:
+                del self._links[link.peer]
+            link.writer.close()
+
+    async def _take(self, link: _Link, message: swarm_pb2.Progress) -> None:
+        now, lines = time.monotonic(), self._talk.lines
+        self._heard(link.peer, message)
+        link.met_at = now
+        if not message.answers:
+            answer = self._current(link.peer)
+            answer.answers = True
+            await self._send(link, answer)
+        elif link.asked_at:
+            lines.answered(link.peer, now - link.asked_at)
+            link.asked_at = 0.0
+
+    async def _send(self, link: _Link, message: swarm_pb2.Progress) -> None:
+        """What the other side knows already is most of the bytes, and many go over a slow line."""
+        if link.introduced == message.certificate:
+            message.ClearField("certificate")
+            message.ClearField("addresses")
+        else:
+            link.introduced = message.certificate
+        try:
+            async with link.sending:
+                await frames.send(link.writer, message, timeout_s=self._talk.lines.patience_s(link.peer))
+        except NetworkError:
+            self._lost(link, time.monotonic())
+            raise
+
+    def _lost(self, link: _Link, since: float) -> None:
+        if self._links.get(link.peer) is link:
+            del self._links[link.peer]
+        link.writer.close()
+        self._talk.lines.lost(link.peer, since)

@@ -1,0 +1,110 @@
+"""This member's own work as it travels: what is ready for the round in hand, and what was in no round yet.
+
+The core says what becomes of it with each head (`peer.round.actions.Commit`); the tensors stay here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from dataclasses import replace
+
+import torch
+
+from peer.round.actions import Commit
+from peer.sync.contribution import Contribution, Leftover, lossy
+from peer.sync.shelf import Head, Shelf
+from peer.training.codecs.codec import EncodedUpdate
+from peer.training.work import Update, keeps_own
+from protocol.keys import PeerIdentity
+from protocol.run_card import RunCard
+from protocol.signed import Signed
+from protocol.statements import Claim
+
+logger = logging.getLogger(__name__)
+
+
+class OwnWork:
+    """One member's work, from round to round. All but `close` is used on the swarm's loop."""
+
+    def __init__(self, card: RunCard, identity: PeerIdentity, shelf: Shelf) -> None:
+        self._card, self._identity, self._shelf = card, identity, shelf
+        self.close = threading.Event()  # the trainer finishes its micro-batch and hands over
+        self.ready: Contribution | None = None  # for the round in hand
+        self._left: tuple[Leftover, ...] = ()  # in no round yet, the oldest first; made one when the next update comes
+        self._last: Commit | None = None
+        self._feedback: torch.Tensor | None = None  # [N], gradients: what encoding has left out so far
+        self._part: tuple[str, EncodedUpdate] | None = None  # see `part_of`
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Of work that was in no round yet, and will be."""
+        return sum(work.weight for work in self._left)
+
+    def part_of(self, head: Head) -> EncodedUpdate | None:
+        """What a head was made with of this member's work; None: nothing, or it is not known any more."""
+        part = self._part
+        return part[1] if part is not None and part[0] == head.digest else None
+
+    def close_work(self) -> None:
+        """The trainer is to finish its micro-batch and hand over an update, which is as large as the model."""
+        self._shelf.make_room()
+        self.close.set()
+
+    async def hand_over(self, update: Update, base: str) -> Signed[Claim] | None:
+        """Take the trainer's update, which is used up; returns the claim to it, where it is for the round in hand."""
+        if self.ready is not None:
+            return None
+        if base != self._shelf.head.digest:
+            await self._keep_late(update, base)
+            return None
+        round, since = self._shelf.head.round + 1, time.monotonic()
+        run, spec, feedback = self._card.run, self._card.spec, self._feedback
+        arguments = (update, spec, run, round, base, self._identity, self._left, since, feedback)
+        del feedback  # as large as the model
+        made = await asyncio.get_running_loop().run_in_executor(None, Contribution.make, *arguments)
+        self._feedback = made.residual
+        del arguments
+        if base != self._shelf.head.digest:
+            self._keep(made.fresh)  # the round went on meanwhile
+            return None
+        self.ready, self._left = made, ()
+        return made.claim
+
+    async def _keep_late(self, update: Update, base: str) -> None:
+        """The round went on without this work."""
+        if not update.tokens:
+            return
+        spec, encoded = self._card.spec, None
+        if not keeps_own(spec):
+            arguments = (update.vector, spec, self._feedback)
+            encoded, self._feedback = await asyncio.get_running_loop().run_in_executor(None, lossy, *arguments)
+        self._keep(Leftover.of(update, self._shelf.head.round, base, encoded))
+
+    def _keep(self, work: Leftover) -> None:
+        """Keep work for the next claim, unless it is too old by now or the round was made with other work of this member."""
+        last = self._last
+        if last is None or last.counted:
+            return
+        round = last.agreement.round
+        if round - work.since + 1 <= last.may_wait:
+            self._left = (*self._left, replace(work, waited=True))
+            logger.info("round %d was made by others; %d tokens of this peer wait for its turn", round, work.tokens)
+        elif last.is_late and work.since == round and work.base == last.agreement.base:
+            self._left = (replace(work, waited=False),)
+            logger.info(
+                "round %d went on without %d tokens of this peer; they count less in the next", round, work.tokens
+            )
+
+    def committed(self, commit: Commit) -> None:
+        """A new head has been taken: what was ready is part of it, or is kept if it may be."""
+        ready, self.ready = self.ready, None
+        left, self._left, self._part, self._last = self._left, (), None, commit
+        for work in (*ready.late, ready.fresh) if ready is not None else left:
+            self._keep(work)
+        if ready is not None and commit.counted and keeps_own(self._card.spec):
+            is_next = commit.agreement.base == ready.claim.value.base
+            self._part = (commit.agreement.state, ready.encoded) if is_next else None
+        self.close.set()

@@ -1,0 +1,138 @@
+"""A network in memory: nodes as `peer.net.node.Node`, whose streams are socket pairs. No p2pd, no DHT; else nothing is
+made up.
+
+    network = Network()
+    one, other = network.node("peer a"), network.node("peer b")
+    await one.serve("potluck/<run>/progress", handler)
+    reply = await other.call("peer a", "potluck/<run>/progress", request, Progress, timeout_s=2)
+    network.cut("peer a", "peer b")
+
+What libp2p does, a peer id that is the caller's own, holds here, too. Faults are the network's: who cannot reach whom,
+whose streams lead nowhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+from peer.net.node import Handler, Node, short
+from protocol.errors import NetworkError, PotluckError
+
+Both = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class Network:
+    """Who is there, and what does not work."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, MemoryNode] = {}
+        self.cuts: set[frozenset[str]] = set()  # pairs that cannot open streams to each other
+        self.nowhere: set[tuple[str, str]] = (
+            set()
+        )  # (peer id, last part of a stream's name): what it sends there is lost
+        self.closed: set[tuple[str, str]] = set()  # the same: it cannot open such streams
+
+    def node(self, peer_id: str) -> MemoryNode:
+        self.nodes[peer_id] = node = MemoryNode(self, peer_id)
+        return node
+
+    def cut(self, one: str, *others: str) -> None:
+        """No new streams between these, and those that are open break."""
+        self.cuts |= {frozenset((one, other)) for other in others}
+        for node in self.nodes.values():
+            node.end_streams(lambda ends: frozenset(ends) in self.cuts)
+
+    def reaches(self, sender: str, to: str) -> bool:
+        return sender in self.nodes and to in self.nodes and frozenset((sender, to)) not in self.cuts
+
+
+class MemoryNode:
+    """One node; `await close()` when done."""
+
+    def __init__(self, network: Network, peer_id: str) -> None:
+        self.network, self.peer_id = network, peer_id
+        self.handlers: dict[str, Handler] = {}
+        self._serving: dict[asyncio.Task[None], tuple[str, str]] = {}  # -> (who opened the stream, to whom)
+        self._writers: dict[asyncio.StreamWriter, tuple[str, str]] = {}
+
+    async def serve(self, name: str, handler: Handler) -> None:
+        self.handlers[name] = handler
+
+    @contextlib.asynccontextmanager
+    async def stream(self, peer_id: str, name: str, open_s: float = 5.0) -> AsyncIterator[Both]:
+        """As `Node.stream`."""
+        network, last = self.network, name.rpartition("/")[2]
+        other = network.nodes.get(peer_id)
+        if other is None or not network.reaches(self.peer_id, peer_id) or (self.peer_id, last) in network.closed:
+            raise NetworkError(f"cannot reach {short(peer_id)}")
+        handler = other.handlers.get(name)
+        if handler is None:
+            raise NetworkError(f"cannot reach {short(peer_id)}: it does not serve {name}")
+        left, right = socket.socketpair()
+        reader, writer = await asyncio.open_unix_connection(sock=left)
+        theirs = await asyncio.open_unix_connection(sock=right)
+        self._writers[writer] = ends = (self.peer_id, peer_id)
+        if (self.peer_id, last) in network.nowhere:
+            handler = _swallow
+        other._answer(handler, ends, *theirs)
+        try:
+            yield reader, writer
+        finally:
+            self._writers.pop(writer, None)
+            await _closed(writer)
+
+    call = Node.call
+
+    def _answer(self, handler: Handler, ends: tuple[str, str], reader: Any, writer: Any) -> None:
+        async def answer() -> None:
+            try:
+                with contextlib.suppress(PotluckError):
+                    await handler(ends[0], reader, writer)
+            finally:
+                self._writers.pop(writer, None)
+                await _closed(writer)
+
+        self._writers[writer] = ends
+        task = asyncio.get_running_loop().create_task(answer())
+        self._serving[task] = ends
+        task.add_done_callback(lambda done: self._serving.pop(done, None))
+
+    def end_streams(self, which: Any = lambda ends: True) -> None:
+        """Break those between (who opened, to whom)."""
+        for writer, ends in list(self._writers.items()):
+            if which(ends):
+                writer.transport.abort()
+
+    async def addresses(self) -> list[str]:
+        return [f"/memory/p2p/{self.peer_id}"]
+
+    async def connect(self, addresses: Iterable[str]) -> set[str]:
+        wanted = {address.rpartition("/")[2] for address in addresses}
+        return {peer for peer in wanted if peer != self.peer_id and self.network.reaches(self.peer_id, peer)}
+
+    def vanish(self) -> None:
+        """As when its machine loses power."""
+        self.network.nodes.pop(self.peer_id, None)
+        self.end_streams()
+
+    async def close(self) -> None:
+        self.vanish()
+        tasks = list(self._serving)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _swallow(peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while await reader.read(1 << 16):
+        pass
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()

@@ -1,0 +1,135 @@
+"""Members that get different states, restart, or have a full disk: what is committed then, and what is told. Cores in
+memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from peer.round import actions as a
+from peer.round import events as e
+from peer.round.box import Ballot, Box
+from peer.round.state import Timing, Voting
+from tests.core_kit import Lone, of
+from tests.table_kit import Table
+
+ODD = "d" * 64
+
+
+def test_a_member_whose_state_differs_takes_the_one_of_the_majority_and_no_majority_hangs_on_one_vote() -> None:
+    table = Table("abo")
+    table["o"].averages = lambda found: replace(found, state=ODD) if table["o"].round == 1 else found
+    table.agree(3)
+    for name in "ab":
+        assert table[name].commits[0].attempts == 2, (
+            "one of the two that agreed may have told the odd one another state"
+        )
+    assert table["o"].agreed(2).state == table["a"].agreed(2).state != ODD
+
+
+def test_three_states_for_three_members_commit_nothing() -> None:
+    table = Table("abc", timing=Timing(majority_s=1.0))
+    for seat in table.seats.values():
+        seat.averages = lambda found, seat=seat: replace(found, state=64 * seat.name)  # type: ignore[misc]
+    table.until(lambda: all(seat.state.attempts >= 3 for seat in table.seats.values()))
+    assert {seat.round for seat in table.seats.values()} == {1}
+    for seat in table.seats.values():
+        seat.averages = lambda found: found
+    table.agree(2)
+    assert all(len(seat.handed_over) == 1 for seat in table.seats.values()), "the work was kept"
+
+
+# ---- restarts --------------------------------------------------------------------------------------------------------
+
+
+def voted(lone: Lone) -> Voting:
+    """A member that has voted in a group of b's."""
+    lone.hears("bc")
+    lone.works()
+    lone.step(lone.proposed("b"))
+    group = lone.group("b", lone.mine(), lone.member("b"), lone.member("c"))
+    (start,) = of(a.AllReduce, lone.step(e.Grouped("group", "b", group)))
+    lone.step(e.Averaged(start.group.digest, 0, ODD, 0.1))
+    assert isinstance(lone.state.phase, Voting)
+    return lone.state.phase
+
+
+def test_a_member_that_voted_tells_of_it_after_a_restart() -> None:
+    before = Lone("me", "bc", round_seconds=100.0)
+    phase = voted(before)
+    again = Lone("me", "bc", box=before.state.box, round_seconds=100.0)
+    again.hears("bc")
+    again.works()
+    (join,) = of(a.Join, again.step(again.proposed("c", attempt=1)))
+    assert join.vote.value == phase.vote.value and join.group.digest == phase.group.digest
+    assert [cast.state for cast in join.promise.value.cast] == [ODD]
+
+
+def test_a_member_that_cannot_show_for_what_it_voted_sits_the_round_out() -> None:
+    box = replace(Box().promise(2, 0, "b"), ballots=(Ballot(0, "a" * 64, ODD),), is_forgotten=True)
+    lone = Lone("me", "bc", box=box, round_seconds=1.0)
+    lone.hears("bc", tokens=100)
+    lone.works()
+    (answer,) = lone.step(lone.proposed("b", attempt=7))
+    assert isinstance(answer, a.Decline) and "before a restart" in answer.why
+    for _ in range(10):
+        lone.hears("bc", tokens=100)
+        assert not of(a.Propose, lone.wait(1.0)), "nor does it lead"
+
+
+# ---- full disks ------------------------------------------------------------------------------------------------------
+
+
+def test_a_promise_that_cannot_be_kept_is_told_to_nobody_and_does_not_stop_the_clock() -> None:
+    table, failures = Table("a"), [OSError("no space left on device")] * 3
+
+    def full(box: Box) -> None:
+        if failures:
+            raise failures.pop()
+
+    table["a"].saves = full
+    table.agree(3)
+    assert not failures and len(table["a"].aborted) == 3
+    lone = Lone("me", "b", round_seconds=100.0)
+    lone.saves = lambda box: full(box)
+    failures.append(OSError("no space left on device"))
+    lone.hears("b")
+    lone.works()
+    answers = of(a.Decline, lone.step(lone.proposed("b")))
+    assert [answer.why for answer in answers] == ["a promise cannot be kept here: a full or broken disk"]
+
+
+def test_a_vote_that_cannot_be_kept_is_not_given() -> None:
+    lone = Lone("me", "bc", round_seconds=100.0)
+    lone.hears("bc")
+    lone.works()
+    lone.step(lone.proposed("b"))
+    group = lone.group("b", lone.mine(), lone.member("b"), lone.member("c"))
+    (start,) = of(a.AllReduce, lone.step(e.Grouped("group", "b", group)))
+
+    def full(box: Box) -> None:
+        raise OSError("no space left on device")
+
+    lone.saves = full
+    done = lone.step(e.Averaged(start.group.digest, 0, ODD, 0.1))
+    assert not of(a.SendVote, done) and not lone.state.box.ballots
+    assert of(a.SendAbort, done)[0].why == "a full or broken disk", "the others need not wait for it"
+
+
+@pytest.mark.parametrize("failing", ["ab", "a"])
+def test_a_commit_that_cannot_be_kept_does_not_stop_the_member(failing: str) -> None:
+    table = Table("ab")
+    broken = set(failing)
+
+    for name in failing:
+
+        def full(agreement: object, name: str = name) -> None:
+            if name in broken:
+                broken.discard(name)
+                raise OSError("no space left on device")
+
+        table[name].keeps = full
+    table.agree(4)
+    assert not broken
+    assert any("cannot keep round 2" in why for why in table["a"].aborted)
