@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -44,7 +44,12 @@ _Open = Callable[[type[S], bytes], Signed[S]]
 
 def group_digest(claims: Iterable[Signed[Claim]]) -> Digest:
     """Names a group: who is in it, with which claims, in which order."""
-    return canonical.digest([claim.digest for claim in claims])
+    return _digest_of(tuple(claim.digest for claim in claims))
+
+
+@lru_cache(maxsize=256)  # a group is named many times, by all who hold it
+def _digest_of(claims: tuple[Digest, ...]) -> Digest:
+    return canonical.digest(list(claims))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ Two majorities of the same weights share somebody, who signs for one state only:
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 
 from protocol import canonical
 
@@ -29,7 +30,12 @@ def has_majority(voters: Collection[str], of: Mapping[str, int]) -> bool:
 
 def first_of(peers: Collection[str]) -> str:
     """The peer id that decides even splits: the first by digest; empty where there is none."""
-    return min(peers, key=lambda peer_id: canonical.sha256_hex(peer_id.encode()), default="")
+    return min(peers, key=_digest, default="")
+
+
+@lru_cache(maxsize=1 << 16)
+def _digest(peer_id: str) -> str:
+    return canonical.sha256_hex(peer_id.encode())
 
 
 def acceptors_after(weights: Mapping[str, int], farewells: Mapping[str, str]) -> dict[str, int]:

@@ -24,12 +24,14 @@ from protocol.statements import Cast, Promise, Vote
 from protocol.succession import Last
 
 FULL_DISK = "a full or broken disk"  # told to the others
+NOTHING: list[Action] = []  # what an event comes to by which nothing that was decided can change
 FREE_ATTEMPTS = 1000  # that one may be ahead of what was promised: who jumps further would use up the round's numbers
 
 
 def wake(state: State, at: float) -> None:
     """Ask for a tick at that time."""
-    state.wake_at = min(state.wake_at, at)
+    if at < state.wake_at:
+        state.wake_at = at
 
 
 def save(state: State, box: Box, phase: Phase | None, actions: list[Action], unless: list[Action]) -> list[Action]:

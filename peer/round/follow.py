@@ -28,20 +28,24 @@ from protocol.succession import check_branch, outranks
 BRANCH_ROUNDS = 64  # that another branch may be long, for a member that stood on the one that was undone
 
 
+_BUSY = (Keep, Left)  # phases in which no other head is taken
+
+
 class Unshown(VerificationError):
     """The agreements between here and a head are not all at hand any more."""
 
 
 def look(state: State, now: float) -> list[Action]:
     """Ask for a later head, when others say that they stand on one."""
-    search, timing = state.search, state.config.timing
-    if isinstance(state.phase, Keep | Left) or search.chain:
+    search = state.search
+    if search.chain or isinstance(state.phase, _BUSY):
         return []
     ahead = views.ahead(state, now)
     if not ahead:
         if search.behind_since is not None:
             state.search = Search(failed=search.failed, anchor=search.anchor)
         return []
+    timing = state.config.timing
     if search.behind_since is None:
         search.behind_since = now
     if search.asked:
@@ -188,7 +192,7 @@ def on_fetched(state: State, event: Fetched, now: float) -> list[Action]:
     if (
         not outranks(Last.of(head), mine)
         or (passed and passed != [mine.state] and head.epoch == mine.epoch)
-        or isinstance(state.phase, Keep | Left)
+        or isinstance(state.phase, _BUSY)
     ):
         return []
     return advance(state, head, now)

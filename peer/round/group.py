@@ -135,7 +135,8 @@ class Group:
         for member in self.members:
             terms.check_claim(member.claim)
         counts = succession.counted(claims, terms.last, terms.spec)
-        return replace(self, counts=counts, voted=tuple(item.weighed(terms) for item in self.voted))
+        voted = tuple(item.weighed(terms) for item in self.voted)
+        return self if (counts, voted) == (self.counts, self.voted) else replace(self, counts=counts, voted=voted)
 
     @property
     def weights(self) -> Mapping[str, int]:
@@ -150,7 +151,7 @@ class Group:
 
     def bare(self) -> Group:
         """Without what shows that it may be: what a vote is about."""
-        return replace(self, promises=(), voted=())
+        return replace(self, promises=(), voted=()) if self.promises or self.voted else self
 
     @cached_property
     def digest(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from peer.round import group as groups
 from peer.round import shares, turns, views
 from peer.round.actions import Action, CloseWork, Propose, SendGroup, Stage
-from peer.round.attempt import abort, check_attempt, own_promise, save, take_group, wake
+from peer.round.attempt import NOTHING, abort, check_attempt, own_promise, save, take_group, wake
 from peer.round.events import Declined, GroupTaken, Joined
 from peer.round.group import MAX_LEFT_OUT, MAX_REASON, MAX_REDUCERS, Group, Member, Reducer
 from peer.round.state import Average, Lead, State, View
@@ -90,7 +90,7 @@ def patience_s(state: State, there: list[View]) -> float:
 def on_joined(state: State, event: Joined, now: float) -> list[Action]:
     phase, peer = state.phase, event.by
     if not isinstance(phase, Lead) or phase.attempt != event.attempt or peer not in phase.asked:
-        return []
+        return NOTHING
     terms = state.terms()
     try:
         if not peer == event.member.peer == event.member.claim.by:
@@ -110,10 +110,11 @@ def on_joined(state: State, event: Joined, now: float) -> list[Action]:
 
 def on_declined(state: State, event: Declined, now: float) -> list[Action]:
     phase = state.phase
-    if isinstance(phase, Lead) and phase.attempt == event.attempt and event.by in phase.asked:
-        phase.left_out[event.by] = event.why[:MAX_REASON]
-        if now - phase.started > state.config.timing.quick_s:
-            phase.silent.add(event.by)
+    if not isinstance(phase, Lead) or phase.attempt != event.attempt or event.by not in phase.asked:
+        return NOTHING
+    phase.left_out[event.by] = event.why[:MAX_REASON]
+    if now - phase.started > state.config.timing.quick_s:
+        phase.silent.add(event.by)
     return []
 
 
@@ -121,9 +122,9 @@ def on_group_taken(state: State, event: GroupTaken, now: float) -> list[Action]:
     """A member has taken the group that this one made, or has not: then nobody need wait for the all-reduce."""
     phase = state.phase
     if not event.why or not isinstance(phase, Average) or phase.group.attempt != event.attempt:
-        return []
+        return NOTHING
     if phase.group.leader != state.config.me:
-        return []
+        return NOTHING
     if event.reached:
         culprit = event.by if state.blame.balked(event.by) else ""
     else:
@@ -237,12 +238,16 @@ def _shared(
     able = [peer for peer in turns.reducers(state, now) if peer not in deaf][:MAX_REDUCERS]
     helping = tuple(Reducer(peer, state.config.certificate_of(peer), 1) for peer in able)
     if helping:
-        return [replace(member, share=0) for member in members], helping
+        return [_sharing(member, 0) for member in members], helping
     members = connected(members, phase)
     lines = views.lines(state)
     rates = {member.peer: lines.get(member.peer, 0.0) for member in members}
     found = shares.shares(rates, reducing(members, phase))
-    return [replace(member, share=found[member.peer]) for member in members], ()
+    return [_sharing(member, found[member.peer]) for member in members], ()
+
+
+def _sharing(member: Member, share: int) -> Member:
+    return member if member.share == share else replace(member, share=share)
 
 
 def connected(members: list[Member], phase: Lead) -> list[Member]:

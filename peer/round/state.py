@@ -86,6 +86,7 @@ class View:
     said: Said
     heard: float  # when something last came from it
     patience_s: float  # for its answers: they queue behind bulk on a slow line
+    alive_s: float  # after nothing was heard of it for so long, it is not counted on
 
 
 @dataclass(slots=True)
@@ -177,6 +178,7 @@ class Left:
     """Nothing is decided any more."""
 
 
+_GROUPED = (Average, Fetching, Voting)
 Phase = Work | Lead | Bound | Average | Fetching | Voting | Keep | Left
 
 
@@ -228,7 +230,7 @@ class State:
     own: Own = field(default_factory=Own)
     word: Signed[Word] | None = None  # the coordinator's newest, on who decides some round
     ledger_round: int = 0
-    acceptors: tuple[Last, Farewells, Any, dict[str, int]] | None = None  # see `turns.acceptors`
+    acceptors: list[tuple[Last, Any, Farewells, dict[str, int]]] = field(default_factory=list)  # see `turns.counted`
     views: dict[str, View] = field(default_factory=dict)
     gossip_s: float = 0.3  # between two progress messages to one member
     farewells: dict[int, Farewells] = field(default_factory=dict)  # by round
@@ -269,7 +271,7 @@ class State:
 
     @property
     def is_grouped(self) -> bool:
-        return isinstance(self.phase, Average | Fetching | Voting)
+        return isinstance(self.phase, _GROUPED)
 
     def terms(self) -> Terms:
         config = self.config

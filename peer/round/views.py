@@ -21,15 +21,17 @@ def note(state: State, peer: str, said: Said, now: float) -> bool:
     view = state.views.get(peer)
     if view is None:
         timing = state.config.timing
-        state.views[peer] = View(peer, said, now, timing.call_s)
+        state.views[peer] = View(peer, said, now, timing.call_s, timing.alive_s)
         _set_pace(state, now)
         return True
-    before, view.said, was_gone = view.said, said, not is_alive(state, peer, now)
-    view.heard = now
+    before, was_gone = view.said, now - view.heard >= view.alive_s
+    view.said, view.heard = said, now
     return (
         was_gone
-        or (before.round, before.base, before.leaving) != (said.round, said.base, said.leaving)
         or before.tokens != said.tokens
+        or before.round != said.round
+        or before.base != said.base
+        or before.leaving != said.leaving
     )
 
 
@@ -43,7 +45,7 @@ def lost(state: State, peer: str, since: float, now: float) -> None:
     """A call to this member failed, and nothing else was heard of it since: do not count on it."""
     view = state.views.get(peer)
     if view is not None and view.heard < since:
-        view.heard = min(view.heard, now - _alive_s(state, view))
+        view.heard = min(view.heard, now - view.alive_s)
 
 
 def answered(state: State, peer: str, seconds: float | None, now: float) -> None:
@@ -63,6 +65,8 @@ def _set_pace(state: State, now: float) -> None:
         state.views = {peer: view for peer, view in state.views.items() if now - view.heard < timing.forget_s}
     slowness = statistics.median([view.patience_s for view in state.views.values()] or [timing.call_s]) / timing.call_s
     state.gossip_s = timing.gossip_s * max(len(state.views) / PEERS_AT_FULL_PACE, slowness)
+    for view in state.views.values():
+        view.alive_s = _alive_s(state, view)
 
 
 def patience_s(state: State, peer: str) -> float:
@@ -85,27 +89,37 @@ def silent_s(state: State, peer: str, now: float) -> float:
 
 def is_alive(state: State, peer: str, now: float) -> bool:
     view = state.views.get(peer)
-    return view is not None and now - view.heard < _alive_s(state, view)
+    return view is not None and now - view.heard < view.alive_s
 
 
 def alive(state: State, now: float) -> list[View]:
-    return [view for view in state.views.values() if now - view.heard < _alive_s(state, view)]
+    return [view for view in state.views.values() if now - view.heard < view.alive_s]
 
 
 def together(state: State, now: float) -> list[View]:
     """Live members that work on the round in hand from this member's base, and stay."""
-    here = (state.round, state.last.state, False)
-    return [view for view in alive(state, now) if (view.said.round, view.said.base, view.said.leaving) == here]
+    round, base = state.round, state.last.state
+    return [
+        view
+        for view in state.views.values()
+        if (said := view.said).round == round
+        and said.base == base
+        and not said.leaving
+        and now - view.heard < view.alive_s
+    ]
 
 
 def ahead(state: State, now: float) -> list[View]:
     """Live members that say they stand further than this one: in a later epoch, or in a later round; the furthest first."""
-    mine = (state.last.epoch, state.round)
-    found = [view for view in state.views.values() if (view.said.epoch, view.said.round) > mine]
-    if not found:
-        return found
-    alive = [view for view in found if is_alive(state, view.peer, now)]
-    return sorted(alive, key=lambda view: (-view.said.epoch, -view.said.round))
+    epoch, round = state.last.epoch, state.round
+    found = [
+        view
+        for view in state.views.values()
+        if ((said := view.said).round > round or said.epoch > epoch)
+        and (said.epoch, said.round) > (epoch, round)
+        and now - view.heard < view.alive_s
+    ]
+    return sorted(found, key=lambda view: (-view.said.epoch, -view.said.round)) if len(found) > 1 else found
 
 
 def up_bytes_s(state: State) -> float:

@@ -21,8 +21,14 @@ if TYPE_CHECKING:
     from tests.sim.member import Member
 
 
-def bend(me: Member, event: Any) -> Any | None:
-    """The event as this member takes it; None: it passes it over."""
+_BENT = {e.Heard, e.Proposed, e.Averaged}
+
+
+def bend(me: Member, event: Any) -> Any:
+    """The event as this member takes it."""
+    usurps = "usurp" in me.world.network.faults
+    if not usurps and type(event) not in _BENT:
+        return event
     assert me.core is not None
     world, state = me.world, me.core.state
     network = world.network
@@ -35,7 +41,7 @@ def bend(me: Member, event: Any) -> Any | None:
         digest = canonical.sha256_hex(lie.encode())
         me.held[digest] = lie
         return replace(event, state=digest)
-    if isinstance(state.phase, Lead) and world.does(me.name, "usurp"):
+    if usurps and isinstance(state.phase, Lead) and world.does(me.name, "usurp"):
         _pass_over(me, state.phase)
     return event
 

@@ -141,7 +141,7 @@ class Member:
         claim = self.sign(self.claim(core.state.last, world.tokens[self.name], late))
         self.work, self.late = (world.referee.worked(self.name), *works), (None, ())
         world.referee.claims[claim.digest] = self.work
-        world.tell(HAND_OVER, self, e.Ready(claim))
+        world.after(HAND_OVER, self, _handed_over, claim)
 
     def claim(self, last: Last, tokens: int, late: Late | None = None) -> Claim:
         made = {"run": RUN, "round": last.round + 1, "base": last.state, "tokens": tokens}
@@ -213,3 +213,8 @@ class Member:
             return hostile.made_up_head(self)
         chain, last = self.disk.chain, self.disk.last.round
         return [chain[number] for number in range(round + 1, last + 1) if number in chain]
+
+
+def _handed_over(me: Member, claim: Signed[Claim]) -> None:
+    me.is_handing = False
+    me.world.step(me, e.Ready(claim))

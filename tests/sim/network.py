@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from tests.sim.plans import Fault, Plan
 
 ON_TIME = (1.0,)  # ticks that a message takes
+BENT = ("blind", "hasty", "mislead", "usurp")
 DELAY, TWICE = 4, 9  # ticks more
 
 
@@ -16,6 +17,7 @@ class Network:
 
     Attributes:
         faults: those in force, by kind; empty while all is well.
+        bends: one of them changes what a member does with an event.
         draw: all chance of a run comes from here, so that a plan is played the same each time.
     """
 
@@ -23,14 +25,21 @@ class Network:
         self.draw = random.Random(plan.jitter)
         self.jitter = bool(plan.jitter)
         self.faults: dict[str, list[Fault]] = {}
+        self.bends = False
 
     def begin(self, fault: Fault) -> None:
         self.faults.setdefault(fault.kind, []).append(fault)
+        self.bends = any(kind in BENT for kind in self.faults)
 
     def end(self, fault: Fault) -> None:
         left = [other for other in self.faults.pop(fault.kind, []) if other is not fault]
         if left:
             self.faults[fault.kind] = left
+        self.bends = any(kind in BENT for kind in self.faults)
+
+    def clear(self) -> None:
+        self.faults.clear()
+        self.bends = False
 
     def of(self, kind: str) -> Sequence[Fault]:
         """The faults of a kind that are in force."""
