@@ -160,7 +160,7 @@ class World:
             votes=tuple(vote.sign(self.identity(index)) for index in indices),
             certificates={claim.by: self.certificate(index) for claim, index in zip(claims, indices, strict=True)},
             counts=counted({claim.by: claim.value for claim in claims}, last, self.spec),
-            beginners=self.named if last.round == 0 else None,
+            word=self.named if last.round == 0 else None,
         )
 
     def terms(self, **changes: Any) -> Terms:
