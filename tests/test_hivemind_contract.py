@@ -167,7 +167,7 @@ def test_the_dht_stores_by_subkey_what_the_validator_lets_through(tmp_path: Path
 
 def test_p2pd_and_its_reaper_run_in_sessions_of_their_own(tmp_path: Path) -> None:
     async def main() -> None:
-        async with World(tmp_path).node(0) as node:
+        async with World(tmp_path, p2pd=True).node(0) as node:
             p2pd, reaper = node._p2p._child.pid, node._reaper.pid
             assert os.getsid(p2pd) == p2pd and os.getsid(reaper) == reaper and os.getsid(0) not in (p2pd, reaper)
 
