@@ -24,7 +24,7 @@ from protocol.errors import NetworkError, PotluckError
 
 logger = logging.getLogger(__name__)
 
-LINGER_S = 10.0
+LINGER_S = 1.0
 Both = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
