@@ -1,4 +1,4 @@
-"""Where a host listens, looked at before anything is built, and the address that goes into the invite. `host` calls it."""
+"""Where a host listens, looked at before anything is built, and the address that goes into the invite; for `host`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import ipaddress
 import logging
 import socket
 
+from coordinator.run_config import Host
 from protocol.errors import InputError
-from protocol.run_spec import Host
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
-"""Who becomes a member: challenges, admission codes, limits, certificates. `service` calls `Admission`; the rules do no I/O.
+"""Who becomes a member: challenges, admission codes, limits, certificates. `service` calls `Admission`.
 
-Keys cost nothing, so a run is by invite unless its host says `open = true`: the invite holds a code, which nothing tells
-that the coordinator shows to strangers. New identities come in at most so fast from one network, and there are at most
-so many; whoever has worked is never shut out.
+Keys cost nothing, so a run is by invite unless its host says `open = true`: the invite holds a code, which nothing
+tells that the coordinator shows to strangers. New identities come in at most so fast from one network, and there are at
+most so many; whoever has worked is never shut out.
 
 A challenge keeps no state until it is used: it carries its own deadline and an HMAC that binds it to one peer id.
 
@@ -30,11 +30,8 @@ import time
 from collections import OrderedDict
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import exists, func, select
-from sqlalchemy.orm import Session
 
-from coordinator.ledger import Ledger
-from coordinator.store import CreditRow, MemberRow
+from coordinator.store.database import Store, Tables
 from protocol import certificate
 from protocol.errors import FormatError, NetworkError, RefusedError
 from protocol.keys import peer_public_key, verify_peer_signature
@@ -175,7 +172,7 @@ class Admission:
     """Makes members of one run.
 
     Args:
-        ledger: whose store remembers the members.
+        store: remembers the members.
         key: signs certificates; the run card names it.
         run: run digest.
         code: the admission code; None admits everyone who has the invite.
@@ -187,7 +184,7 @@ class Admission:
 
     def __init__(
         self,
-        ledger: Ledger,
+        store: Store,
         key: Ed25519PrivateKey,
         run: str,
         code: str | None,
@@ -197,7 +194,7 @@ class Admission:
         max_members: int = 10_000,
         per_minute: int = 20,
     ) -> None:
-        self._ledger, self._key, self._run, self._lifetime_s = ledger, key, run, lifetime_s
+        self._store, self._key, self._run, self._lifetime_s = store, key, run, lifetime_s
         self._max_members, self._newcomers = max_members, NewcomerLimit(per_minute)
         self._challenges = Challenges()
         self._guard = CodeGuard(code)
@@ -226,8 +223,8 @@ class Admission:
         now = time.time() if now is None else now
         self._challenges.check(challenge, peer_id, now)
         verify_peer_signature(peer_id, signature, enroll_message(self._run, challenge))
-        with self._ledger.reading() as session:
-            known = session.get(MemberRow, peer_id) is not None
+        with self._store.reading() as tables:
+            known = tables.members.renewed(peer_id) is not None
         with self._lock:
             reducer = self._is_reducer(code, address, now)
             if not known and not reducer:
@@ -242,32 +239,29 @@ class Admission:
 
     def _enter(self, peer_id: str, now: float) -> None:
         """Write down that a peer is a member. Raises: RefusedError: the run is full."""
-        with self._ledger.reading() as session:
-            row = session.get(MemberRow, peer_id)
-            if row is not None and abs(now - row.renewed) < RENEWED_S:
-                return
-        with self._ledger.writing() as write:
-            session = write.session
-            row = session.get(MemberRow, peer_id)
-            if row is None or row.renewed + self._lifetime_s < now:
-                self._check_room(session, peer_id, now)
-            if row is None:
-                session.add(MemberRow(peer_id=peer_id, enrolled=now, renewed=now))
-                logger.info("admitted %s", peer_id)
-            else:
-                row.renewed = now
+        with self._store.reading() as tables:
+            renewed = tables.members.renewed(peer_id)
+        if renewed is not None and abs(now - renewed) < RENEWED_S:
+            return
+        with self._store.writing() as tables:
+            renewed = tables.members.renewed(peer_id)
+            if renewed is None or renewed + self._lifetime_s < now:
+                self._check_room(tables, peer_id, now)
+            tables.members.renew(peer_id, now)
+        if renewed is None:
+            logger.info("admitted %s", peer_id)
 
-    def _check_room(self, session: Session, peer_id: str, now: float) -> None:
+    def _check_room(self, tables: Tables, peer_id: str, now: float) -> None:
         """Raises: RefusedError: as many as there may be hold certificates, and this one has no credit."""
-        held = session.scalar(select(func.count()).where(MemberRow.renewed + self._lifetime_s >= now)) or 0
-        if held >= self._max_members and not session.scalar(select(exists().where(CreditRow.peer_id == peer_id))):
+        held = tables.members.count_since(now - self._lifetime_s)
+        if held >= self._max_members and not tables.credits.has(peer_id):
             raise RefusedError(
                 f"this run is full: it has {held} members, and its host allows {self._max_members}",
                 "try again when some have left, or ask the host to raise host.max_members",
             )
 
     def _is_reducer(self, code: str, address: str, now: float) -> bool:
-        """Whether the code is the trusted reducers'; whoever guesses at it waits, too, and is an ordinary peer meanwhile."""
+        """Whether the code is the trusted reducers'; whoever guesses at it waits, and is an ordinary peer meanwhile."""
         if self._reducer_guard is None or code in ("", self._code):
             return False
         with contextlib.suppress(RefusedError):

@@ -1,4 +1,4 @@
-"""The run's status, put together from the store and the roster. `service` answers with it, `host` writes and shows it."""
+"""The run's status, put together from store and roster. `service` answers with it, `host` writes and shows it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ import time
 from collections.abc import Callable, Container
 from pathlib import Path
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
-
 from coordinator.ledger import Ledger
 from coordinator.roster import Roster
-from coordinator.store import CheckpointRow, CreditRow, EvaluationRow, RoundRow
+from coordinator.store.database import Tables
 from protocol.run_card import RunCard
-from protocol.status import Alarm, CheckpointStatus, Evaluation, LedgerStatus, PeerStatus, RunStatus, alarm_of
+from protocol.status import Alarm, CheckpointStatus, EvaluatedRound, LedgerStatus, PeerStatus, RunStatus, alarm_of
 
 FRESH_S = 1.0  # an answer to strangers is at most this old, and is not made more often
 MAX_PEERS = 1000  # in a status
@@ -37,7 +34,8 @@ class Board:
         folder: Path,
         parts_failed: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
-        self._ledger, self._card, self._roster, self._folder = ledger, card, roster, folder
+        self._ledger, self._store = ledger, ledger.store
+        self._card, self._roster, self._folder = card, roster, folder
         self._parts_failed = parts_failed
         self.deciding = threading.Event()  # set by the publisher until a checkpoint and all that goes with it lie there
         self._lock = threading.Lock()
@@ -50,19 +48,18 @@ class Board:
 
     def round(self) -> int:
         """The newest committed round."""
-        with self._ledger.reading() as session:
-            return session.scalar(select(func.max(RoundRow.round))) or 0
+        with self._store.reading() as tables:
+            return tables.rounds.newest()
 
     def round_of(self, state: str) -> int | None:
         """The committed round that has this state."""
-        with self._ledger.reading() as session:
-            return session.scalars(select(RoundRow.round).where(RoundRow.state == state)).first()
+        with self._store.reading() as tables:
+            return tables.rounds.round_of(state)
 
     def published(self, round: int = 0) -> tuple[int, Path] | None:
         """The folder of a published checkpoint; 0: of the newest. None: there is none."""
-        wanted = select(CheckpointRow).where(CheckpointRow.published).order_by(CheckpointRow.round.desc())
-        with self._ledger.reading() as session:
-            rows = session.scalars(wanted.where(CheckpointRow.round == round) if round else wanted.limit(2)).all()
+        with self._store.reading() as tables:
+            rows = tables.checkpoints.published(round) if round else tables.checkpoints.published(most=2)
         # the newest may stand in the ledger a moment before its folder lies there
         found = ((row.round, self._folder / row.folder) for row in rows)
         return next(((number, folder) for number, folder in found if folder.is_dir()), None)
@@ -76,8 +73,8 @@ class Board:
         rounds = self._card.spec.run.rounds
         if not rounds or self.deciding.is_set():
             return False
-        with self._ledger.reading() as session:
-            return session.get(CheckpointRow, rounds) is not None
+        with self._store.reading() as tables:
+            return tables.checkpoints.is_decided(rounds)
 
     def status_bytes(self) -> bytes:
         """The status as canonical JSON, at most a second old."""
@@ -92,12 +89,9 @@ class Board:
         head = self._ledger.head
         now = time.monotonic()
         live = self._roster.live(now)
-        with self._ledger.reading() as session:
-            tip, tokens = self._counted(session)
-            evaluations = session.scalars(
-                select(EvaluationRow).order_by(EvaluationRow.round.desc()).limit(MAX_EVALUATIONS)
-            ).all()
-            checkpoints = session.scalars(select(CheckpointRow).order_by(CheckpointRow.round)).all()
+        with self._store.reading() as tables:
+            tip, tokens = self._counted(tables)
+            evaluations, checkpoints = tables.evaluations.newest(MAX_EVALUATIONS), tables.checkpoints.all()
         self.alarm = alarm_of(checkpoints)
         tip_checkpoint = (
             checkpoints[-1].round if checkpoints else 0
@@ -111,8 +105,8 @@ class Board:
             tokens_per_s=sum(item.tokens_per_s for item in live),
             peers=self._peers(now),
             evaluations=tuple(
-                Evaluation(round=row.round, held_out_loss=row.held_out_loss, tokens=row.tokens, time=row.time)
-                for row in reversed(evaluations)
+                EvaluatedRound(round=row.round, held_out_loss=row.held_out_loss, tokens=row.tokens, time=row.time)
+                for row in evaluations
             ),
             checkpoints=tuple(
                 CheckpointStatus(
@@ -155,29 +149,25 @@ class Board:
             )
         return tuple(peers)
 
-    def _counted(self, session: Session) -> tuple[int, int]:
+    def _counted(self, tables: Tables) -> tuple[int, int]:
         """The newest committed round, and the tokens of all."""
         with self._counting:
             done, before = self._tokens
-            newer = select(func.max(RoundRow.round), func.sum(RoundRow.tokens)).where(RoundRow.round > done)
-            newest, tokens = session.execute(newer).one()
-            if newest is not None:
-                self._tokens = (newest, before + tokens)
+            newer = tables.rounds.tokens_after(done)
+            if newer is not None:
+                self._tokens = (newer[0], before + newer[1])
             return self._tokens
 
     def _credits(self) -> dict[str, tuple[int, int]]:
         """Peer id -> (granted tokens, rounds)."""
-        with self._counting, self._ledger.reading() as session:
+        with self._counting:
             (counted, credit), size = self._credit, self._ledger.size
-            newer = (
-                select(CreditRow.peer_id, func.sum(CreditRow.tokens), func.count(CreditRow.leaf))
-                .where(CreditRow.leaf >= counted, CreditRow.leaf < size)
-                .group_by(CreditRow.peer_id)
-            )
             if counted < size:
+                with self._store.reading() as tables:
+                    newer = tables.credits.in_leaves(counted, size)
                 credit = dict(credit)
-                for peer_id, tokens, rounds in session.execute(newer):
-                    known = credit.get(peer_id, (0, 0))
-                    credit[peer_id] = (known[0] + tokens, known[1] + rounds)
+                for work in newer:
+                    tokens, rounds = credit.get(work.peer_id, (0, 0))
+                    credit[work.peer_id] = (tokens + work.tokens, rounds + work.rounds)
                 self._credit = (size, credit)
             return credit

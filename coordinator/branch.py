@@ -13,7 +13,9 @@ from __future__ import annotations
 from enum import Enum
 
 from protocol.agreement import Agreement
+from protocol.epoch import Word
 from protocol.run_spec import RunSpec
+from protocol.signed import Signed
 from protocol.succession import Last, check_follows
 
 
@@ -25,14 +27,14 @@ class Verdict(Enum):
 
 
 def judge(
-    agreement: Agreement, last: Last, spec: RunSpec, *, committed_state: str | None, named: bytes | None = None
+    agreement: Agreement, last: Last, spec: RunSpec, *, committed_state: str | None, named: Signed[Word] | None = None
 ) -> Verdict:
     """What to do with a checked agreement.
 
     Args:
         last: the newest committed round.
         committed_state: of the agreement's own round, if that is committed.
-        named: the coordinator's own word on who begins, `protocol.beginners`.
+        named: the coordinator's own word on who decides, `protocol.epoch`.
 
     Raises:
         VerificationError: it is of the next round, and does not follow.

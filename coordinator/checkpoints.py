@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import func, select
-
 from coordinator import model_card
 from coordinator.ledger import Ledger
 from coordinator.run_folder import RunFolder, move_into_place, sync_tree
-from coordinator.store import CheckpointRow, CreditRow, EvaluationRow, RoundRow
+from coordinator.store.database import Tables
+from coordinator.store.rows import CheckpointRow, EvaluationRow
 from protocol import canonical, checkpoint, disk
 from protocol.checkpoint import CheckpointInfo, Contributor, Evaluation, step_name
 from protocol.disk import write_file
@@ -57,17 +56,17 @@ class Checkpoints:
     """
 
     def __init__(self, folder: RunFolder, ledger: Ledger, card: RunCard, card_bytes: bytes, root: RootKey) -> None:
-        self._folder, self._ledger, self._card, self._root = folder, ledger, card, root
+        self._folder, self._card, self._root = folder, card, root
+        self._ledger, self._store = ledger, ledger.store
         self._card_json: dict[str, Any] = canonical.loads(card_bytes, max_bytes=MAX_RUN_CARD_BYTES)
 
     def parent(self) -> Parent | None:
         """The newest published checkpoint; None before genesis."""
-        with self._ledger.reading() as session:
-            row = session.scalars(
-                select(CheckpointRow).where(CheckpointRow.published).order_by(CheckpointRow.round.desc()).limit(1)
-            ).first()
-        if row is None:
+        with self._store.reading() as tables:
+            newest = tables.checkpoints.published(most=1)
+        if not newest:
             return None
+        row = newest[0]
         return Parent(row.round, row.payload, row.held_out_loss, self._folder.path / row.folder)
 
     def publish(self, manifest: StateManifest, evaluation: Evaluation, save_model: Callable[[Path], None]) -> Path:
@@ -96,7 +95,7 @@ class Checkpoints:
         now = time.time()
         with self._ledger.writing() as write:
             leaf = write.leaf(entry)
-            write.session.add(
+            write.tables.checkpoints.decide(
                 CheckpointRow(
                     round=manifest.round,
                     state=manifest.digest,
@@ -109,15 +108,15 @@ class Checkpoints:
                     time=now,
                 )
             )
-            write.session.merge(self._evaluation_row(manifest.round, evaluation, now))
+            _put(write.tables, manifest.round, evaluation, now)
         self._finish(draft, final, leaf)
         return final
 
     def hold_back(self, round_number: int, state: str, evaluation: Evaluation | None, reason: str) -> None:
         """Note that a round's state is not published; `evaluation` is None if there could be none."""
         now = time.time()
-        with self._ledger.writing() as write:
-            write.session.add(
+        with self._store.writing() as tables:
+            tables.checkpoints.decide(
                 CheckpointRow(
                     round=round_number,
                     state=state,
@@ -131,7 +130,7 @@ class Checkpoints:
                 )
             )
             if evaluation is not None:
-                write.session.merge(self._evaluation_row(round_number, evaluation, now))
+                _put(tables, round_number, evaluation, now)
 
     def recover(self) -> None:
         """Finish what a kill interrupted.
@@ -139,8 +138,8 @@ class Checkpoints:
         Raises:
             InputError: a checkpoint that stands in the ledger is gone, or is not the one that was entered.
         """
-        with self._ledger.reading() as session:
-            rows = session.scalars(select(CheckpointRow).where(CheckpointRow.published)).all()
+        with self._store.reading() as tables:
+            rows = tables.checkpoints.published()
         needed = {
             0,
             max((row.round for row in rows), default=0),
@@ -164,18 +163,11 @@ class Checkpoints:
 
     def contributors(self, up_to_round: int) -> tuple[Contributor, ...]:
         """Everyone's granted work from genesis up to a round, by peer id."""
-        with self._ledger.reading() as session:
-            rows = session.execute(
-                select(
-                    CreditRow.peer_id, func.sum(CreditRow.tokens), func.sum(CreditRow.flops), func.count(CreditRow.leaf)
-                )
-                .where(CreditRow.round <= up_to_round)
-                .group_by(CreditRow.peer_id)
-                .order_by(CreditRow.peer_id)
-            ).all()
+        with self._store.reading() as tables:
+            found = tables.credits.until(up_to_round)
         return tuple(
-            Contributor(peer_id=peer_id, tokens=tokens, flops=min(flops, 2**53 - 1), rounds=rounds)
-            for peer_id, tokens, flops, rounds in rows
+            Contributor(peer_id=item.peer_id, tokens=item.tokens, flops=min(item.flops, 2**53 - 1), rounds=item.rounds)
+            for item in found
         )
 
     def _draft(self, round_number: int) -> Path:
@@ -207,7 +199,7 @@ class Checkpoints:
             round=manifest.round,
             parent=parent.payload if parent else None,
             state=manifest,
-            agreement=self._agreement(manifest.round),
+            agreement=self._agreement_json(manifest.round) if manifest.round else None,
             evaluation=evaluation,
             contributors=contributors,
             ledger=ledger_state,
@@ -220,9 +212,7 @@ class Checkpoints:
         for number in range(1, up_to_round + 1):
             path = folder / checkpoint.round_name(number)
             if not path.is_file():
-                with self._ledger.reading() as session:
-                    data = session.scalars(select(RoundRow.agreement).where(RoundRow.round == number)).one()
-                write_file(path, data)
+                write_file(path, self._agreement(number))
 
     def _finish(self, draft: Path, final: Path, leaf: int) -> None:
         with disk.writing(draft):
@@ -230,22 +220,29 @@ class Checkpoints:
             sync_tree(draft)
             move_into_place(draft, final)
 
-    def _agreement(self, round_number: int) -> dict[str, Any] | None:
-        if round_number == 0:
-            return None
-        with self._ledger.reading() as session:
-            data = session.scalars(select(RoundRow.agreement).where(RoundRow.round == round_number)).one()
+    def _agreement(self, round_number: int) -> bytes:
+        """The agreement of a committed round."""
+        with self._store.reading() as tables:
+            data = tables.rounds.agreement(round_number)
+        assert data is not None, "only committed rounds are published"
+        return data
+
+    def _agreement_json(self, round_number: int) -> dict[str, Any]:
+        data = self._agreement(round_number)
         value: dict[str, Any] = canonical.loads(data, max_bytes=len(data))
         return value
 
     def _genesis_loss(self) -> float | None:
-        with self._ledger.reading() as session:
-            return session.scalars(select(EvaluationRow.held_out_loss).where(EvaluationRow.round == 0)).first()
+        with self._store.reading() as tables:
+            return tables.evaluations.loss_of(0)
 
-    def _evaluation_row(self, round_number: int, evaluation: Evaluation, now: float) -> EvaluationRow:
-        with self._ledger.reading() as session:
-            tokens = session.scalar(select(func.sum(RoundRow.tokens)).where(RoundRow.round <= round_number)) or 0
-        return EvaluationRow(round=round_number, held_out_loss=evaluation.held_out_loss, tokens=tokens, time=now)
+
+def _put(tables: Tables, round_number: int, evaluation: Evaluation, now: float) -> None:
+    """Enter an evaluation."""
+    tokens = tables.rounds.tokens_until(round_number)
+    tables.evaluations.put(
+        EvaluationRow(round=round_number, held_out_loss=evaluation.held_out_loss, tokens=tokens, time=now)
+    )
 
 
 def _is_payload(draft: Path, payload: str) -> bool:

@@ -1,9 +1,9 @@
-"""Lets calls in: one coroutine for each, so that waiting for a stranger costs no thread. `server` runs it, on `service`.
+"""Lets calls in: one coroutine for each, so that waiting for a stranger costs no thread. `server` runs it on `service`.
 
-A call is counted by the network that it comes from before anything of it is read; its first message must be there within
-seconds, it makes progress or is ended, and it has an end in any case, whatever deadline the caller set. Only when a
-request is there whole is a thread asked for, and one network has no more than a few of them at a time. Answers are sent
-under the same clock: whoever does not read holds nothing for long.
+A call is counted by the network that it comes from before anything of it is read; its first message must be there
+within seconds, it makes progress or is ended, and it has an end in any case, whatever deadline the caller set. Only
+when a request is there whole is a thread asked for, and one network has no more than a few of them at a time. Answers
+are sent under the same clock: whoever does not read holds nothing for long.
 
 Errors of ours become status codes here and nowhere else; the hint travels as trailing metadata.
 """
@@ -21,10 +21,10 @@ from typing import Any, NoReturn, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2
-from sqlalchemy.exc import OperationalError
 
 from coordinator.places import Places, network_of
 from coordinator.service import CoordinatorService, UnauthenticatedError
+from coordinator.store.database import StoreAway
 from protocol import coordinator_pb2
 from protocol.errors import FormatError, InputError, NetworkError, PotluckError, RefusedError
 from protocol.rpc import HINT_KEY
@@ -164,15 +164,19 @@ class Door:
         self._short = Workers("coordinator", limits.threads, limits.threads_each)
         self._reports = Workers("reports", limits.report_threads, limits.report_threads_each)
         self._uploads = Workers("uploads", limits.upload_threads, limits.upload_threads_each)
-        report = self._unary("Report", self._reports)
+        report, chain = (
+            _Kind(self._unary(name, self._reports), limits.report_request_s, limits.report_answer_s, reports)
+            for name in ("Report", "ReportChain")
+        )
         self._kinds = {
             "FetchFile": _Kind(self._fetch, limits.request_s, limits.fetch_s, transfers),
             "UploadState": _Kind(self._upload, limits.request_s, service.upload_s, transfers),
-            "Report": _Kind(report, limits.report_request_s, limits.report_answer_s, reports),
+            "Report": report,
+            "ReportChain": chain,
         }
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
-        """For the server: every method as one of streams, which on the wire is the same, so that the clock runs first."""
+        """For the server: every method as one of streams: on the wire that is the same, and the clock runs first."""
         methods = coordinator_pb2.DESCRIPTOR.services_by_name["Coordinator"].methods_by_name
         found = {}
         for name, method in methods.items():
@@ -217,7 +221,7 @@ class Door:
                 await context.abort(
                     grpc.StatusCode.DEADLINE_EXCEEDED, "the call took too long, or others had to be let in"
                 )
-            except OperationalError as error:
+            except StoreAway as error:
                 await _abort(
                     context, NetworkError(f"the ledger cannot be written now: {error.orig}", "try again later")
                 )

@@ -1,6 +1,6 @@
 """The run's model on the host: loads a received state, evaluates it, saves it. The one module here that uses torch.
 
-Everything is loaded when first needed, in the thread that asks; `host` calls it once for genesis, then `publisher` does.
+Everything is loaded when first needed, in the thread that asks: for genesis the first start's, then the publisher's.
 """
 
 from __future__ import annotations
@@ -39,11 +39,18 @@ class Evaluator:
         data: Path,
         dataset: Dataset | None = None,
     ) -> None:
-        self._spec, self.base_model, self._data = spec, base_model, data
+        self._spec, self.base_model, self.data = spec, base_model, data
         self.genesis_model = genesis_model
         self._model: TrainableModel | None = None
         self._dataset = dataset
         self._fits = False  # whether the model was found to take all of it
+
+    @property
+    def dataset(self) -> Dataset:
+        """What the data file holds, read when first needed. Raises: InputError: it cannot be read."""
+        if self._dataset is None:
+            self._dataset = load_dataset(self._spec, load_tokenizer(self.genesis_model), self.data)
+        return self._dataset
 
     def load(self, state_folder: Path) -> None:
         """Take over the parameters of a state that `uploads.StateInbox` received and checked.
@@ -65,12 +72,10 @@ class Evaluator:
             InputError: the data cannot be read, or hold tokens or sequences that the model has no place for.
         """
         model = self._loaded()
-        if self._dataset is None:
-            self._dataset = load_dataset(self._spec, load_tokenizer(self.genesis_model), self._data)
         if not self._fits:
-            model.check_fits(self._dataset)
+            model.check_fits(self.dataset)
             self._fits = True
-        result = held_out_loss(model, self._dataset)
+        result = held_out_loss(model, self.dataset)
         if not math.isfinite(result.loss):
             raise VerificationError(f"the held-out loss is {result.loss}")
         return Evaluation(held_out_loss=result.loss, sequences=result.sequences, tokens=result.tokens)

@@ -5,8 +5,8 @@
         while not running.wait(timeout_s=1.0):
             show(running.status())
 
-A later start with the same folder goes on with the run. Every part is opened in `start` and closed in the reverse order;
-a kill closes nothing and loses nothing.
+A later start with the same folder goes on with the run. Every part is opened in `start` and closed in the reverse
+order; a kill closes nothing and loses nothing.
 """
 
 from __future__ import annotations
@@ -19,42 +19,41 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from coordinator import tls
 from coordinator.addresses import check_addresses, host_of, public_address
 from coordinator.admission import Admission
 from coordinator.beginning import Beginning
 from coordinator.board import Board
-from coordinator.launch import Run, open_run
+from coordinator.launch import open_run
 from coordinator.metrics import Metrics
 from coordinator.publisher import Publisher
 from coordinator.receipts import ReceiptDesk
 from coordinator.rendezvous import Rendezvous
 from coordinator.reports import CommittedRound, Reports
 from coordinator.roster import Roster
+from coordinator.run import Run
+from coordinator.run_config import RunConfig
 from coordinator.run_folder import RunFolder
 from coordinator.server import Server
-from coordinator.service import CoordinatorService, Desk
-from coordinator.shelf import Shelf, ShelfFile
-from coordinator.uploads import StateInbox, Wanted
+from coordinator.service import CoordinatorService
+from coordinator.shelf import Offer
+from coordinator.standstill import GoingOn
+from coordinator.store.database import StoreError
 from protocol import disk
 from protocol.backoff import Backoff
 from protocol.disk import write_file
 from protocol.errors import PotluckError
 from protocol.invite import Invite
-from protocol.keys import public_pem
 from protocol.leaving import Leaving
-from protocol.parts import Failure, Part
+from protocol.parts import Failure, SupervisedThread
 from protocol.rpc import SWARM_VERSION
-from protocol.run_spec import RunConfig
 from protocol.status import RunStatus
 
 logger = logging.getLogger(__name__)
 
 FAILURE_SHOWN_S = 600.0  # that the status tells of a part that failed and was started again
 TICK_S = 1.0  # how often status.json is looked after and waiting reports are looked at
-MOST_VECTORS = 3  # the parameters, and what an outer optimizer remembers
+LONGEST_PAUSE_S = 60.0  # before the ticker, when it has failed, is started again
 RENDEZVOUS_WAIT_S = 20.0  # at start; it goes on without
 
 
@@ -85,7 +84,7 @@ class Host:
         self._board: Board | None = None
         self._publisher: Publisher | None = None
         self._server: Server | None = None
-        self._ticker: Part | None = None
+        self._ticker: SupervisedThread | None = None
         self._failures: dict[str, tuple[float, Failure]] = {}  # part -> its newest failure, and when that was
         self._invite: Invite | None = None
         self.reducer_invite: Invite | None = None  # for `potluck join --reduce-only`; None: no host.reducer_code
@@ -110,7 +109,7 @@ class Host:
         self._failures[failure.part] = time.monotonic(), failure
 
     def _parts_failed(self) -> tuple[str, ...]:
-        """What the status, which strangers read, says of parts that failed: the kind of error; the log has all of it."""
+        """What the status, which strangers read, says of parts that failed: the kind of error; the log has the rest."""
         since = time.monotonic() - FAILURE_SHOWN_S
         recent = [failure for when, failure in list(self._failures.values()) if when >= since or failure.is_final]
         return tuple(f"{failure.part}: {failure.reason.partition(':')[0]}" for failure in recent)
@@ -133,8 +132,8 @@ class Host:
                 check_addresses(self._config.host)  # another host that runs in this very folder was told as that
             rendezvous = self._open_rendezvous(folder, stack)  # takes seconds, as does what follows
             run = open_run(self._config_path, self._config, folder, self._tell)
-            stack.callback(run.ledger.engine.dispose)
-            self._serve(run, folder, rendezvous, stack)
+            stack.callback(run.close)
+            self._serve(run, rendezvous, stack)
             self._stack = stack.pop_all()
 
     def stop(self) -> None:
@@ -168,28 +167,15 @@ class Host:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _serve(self, run: Run, folder: RunFolder, rendezvous: Rendezvous | None, stack: contextlib.ExitStack) -> None:
+    def _serve(self, run: Run, rendezvous: Rendezvous | None, stack: contextlib.ExitStack) -> None:
         """Put the parts together and open them."""
-        roster, wanted = Roster(lambda: board.worked()), Wanted()
+        folder, store = run.folder, run.ledger.store
+        roster = Roster(lambda: board.worked(), rendezvous.addresses if rendezvous else tuple)
         board = self._board = Board(run.ledger, run.card, roster, folder.path, self._parts_failed)
-        beginning = Beginning(
-            run.ledger, folder.membership_key(), run.card.run, run.card.spec.sync.min_peers, time.monotonic()
-        )
-        code = self._code(folder)
-        inbox = StateInbox(folder.incoming, run.genesis_state)
+        key, code = folder.membership_key(), self.code(folder)
+        beginning = Beginning(store, key, run.card.run, run.card.spec.sync.min_peers, time.monotonic())
         metrics = Metrics(folder.path / "metrics.jsonl")
-        publisher = self._publisher = Publisher(
-            spec=run.card.spec,
-            folder=folder,
-            ledger=run.ledger,
-            checkpoints=run.checkpoints,
-            evaluator=run.evaluator,
-            inbox=inbox,
-            wanted=wanted,
-            deciding=board.deciding,
-            on_evaluation=metrics.evaluation,
-            on_failure=self._failed,
-        )
+        publisher = self._publisher = Publisher(run, board.deciding, metrics.evaluation, self._failed)
 
         def committed(item: CommittedRound) -> None:
             metrics.round(item)
@@ -198,94 +184,51 @@ class Host:
         reports = Reports(run.ledger, run.card, committed, lambda: beginning.named)
         if rendezvous is not None:
             rendezvous.wait_ready(RENDEZVOUS_WAIT_S)
-        desk = self._desk(run, board, roster, wanted, inbox, reports, beginning, code, rendezvous, publisher)
+        offer, own = Offer.of(run), self._config.host
+        admission = Admission(
+            store,
+            key,
+            run.card.run,
+            code,
+            int(own.certificate_hours * 3600),
+            own.reducer_code,
+            max_members=own.max_members,
+            per_minute=own.joins_per_minute,
+        )
+        receipts = ReceiptDesk(run.ledger, run.card_bytes, offer.root_public_pem)
         publisher.draw()
         stack.enter_context(publisher)
         identity = folder.before_invite(lambda: tls.load_or_create(folder.path), "tls.key", "tls.crt")
-        server = self._server = Server(CoordinatorService(desk), identity, self._config.host.listen, told=self._failed)
+        service = CoordinatorService(offer, admission, roster, beginning, reports, receipts, board, publisher)
+        server = self._server = Server(service, identity, own.listen, told=self._failed)
         stack.enter_context(server)
         self._invite = Invite(
-            addresses=(public_address(self._config.host, server.port),),
+            addresses=(public_address(own, server.port),),
             run=run.card.run,
             tls=identity.digest,
             root=run.root.keyid,
             code=code,
             version=SWARM_VERSION,
         )
-        write_file(folder.path / "invite.txt", f"{self._invite}\n".encode(), private=True)
-        if self._config.host.reducer_code is not None:
-            self.reducer_invite = self._invite.model_copy(update={"code": self._config.host.reducer_code})
-            write_file(folder.path / "reducer-invite.txt", f"{self.reducer_invite}\n".encode(), private=True)
+        self._write_invites(folder)
 
         def tick() -> None:
-            self._tick(reports, board, beginning, roster, folder)
+            self._tick(reports, board, beginning, roster, run)
 
-        ticker = self._ticker = Part("ticker", tick, self._closing, self._failed, Backoff(TICK_S, 60.0))
+        ticker = self._ticker = SupervisedThread(
+            "ticker", tick, self._closing, self._failed, Backoff(TICK_S, LONGEST_PAUSE_S)
+        )
         ticker.start()
         stack.callback(ticker.join, 10.0)
         stack.callback(self._closing.set)
 
-    def _desk(
-        self,
-        run: Run,
-        board: Board,
-        roster: Roster,
-        wanted: Wanted,
-        inbox: StateInbox,
-        reports: Reports,
-        beginning: Beginning,
-        code: str | None,
-        rendezvous: Rendezvous | None,
-        publisher: Publisher,
-    ) -> Desk:
-        shelf = Shelf()
-        root_public_pem = public_pem(run.root.public_key)
-        genesis_files = shelf.add_folder(run.genesis)
-        model_files: list[ShelfFile] = shelf.add_folder(run.base_model) if run.base_model else []
-        shelf.add_file(run.data, run.card.spec.data.digest, run.card.spec.data.size_bytes)
+    def _write_invites(self, folder: RunFolder) -> None:
+        write_file(folder.path / "invite.txt", f"{self.invite}\n".encode(), private=True)
+        if self._config.host.reducer_code is not None:
+            self.reducer_invite = self.invite.model_copy(update={"code": self._config.host.reducer_code})
+            write_file(folder.path / "reducer-invite.txt", f"{self.reducer_invite}\n".encode(), private=True)
 
-        def checkpoint(round: int) -> tuple[int, list[ShelfFile]]:
-            number, found = board.published(round) or (0, None)
-            return number, [] if found is None else shelf.add_checkpoint(found)
-
-        return Desk(
-            card=run.card,
-            card_bytes=run.card_bytes,
-            root_public_pem=root_public_pem,
-            genesis_files=genesis_files,
-            model_files=model_files,
-            admission=Admission(
-                run.ledger,
-                RunFolder(self._folder_path).membership_key(),
-                run.card.run,
-                code,
-                int(self._config.host.certificate_hours * 3600),
-                self._config.host.reducer_code,
-                max_members=self._config.host.max_members,
-                per_minute=self._config.host.joins_per_minute,
-            ),
-            shelf=shelf,
-            roster=roster,
-            reports=reports,
-            receipts=ReceiptDesk(run.ledger, run.card_bytes, root_public_pem),
-            wanted=wanted,
-            inbox=inbox,
-            state_bytes=MOST_VECTORS * run.genesis_state.parameter_bytes,
-            beginning=beginning,
-            worked=board.worked,
-            status=board.status_bytes,
-            growth=run.ledger.growth,
-            round=board.round,
-            round_of=board.round_of,
-            finished=board.finished,
-            alarm=lambda: board.alarm,
-            swarm_addresses=rendezvous.addresses if rendezvous else list,
-            delivered=publisher.wake,
-            last_state=publisher.offer_last,
-            checkpoint=checkpoint,
-        )
-
-    def _code(self, folder: RunFolder) -> str | None:
+    def code(self, folder: RunFolder) -> str | None:
         """What a new member must know; None: the run is open."""
         own = self._config.host
         return own.code or (None if own.open else folder.before_invite(folder.admission_code, "admission.code"))
@@ -304,14 +247,17 @@ class Host:
         stack.enter_context(rendezvous)
         return rendezvous
 
-    def _tick(self, reports: Reports, board: Board, beginning: Beginning, roster: Roster, folder: RunFolder) -> None:
-        """Look at waiting reports and at who is to begin, and keep status.json up to date."""
+    def _tick(self, reports: Reports, board: Board, beginning: Beginning, roster: Roster, run: Run) -> None:
+        """Look at waiting reports and at who is to decide, and keep status.json up to date."""
+        folder, going_on = run.folder, GoingOn(run.folder.path, beginning.begin_epoch, time.monotonic())
         while True:
             try:
                 reports.settle()
-                beginning.look(board.round(), roster.seen(), time.monotonic())
+                now, seen = time.monotonic(), roster.seen()
+                beginning.look(board.round(), seen, now)
+                going_on.look(reports.tip(), seen, run.card.run, beginning.next_epoch, now)
                 write_file(folder.path / "status.json", board.status().to_bytes())
-            except (PotluckError, SQLAlchemyError) as error:
+            except (PotluckError, StoreError) as error:
                 logger.warning("status.json is out of date: %s", error)
             if self._closing.wait(TICK_S):
                 return

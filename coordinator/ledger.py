@@ -1,10 +1,10 @@
-"""The ledger: an append-only RFC 6962 log in the store, whose every head is signed. The one place that writes the store.
+"""The ledger: an append-only RFC 6962 log in the store, whose every head is signed. Only here entries are appended.
 
-`reports` appends credit and `publisher` checkpoints, each in the same transaction as its own rows:
+`reports` appends credit and `checkpoints` what is published, each in the same transaction as its own rows:
 
     with ledger.writing() as write:
-        index = write.leaf(CreditEntry(...))
-        write.session.add(CreditRow(leaf=index, ...))
+        write.tables.rounds.commit(agreement, reporter, now)
+        index = write.credit(CreditEntry(...))
     proof = ledger.proof(index)
 
 On start the whole tree is built anew and held against every head that was ever signed, so a ledger that was changed or
@@ -20,36 +20,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import Engine, select
-from sqlalchemy.orm import Session
 
-from coordinator.store import HeadRow, LeafRow
+from coordinator.store.database import RESTORE, WRITE_TIMEOUT_S, Store, Tables
 from protocol import merkle, note, tlog_proof
 from protocol.checkpoint import LedgerState
 from protocol.errors import FormatError, InputError, NetworkError, RefusedError
-from protocol.ledger_entry import Entry, RunEntry
+from protocol.ledger_entry import CreditEntry, Entry, RunEntry
 from protocol.note import LedgerHead
 from protocol.tlog_proof import LogProof
 
 logger = logging.getLogger(__name__)
 
-WRITE_TIMEOUT_S = 30.0
-_RESTORE = "restore the run folder from a backup; a ledger is never repaired by hand"
+_BY_HAND = f"{RESTORE}; a ledger is never repaired by hand"
 
 
 class Writing:
-    """One transaction: rows through `session`, ledger entries through `leaf`."""
+    """One transaction: entries of the log, and whatever else stands in the store through `tables`."""
 
-    def __init__(self, session: Session, tree: merkle.Tree) -> None:
-        self.session = session
+    def __init__(self, tables: Tables, tree: merkle.Tree) -> None:
+        self.tables = tables
         self._tree = tree
 
     def leaf(self, entry: Entry) -> int:
         """Append an entry; returns its index."""
         data = entry.to_bytes()
         index = self._tree.append(merkle.leaf_hash(data))
-        self.session.add(LeafRow(index=index, data=data))
-        self.session.flush()
+        self.tables.log.append(index, data)
+        return index
+
+    def credit(self, entry: CreditEntry) -> int:
+        """Grant credit: its entry and its row; returns the entry's index."""
+        index = self.leaf(entry)
+        self.tables.credits.grant(index, entry)
         return index
 
 
@@ -57,7 +59,7 @@ class Ledger:
     """The log of one run.
 
     Args:
-        engine: the store.
+        store: where it is kept.
         key: signs heads.
         origin: the log's name (`note.origin`).
         first: leaf 0, appended if the ledger is new.
@@ -66,8 +68,8 @@ class Ledger:
         InputError: what is stored is not what was signed, or is of another run.
     """
 
-    def __init__(self, engine: Engine, key: Ed25519PrivateKey, origin: str, first: RunEntry) -> None:
-        self.engine = engine
+    def __init__(self, store: Store, key: Ed25519PrivateKey, origin: str, first: RunEntry) -> None:
+        self.store = store
         self.origin = origin
         self.verifier = note.verifier_key(origin, key.public_key())
         self._key = key
@@ -77,7 +79,7 @@ class Ledger:
             with self.writing() as write:
                 write.leaf(first)
         elif self.entry(0) != first.to_bytes():
-            raise InputError("ledger.db: leaf 0 is of another run or another root key", _RESTORE)
+            raise InputError("ledger.db: leaf 0 is of another run or another root key", _BY_HAND)
 
     @property
     def size(self) -> int:
@@ -94,12 +96,6 @@ class Ledger:
         return self._note
 
     @contextmanager
-    def reading(self) -> Iterator[Session]:
-        """A session for reading."""
-        with Session(self.engine) as session:
-            yield session
-
-    @contextmanager
     def writing(self) -> Iterator[Writing]:
         """A transaction; when it ends well and appended leaves, the new head is signed in it.
 
@@ -109,13 +105,13 @@ class Ledger:
         with self._locked():
             size, committed = self._tree.size, False
             try:
-                with Session(self.engine, expire_on_commit=False) as session, session.begin():
-                    yield Writing(session, self._tree)
+                with self.store.writing() as tables:
+                    yield Writing(tables, self._tree)
                     head, text = self._head, self._note
                     if self._tree.size != size:
                         head = LedgerHead(self.origin, self._tree.size, self._tree.root)
                         text = note.sign_head(head, self._key)
-                        session.add(HeadRow(size=head.size, note=text, time=time.time()))
+                        tables.log.sign(head.size, text, time.time())
                 committed = True
                 self._head, self._note = head, text
             finally:
@@ -128,7 +124,7 @@ class Ledger:
             return tlog_proof.make(self._tree, index, self._head, self._note)
 
     def growth(self, size: int) -> tuple[str, list[bytes]]:
-        """The newest head's note, and the proof that it extends the ledger of `size` leaves: empty if it has no more."""
+        """The newest head's note, and the proof that it extends the ledger of `size` leaves; empty if it does not."""
         with self._locked():
             grown = 0 < size < self._head.size
             return self._note, self._tree.consistency_proof(size, self._head.size) if grown else []
@@ -140,8 +136,8 @@ class Ledger:
 
     def entry(self, index: int) -> bytes:
         """The data of leaf `index`."""
-        with self.reading() as session:
-            return session.scalars(select(LeafRow.data).where(LeafRow.index == index)).one()
+        with self.store.reading() as tables:
+            return tables.log.leaf(index)
 
     def check_extends(self, head: LedgerHead, where: str) -> None:
         """Check that the ledger still holds what an older head says.
@@ -150,10 +146,10 @@ class Ledger:
             InputError: it does not: the store is older than `where`, or was changed.
         """
         if head.origin != self.origin:
-            raise InputError(f"{where}: of the ledger {head.origin}, expected {self.origin}", _RESTORE)
+            raise InputError(f"{where}: of the ledger {head.origin}, expected {self.origin}", _BY_HAND)
         with self._locked():
             if head.size > self._tree.size or self._tree.root_at(head.size) != head.root:
-                raise InputError(f"ledger.db does not hold the {head.size} leaves that {where} vouches for", _RESTORE)
+                raise InputError(f"ledger.db does not hold the {head.size} leaves that {where} vouches for", _BY_HAND)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -167,32 +163,31 @@ class Ledger:
     def _checked(self) -> tuple[merkle.Tree, LedgerHead, str]:
         """The tree of the stored leaves, and the newest head that was signed, held against each other."""
         tree = merkle.Tree()
-        with self.reading() as session:
-            rows = session.execute(select(LeafRow.index, LeafRow.data).order_by(LeafRow.index))
-            for index, data in rows.yield_per(1000):
+        with self.store.reading() as tables:
+            for index, data in tables.log.leaves():
                 if index != tree.size:
-                    raise InputError(f"ledger.db: leaf {tree.size} is missing", _RESTORE)
+                    raise InputError(f"ledger.db: leaf {tree.size} is missing", _BY_HAND)
                 tree.append(merkle.leaf_hash(data))
-            text = session.scalars(select(HeadRow.note).order_by(HeadRow.size.desc()).limit(1)).first()
+            text = tables.log.newest_head()
         if text is None:
             if tree.size:
-                raise InputError(f"ledger.db: {tree.size} leaves, and no signed head", _RESTORE)
+                raise InputError(f"ledger.db: {tree.size} leaves, and no signed head", _BY_HAND)
             return tree, LedgerHead(self.origin, 0, merkle.EMPTY_ROOT), ""
         try:
             head = note.open_head(text, self.verifier)
         except (FormatError, RefusedError) as error:
-            raise InputError(f"ledger.db: the newest head: {error.message}", _RESTORE) from error
+            raise InputError(f"ledger.db: the newest head: {error.message}", _BY_HAND) from error
         if head.size != tree.size:
-            raise InputError(f"ledger.db: expected {head.size} leaves, got {tree.size}", _RESTORE)
+            raise InputError(f"ledger.db: expected {head.size} leaves, got {tree.size}", _BY_HAND)
         if head.root != tree.root:
-            raise InputError(f"ledger.db: a leaf was changed: {self._where_changed(tree)}", _RESTORE)
+            raise InputError(f"ledger.db: a leaf was changed: {self._where_changed(tree)}", _BY_HAND)
         return tree, head, text
 
     def _where_changed(self, tree: merkle.Tree) -> str:
         """Between which two heads the tree leaves what was signed."""
         size = 0
-        with self.reading() as session:
-            for text in session.scalars(select(HeadRow.note).order_by(HeadRow.size)):
+        with self.store.reading() as tables:
+            for text in tables.log.heads():
                 head = LedgerHead.from_text(text.rpartition("\n\n")[0] + "\n")
                 if tree.root_at(head.size) != head.root:
                     return f"one of {size} to {head.size - 1}"

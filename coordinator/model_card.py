@@ -62,6 +62,10 @@ their own machines with Potluck. Run `{card.run}`.
 - base model: {spec.model.name}, licence {spec.model.license}
 - data: SHA-256 `{spec.data.digest}`, {spec.data.size_bytes:,} bytes, licence {spec.data.license}
 
+{_HOW_TO_VERIFY.format(fingerprint=fingerprint)}"""
+
+
+_HOW_TO_VERIFY = """\
 ## How to verify
 
 Beside this folder lies `model.sig`, an OpenSSF Model Signing bundle by the run's root key, whose fingerprint is
@@ -71,11 +75,11 @@ Beside this folder lies `model.sig`, an OpenSSF Model Signing bundle by the run'
     potluck verify --key {fingerprint} --signature-only <this checkpoint>
     model_signing verify key model --signature model.sig --public_key coordinator.pub --no-ignore-git-paths
 
-The first also follows the chain back to genesis: it needs the run's other checkpoints and its `rounds/` beside this one.
-The others look at this one alone.
+The first also follows the chain back to genesis: it needs the run's other checkpoints and its `rounds/` beside this
+one. The others look at this one alone.
 
-`checkpoint.json` holds the members' signed agreement on these weights, `ledger/checkpoint` the signed head of the ledger
-that lists every contribution.
+`checkpoint.json` holds the members' signed agreement on these weights, `ledger/checkpoint` the signed head of the
+ledger that lists every contribution.
 """
 
 

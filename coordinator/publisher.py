@@ -11,21 +11,14 @@ import threading
 import time
 from collections.abc import Callable
 
-from sqlalchemy import func, or_, select
-from sqlalchemy.exc import SQLAlchemyError
-
-from coordinator.checkpoints import Checkpoints
-from coordinator.evaluator import Evaluator
-from coordinator.ledger import Ledger
 from coordinator.plot import draw_losses
-from coordinator.run_folder import RunFolder
-from coordinator.store import CheckpointRow, EvaluationRow, RoundRow
+from coordinator.run import Run
+from coordinator.store.database import StoreError
 from coordinator.uploads import MANIFEST, StateInbox, Wanted
 from protocol.backoff import Backoff
 from protocol.checkpoint import MODEL, Evaluation, step_name
 from protocol.errors import PotluckError, VerificationError
-from protocol.parts import Part, Told
-from protocol.run_spec import RunSpec
+from protocol.parts import SupervisedThread, Told
 from protocol.state import StateManifest
 from protocol.status import alarm_of
 
@@ -33,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 2.0
 FIRST_RETRY_S, LONGEST_RETRY_S = 5.0, 60.0  # after a failure such as a full disk
+FIRST_RESTART_S = 1.0  # after a failure by a mistake of ours
 FALL_BACK_S = 60.0  # then the state of a later round will do
 MAX_CHOICES = 16
 LAST_EVERY_S = 10.0  # for the last member, which leaves, the newest state is published out of turn, this often at most
@@ -62,36 +56,29 @@ class Publisher:
     """The publishing thread; use as a context manager.
 
     Args:
-        deciding: set while a checkpoint is being evaluated and written; stays set after a failure, until it is made good.
+        deciding: set while a checkpoint is evaluated and written; stays set after a failure, until it is made good.
         on_evaluation: called after each decision with (round, evaluation).
         on_failure: told when this thread fails by a mistake of ours.
     """
 
     def __init__(
         self,
-        *,
-        spec: RunSpec,
-        folder: RunFolder,
-        ledger: Ledger,
-        checkpoints: Checkpoints,
-        evaluator: Evaluator,
-        inbox: StateInbox,
-        wanted: Wanted,
+        run: Run,
         deciding: threading.Event,
         on_evaluation: Callable[[int, Evaluation], None],
         on_failure: Told = lambda failure: None,
     ) -> None:
-        self._spec, self._folder, self._ledger = spec, folder, ledger
-        self._checkpoints, self._evaluator = checkpoints, evaluator
-        self._inbox, self._wanted, self._on_evaluation = inbox, wanted, on_evaluation
-        self._deciding = deciding
+        self._spec, self._folder, self._store = run.card.spec, run.folder, run.ledger.store
+        self._checkpoints, self._evaluator = run.checkpoints, run.evaluator
+        self.inbox, self.wanted = StateInbox(run.folder.incoming, run.genesis), Wanted()
+        self._deciding, self._on_evaluation = deciding, on_evaluation
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._due_since: tuple[int, float] = (0, 0.0)
         self._last: tuple[str, float] = ("", float("-inf"))  # see `offer_last`; and since when
         self._backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
-        restarts = Backoff(1.0, LONGEST_RETRY_S)  # what a failure left half done is made good first
-        self._part = Part("publisher", self._run, self._closing, on_failure, restarts)
+        restarts = Backoff(FIRST_RESTART_S, LONGEST_RETRY_S)  # what a failure left half done is made good first
+        self._part = SupervisedThread("publisher", self._run, self._closing, on_failure, restarts)
 
     def wake(self) -> None:
         """Look soon: something has happened."""
@@ -100,9 +87,8 @@ class Publisher:
     def offer_last(self, state: str) -> None:
         """The last member leaves, and has this state: if it is the newest, it is published out of turn."""
         now, (known, since) = time.monotonic(), self._last
-        with self._ledger.reading() as session:
-            tip = session.scalar(select(func.max(RoundRow.round))) or 0
-            is_newest = session.scalar(select(RoundRow.state).where(RoundRow.round == tip)) == state
+        with self._store.reading() as tables:
+            is_newest = tables.rounds.state_of(tables.rounds.newest()) == state
         if is_newest and state != known and now - since >= LAST_EVERY_S:
             self._last = state, now
             self.wake()
@@ -124,56 +110,52 @@ class Publisher:
         while not self._closing.is_set():
             self._wake.clear()
             try:
-                self._look()
+                self.look()
                 self._backoff.worked()
-            except (PotluckError, OSError, SQLAlchemyError) as error:
+            except (PotluckError, OSError, StoreError) as error:
                 pause_s = self._backoff.failed()
                 logger.error("publishing failed, trying again in %.0f s: %s", pause_s, error)
                 self._closing.wait(pause_s)
             self._wake.wait(LOOK_EVERY_S)
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Decide on the checkpoint that is due, if its state is here; the thread does so every few seconds."""
         if self._deciding.is_set():  # the last attempt failed half way
             self._checkpoints.recover()
             self.draw()
             self._deciding.clear()
         choices = self._choices()
         for round_number, state in choices:
-            if self._inbox.has(state):
-                self._wanted.want([])
+            if self.inbox.has(state):
+                self.wanted.want([])
                 self._deciding.set()
                 self._decide(round_number, state)
                 self._deciding.clear()
                 self._wake.set()
                 return
-        self._wanted.want([state for _, state in choices])
+        self.wanted.want([state for _, state in choices])
 
     def _choices(self) -> list[tuple[int, str]]:
         """(round, state) that would do, the best first."""
-        with self._ledger.reading() as session:
-            decided = session.scalar(select(func.max(CheckpointRow.round))) or 0
-            tip = session.scalar(select(func.max(RoundRow.round))) or 0
-            due = next_due(decided, tip, self._spec.publish.every_rounds, self._spec.run.rounds)
-            newest = session.scalar(select(RoundRow.state).where(RoundRow.round == tip))
+        every, rounds = self._spec.publish.every_rounds, self._spec.run.rounds
+        with self._store.reading() as tables:
+            decided, tip = tables.checkpoints.newest_decided(), tables.rounds.newest()
+            due = next_due(decided, tip, every, rounds)
             if due is None:
+                newest = tables.rounds.state_of(tip)
                 return [(tip, newest)] if newest is not None and newest == self._last[0] and tip > decided else []
-            every = self._spec.publish.every_rounds  # peers keep the states of such rounds
-            later = session.execute(
-                select(RoundRow.round, RoundRow.state)
-                .where(RoundRow.round > due, or_(RoundRow.round % every == 0, RoundRow.round == tip))
-                .order_by(RoundRow.round.desc())
-                .limit(MAX_CHOICES)
-            ).all()
-            state = session.scalars(select(RoundRow.state).where(RoundRow.round == due)).one()
+            later = tables.rounds.states_after(due, every, MAX_CHOICES)  # peers keep the states of such rounds
+            state = tables.rounds.state_of(due)
+        assert state is not None, "what is due was committed"
         if self._due_since[0] != due:
             self._due_since = (due, time.monotonic())
         best = [(due, state)]
         if time.monotonic() - self._due_since[1] < FALL_BACK_S:
             return best
-        return best + [(number, newer) for number, newer in later]
+        return best + later
 
     def _decide(self, round_number: int, state: str) -> None:
-        path = self._inbox.path(state)
+        path = self.inbox.path(state)
         manifest = StateManifest.from_bytes((path / MANIFEST).read_bytes())
         try:
             self._evaluator.load(path)
@@ -190,28 +172,28 @@ class Publisher:
         else:
             final = self._checkpoints.publish(manifest, evaluation, self._evaluator.save)
             logger.info("published %s: held-out loss %.4f", final.name, loss)
-        self._inbox.clear()
+        self.inbox.clear()
         self.draw()
         self._on_evaluation(round_number, evaluation)
 
     def _hold_back(self, round_number: int, state: str, evaluation: Evaluation | None, reason: str) -> None:
         logger.warning("the checkpoint of round %d is held back: %s", round_number, reason)
         self._checkpoints.hold_back(round_number, state, evaluation, reason)
-        self._inbox.clear()
-        with self._ledger.reading() as session:
-            alarm = alarm_of(session.scalars(select(CheckpointRow).order_by(CheckpointRow.round)).all())
+        self.inbox.clear()
+        with self._store.reading() as tables:
+            alarm = alarm_of(tables.checkpoints.all())
         if alarm is not None:
             logger.warning(
-                "%s. Members may be sending harmful updates, or the learning rate is too high; a new run can begin from the last "
-                "published checkpoint, %s",
+                "%s. Members may be sending harmful updates, or the learning rate is too high; a new run can begin "
+                "from the last published checkpoint, %s",
                 alarm,
                 self._folder.checkpoints / step_name(alarm.published_round) / MODEL,
             )
 
     def draw(self) -> None:
         """Draw loss.png anew."""
-        with self._ledger.reading() as session:
-            rows = session.scalars(select(EvaluationRow).order_by(EvaluationRow.round)).all()
+        with self._store.reading() as tables:
+            rows = tables.evaluations.all()
         draw_losses(
             self._folder.path / "loss.png",
             self._spec.run.name,

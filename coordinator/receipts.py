@@ -1,11 +1,8 @@
-"""Makes receipts: for each credit of a peer, the proof that it stands in the ledger. `service` hands them out."""
+"""Proofs out of the ledger: a receipt for each credit of a peer, and that the ledger only grows; for `service`."""
 
 from __future__ import annotations
 
-from sqlalchemy import select
-
 from coordinator.ledger import Ledger
-from coordinator.store import CreditRow
 from protocol import canonical
 from protocol.ledger_entry import parse_entry
 from protocol.receipt import make_receipt
@@ -29,13 +26,8 @@ class ReceiptDesk:
 
     def for_peer(self, peer_id: str, after_round: int) -> list[bytes]:
         """The receipts of a peer's credit for rounds after `after_round`, oldest first, at most `MAX_RECEIPTS`."""
-        with self._ledger.reading() as session:
-            leaves = session.scalars(
-                select(CreditRow.leaf)
-                .where(CreditRow.peer_id == peer_id, CreditRow.round > after_round)
-                .order_by(CreditRow.round)
-                .limit(MAX_RECEIPTS)
-            ).all()
+        with self._ledger.store.reading() as tables:
+            leaves = tables.credits.leaves_of(peer_id, after_round, MAX_RECEIPTS)
         return [
             make_receipt(
                 run_card=self._card,
@@ -45,3 +37,7 @@ class ReceiptDesk:
             )
             for leaf in leaves
         ]
+
+    def growth(self, size: int) -> tuple[str, list[bytes]]:
+        """The newest head's note, and the proof that it extends the ledger of `size` leaves: as `Ledger.growth`."""
+        return self._ledger.growth(size)

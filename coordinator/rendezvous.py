@@ -1,8 +1,8 @@
 """Keeps the rendezvous running beside the coordinator: a child process in which peers first meet. `host` opens it.
 
 The child is `python -m peer.net.rendezvous`; only its command line is known here. It prints one JSON line when it can
-be reached and ends when its standard input is closed, so it does not outlive the host. When it dies it is started again;
-while it is away peers are told of each other alone, and training goes on.
+be reached and ends when its standard input is closed, so it does not outlive the host. When it dies it is started
+again; while it is away peers are told of each other alone, and training goes on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import IO, Any
 from protocol import canonical
 from protocol.backoff import Backoff
 from protocol.errors import FormatError
-from protocol.parts import Job, Part, Told
+from protocol.parts import Job, SupervisedThread, Told
 from protocol.rpc import MAX_ADDRESSES, check_swarm_address
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Rendezvous:
         self._closing = threading.Event()
         self._ready = threading.Event()
         restarts = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
-        self._part = Part("rendezvous", self._watch, self._closing, on_failure, restarts, vital=False)
+        self._part = SupervisedThread("rendezvous", self._watch, self._closing, on_failure, restarts, vital=False)
 
     @classmethod
     def for_run(
@@ -92,7 +92,8 @@ class Rendezvous:
                 backoff.worked()
             pause_s = backoff.failed()
             logger.warning(
-                "the rendezvous is away: %s (see %s); peers find each other through the coordinator; starting it again in %.0f s",
+                "the rendezvous is away: %s (see %s); peers find each other through the coordinator; starting it again "
+                "in %.0f s",
                 self.reason or "it says nothing",
                 self._log,
                 pause_s,

@@ -2,10 +2,13 @@
 
 The rules are `branch.judge` and `audit.decide`; here they meet the store. Every peer of a group reports the same round,
 so most reports say nothing new, and are answered without a look at their signatures. The others are checked once, when
-they come. What cannot be decided yet waits in the store, under the state that it starts from, and is looked at again
-when that state is committed; what can then follow no more is dropped.
+they come. What cannot be decided yet waits in the store (`waiting`), under the state that it starts from, and is looked
+at again when that state is committed; what can then follow no more is dropped.
 
-Signatures are checked before the ledger's lock is taken. Who has too much waiting keeps the rest and sends it later.
+Where a round is missing for good, because all who were in it have lost their reports, a member that has the agreements
+sends them as a chain (`gap` says who is asked): each is the next round by the same rule, or the chain ends there.
+
+Signatures are checked before the ledger's lock is taken.
 """
 
 from __future__ import annotations
@@ -13,42 +16,30 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, exists, func, select
-from sqlalchemy.orm import Session
-
-from coordinator import audit
+from coordinator import audit, waiting
 from coordinator.branch import Verdict, judge
 from coordinator.ledger import Ledger, Writing
-from coordinator.store import CreditRow, ForkRow, PendingByRow, PendingRow, RoundRow
+from coordinator.store.database import Tables
+from coordinator.store.rows import PendingRow
 from protocol import canonical
-from protocol.agreement import MAX_AGREEMENT_BYTES, Agreement, group_digest
+from protocol.agreement import MAX_AGREEMENT_BYTES, Agreement
 from protocol.envelope import Envelope
+from protocol.epoch import Word
 from protocol.errors import FormatError, NetworkError, RefusedError
 from protocol.ledger_entry import CreditEntry
+from protocol.rpc import ReportAnswer
 from protocol.run_card import RunCard
+from protocol.signed import Signed
 from protocol.statements import Vote
 from protocol.succession import Last
 
 logger = logging.getLogger(__name__)
 
-MAX_AHEAD = 100_000  # rounds beyond the newest committed one
-MAX_WAITING = 20_000  # reports of agreements, by all peers
-MAX_WAITING_BYTES = 512 << 20
-MAX_WAITING_PER_PEER = 100
-MAX_WAITING_BYTES_PER_PEER = 16 << 20
 MAX_FORKS_PER_PEER = 100  # that are recorded and logged
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a report comes to; a refusal is final."""
-
-    accepted: bool
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,7 +59,7 @@ class Reports:
         ledger: where credit goes.
         card: the run.
         on_commit: called after each newly committed round, outside the transaction.
-        named: gives this coordinator's word on who begins, once it is given; None: any that its key has signed will do.
+        named: gives this coordinator's word on who decides, once it is given; None: any that its key has signed will do.
     """
 
     def __init__(
@@ -76,27 +67,24 @@ class Reports:
         ledger: Ledger,
         card: RunCard,
         on_commit: Callable[[CommittedRound], None],
-        named: Callable[[], bytes | None] = lambda: None,
+        named: Callable[[], Signed[Word] | None] = lambda: None,
     ) -> None:
-        self._ledger, self._card, self._on_commit, self._named = ledger, card, on_commit, named
-        self._deciding = (
-            threading.Lock()
-        )  # what is judged against the newest round is entered before there is a newer one
+        self._ledger, self._store, self._card = ledger, ledger.store, card
+        self._on_commit, self._named = on_commit, named
+        self._deciding = threading.Lock()  # what is judged by the newest round is entered before there is a newer one
         self._newest = Last(0, card.genesis)
 
     def tip(self) -> Last:
         """The newest committed round."""
-        with self._ledger.reading() as session:
-            return self._tip(session)
+        with self._store.reading() as tables:
+            return self._tip(tables)
 
     def agreement(self, round: int) -> bytes:
         """The agreement of a committed round, 0: of the newest; empty when there is none."""
-        with self._ledger.reading() as session:
-            newest = select(RoundRow.agreement).order_by(RoundRow.round.desc()).limit(1)
-            wanted = newest.where(RoundRow.round == round) if round else newest
-            return session.scalars(wanted).first() or b""
+        with self._store.reading() as tables:
+            return tables.rounds.agreement(round) or b""
 
-    def submit(self, data: bytes, reporter: str, now: float | None = None) -> Answer:
+    def submit(self, data: bytes, reporter: str, now: float | None = None) -> ReportAnswer:
         """Take one reported agreement.
 
         Args:
@@ -107,28 +95,55 @@ class Reports:
         Raises:
             NetworkError: no room for more undecided agreements now; the peer keeps it and tries again.
         """
-        now = time.time() if now is None else now
         try:
             value = canonical.loads(data, max_bytes=MAX_AGREEMENT_BYTES)
-            said = _said(value)
-            answer = self._unchecked(said, reporter, len(data)) if said else None
-            if answer is not None:
+        except FormatError as error:
+            return ReportAnswer(False, error.message)
+        return self._submit(value, _said(value), len(data), reporter, time.time() if now is None else now)
+
+    def submit_chain(self, chain: Sequence[bytes], reporter: str, now: float | None = None) -> ReportAnswer:
+        """Take the rounds that the ledger lacks, oldest first; what it has already is passed over.
+
+        The first that is not the next round ends it, before any signature of it is looked at; those before it stay.
+
+        Others: as `submit`.
+        """
+        now = time.time() if now is None else now
+        for data in chain:
+            try:
+                value = canonical.loads(data, max_bytes=MAX_AGREEMENT_BYTES)
+            except FormatError as error:
+                return ReportAnswer(False, error.message)
+            said, tip = _said(value), self.tip()
+            if said is None or said.run != self._card.run:
+                return ReportAnswer(False, "a chain is made of agreements of this run")
+            if said.round > tip.round and (said.round, said.base) != (tip.round + 1, tip.state):
+                return ReportAnswer(False, f"round {said.round} does not follow round {tip.round} of the ledger")
+            answer = self._submit(value, said, len(data), reporter, now)
+            if not answer.accepted:
                 return answer
-            agreement = Agreement.from_json(value, run=self._card.run, membership_key=self._card.member_key)
-        except (FormatError, RefusedError) as error:
-            return Answer(False, error.message)
-        with self._deciding:
-            answer, committed = self._decide(agreement, reporter, now)
-            if committed:
-                committed += self._follow(now)
-        self._tell(committed)
-        return answer
+        return ReportAnswer(True)
 
     def settle(self, now: float | None = None) -> None:
         """Commit what can follow now: what a host that was killed left undone. The host calls this every second."""
         with self._deciding:
             committed = self._follow(time.time() if now is None else now)
         self._tell(committed)
+
+    def _submit(self, value: Any, said: Vote | None, size_bytes: int, reporter: str, now: float) -> ReportAnswer:
+        try:
+            answer = self._unchecked(said, reporter, size_bytes) if said else None
+            if answer is not None:
+                return answer
+            agreement = Agreement.from_json(value, run=self._card.run, membership_key=self._card.member_key)
+        except (FormatError, RefusedError) as error:
+            return ReportAnswer(False, error.message)
+        with self._deciding:
+            answer, committed = self._decide(agreement, reporter, now)
+            if committed:
+                committed += self._follow(now)
+        self._tell(committed)
+        return answer
 
     def _tell(self, committed: list[CommittedRound]) -> None:
         for item in committed:
@@ -137,63 +152,55 @@ class Reports:
             )
             self._on_commit(item)
 
-    def _unchecked(self, said: Vote, reporter: str, size: int) -> Answer | None:
-        """The answer to what need not be checked, by what it says of itself: it is known, or there is no room for it."""
+    def _unchecked(self, said: Vote, reporter: str, size_bytes: int) -> ReportAnswer | None:
+        """The answer to what need not be checked, by what it says of itself: it is known, or has no room."""
         last = self._card.spec.run.rounds
         if last and said.round > last:
-            return Answer(False, f"round {said.round}: the run ends after round {last}")
-        with self._ledger.reading() as session:
-            tip = self._tip(session)
+            return ReportAnswer(False, f"round {said.round}: the run ends after round {last}")
+        with self._store.reading() as tables:
+            tip = self._tip(tables)
             if said.round > tip.round + 1:
-                self._check_room(session, said.round - tip.round, reporter, size)
+                waiting.check_room(*tables.waiting.held_by(reporter), size_bytes, said.round - tip.round)
             elif said.round <= tip.round:
-                committed = session.get(RoundRow, said.round)
-                if committed is not None and committed.state == said.state:
-                    return Answer(True)
-                if self._forks(session, reporter) >= MAX_FORKS_PER_PEER:
-                    return Answer(False, f"round {said.round}: the ledger holds another state")
+                if tables.rounds.state_of(said.round) == said.state:
+                    return ReportAnswer(True)
+                if tables.forks.by(reporter) >= MAX_FORKS_PER_PEER:
+                    return ReportAnswer(False, f"round {said.round}: the ledger holds another state")
         return None
 
-    def _decide(self, agreement: Agreement, reporter: str, now: float) -> tuple[Answer, list[CommittedRound]]:
+    def _decide(self, agreement: Agreement, reporter: str, now: float) -> tuple[ReportAnswer, list[CommittedRound]]:
         """Decide on one checked agreement."""
-        with self._ledger.reading() as session:
-            tip, known = self._tip(session), session.get(RoundRow, agreement.round)
+        with self._store.reading() as tables:
+            tip, state = self._tip(tables), tables.rounds.state_of(agreement.round)
         try:
-            state = known.state if known else None
             verdict = judge(agreement, tip, self._card.spec, committed_state=state, named=self._named())
         except RefusedError as error:
-            return Answer(False, error.message), []
+            return ReportAnswer(False, error.message), []
         if verdict is Verdict.KNOWN:
-            return Answer(True), []
-        with self._ledger.writing() as write:
+            return ReportAnswer(True), []
+        if verdict is Verdict.COMMIT:
+            with self._ledger.writing() as write:
+                committed = self._commit(write, agreement, reporter, now)
+            self._newest = Last.of(agreement)
+            return ReportAnswer(True), [committed]
+        with self._store.writing() as tables:
             if verdict is Verdict.FORK:
-                return self._fork(write.session, agreement, reporter, now), []
-            if verdict is Verdict.WAIT:
-                self._keep(write.session, agreement, tip, reporter, now)
-                return Answer(True), []
-            committed = self._commit(write, agreement, reporter, now)
-        self._newest = Last.of(agreement)
-        return Answer(True), [committed]
+                return _fork(tables, agreement, state, reporter, now), []
+            _hold(tables, agreement, agreement.round - tip.round, reporter, now)
+            return ReportAnswer(True), []
 
     def _follow(self, now: float) -> list[CommittedRound]:
         """Commit what has waited for its turn, round after round, and drop what can follow no more."""
         committed: list[CommittedRound] = []
         while True:
-            with self._ledger.reading() as session:
-                tip = self._tip(session)
-                due = PendingRow.round <= tip.round + 1
-                waiting = session.scalars(
-                    select(PendingRow)
-                    .where(PendingRow.round == tip.round + 1, PendingRow.base == tip.state)
-                    .order_by(PendingRow.time)
-                ).all()
-                if not waiting and not session.scalar(select(exists().where(due))):
+            with self._store.reading() as tables:
+                tip = self._tip(tables)
+                candidates = tables.waiting.following(tip.round, tip.state)
+                if not candidates and not tables.waiting.has_until(tip.round + 1):
                     return committed
-            follows = next(filter(None, (self._following(row, tip) for row in waiting)), None)
+            follows = next(filter(None, (self._following(row, tip) for row in candidates)), None)
             with self._ledger.writing() as write:
-                gone = select(PendingRow.digest).where(due)
-                write.session.execute(delete(PendingByRow).where(PendingByRow.digest.in_(gone)))
-                write.session.execute(delete(PendingRow).where(due))
+                write.tables.waiting.drop_until(tip.round + 1)
                 if follows is None:
                     return committed
                 agreement, reporter = follows
@@ -211,111 +218,67 @@ class Reports:
         return agreement, row.reporter
 
     def _commit(self, write: Writing, agreement: Agreement, reporter: str, now: float) -> CommittedRound:
-        data = agreement.to_bytes()
-        tokens = sum(agreement.weights.values())
-        write.session.add(
-            RoundRow(
-                round=agreement.round,
-                base=agreement.base,
-                state=agreement.state,
-                group=group_digest(agreement.claims),
-                tokens=tokens,
-                agreement=data,
-                reporter=reporter,
-                time=now,
-            )
-        )
-        write.session.flush()
+        write.tables.rounds.commit(agreement, reporter, now)
         grants = audit.decide(agreement)
         for claim in agreement.claims:
-            peer_id = claim.by
-            if peer_id not in grants:
+            grant = grants.get(claim.by)
+            if grant is None:
                 continue
-            entry = CreditEntry(
-                run=self._card.run,
-                round=agreement.round,
-                peer_id=peer_id,
-                tokens=grants[peer_id].tokens,
-                flops=grants[peer_id].flops,
-                claim=claim.digest,
-                state=agreement.state,
-            )
-            leaf = write.leaf(entry)
-            write.session.add(
-                CreditRow(
-                    leaf=leaf, run=entry.run, round=entry.round, peer_id=peer_id, tokens=entry.tokens, flops=entry.flops
+            write.credit(
+                CreditEntry(
+                    run=self._card.run,
+                    round=agreement.round,
+                    peer_id=claim.by,
+                    tokens=grant.tokens,
+                    flops=grant.flops,
+                    claim=claim.digest,
+                    state=agreement.state,
                 )
             )
+        tokens = sum(agreement.weights.values())
         return CommittedRound(agreement.round, agreement.state, tokens, len(agreement.claims))
 
-    def _check_room(self, session: Session, ahead: int, reporter: str, size: int) -> None:
-        """Raises: NetworkError: this peer has enough waiting."""
-        mine, held = session.execute(
-            select(func.count(), func.coalesce(func.sum(PendingByRow.size), 0)).where(PendingByRow.reporter == reporter)
-        ).one()
-        if mine >= MAX_WAITING_PER_PEER or held + size > MAX_WAITING_BYTES_PER_PEER or ahead > MAX_AHEAD:
-            raise NetworkError(
-                f"{ahead} rounds ahead of the ledger, and {mine} reports of yours wait already",
-                "report the rounds before it first",
-            )
-
-    def _keep(self, session: Session, agreement: Agreement, tip: Last, reporter: str, now: float) -> None:
-        """Let an agreement wait, in this peer's name."""
-        data = agreement.to_bytes()
-        digest = canonical.sha256_hex(data)
-        if session.get(PendingByRow, (reporter, digest)) is not None:
-            return
-        self._check_room(session, agreement.round - tip.round, reporter, len(data))
-        if session.get(PendingRow, digest) is None:
-            session.add(
-                PendingRow(
-                    digest=digest,
-                    round=agreement.round,
-                    base=agreement.base,
-                    agreement=data,
-                    reporter=reporter,
-                    time=now,
-                )
-            )
-            session.flush()
-        session.add(PendingByRow(reporter=reporter, digest=digest, round=agreement.round, size=len(data)))
-        session.flush()
-        _make_room(session)
-        if session.get(PendingByRow, (reporter, digest), populate_existing=True) is None:
-            raise NetworkError("too many reports wait already", "report the rounds before it first")
-
-    def _fork(self, session: Session, agreement: Agreement, reporter: str, now: float) -> Answer:
-        digest = canonical.sha256_hex(agreement.to_bytes())
-        committed = session.get(RoundRow, agreement.round)
-        reason = (
-            f"round {agreement.round}: the ledger holds state {committed.state[:16]}…, got {agreement.state[:16]}…"
-            if committed
-            else f"round {agreement.round}: it starts from state {agreement.base[:16]}…, which is not in the ledger"
-        )
-        if session.get(ForkRow, digest) is None and self._forks(session, reporter) < MAX_FORKS_PER_PEER:
-            logger.warning("fork: %s, signed by %d peers", reason, len(agreement.votes))
-            session.add(
-                ForkRow(
-                    digest=digest,
-                    round=agreement.round,
-                    state=agreement.state,
-                    tokens=sum(agreement.weights.values()),
-                    reporter=reporter,
-                    time=now,
-                )
-            )
-        return Answer(False, reason)
-
-    def _forks(self, session: Session, reporter: str) -> int:
-        return session.scalar(select(func.count()).where(ForkRow.reporter == reporter)) or 0
-
-    def _tip(self, session: Session) -> Last:
-        newest = session.scalar(select(func.max(RoundRow.round))) or 0
-        last = self._newest
+    def _tip(self, tables: Tables) -> Last:
+        newest, last = tables.rounds.newest(), self._newest
         if newest != last.round:
-            row = session.scalars(select(RoundRow).where(RoundRow.round == newest)).one()
-            self._newest = last = Last.of(Agreement.stored(row.agreement))
+            data = tables.rounds.agreement(newest)
+            assert data is not None, "the newest round is there"
+            self._newest = last = Last.of(Agreement.stored(data))
         return last
+
+
+def _hold(tables: Tables, agreement: Agreement, ahead: int, reporter: str, now: float) -> None:
+    """Let an agreement wait in a peer's name; others may have to give way. Raises: NetworkError: no room."""
+    data = agreement.to_bytes()
+    if tables.waiting.is_held(data, reporter):
+        return
+    waiting.check_room(*tables.waiting.held_by(reporter), len(data), ahead)
+    tables.waiting.hold(data, round=agreement.round, base=agreement.base, reporter=reporter, time=now)
+    while waiting.is_over_full(*tables.waiting.held()):
+        tables.waiting.drop_furthest_of_the_heaviest()
+    if not tables.waiting.is_held(data, reporter):
+        raise NetworkError("too many reports wait already", waiting.HINT)
+
+
+def _fork(tables: Tables, agreement: Agreement, committed_state: str | None, reporter: str, now: float) -> ReportAnswer:
+    """Note that an agreement is of another branch, and say so."""
+    reason = (
+        f"round {agreement.round}: the ledger holds state {committed_state[:16]}…, got {agreement.state[:16]}…"
+        if committed_state
+        else f"round {agreement.round}: it starts from state {agreement.base[:16]}…, which is not in the ledger"
+    )
+    data = agreement.to_bytes()
+    if not tables.forks.is_known(data) and tables.forks.by(reporter) < MAX_FORKS_PER_PEER:
+        logger.warning("fork: %s, signed by %d peers", reason, len(agreement.votes))
+        tables.forks.add(
+            data,
+            round=agreement.round,
+            state=agreement.state,
+            tokens=sum(agreement.weights.values()),
+            reporter=reporter,
+            time=now,
+        )
+    return ReportAnswer(False, reason)
 
 
 def _said(value: Any) -> Vote | None:
@@ -324,25 +287,3 @@ def _said(value: Any) -> Vote | None:
         return Vote.model_validate_json(Envelope.from_bytes(canonical.dumps(value["votes"][0])).payload)
     except (FormatError, KeyError, IndexError, TypeError, ValueError):  # pydantic's are ValueErrors
         return None
-
-
-def _make_room(session: Session) -> None:
-    """Drop what exceeds the limits of all: the furthest ahead of whoever has most waiting, those without credit first."""
-    while True:
-        count, size = session.execute(select(func.count(), func.coalesce(func.sum(PendingByRow.size), 0))).one()
-        if count <= MAX_WAITING and size <= MAX_WAITING_BYTES:
-            return
-        worked = exists().where(CreditRow.peer_id == PendingByRow.reporter)
-        heaviest = session.scalars(
-            select(PendingByRow.reporter)
-            .group_by(PendingByRow.reporter)
-            .order_by(worked, func.sum(PendingByRow.size).desc(), func.max(PendingByRow.round).desc())
-            .limit(1)
-        ).one()
-        row = session.scalars(
-            select(PendingByRow).where(PendingByRow.reporter == heaviest).order_by(PendingByRow.round.desc()).limit(1)
-        ).one()
-        session.delete(row)
-        session.flush()
-        if not session.scalar(select(exists().where(PendingByRow.digest == row.digest))):
-            session.execute(delete(PendingRow).where(PendingRow.digest == row.digest))

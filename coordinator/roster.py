@@ -52,10 +52,13 @@ class Roster:
 
     Args:
         worked: gives the peer ids that have credit. Whoever has none cannot crowd them out.
+        rendezvous: gives where the run's rendezvous is reached; empty while it is away.
     """
 
-    def __init__(self, worked: Callable[[], Container[str]] = tuple) -> None:
-        self._worked = worked
+    def __init__(
+        self, worked: Callable[[], Container[str]] = tuple, rendezvous: Callable[[], Iterable[str]] = tuple
+    ) -> None:
+        self._worked, self._rendezvous = worked, rendezvous
         self._lock = threading.Lock()
         self._present: dict[str, Presence] = {}
 
@@ -107,7 +110,7 @@ class Roster:
             return dict(self._present)
 
     def working(self, now: float) -> list[str]:
-        """The members that are here and train and have said that they get somewhere, in the order in which they came."""
+        """The members that are here, train and have said that they get somewhere, in the order in which they came."""
         with self._lock:
             here = [item for item in self._present.values() if now - item.seen <= WORKING_S]
         return [item.peer_id for item in here if item.tokens_per_s > 0 and not item.reduce_only]
@@ -117,10 +120,10 @@ class Roster:
         return all(item.leaving for item in self.live(now) if item.peer_id != peer_id)
 
     def addresses(self, *, besides: str, now: float) -> list[str]:
-        """Where some other live members are reached; another choice each time when there are many."""
+        """Where the rendezvous and some other live members are reached; of many, other ones each time."""
         others, worked = [item for item in self.live(now) if item.peer_id != besides], self._worked()
         random.shuffle(others)
         new = [address for item in others if item.peer_id not in worked for address in item.addresses]
         known = [address for item in others if item.peer_id in worked for address in item.addresses]
         first = known[: MAX_OTHERS - FOR_NEWCOMERS]
-        return (first + new + known[len(first) :])[:MAX_OTHERS]
+        return [*self._rendezvous(), *(first + new + known[len(first) :])[:MAX_OTHERS]]

@@ -33,6 +33,7 @@ from typing import TypeVar
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from protocol.checkpoint import step_name
 from protocol.disk import disk_error, is_full, set_aside, sync, write_file
 from protocol.errors import FormatError, InputError
 from protocol.keys import KEY_HINT, PeerIdentity, RootKey, load_private_pem, public_pem
@@ -63,6 +64,11 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def genesis(self) -> Path:
+        """The checkpoint of round 0."""
+        return self.checkpoints / step_name(0)
 
     @property
     def incoming(self) -> Path:
@@ -123,7 +129,7 @@ class RunFolder:
             os.close(descriptor)
 
     def renew_damaged(self) -> None:
-        """Put all keys that cannot be read aside, so that new ones are made: before a run has begun nothing hangs on them.
+        """Put keys that cannot be read aside, so that new ones are made: before a run has begun nothing hangs on them.
 
         Raises:
             InputError: one cannot be read for another reason, or the disk is full.
@@ -133,7 +139,11 @@ class RunFolder:
         self._anew(self.membership_key, "membership.key")
 
     def rendezvous_key(self) -> PeerIdentity:
-        """The rendezvous' identity, made when it is not there, or is damaged: peers are told anew who it is. Raises: InputError."""
+        """The rendezvous' identity, made when it is not there, or is damaged: peers are told anew who it is.
+
+        Raises:
+            InputError: it cannot be read or made.
+        """
         return self._anew(lambda: PeerIdentity.load_or_create(self.rendezvous_identity), "rendezvous.key")
 
     def before_invite(self, load: Callable[[], T], *names: str) -> T:

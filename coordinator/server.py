@@ -1,4 +1,4 @@
-"""Runs the service over TLS: the port, the loop in a thread of its own, the limits of connections. `host` opens and closes it.
+"""Runs the service over TLS: the port, the loop in a thread of its own, the limits of connections. `host` opens it.
 
 What a call may take is decided in `door`. A connection has seconds for its handshake and a bounded number of calls; one
 without a call is closed after minutes. There is no limit of connections by address: gRPC offers none.
@@ -20,7 +20,7 @@ from coordinator.door import Door, Limits
 from coordinator.service import CoordinatorService
 from coordinator.tls import TlsIdentity
 from protocol.errors import InputError
-from protocol.parts import Part, Told
+from protocol.parts import SupervisedThread, Told
 from protocol.rpc import MAX_MESSAGE_BYTES
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Server:
         self._opened: Future[int] = Future()
         self._loop = asyncio.new_event_loop()
         self._closing, self._asked = asyncio.Event(), threading.Event()
-        self._part = Part("server", self._run, self._asked, told)
+        self._part = SupervisedThread("server", self._run, self._asked, told)
 
     @property
     def port(self) -> int:
@@ -119,10 +119,16 @@ class Server:
                 return
             await server.start()
             self._opened.set_result(port)
-            await self._closing.wait()
-            await server.stop(STOP_GRACE_S)
+            stopping = asyncio.create_task(self._stop_when_asked(server))
+            await server.wait_for_termination()
+            if self._closing.is_set():
+                await stopping
         finally:
             door.close()
+
+    async def _stop_when_asked(self, server: grpc.aio.Server) -> None:
+        await self._closing.wait()
+        await server.stop(STOP_GRACE_S)
 
 
 def _connections() -> int:

@@ -1,28 +1,28 @@
-"""The handlers of protocol/coordinator.proto: they parse a request, ask the rules, and answer. `door` calls them, in threads."""
+"""The handlers of protocol/coordinator.proto: they parse a request, ask the rules, and answer. `door` calls them."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from coordinator.admission import Admission
 from coordinator.beginning import Beginning
+from coordinator.board import Board
+from coordinator.gap import Gap
 from coordinator.places import Places
+from coordinator.publisher import Publisher
 from coordinator.receipts import ReceiptDesk
 from coordinator.reports import Reports
 from coordinator.roster import Roster
-from coordinator.shelf import Shelf, ShelfFile
+from coordinator.shelf import Offer, ShelfFile
 from coordinator.twins import Twins
-from coordinator.uploads import StateInbox, Wanted
 from protocol import certificate, coordinator_pb2
 from protocol.agreement import MAX_AGREEMENT_BYTES
 from protocol.errors import FormatError, RefusedError
-from protocol.rpc import PART_BYTES, SWARM_VERSION, transfer_timeout_s
-from protocol.run_card import RunCard
+from protocol.rpc import MAX_CHAIN_BYTES, MAX_CHAIN_ROUNDS, PART_BYTES, SWARM_VERSION, transfer_timeout_s
 from protocol.status import Alarm
 
 MEMBERS = 4096  # calls of members under way, in all
@@ -38,85 +38,60 @@ class UnauthenticatedError(RefusedError):
     """The certificate does not hold."""
 
 
-@dataclass(frozen=True)
-class Desk:
-    """What the handlers need; `host` puts it together."""
-
-    card: RunCard
-    card_bytes: bytes
-    root_public_pem: bytes
-    genesis_files: list[ShelfFile]
-    model_files: list[ShelfFile]
-    admission: Admission
-    shelf: Shelf
-    roster: Roster
-    reports: Reports
-    receipts: ReceiptDesk
-    wanted: Wanted
-    inbox: StateInbox
-    state_bytes: int  # of the largest state that the run can have
-    beginning: Beginning
-    worked: Callable[[], Container[str]]  # peer ids that have credit
-    status: Callable[[], bytes]  # canonical JSON
-    growth: Callable[[int], tuple[str, list[bytes]]]  # ledger size -> the newest head, and that it extends that ledger
-    round: Callable[[], int]  # the newest in the ledger
-    round_of: Callable[[str], int | None]  # state digest -> its committed round
-    finished: Callable[[], bool]
-    alarm: Callable[[], Alarm | None]
-    swarm_addresses: Callable[[], list[str]]  # of the rendezvous
-    delivered: Callable[[], None]  # a wanted state has come
-    last_state: Callable[[str], None]  # of the last member, which leaves
-    checkpoint: Callable[
-        [int], tuple[int, list[ShelfFile]]
-    ]  # a published one, 0: the newest; its round, 0: there is none
-
-
 class CoordinatorService:
-    """One handler for each method: of a request and the network that it came from."""
+    """One handler for each method: of a request and the network that it came from. They run in threads."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(
+        self,
+        offer: Offer,
+        admission: Admission,
+        roster: Roster,
+        beginning: Beginning,
+        reports: Reports,
+        receipts: ReceiptDesk,
+        board: Board,
+        publisher: Publisher,
+    ) -> None:
+        self._offer, self._admission, self._roster, self._beginning = offer, admission, roster, beginning
+        self._reports, self._receipts, self._board, self._publisher = reports, receipts, board, publisher
         self._calls = Places(total=MEMBERS, each=EACH)
         self.transfers = Places(total=MEMBERS, each=TRANSFERS_EACH)
-        self._twins = Twins(desk.card.run)
+        self._twins, self._gap = Twins(offer.card.run), Gap()
 
     @property
     def upload_s(self) -> float:
         """How long the upload of a state may take."""
-        return transfer_timeout_s(self._desk.state_bytes)
+        return transfer_timeout_s(self._publisher.inbox.most_bytes)
 
     def GetRun(self, request: Any, network: str) -> Any:
         return coordinator_pb2.GetRunReply(
-            run_card=self._desk.card_bytes,
-            root_public_key=self._desk.root_public_pem,
-            genesis_files=[_model_file(file) for file in self._desk.genesis_files],
-            model_files=[_model_file(file) for file in self._desk.model_files],
-            round=self._desk.round(),
-            finished=self._desk.finished(),
+            run_card=self._offer.card_bytes,
+            root_public_key=self._offer.root_public_pem,
+            genesis_files=[_model_file(file) for file in self._offer.genesis_files],
+            model_files=[_model_file(file) for file in self._offer.model_files],
+            round=self._board.round(),
+            finished=self._board.finished(),
         )
 
     def GetChallenge(self, request: Any, network: str) -> Any:
-        return coordinator_pb2.GetChallengeReply(challenge=self._desk.admission.challenge(request.peer_id))
+        return coordinator_pb2.GetChallengeReply(challenge=self._admission.challenge(request.peer_id))
 
     def Enroll(self, request: Any, network: str) -> Any:
-        issued = self._desk.admission.enroll(
-            request.peer_id, request.challenge, request.signature, request.code, network
-        )
-        others = self._desk.roster.addresses(besides=request.peer_id, now=time.monotonic())
-        addresses = [*self._desk.swarm_addresses(), *others]
+        issued = self._admission.enroll(request.peer_id, request.challenge, request.signature, request.code, network)
+        addresses = self._roster.addresses(besides=request.peer_id, now=time.monotonic())
         return coordinator_pb2.EnrollReply(certificate=issued, swarm_addresses=addresses, time=time.time())
 
     def FetchFile(self, request: Any, network: str) -> tuple[str, Iterator[bytes]]:
         """Whose call it is, and the file piece by piece."""
-        return self._member(request.certificate), self._desk.shelf.read(request.sha256, request.offset)
+        return self._member(request.certificate), self._offer.shelf.read(request.sha256, request.offset)
 
     def Announce(self, request: Any, network: str) -> Any:
-        desk, now = self._desk, time.monotonic()
+        board, roster, now = self._board, self._roster, time.monotonic()
         with self._call(request.certificate) as peer_id:
             if request.version < SWARM_VERSION:
                 raise RefusedError(TOO_OLD)
             twin = self._twins.seen(peer_id, request.session, now)
-            desk.roster.announce(
+            roster.announce(
                 peer_id,
                 request.swarm_addresses,
                 round=request.round,
@@ -126,62 +101,75 @@ class CoordinatorService:
                 reduce_only=request.reduce_only,
                 leaving=request.leaving,
             )
-            round_number = desk.round()
-            if request.leaving and request.states and desk.roster.is_last(peer_id, now):
-                desk.last_state(request.states[0])
-            word = desk.beginning.word(desk.roster.working(now), round_number)
+            round_number, worked = board.round(), peer_id in board.worked()
+            if request.leaving and request.states and roster.is_last(peer_id, now):
+                self._publisher.offer_last(request.states[0])
+            word = self._beginning.word(roster.working(now), round_number)
             return coordinator_pb2.AnnounceReply(
-                swarm_addresses=[*desk.swarm_addresses(), *desk.roster.addresses(besides=peer_id, now=now)],
-                want_state=desk.wanted.ask(peer_id, request.states, now, worked=peer_id in desk.worked()),
+                swarm_addresses=roster.addresses(besides=peer_id, now=now),
+                want_state=self._publisher.wanted.ask(peer_id, request.states, now, worked=worked),
                 round=round_number,
-                finished=desk.finished(),
+                finished=board.finished(),
                 beginners=word if 0 in (round_number, request.round) else b"",
                 time=time.time(),
-                alarm=_alarm(desk.alarm()),
+                alarm=_alarm(board.alarm),
                 twin=coordinator_pb2.Twin.Name(twin),
+                want_chain=self._gap.ask(peer_id, request.round, round_number, now, worked=worked),
             )
 
     def Report(self, request: Any, network: str) -> Any:
         with self._call(request.certificate) as peer_id:
             if len(request.agreement) > MAX_AGREEMENT_BYTES:
                 raise FormatError(f"an agreement has at most {MAX_AGREEMENT_BYTES} bytes, got {len(request.agreement)}")
-            answer = self._desk.reports.submit(request.agreement, peer_id)
+            answer = self._reports.submit(request.agreement, peer_id)
+        return coordinator_pb2.ReportReply(accepted=answer.accepted, reason=answer.reason)
+
+    def ReportChain(self, request: Any, network: str) -> Any:
+        with self._call(request.certificate) as peer_id:
+            count, size_bytes = len(request.agreements), sum(map(len, request.agreements))
+            if count > MAX_CHAIN_ROUNDS or size_bytes > MAX_CHAIN_BYTES:
+                raise FormatError(
+                    f"a chain has at most {MAX_CHAIN_ROUNDS} agreements and {MAX_CHAIN_BYTES} bytes, "
+                    f"got {count} and {size_bytes}"
+                )
+            answer = self._reports.submit_chain(request.agreements, peer_id)
         return coordinator_pb2.ReportReply(accepted=answer.accepted, reason=answer.reason)
 
     def UploadState(self, first: Any, network: str, rest: Iterator[Any]) -> Any:
         """Take a state that was asked for; `rest` are the messages after the first."""
-        peer_id = self._member(first.certificate)
-        round_number = self._desk.round_of(first.state)
-        if round_number is None or not self._desk.wanted.begin(peer_id, first.state):
+        peer_id, inbox, wanted = self._member(first.certificate), self._publisher.inbox, self._publisher.wanted
+        round_number = self._board.round_of(first.state)
+        if round_number is None or not wanted.begin(peer_id, first.state):
             return coordinator_pb2.UploadStateReply(accepted=False)
         delivered = False
         try:
-            manifest = self._desk.inbox.check_manifest(first.manifest, first.state, round_number)
-            self._desk.inbox.receive(manifest, _pieces(first, rest))
+            manifest = inbox.check_manifest(first.manifest, first.state, round_number)
+            inbox.receive(manifest, _pieces(first, rest))
             delivered = True
         finally:
-            self._desk.wanted.end(peer_id, first.state, delivered)
-        self._desk.delivered()
+            wanted.end(peer_id, first.state, delivered)
+        self._publisher.wake()
         return coordinator_pb2.UploadStateReply(accepted=True)
 
     def GetReceipts(self, request: Any, network: str) -> Any:
         with self._call(request.certificate) as peer_id:
-            return coordinator_pb2.GetReceiptsReply(receipts=self._desk.receipts.for_peer(peer_id, request.after_round))
+            return coordinator_pb2.GetReceiptsReply(receipts=self._receipts.for_peer(peer_id, request.after_round))
 
     def GetAgreement(self, request: Any, network: str) -> Any:
         with self._call(request.certificate):
-            return coordinator_pb2.GetAgreementReply(agreement=self._desk.reports.agreement(request.round))
+            return coordinator_pb2.GetAgreementReply(agreement=self._reports.agreement(request.round))
 
     def GetCheckpoint(self, request: Any, network: str) -> Any:
         with self._call(request.certificate):
-            number, files = self._desk.checkpoint(request.round)
+            number, folder = self._board.published(request.round) or (0, None)
+            files = [] if folder is None else self._offer.shelf.add_checkpoint(folder)
         return coordinator_pb2.GetCheckpointReply(round=number, files=[_model_file(file) for file in files])
 
     def GetStatus(self, request: Any, network: str) -> Any:
-        status = self._desk.status()
+        status = self._board.status_bytes()
         if request.ledger_size == 0:
             return coordinator_pb2.GetStatusReply(status=status)
-        head, proof = self._desk.growth(request.ledger_size)
+        head, proof = self._receipts.growth(request.ledger_size)
         return coordinator_pb2.GetStatusReply(status=status, ledger_head=head, consistency=proof)
 
     @contextmanager
@@ -194,7 +182,7 @@ class CoordinatorService:
     def _member(self, token: str) -> str:
         """The peer id of a certificate that holds."""
         try:
-            return certificate.check(token, self._desk.card.member_key, run=self._desk.card.run).peer_id
+            return certificate.check(token, self._offer.card.member_key, run=self._offer.card.run).peer_id
         except (FormatError, RefusedError) as error:
             raise UnauthenticatedError(error.message, error.hint or "enroll again") from error
 

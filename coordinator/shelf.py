@@ -1,4 +1,4 @@
-"""The files that members may fetch, by digest and nothing else: genesis, base model, data, checkpoints. `service` reads from it.
+"""The files that members may fetch, by digest and nothing else: genesis, base model, data, checkpoints; for `service`.
 
 >>> import tempfile
 >>> folder = Path(tempfile.mkdtemp()); _ = (folder / "a.txt").write_bytes(b"hello")
@@ -13,11 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from coordinator.run import Run
 from protocol import checkpoint
 from protocol.errors import InputError
 from protocol.files import file_sha256, hash_folder, list_files, open_regular
+from protocol.keys import public_pem
 from protocol.model_signature import ModelSignature
 from protocol.rpc import PART_BYTES
+from protocol.run_card import RunCard
 
 
 @dataclass(frozen=True)
@@ -83,3 +86,29 @@ class Shelf:
             while left and (piece := file.read(min(PART_BYTES, left))):
                 left -= len(piece)
                 yield piece
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What anyone is told of a run, and what its members may fetch."""
+
+    card: RunCard
+    card_bytes: bytes  # signed
+    root_public_pem: bytes
+    genesis_files: list[ShelfFile]
+    model_files: list[ShelfFile]  # LoRA: of the base model
+    shelf: Shelf
+
+    @classmethod
+    def of(cls, run: Run) -> Offer:
+        """Raises: as `Shelf.add_folder` and `Shelf.add_checkpoint`."""
+        shelf, evaluator, data = Shelf(), run.evaluator, run.card.spec.data
+        shelf.add_file(evaluator.data, data.digest, data.size_bytes)
+        return cls(
+            card=run.card,
+            card_bytes=run.card_bytes,
+            root_public_pem=public_pem(run.root.public_key),
+            genesis_files=shelf.add_checkpoint(run.folder.genesis),
+            model_files=shelf.add_folder(evaluator.base_model) if evaluator.base_model else [],
+            shelf=shelf,
+        )

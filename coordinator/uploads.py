@@ -22,6 +22,7 @@ from protocol.state import STATE_CHUNK_BYTES, StateManifest
 
 logger = logging.getLogger(__name__)
 
+MOST_VECTORS = 3  # in a state: the parameters, and what an outer optimizer remembers
 ASK_AGAIN_S = 30.0  # when the member that was asked has not begun to send
 ASK_NEWCOMERS_S = 30.0  # so long only members that have credit are asked
 MANIFEST, PARAMETERS, OUTER = "manifest.json", "parameters.bin", "outer.bin"
@@ -114,6 +115,11 @@ class StateInbox:
     def __init__(self, folder: Path, genesis: StateManifest) -> None:
         self._folder = folder
         self._genesis = genesis
+
+    @property
+    def most_bytes(self) -> int:
+        """Of the largest state that the run can have."""
+        return MOST_VECTORS * self._genesis.parameter_bytes
 
     def path(self, state: str) -> Path:
         return self._folder / state

@@ -125,12 +125,12 @@ def _nan() -> list[Patch]:
 
 
 def _idle() -> list[Patch]:
-    from peer import trainer, volunteer
+    from peer import participation, trainer
 
     def wait(swarm: Any, work: Any, rounds: int, stop: Any, *args: Any, **options: Any) -> None:
         trainer.reduce(swarm, rounds, stop)  # looks at the head until the end; its progress stays at 0 tokens
 
-    return [(volunteer, "train", wait)]
+    return [(participation, "train", wait)]
 
 
 def _claim_and_die() -> list[Patch]:

@@ -13,8 +13,8 @@ environment puts itself between the engine and its stages: `warm_start` does so 
 
     POTLUCK_FAULTS=FOLDER POTLUCK_FAULTS_NAME=carol python -m lab.faults join INVITE --yes
 
-An engine in the test's own process takes `engine=Injector(folder, "carol").engine()` (see `swarm_kit.Peer`); there,
-kill and freeze would hit the test itself, and are refused.
+A driver in the test's own process takes `on_stage=Injector(folder, "carol").telling(...)` (see `swarm_kit.Peer`);
+there, kill and freeze would hit the test itself, and are refused.
 """
 
 from __future__ import annotations
@@ -28,10 +28,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from peer.round.report import Rounds
+from typing import Any
 
 FOLDER, NAME = "POTLUCK_FAULTS", "POTLUCK_FAULTS_NAME"
 KINDS = ("kill", "kill p2pd", "freeze", "cut", "corrupt", "delay")
@@ -165,23 +162,14 @@ class Injector:
         else:
             _freeze([*_daemons(), os.getpid()], fault.seconds)
 
-    def engine(self) -> type[Rounds]:
-        """`Rounds` that say each stage here, too."""
-        from peer.swarm import rounds
+    def telling(self, on_stage: Callable[[int, str], None]) -> Callable[[int, str], None]:
+        """An `on_stage` that says each stage here, too."""
 
-        reached = self.reached
+        def stage(round: int, name: str) -> None:
+            on_stage(round, name)
+            self.reached(round, name)
 
-        class Breaking(rounds.Rounds):
-            def __init__(
-                self, *args: Any, on_stage: Callable[[int, str], None] = lambda r, s: None, **kwargs: Any
-            ) -> None:
-                def stage(round: int, name: str) -> None:
-                    on_stage(round, name)
-                    reached(round, name)
-
-                super().__init__(*args, on_stage=stage, **kwargs)
-
-        return Breaking
+        return stage
 
     def corrupting(self, send: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
         """`frames.send` that flips a byte of what was ordered, and notes what it hands on of states."""
@@ -207,7 +195,12 @@ def install(environment: dict[str, str]) -> None:
     from peer.net import frames, swarm
 
     injector = Injector(Path(environment[FOLDER]), environment[NAME], own_process=True)
-    swarm.Rounds = injector.engine()  # type: ignore[misc]
+    plain = swarm.Callbacks
+
+    def callbacks(on_commit: Any, on_candidate: Any, on_stage: Any) -> swarm.Callbacks:
+        return plain(on_commit, on_candidate, injector.telling(on_stage))
+
+    swarm.Callbacks = callbacks  # type: ignore[assignment,misc]
     frames.send = injector.corrupting(frames.send)  # type: ignore[assignment]
 
 

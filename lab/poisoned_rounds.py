@@ -18,9 +18,10 @@ import torch
 from lab.training_fixtures import Bench
 from peer.sync.contribution import lossy
 from peer.training.aggregate import aggregator
-from peer.training.codecs.codec import CHUNK_VALUES, EncodedUpdate, average_chunk, chunk_sizes, codec
+from peer.training.codecs.codec import CHUNK_VALUES, EncodedUpdate, average_codec, chunk_sizes
 from peer.training.evaluate import held_out_loss
 from peer.training.outer import outer_step
+from peer.training.reduce import average_chunk
 from peer.training.work import LocalWork
 
 Attack = Callable[[torch.Tensor, torch.Generator], torch.Tensor]  # what is sent in place of an update, flat fp32 [n]
@@ -91,7 +92,7 @@ class Community:
         return held_out_loss(self._models[0], bench.dataset).loss
 
     def _average(self, sent: Sequence[EncodedUpdate], clip: float) -> torch.Tensor:
-        coder, how, weights = codec(sent[0].codec), aggregator(clip), list(self._weights)
+        wire, how, weights = sent[0].codec, aggregator(clip), list(self._weights)
         sizes = chunk_sizes(sent[0].values, CHUNK_VALUES)
-        chunks = [average_chunk(coder, how, [it.chunks[i] for it in sent], weights, n) for i, n in enumerate(sizes)]
-        return torch.cat([coder.decode_average(data, n) for data, n in zip(chunks, sizes, strict=True)])
+        chunks = [average_chunk(wire, how, [it.chunks[i] for it in sent], weights, n) for i, n in enumerate(sizes)]
+        return torch.cat([average_codec(wire).decode(data, n) for data, n in zip(chunks, sizes, strict=True)])

@@ -14,7 +14,6 @@ from typing import Any
 
 from lab import REPOSITORY
 
-SHAKESPEARE = REPOSITORY / "examples" / "shakespeare" / "prepare.py"
 TINY_BYTES = 200_000
 
 
@@ -28,7 +27,7 @@ class Inputs:
 
 def real_inputs(folder: Path) -> Inputs:
     """The demo's own."""
-    prepare = _prepare()
+    prepare = shakespeare()
     folder.mkdir(parents=True, exist_ok=True)
     assert prepare.main([str(folder)]) == 0
     return Inputs(folder / prepare.MODEL, folder / prepare.TEXT)
@@ -93,8 +92,9 @@ def tiny_run(folder: Path, real_model: Path, text: Path, name: str, **sync: Any)
     return run_config(Inputs(write_tiny_llama(folder / "tiny", real_model), text), run={"name": name}, sync=sync)
 
 
-def _prepare() -> Any:
-    spec = importlib.util.spec_from_file_location("shakespeare_prepare", SHAKESPEARE)
+def shakespeare() -> Any:
+    """The example's `prepare.py` as a module: examples are scripts, and no package."""
+    spec = importlib.util.spec_from_file_location("prepare", REPOSITORY / "examples" / "shakespeare" / "prepare.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

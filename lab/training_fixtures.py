@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from coordinator.run_config import RunConfig
 from peer.training.data import Dataset, load_dataset
 from peer.training.genesis import build_genesis, count_parameters
 from peer.training.model import TrainableModel, load_tokenizer, load_trainable
 from peer.training.state import SharedState
 from peer.training.work import LocalWork
 from protocol.files import file_sha256
-from protocol.run_spec import RunConfig, RunSpec
+from protocol.run_spec import RunSpec
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '[' + m['role'] + '] ' + m['content'] }}"

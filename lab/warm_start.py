@@ -288,7 +288,7 @@ class ForkedRendezvous:
 
 
 def _wait_for_order(orders: socket.socket) -> NoReturn:
-    from peer.swarm import rendezvous
+    from peer.net import rendezvous
 
     data, descriptors, _, _ = socket.recv_fds(orders, MAX_REQUEST_BYTES, 3)
     orders.close()
@@ -325,8 +325,8 @@ def main() -> None:
 
     import coordinator.host
     import coordinator.host_screen  # noqa: F401
-    import peer.screen.terminal
     import peer.net.rendezvous
+    import peer.screen.terminal
     import peer.volunteer  # noqa: F401
 
     requests = socket.socket(fileno=os.dup(0))

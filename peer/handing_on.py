@@ -1,8 +1,9 @@
 """Handing on: a peer that leaves looks first whether the run's newest state would be gone with it.
 
-It makes no round any more, and stays to serve until another member has fetched that state, or for as long as fetching it
-may take; when nobody else is there, it gives it to the coordinator. `volunteer` calls `hand_on` after the first Ctrl-C; a
-second one ends the process wherever this is, and the screen has said what that costs.
+It makes no round any more, and stays to serve until another member has fetched that state, or for as long as fetching
+it may take; when nobody else is there, it gives it to the coordinator. `volunteer` calls `hand_on` after the first
+Ctrl-C; a second one ends the process wherever this is, and the screen has said what that costs. Who stays to the end of
+the run leaves by `hand_in` instead.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
+import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -23,6 +25,9 @@ ALONE_S = 5.0  # without hearing of anybody: the coordinator has been asked mean
 ASKED_S = 15.0  # for the coordinator to ask for a state that it is offered
 TOLD_S = 1.5  # for the coordinator to hear of it
 LOOK_S = 0.3
+HAND_IN_S = 60.0  # for the last claims and states, after the last round
+OTHERS_S = 10.0  # for the others to reach the last round
+_HAND_IN_LOOK_S = 0.2
 
 
 class Outcome(enum.Enum):
@@ -34,7 +39,7 @@ class Outcome(enum.Enum):
     ALONE = "alone"  # nobody else is here, and it is on this disk only
 
 
-class Swarm(Protocol):
+class Others(Protocol):
     """What it needs of the swarm."""
 
     def begin_leaving(self) -> None: ...
@@ -42,7 +47,7 @@ class Swarm(Protocol):
     def copies(self) -> Copies: ...
 
 
-class Link(Protocol):
+class Coordinator(Protocol):
     """What it needs of the link to the coordinator."""
 
     away_since: float | None  # None: the coordinator is there
@@ -57,9 +62,19 @@ class Link(Protocol):
         """Whether the coordinator has the state of this round."""
 
 
+class LastVisits(Protocol):
+    """What `hand_in` needs of the link."""
+
+    away_since: float | None
+    finished: bool  # the coordinator says that the run is over
+    settled: threading.Event  # nothing waits for it, and it asks for nothing
+
+    def wake(self) -> None: ...
+
+
 def hand_on(
-    swarm: Swarm,
-    link: Link,
+    swarm: Others,
+    link: Coordinator,
     tell: Callable[..., None],
     *,
     clock: Callable[[], float] = time.monotonic,
@@ -80,8 +95,34 @@ def hand_on(
     return outcome
 
 
+def hand_in(link: LastVisits, is_done: Callable[[], bool], is_asked: Callable[[], bool]) -> bool:
+    """After the last round: let the others catch up, and give the coordinator what is still here.
+
+    Args:
+        is_done: whether the last round is on this disk, and the others have made it, too.
+        is_asked: the owner wants this peer to end now.
+
+    Returns:
+        whether nothing waits for the coordinator any more.
+    """
+    started = time.monotonic()
+    link.wake()
+    while not is_asked():
+        time.sleep(_HAND_IN_LOOK_S)
+        passed = time.monotonic() - started
+        handed_in = passed > HAND_IN_S or (link.settled.is_set() and link.finished)
+        away = link.away_since is not None and passed > OTHERS_S
+        if (is_done() or passed > OTHERS_S) and (handed_in or away):
+            break
+    return link.settled.is_set()
+
+
 def _handed_on(
-    swarm: Swarm, link: Link, tell: Callable[..., None], clock: Callable[[], float], sleep: Callable[[float], None]
+    swarm: Others,
+    link: Coordinator,
+    tell: Callable[..., None],
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
 ) -> Outcome:
     started = heard = clock()
     alone: float | None = None  # since when that is certain
@@ -106,7 +147,7 @@ def _handed_on(
         sleep(LOOK_S)
 
 
-def _look(swarm: Swarm) -> Copies:
+def _look(swarm: Others) -> Copies:
     try:
         return swarm.copies()
     except NetworkError as error:  # its thread does not answer: nothing can be handed on

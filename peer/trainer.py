@@ -241,7 +241,7 @@ class _Trainer:
 
 
 class _Later(threading.Event):
-    """Set a few seconds after `stop`, so that a round that is being closed can be finished; at once if none can be made."""
+    """Set a few seconds after `stop`, so that a round in hand can be finished; at once if none can be made."""
 
     def __init__(self, stop: threading.Event, swarm: Swarm) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""How long to wait after a failure, and after the next one: longer each time, never longer than a bound, and drawn at random.
+"""How long to wait after a failure, and after the next one: longer each time, never longer than a bound, and drawn at
+random.
 
 It only counts: whoever uses it does the waiting. The draw keeps many peers that lost the same coordinator from coming
 back at the same instant.

@@ -113,7 +113,7 @@ class LedgerState(_Part):
 
 
 class CheckpointInfo(_Part):
-    """model/checkpoint.json. Run card and root key stand here as claims: the fingerprint that the user trusts decides."""
+    """model/checkpoint.json. Run card and root key are claims here: the fingerprint that the user trusts decides."""
 
     version: Annotated[int, Field(ge=1, le=1)] = 1
     run: Digest  # run digest
@@ -237,7 +237,7 @@ def add_maintainer_signature(step_dir: Path, key: RootKey) -> Path:
 
 
 def payload_digest(step_dir: Path) -> str:
-    """What identifies the checkpoint: hex SHA-256 of the DSSE payload of model.sig. Raises: FormatError, VerificationError."""
+    """What identifies the checkpoint: SHA-256 of model.sig's DSSE payload. Raises: FormatError, VerificationError."""
     return ModelSignature.read(step_dir / SIGNATURE).payload_digest
 
 

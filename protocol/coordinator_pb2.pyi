@@ -119,7 +119,7 @@ class AnnounceRequest(_message.Message):
     def __init__(self, certificate: _Optional[str] = ..., swarm_addresses: _Optional[_Iterable[str]] = ..., round: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., states: _Optional[_Iterable[str]] = ..., reduce_only: _Optional[bool] = ..., version: _Optional[int] = ..., leaving: _Optional[bool] = ..., session: _Optional[bytes] = ...) -> None: ...
 
 class AnnounceReply(_message.Message):
-    __slots__ = ("swarm_addresses", "want_state", "round", "finished", "time", "beginners", "alarm", "twin")
+    __slots__ = ("swarm_addresses", "want_state", "round", "finished", "time", "beginners", "alarm", "twin", "want_chain")
     SWARM_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     WANT_STATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -128,6 +128,7 @@ class AnnounceReply(_message.Message):
     BEGINNERS_FIELD_NUMBER: _ClassVar[int]
     ALARM_FIELD_NUMBER: _ClassVar[int]
     TWIN_FIELD_NUMBER: _ClassVar[int]
+    WANT_CHAIN_FIELD_NUMBER: _ClassVar[int]
     swarm_addresses: _containers.RepeatedScalarFieldContainer[str]
     want_state: str
     round: int
@@ -136,7 +137,8 @@ class AnnounceReply(_message.Message):
     beginners: bytes
     alarm: Alarm
     twin: Twin
-    def __init__(self, swarm_addresses: _Optional[_Iterable[str]] = ..., want_state: _Optional[str] = ..., round: _Optional[int] = ..., finished: _Optional[bool] = ..., time: _Optional[float] = ..., beginners: _Optional[bytes] = ..., alarm: _Optional[_Union[Alarm, _Mapping]] = ..., twin: _Optional[_Union[Twin, str]] = ...) -> None: ...
+    want_chain: bool
+    def __init__(self, swarm_addresses: _Optional[_Iterable[str]] = ..., want_state: _Optional[str] = ..., round: _Optional[int] = ..., finished: _Optional[bool] = ..., time: _Optional[float] = ..., beginners: _Optional[bytes] = ..., alarm: _Optional[_Union[Alarm, _Mapping]] = ..., twin: _Optional[_Union[Twin, str]] = ..., want_chain: _Optional[bool] = ...) -> None: ...
 
 class Alarm(_message.Message):
     __slots__ = ("round", "held_out_loss", "published_round", "published_loss", "held_back")
@@ -159,6 +161,14 @@ class ReportRequest(_message.Message):
     certificate: str
     agreement: bytes
     def __init__(self, certificate: _Optional[str] = ..., agreement: _Optional[bytes] = ...) -> None: ...
+
+class ReportChainRequest(_message.Message):
+    __slots__ = ("certificate", "agreements")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    AGREEMENTS_FIELD_NUMBER: _ClassVar[int]
+    certificate: str
+    agreements: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, certificate: _Optional[str] = ..., agreements: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class ReportReply(_message.Message):
     __slots__ = ("accepted", "reason")

@@ -64,6 +64,11 @@ class CoordinatorStub:
                 request_serializer=protocol_dot_coordinator__pb2.ReportRequest.SerializeToString,
                 response_deserializer=protocol_dot_coordinator__pb2.ReportReply.FromString,
                 _registered_method=True)
+        self.ReportChain = channel.unary_unary(
+                '/potluck.v1.Coordinator/ReportChain',
+                request_serializer=protocol_dot_coordinator__pb2.ReportChainRequest.SerializeToString,
+                response_deserializer=protocol_dot_coordinator__pb2.ReportReply.FromString,
+                _registered_method=True)
         self.UploadState = channel.stream_unary(
                 '/potluck.v1.Coordinator/UploadState',
                 request_serializer=protocol_dot_coordinator__pb2.StatePart.SerializeToString,
@@ -136,6 +141,13 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportChain(self, request, context):
+        """members: the rounds that the ledger lacks
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def UploadState(self, request_iterator, context):
         """members: the state that Announce asked for
         """
@@ -202,6 +214,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
             'Report': grpc.unary_unary_rpc_method_handler(
                     servicer.Report,
                     request_deserializer=protocol_dot_coordinator__pb2.ReportRequest.FromString,
+                    response_serializer=protocol_dot_coordinator__pb2.ReportReply.SerializeToString,
+            ),
+            'ReportChain': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportChain,
+                    request_deserializer=protocol_dot_coordinator__pb2.ReportChainRequest.FromString,
                     response_serializer=protocol_dot_coordinator__pb2.ReportReply.SerializeToString,
             ),
             'UploadState': grpc.stream_unary_rpc_method_handler(
@@ -391,6 +408,33 @@ class Coordinator:
             target,
             '/potluck.v1.Coordinator/Report',
             protocol_dot_coordinator__pb2.ReportRequest.SerializeToString,
+            protocol_dot_coordinator__pb2.ReportReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportChain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/potluck.v1.Coordinator/ReportChain',
+            protocol_dot_coordinator__pb2.ReportChainRequest.SerializeToString,
             protocol_dot_coordinator__pb2.ReportReply.FromString,
             options,
             channel_credentials,

@@ -71,8 +71,9 @@ def sync(path: Path) -> None:
 class writing(contextlib.AbstractContextManager[None]):
     """In the block, whatever fails because of the disk is told as one error, whoever was writing.
 
-    That is OSErrors, and what compiled libraries make of them: safetensors has a class of its own, tokenizers raises a bare
-    Exception, each with "(os error 28)" at the end; shutil puts "[Errno 28]" into words; SQLite has codes. All else passes.
+    That is OSErrors, and what compiled libraries make of them: safetensors has a class of its own, tokenizers raises a
+    bare Exception, each with "(os error 28)" at the end; shutil puts "[Errno 28]" into words; SQLite has codes. All
+    else passes.
 
     Args:
         path: what is named when the error names no file.

@@ -11,7 +11,7 @@ PotluckError                exit code 2
 ├── NetworkError            a deadline passed or a connection broke; trying again may help
 │   └── CoordinatorAway     the coordinator cannot be reached; training goes on without it
 ├── RoundAborted            this attempt at a round came to nothing; the work is kept
-└── PartFailed              exit code 5: a thread or a task of ours has ended though nobody asked it to (protocol/parts.py)
+└── PartFailed              exit code 5: a thread or task of ours has ended and nobody asked it to (protocol/parts.py)
 """
 
 from __future__ import annotations

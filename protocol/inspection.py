@@ -1,7 +1,8 @@
 """The checks of one checkpoint folder, each a rule that says what it checked or refuses.
 
 `verify` runs them in the order of `inspect`; `lineage` runs them on every ancestor. Later rules use what earlier ones
-established and are "not checked" where that is missing. Nothing in the folder is believed before the rule that checks it.
+established and are "not checked" where that is missing. Nothing in the folder is believed before the rule that checks
+it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from protocol.note import LedgerHead
 from protocol.report import NotChecked, Report
 from protocol.run_card import RunCard
 from protocol.safetensors_file import ADAPTER_FILE, Weights
+from protocol.succession import check_rules
 from protocol.tlog_proof import LogProof
 
 NAMED_AT_MOST = 20  # problems spelled out in one refusal
@@ -121,7 +123,8 @@ class Inspection:
         card = RunCard.open(info.run_card_bytes, _need(self.public_key, "checkpoint.json"))
         if card.run != info.run:
             raise VerificationError(
-                f"checkpoint.json is of run {info.run[:16]}…, its run card is of {card.run[:16]}… ({card.spec.run.name})"
+                f"checkpoint.json is of run {info.run[:16]}…, "
+                f"its run card is of {card.run[:16]}… ({card.spec.run.name})"
             )
         receipt.check_ledger_name(card)
         self.card = card
@@ -151,10 +154,12 @@ class Inspection:
                 f"the members signed for state {agreement.state[:16]}…, the checkpoint holds {info.state.digest[:16]}…"
             )
         self.agreement = agreement
-        held = sum(agreement.weights[peer_id] for peer_id in agreement.voters)
+        check_rules(agreement, card.spec)
+        voted = agreement.voters & agreement.weights.keys()
+        held = sum(agreement.weights[peer_id] for peer_id in voted)
         total = sum(agreement.weights.values())
         return (
-            f"{len(agreement.voters)} of {len(agreement.claims)} members, with {held} of {total} tokens, signed for this state; "
+            f"{len(voted)} of {len(agreement.claims)} members, with {held} of {total} tokens, signed for this state; "
             "each holds the run's certificate"
         )
 

@@ -2,10 +2,10 @@
 
 potluck1.<base64url of a payload>.<first 8 hex digits of its SHA-256>
 
-The payload is canonical JSON; in version 2, which is for members that speak version 2 (`protocol.rpc.SWARM_VERSION`), after
-`TO_OLDER_ONES`. A Potluck of before stops at that part, which has a key twice, and prints the key.
+The payload is canonical JSON; in version 2, which is for members that speak version 2 (`protocol.rpc.SWARM_VERSION`),
+after `TO_OLDER_ONES`. A Potluck of before stops at that part, which has a key twice, and prints the key.
 
-{"addresses":["203.0.113.7:4700"],"root":"<fingerprint>","run":"<run digest>","tls":"<SHA-256 of the certificate>","code":"…"}
+{"addresses":["203.0.113.7:4700"],"code":"…","root":"<fingerprint>","run":"<digest>","tls":"<certificate's SHA-256>"}
 
 >>> invite = Invite(addresses=("127.0.0.1:4700",), run="a" * 64, tls="b" * 64, root="c" * 64)
 >>> Invite.parse(str(invite)) == invite

@@ -1,9 +1,9 @@
-"""How a process is asked to leave: the first Ctrl-C or SIGTERM sets `stop`, the second ends it at once. `potluck join` and
-`potluck host` enter this.
+"""How a process is asked to leave: the first Ctrl-C or SIGTERM sets `stop`, the second ends it at once. `potluck join`
+and `potluck host` enter this.
 
 Signals reach Python code only between two of the main thread's steps, and one of those may be a long computation; an
-exception out of a handler comes wherever that thread is. So handlers do nothing, and a thread of its own reads the signals
-from the pipe that the interpreter writes them to as they come.
+exception out of a handler comes wherever that thread is. So handlers do nothing, and a thread of its own reads the
+signals from the pipe that the interpreter writes them to as they come.
 
     with Leaving(lambda: print("leaving"), early=lambda: print("left")) as leaving:
         ...                        # prepare: the first Ctrl-C ends the process, for nothing is lost by that
@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 from protocol.backoff import Backoff
-from protocol.parts import Part, Told
+from protocol.parts import SupervisedThread, Told
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR = "\x1b[?25h"  # a live table hides it
@@ -60,7 +60,9 @@ class Leaving:
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in _SIGNALS:
             self._before[number] = signal.signal(number, lambda number, frame: None)
-        self._part = Part("signals", self._watch, self._closing, self._on_failure, Backoff(0.1, 5.0), vital=False)
+        self._part = SupervisedThread(
+            "signals", self._watch, self._closing, self._on_failure, Backoff(0.1, 5.0), vital=False
+        )
         self._part.start()
         return self
 

@@ -1,8 +1,8 @@
 """What stands in the ledger: canonical JSON, one leaf each, appended by the coordinator and never changed.
 
 {"type":"run","run":"<run digest>","genesis":"<state digest>","root_key":"<fingerprint>"}          always leaf 0
-{"type":"credit","run":…,"round":12,"peer_id":"12D3…","tokens":81920,"flops":…,"claim":"<payload digest>","state":"<state digest>"}
-{"type":"checkpoint","run":…,"round":10,"payload":"<payload digest>","state":"<state digest>","parent":"<payload digest>"}
+{"type":"credit","run":…,"round":12,"peer_id":"12D3…","tokens":81920,"flops":…,"claim":"<payload digest>","state":…}
+{"type":"checkpoint","run":…,"round":10,"payload":"<payload digest>","state":…,"parent":"<payload digest>"}
 
 >>> entry = CheckpointEntry(run="a" * 64, round=0, payload="b" * 64, state="c" * 64)
 >>> parse_entry(entry.to_bytes()) == entry

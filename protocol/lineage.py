@@ -38,7 +38,7 @@ class Folder:
 
 
 def folder_of(step_dir: Path) -> Path | None:
-    """The folder of checkpoints that a step folder lies in: its parent, if that holds other step folders or `rounds/`."""
+    """The folder of checkpoints that a step folder lies in: its parent, if that has other step folders or `rounds/`."""
     step_dir = step_dir.resolve()
     try:
         others = {path.name for path in step_dir.parent.iterdir()} - {step_dir.name}
@@ -97,7 +97,8 @@ def collect(seen: Inspection, at_hand: Folder) -> list[Inspection]:
         if info.parent not in at_hand.found:
             unusable = f" ({'; '.join(at_hand.unusable[:5])})" if at_hand.unusable else ""
             raise NotChecked(
-                f"{chain[-1].step_dir.name}: its parent {info.parent[:16]}… is not in the folder of checkpoints{unusable}"
+                f"{chain[-1].step_dir.name}: its parent {info.parent[:16]}… "
+                f"is not in the folder of checkpoints{unusable}"
             )
         parent = inspect(at_hand.found[info.parent], trusted={seen.report.fingerprint or ""})
         _check_sound(parent, seen)

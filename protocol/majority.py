@@ -1,18 +1,21 @@
-"""Majorities of weight: who decides, once some have left. Members, coordinator and verifier count by these and by nothing else.
+"""Majorities of weight: who decides, once some have left. Members, coordinator and verifier count by these and by
+nothing else.
 
-Two majorities of the same weights share somebody, who signs for one state only: so a round has one state. `peer.round_rules`
-says what keeps that true over several attempts.
+Two majorities of the same weights share somebody, who signs for one state only: so a round has one state.
+`peer.round_rules` says what keeps that true over several attempts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 
 from protocol import canonical
 
 
 def has_majority(voters: Collection[str], of: Mapping[str, int]) -> bool:
-    """Whether `voters` hold more than half of the weight; an even split goes to the side of the first peer id by digest.
+    """Whether `voters` hold more than half of the weight; an even split goes to the side of the first peer id by
+    digest.
 
     With no weights at all (before round 1 was agreed) everyone has a majority.
     """
@@ -27,14 +30,19 @@ def has_majority(voters: Collection[str], of: Mapping[str, int]) -> bool:
 
 def first_of(peers: Collection[str]) -> str:
     """The peer id that decides even splits: the first by digest; empty where there is none."""
-    return min(peers, key=lambda peer_id: canonical.sha256_hex(peer_id.encode()), default="")
+    return min(peers, key=_digest, default="")
+
+
+@lru_cache(maxsize=1 << 16)
+def _digest(peer_id: str) -> str:
+    return canonical.sha256_hex(peer_id.encode())
 
 
 def acceptors_after(weights: Mapping[str, int], farewells: Mapping[str, str]) -> dict[str, int]:
     """Who speaks for how much in a round, once some of its acceptors have left.
 
-    All weights are doubled, and the first acceptor by digest, who decides even splits, has one more: so that there are no
-    ties, whoever speaks for that one now. Chains are followed; members of a circle speak for themselves.
+    All weights are doubled, and the first acceptor by digest, who decides even splits, has one more: so that there are
+    no ties, whoever speaks for that one now. Chains are followed; members of a circle speak for themselves.
 
     Args:
         weights: the acceptors of the round.

@@ -109,7 +109,8 @@ class Tree:
         return EMPTY_ROOT if size == 0 else self._range_root(0, size)
 
     def inclusion_proof(self, index: int, size: int | None = None) -> list[bytes]:
-        """The audit path of leaf `index` (RFC 6962, 2.1.1), from its sibling up, in the tree of `size` leaves (default: now).
+        """The audit path of leaf `index` (RFC 6962, 2.1.1), from its sibling up, in the tree of `size` leaves (default:
+        now).
 
         Raises:
             ValueError: the tree of that size has no such leaf.

@@ -5,12 +5,12 @@ A bundle is a Sigstore bundle around a DSSE envelope around an in-toto statement
     {"mediaType":"application/vnd.dev.sigstore.bundle.v0.3+json","verificationMaterial":{"publicKey":{"hint":"…"}},
      "dsseEnvelope":{"payload":"<base64>","payloadType":"application/vnd.in-toto+json","signatures":[{"sig":"…","keyid":""}]}}
 
-Signing goes through the model-signing library (`checkpoint.sign_checkpoint`). Reading does not: the library follows what
-the signed list says about links and ignored paths, accepts a key twice in JSON, and signatures of its releases before 1.0.
-Here all is accepted that the specification says a verifier must accept (section 11: `rawBytes` in place of `hint`, `keyid`
-null or absent, log entries and timestamps of no use beside a key), and one thing is good: whole files, by SHA-256. What the
-list says was left out of it (`ignore_paths`) is not signed for, and so does not belong there. The tests hold the verdicts of
-the specification, of the stock command and of this reader side by side.
+Signing goes through the model-signing library (`checkpoint.sign_checkpoint`). Reading does not: the library follows
+what the signed list says about links and ignored paths, accepts a key twice in JSON, and signatures of its releases
+before 1.0. Here all is accepted that the specification says a verifier must accept (section 11: `rawBytes` in place of
+`hint`, `keyid` null or absent, log entries and timestamps of no use beside a key), and one thing is good: whole files,
+by SHA-256. What the list says was left out of it (`ignore_paths`) is not signed for, and so does not belong there. The
+tests hold the verdicts of the specification, of the stock command and of this reader side by side.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class ModelSignature:
 
 
 def _is_by_key(bundle: Any, envelope: Any, material: Any) -> bool:
-    """Whether this is a bundle by a key as the schemas of the specification have it, with nothing that they do not know."""
+    """Whether this is a bundle by a key as the specification's schemas have it, with nothing that they do not know."""
     key, stamps = material["publicKey"], material.get("timestampVerificationData", {})
     return (
         isinstance(key, dict)

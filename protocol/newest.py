@@ -1,9 +1,9 @@
 """Whether a checkpoint is the newest of its run: no signature can say that nothing came later, so somebody is asked.
 
-`potluck verify --newest-by` makes one of these rules and hands it to `verify.verify_checkpoint`. A ledger head, signed by
-the run's ledger, shows how many entries there are after the checkpoint's own; what they are it does not show. The
-coordinator of an invite names what it has published, and proves that its ledger still begins with the checkpoint's.
-The caller brings the connection: nothing here opens one.
+`potluck verify --newest-by` makes one of these rules and hands it to `verify.verify_checkpoint`. A ledger head, signed
+by the run's ledger, shows how many entries there are after the checkpoint's own; what they are it does not show. The
+coordinator of an invite names what it has published, and proves that its ledger still begins with the checkpoint's. The
+caller brings the connection: nothing here opens one.
 
     rule = by_head(head_note_in(path.read_bytes()))
     rule = by_coordinator(invite, ask)               ask(size) -> RunNow, over the connection that the invite pins
@@ -62,7 +62,8 @@ def by_head(head_note: str) -> Rule:
         _check_one_history(seen, head)
         if head.size < mine.size:
             raise NotChecked(
-                f"the ledger head of {head.size} leaves is older than the one of {mine.size} that came with the checkpoint"
+                f"the ledger head of {head.size} leaves is older "
+                f"than the one of {mine.size} that came with the checkpoint"
             )
         after = head.size - proof - 1
         if after:

@@ -2,10 +2,10 @@
 
 A part is to run until somebody tells it to end. When it ends though nobody did, or fails, that is a mistake of ours: it
 is logged with its traceback, told to whoever shows it to the owner, and acted on: the part is started again after a
-bounded back-off. A part that is vital and cannot be started again, or failed `MOST_FAILURES` times in a row, stays ended,
-and so must whoever has it.
+bounded back-off. A part that is vital and cannot be started again, or failed `MOST_FAILURES` times in a row, stays
+ended, and so must whoever has it.
 
-    part = Part("ticker", self._tick, closing, told, Backoff(1.0, 60.0))                 a thread
+    part = SupervisedThread("ticker", self._tick, closing, told, Backoff(1.0, 60.0))                 a thread
     part.start(); ...; part.check(); ...; closing.set(); part.join(10.0)
     await keep("search", self._search_forever, told, Backoff(1.0, 60.0), vital=False)    in a task of an asyncio loop
     Job("save-optimizer", self._save, told)                                              a thread that ends by itself
@@ -107,7 +107,7 @@ def failed(
     return failure
 
 
-class Part:
+class SupervisedThread:
     """A thread that runs `work` until `closing` is set.
 
     Args:
@@ -170,7 +170,7 @@ class Part:
 
 
 class Job:
-    """A thread that ends by itself; when it fails that is logged and told, and nobody else has to end. Starts at once."""
+    """A thread that ends by itself; a failure is logged and told, and nobody else has to end. Starts at once."""
 
     def __init__(self, name: str, work: Callable[[], object], told: Told) -> None:
         self._name, self._work, self._told = name, work, told
@@ -202,7 +202,7 @@ async def keep(
     """Run `work` until it is cancelled, or returns when `is_over`; returns, too, when it has ended for good.
 
     Args:
-        told, backoff, vital: as a `Part`'s.
+        told, backoff, vital: as a `SupervisedThread`'s.
     """
     failure: Failure | None = None
     started = time.monotonic()

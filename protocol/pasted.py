@@ -134,7 +134,7 @@ def _read(path: Path) -> bytes:
 
 
 def _bare(text: str) -> str:
-    """Without what was put into it: quotes of answers, soft breaks, tags, marks; without white space and what nobody sees."""
+    """Without what was put into it: quotes of answers, soft breaks, tags, marks, white space and what nobody sees."""
     text = _TAG.sub("", _SOFT_BREAK.sub("", _QUOTED.sub("", text[: 2 * MAX_FILE_BYTES])))
     gone = {"Cf", "Cc", "Cn", "Co", "Cs", "Zs", "Zl", "Zp"}
     return "".join(

@@ -2,7 +2,8 @@
 
 One JSON file:
 
-    {"run_card":{…DSSE envelope…},"root_public_key":"-----BEGIN PUBLIC KEY-----…","entry":{"type":"credit",…},"proof":"c2sp.org/tlog-proof@v1\\n…"}
+    {"entry":{"type":"credit",…},"proof":"c2sp.org/tlog-proof@v1\\n…","root_public_key":"-----BEGIN PUBLIC KEY-----…",
+     "run_card":{…DSSE envelope…}}
 
 Root key and run card travel inside as claims. The receipt counts for whoever trusts the key's fingerprint, which a
 peer knows from its invite.
@@ -62,7 +63,11 @@ class Receipt:
         return fingerprint(load_public_pem(self.root_public_key.encode(errors="replace")))
 
     def open_card(self) -> RunCard:
-        """Check the run card against the root key that the receipt claims. Raises: FormatError, SignatureError, VerificationError."""
+        """Check the run card against the root key that the receipt claims.
+
+        Raises:
+            FormatError, SignatureError, VerificationError: it does not hold.
+        """
         key = load_public_pem(self.root_public_key.encode(errors="replace"))
         card = RunCard.open(canonical.dumps(self.run_card), key)
         check_ledger_name(card)

@@ -1,9 +1,9 @@
 """What a path is that was given to `potluck verify`: a checkpoint, a receipt, a folder of receipts, or something else.
 
-A slip of the hand must not read like tampering: what is none of the three is answered in one line, with what to give in its
-place. Nor may tampering pass for a slip: what has the name of a checkpoint, or a file that only a checkpoint has, is one,
-however much is missing from it. Names and the first bytes decide, nothing is believed yet. Only the path itself may be a
-link, and is followed.
+A slip of the hand must not read like tampering: what is none of the three is answered in one line, with what to give in
+its place. Nor may tampering pass for a slip: what has the name of a checkpoint, or a file that only a checkpoint has,
+is one, however much is missing from it. Names and the first bytes decide, nothing is believed yet. Only the path itself
+may be a link, and is followed.
 
     >>> recognise(Path("step-000020"))
     Traceback (most recent call last):

@@ -1,7 +1,7 @@
 """What both ends of the coordinator's gRPC service keep to: names, limits, and the bytes that enrolling signs.
 
 "potluck-enroll-v1\\n" | run digest (64 hex digits) | "\\n" | challenge          signed by the peer's Ed25519 key
-"potluck-session-v1\\n" | run digest (64 hex digits) | "\\n" | 8 random bytes    likewise; a session is these 8 and the signature
+"potluck-session-v1\\n" | run digest (64 hex digits) | "\\n" | 8 random bytes    likewise; a session is these, signed
 
 >>> enroll_message("ab" * 32, b"challenge")[:24]
 b'potluck-enroll-v1\\nababab'
@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 import os
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 from protocol.agreement import MAX_AGREEMENT_BYTES
 from protocol.errors import FormatError
@@ -22,6 +22,8 @@ SWARM_VERSION: Final = 2  # of what members say to each other; whoever announces
 TLS_NAME = "potluck"  # the name in the coordinator's certificate, whatever its address
 HINT_KEY = "potluck-hint-bin"  # trailing metadata: an error's hint, UTF-8
 MAX_MESSAGE_BYTES = MAX_AGREEMENT_BYTES + (1 << 20)  # either way
+MAX_CHAIN_ROUNDS = 512  # in one chain of agreements that the ledger asks for
+MAX_CHAIN_BYTES = MAX_AGREEMENT_BYTES  # likewise, together
 PART_BYTES = 1 << 20  # of a file or a state, in one message
 MAX_CHALLENGE_BYTES = 256
 MAX_CODE_CHARS = 128
@@ -37,11 +39,18 @@ _MULTIADDRESS = re.compile(
 
 
 class Twin(enum.IntEnum):
-    """What a member is told of another computer that uses its identity, too; the numbers of coordinator.proto's `Twin`."""
+    """What a member is told of another computer that uses its identity, too; numbers of coordinator.proto's `Twin`."""
 
     NONE = 0
     CAME_LATER = 1  # the other one is told to stop
     CAME_FIRST = 2  # this one is to stop
+
+
+class ReportAnswer(NamedTuple):
+    """What the coordinator says to a report of a committed round; a refusal is final."""
+
+    accepted: bool
+    reason: str = ""
 
 
 def enroll_message(run: str, challenge: bytes) -> bytes:
@@ -62,7 +71,8 @@ def check_swarm_address(address: str) -> str:
 
 
 def draw_session(identity: PeerIdentity, run: str) -> bytes:
-    """What a process shows with its announcements. Members see each other's certificates; this the coordinator alone sees.
+    """What a process shows with its announcements. Members see each other's certificates; this the coordinator alone
+    sees.
 
     >>> me = PeerIdentity.generate()
     >>> check_session(draw_session(me, "ab" * 32), me.peer_id, "ab" * 32)

@@ -1,6 +1,6 @@
 """The run card: the root key's signed statement of what a run is and which other keys speak for it.
 
-    {"run":"<run digest>","spec":{…},"genesis":"<state digest of round 0>","ledger_key":"potluck/…+…+…","membership_key":"<hex>"}
+    {"genesis":"<state digest>","ledger_key":"potluck/…+…+…","membership_key":"<hex>","run":"<digest>","spec":{…}}
 
 Whoever trusts the root key (by invite or by `--key`) trusts, through the card, the ledger's note key and the key that
 signs membership certificates. The card travels inside receipts and checkpoints, so that they can be checked offline.

@@ -1,21 +1,17 @@
 """The run spec: what all peers of a run share, pinned by the SHA-256 of its canonical form.
 
-A host writes `run.toml` (`RunConfig`): the same fields, plus where the model and the data lie on the host's machine and
-how the host listens. `RunConfig.pin` turns it into the `RunSpec`, in which every path has become a digest.
+A host writes run.toml (`coordinator.run_config`); here every path has become a digest.
 
-    preset = "lora" | "full" | "sync"; what it stands for: protocol.presets
-    [run]                       name, seed, rounds
-    [model]                     path | hub + revision | checkpoint + key; license
-    [method]                    kind = "full" | "lora"; rank, alpha, targets, base = "fp32" | "nf4"
-    [data]                      path, url, kind = "text" | "jsonl" | "chat"; text_field, license, sequence_length, packing,
-                                held_out, held_out_sequences, template_date
-    [sync]                      method = "diloco" | "gradient"; round_tokens, round_seconds (or "auto"), wire, fragments,
-                                overlap, min_peers, max_group, clip
-    [inner]                     the optimizer on each peer: lr, betas, weight_decay, clip_norm, micro_batch, batch
-    [outer]                     the optimizer of the shared state: lr, momentum, nesterov, betas, weight_decay, clip_norm
-    [publish]                   every_rounds, max_worse
-    [host]                      not pinned: listen, swarm_listen, public_address, open, code, reducer_code, max_members,
-                                joins_per_minute, certificate_hours
+    [run]       name, seed, rounds
+    [model]     digest, name, license, parameters, trainable
+    [data]      digest, size_bytes, url, kind = "text" | "jsonl" | "chat", text_field, license, sequence_length,
+                packing, held_out, held_out_sequences, rules, template_date
+    [method]    kind = "full" | "lora", rank, alpha, targets, base = "fp32" | "nf4"
+    [sync]      method = "diloco" | "gradient", round_tokens, round_seconds (or "auto"), wire, fragments, overlap,
+                min_peers, max_group, clip, rules
+    [inner]     the optimizer on each peer: lr, betas, weight_decay, clip_norm, micro_batch, batch
+    [outer]     that of the shared state: lr, momentum, nesterov, betas, weight_decay, clip_norm
+    [publish]   every_rounds, max_worse
 """
 
 from __future__ import annotations
@@ -23,8 +19,6 @@ from __future__ import annotations
 import datetime
 import difflib
 import re
-import tomllib
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -34,12 +28,11 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
-    ValidationInfo,
     model_serializer,
     model_validator,
 )
 
-from protocol import canonical, presets
+from protocol import canonical
 from protocol.digests import Digest
 from protocol.errors import RunSpecError
 
@@ -60,7 +53,9 @@ def _day(value: Any) -> Any:
 Day = Annotated[str, BeforeValidator(_day)]  # YYYY-MM-DD
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of a spec, or of run.toml: unknown keys are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
     later: ClassVar[frozenset[str]] = frozenset()  # fields that version 1 did not have at first
 
@@ -72,37 +67,15 @@ class _Section(BaseModel):
         return {name: item for name, item in value.items() if name not in self.later or item != fields[name].default}
 
 
-class RunSection(_Section):
+class RunSection(Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]  # lower case, digits, dashes
     seed: int = Field(default=0, ge=0, le=2**53 - 1)  # of batches and of new LoRA weights
     rounds: int = Field(default=0, ge=0, le=10**9)  # stop after this many; 0: go on until the host stops
 
 
-class ModelSource(_Section):
-    """Where the host takes the base model from: exactly one of path, hub, checkpoint."""
+class DataRules(Section):
+    """How the data file becomes sequences of tokens: what the host writes, and what is pinned."""
 
-    path: str | None = None  # a transformers folder, relative to run.toml
-    hub: str | None = None  # a model hub id, "owner/name"
-    revision: str | None = None  # the hub commit; needed with hub
-    checkpoint: str | None = None  # a checkpoint folder (step-…) of another run
-    key: Digest | None = (
-        None  # checkpoint: fingerprint of the root key that signed it, if no invite of that run was taken
-    )
-    license: Short  # SPDX id
-
-    @model_validator(mode="after")
-    def _one_source(self) -> ModelSource:
-        if sum(source is not None for source in (self.path, self.hub, self.checkpoint)) != 1:
-            raise ValueError("give exactly one of path, hub, checkpoint")
-        if (self.hub is None) != (self.revision is None):
-            raise ValueError("hub and revision go together: a run is pinned to one commit")
-        return self
-
-
-class DataSource(_Section):
-    """The data as the host names them; the file's digest is pinned."""
-
-    path: str  # the file, relative to run.toml
     url: str | None = None  # where peers may fetch the same bytes; else from the coordinator
     kind: Literal["text", "jsonl", "chat"] = "text"
     text_field: Short = "text"  # jsonl: the field that holds the text
@@ -116,7 +89,7 @@ class DataSource(_Section):
     later: ClassVar[frozenset[str]] = frozenset({"rules", "template_date"})
 
 
-class Method(_Section):
+class Method(Section):
     kind: Literal["full", "lora"] = "full"
     rank: int = Field(default=16, ge=1, le=1024)  # lora
     alpha: float = Field(default=32.0, gt=0, le=65536)  # lora
@@ -131,7 +104,7 @@ class Method(_Section):
         return self
 
 
-class Sync(_Section):
+class Sync(Section):
     method: Literal["diloco", "gradient"] = "diloco"
     round_tokens: int | None = Field(default=None, ge=1, le=2**53 - 1)  # the round ends when the swarm has this many
     round_seconds: Positive | Literal["auto"] | None = None  # or after this long; auto: by what the exchange takes
@@ -144,9 +117,7 @@ class Sync(_Section):
     overlap: bool = False  # diloco: work on for the next round while this one is averaged
     # a sender's part that is longer than so many times the median length of its group's is shortened to that; 0: never
     clip: float = Field(default=0.0, ge=0, le=1000)
-    rules: Literal[1, 2] = (
-        1  # what may follow what, and what a claim counts for: `protocol.succession`; new runs have 2
-    )
+    rules: Literal[1, 2, 3] = 1  # what may follow what, and what claims count for: `protocol.counting`; new runs have 3
     later: ClassVar[frozenset[str]] = frozenset({"overlap", "fragments", "clip", "rules"})
 
     @model_validator(mode="after")
@@ -160,7 +131,7 @@ class Sync(_Section):
         return self
 
     def fragment(self, round: int, values: int) -> slice:
-        """Which of so many trainable values the members average in this round: all, or one of `fragments` stretches, in turns.
+        """Which of so many trainable values the members average in this round: all, or `fragments` stretches in turns.
 
         >>> [Sync(round_tokens=1, fragments=3).fragment(round, 10) for round in (1, 2, 3)]
         [slice(3, 6, None), slice(6, 10, None), slice(0, 3, None)]
@@ -174,7 +145,7 @@ class Sync(_Section):
         return int(found.stop - found.start)
 
 
-class InnerOptimizer(_Section):
+class InnerOptimizer(Section):
     """AdamW on each peer (method diloco); micro_batch holds for both methods."""
 
     lr: Positive = 1e-4
@@ -191,7 +162,7 @@ class InnerOptimizer(_Section):
         return self
 
 
-class OuterOptimizer(_Section):
+class OuterOptimizer(Section):
     """diloco: SGD on the averaged update, lr 1 and momentum 0 being plain averaging. gradient: AdamW."""
 
     lr: Positive = 1.0
@@ -202,30 +173,12 @@ class OuterOptimizer(_Section):
     clip_norm: Positive | None = 1.0  # gradient: of the averaged gradient
 
 
-class Publish(_Section):
+class Publish(Section):
     every_rounds: int = Field(default=10, ge=1, le=10**9)
     max_worse: float = Field(default=0.1, ge=0, le=100)  # held-out loss; worse than the parent by more: not published
 
 
-class Host(_Section):
-    """How this host listens; not part of what is pinned."""
-
-    listen: str = "0.0.0.0:4700"  # gRPC
-    swarm_listen: str = "0.0.0.0:4701"  # libp2p TCP, where peers meet
-    public_address: str | None = None  # name or address that volunteers reach; default: the listening address
-    open: bool = False  # whoever reaches this host may join; else only who has the invite, which holds a code
-    code: str | None = Field(
-        default=None, min_length=1, max_length=128
-    )  # that code, if not one that is made up; wins over open
-    reducer_code: str | None = Field(
-        default=None, min_length=8, max_length=128
-    )  # of the invite for `join --reduce-only`
-    max_members: int = Field(default=10_000, ge=1, le=10**6)  # at a time; whoever has credit is always let in
-    joins_per_minute: int = Field(default=20, ge=1, le=10_000)  # new members from one IPv4 address or IPv6 /64
-    certificate_hours: float = Field(default=24.0, gt=0, le=24 * 30)
-
-
-class PinnedModel(_Section):
+class PinnedModel(Section):
     digest: Digest  # of the base model's files: see protocol.files.tree_digest
     name: Short  # what the host calls it: folder name, hub id@revision, or checkpoint payload digest
     license: Short
@@ -233,20 +186,9 @@ class PinnedModel(_Section):
     trainable: int = Field(ge=1)  # that travel and are averaged
 
 
-class PinnedData(_Section):
+class PinnedData(DataRules):
     digest: Digest  # SHA-256 of the file
     size_bytes: int = Field(ge=1)
-    url: str | None = None
-    kind: Literal["text", "jsonl", "chat"]
-    text_field: Short
-    license: Short
-    sequence_length: int
-    packing: bool
-    held_out: float
-    held_out_sequences: int
-    rules: Literal[1, 2] = 1
-    template_date: Day | None = None
-    later: ClassVar[frozenset[str]] = DataSource.later
 
     @model_validator(mode="after")
     def _a_day_for_templates(self) -> PinnedData:
@@ -255,7 +197,7 @@ class PinnedData(_Section):
         return self
 
 
-class RunSpec(_Section):
+class RunSpec(Section):
     """What is pinned: no path, no address, nothing of the host's machine."""
 
     version: Literal[1] = 1
@@ -284,95 +226,21 @@ class RunSpec(_Section):
             RunSpecError: not one, or not in canonical form.
         """
         value = canonical.loads(data, max_bytes=MAX_RUN_SPEC_BYTES)
-        spec = _validate(cls, value, "the run spec")
+        spec = validated(cls, value, "the run spec")
         if spec.to_bytes() != data:
             raise RunSpecError("the run spec is not in canonical form, or was written by another version of Potluck")
         return spec
 
 
-class RunConfig(_Section):
-    """run.toml as a host writes it."""
+def validated(model: type[Any], value: Any, where: str, context: Any = None) -> Any:
+    """A value from outside as a model.
 
-    preset: Literal["lora", "full", "sync"] | None = None  # fills in what is not written: see protocol.presets
-    run: RunSection
-    model: ModelSource
-    data: DataSource
-    method: Method = Method()
-    sync: Sync
-    inner: InnerOptimizer = InnerOptimizer()
-    outer: OuterOptimizer = OuterOptimizer()
-    publish: Publish = Publish()
-    host: Host = Host()
+    Args:
+        where: it comes from; messages begin with that.
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fill(cls, value: Any, info: ValidationInfo) -> Any:
-        if info.context is not None:
-            return presets.filled(value, info.context)
-        return presets.dated(presets.filled(value, presets.NEW), datetime.datetime.now(datetime.UTC).date())
-
-    @model_validator(mode="after")
-    def _no_late_nesterov(self) -> RunConfig:
-        if self.sync.overlap and self.outer.nesterov:
-            raise ValueError(
-                "sync.overlap and outer.nesterov do not go together: a step that looks ahead goes astray where it comes a "
-                "round late; set one of them to false"
-            )
-        return self
-
-    @classmethod
-    def load(cls, path: Path, pinned: RunSpec | None = None) -> RunConfig:
-        """Read and check a run.toml.
-
-        Args:
-            pinned: the spec of a run that goes on: what is new since it began, and not in run.toml, is as it was there.
-
-        Raises:
-            RunSpecError: unreadable, not TOML, an unknown key (the nearest known one is named), or a wrong value.
-        """
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise RunSpecError(f"{path}: {error.strerror}", "give the path of a run.toml") from error
-        if len(data) > MAX_RUN_SPEC_BYTES:
-            raise RunSpecError(f"{path}: expected at most {MAX_RUN_SPEC_BYTES} bytes, got {len(data)}")
-        try:
-            value = tomllib.loads(data.decode())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise RunSpecError(f"{path}: not TOML: {error}") from error
-        return _validate(cls, value, str(path), presets.kept(pinned.model_dump(mode="json")) if pinned else None)
-
-    def pin(
-        self,
-        *,
-        model_digest: str,
-        model_name: str,
-        parameters: int,
-        trainable: int,
-        data_digest: str,
-        data_size_bytes: int,
-    ) -> RunSpec:
-        """The run spec, once the host knows what its model and data are."""
-        data = self.data.model_dump(exclude={"path"})
-        return RunSpec(
-            run=self.run,
-            model=PinnedModel(
-                digest=model_digest,
-                name=model_name,
-                license=self.model.license,
-                parameters=parameters,
-                trainable=trainable,
-            ),
-            data=PinnedData(digest=data_digest, size_bytes=data_size_bytes, **data),
-            method=self.method,
-            sync=self.sync,
-            inner=self.inner,
-            outer=self.outer,
-            publish=self.publish,
-        )
-
-
-def _validate(model: type[Any], value: Any, where: str, context: Any = None) -> Any:
+    Raises:
+        RunSpecError: an unknown key (the nearest known one is named), or a wrong value.
+    """
     try:
         return model.model_validate(value, context=context)
     except ValidationError as error:

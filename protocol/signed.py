@@ -1,7 +1,7 @@
 """What somebody has signed, after its signature was checked: read once, then handed on as it is.
 
-A `Statement` is a frozen model with a media type; signing one, or opening the bytes of one, gives a `Signed`. Whoever holds
-a `Signed` need not ask again whether it is genuine, and never parses it a second time.
+A `Statement` is a frozen model with a media type; signing one, or opening the bytes of one, gives a `Signed`. Whoever
+holds a `Signed` need not ask again whether it is genuine, and never parses it a second time.
 
     >>> from typing import ClassVar
     >>> from protocol.keys import PeerIdentity
@@ -28,14 +28,14 @@ from protocol.digests import Digest
 from protocol.envelope import MAX_ENVELOPE_BYTES, Envelope, Signer
 from protocol.errors import FormatError
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Signed(Generic[T]):
+class Signed(Generic[T_co]):
     """A statement, who signed it, and the bytes that show it."""
 
-    value: T
+    value: T_co
     by: str  # peer id that signed
     data: bytes  # the DSSE envelope, canonical
     digest: Digest  # of the payload: names the statement, however often it was signed
@@ -76,7 +76,7 @@ def open_signed(model: type[S], data: bytes) -> Signed[S]:
 
 
 def stored_signed(model: type[S], data: bytes) -> Signed[S]:
-    """Read a statement that was checked before it was stored where nobody else writes: its signature is not looked at."""
+    """Read a statement that was checked before it was stored, where nobody else writes: its signature is not read."""
     opened = Envelope.from_bytes(data, model.max_bytes)
     return _signed(model, opened, canonical.loads(opened.payload, max_bytes=model.max_bytes))
 
@@ -85,5 +85,6 @@ def _signed(model: type[S], opened: Envelope, value: Any) -> Signed[S]:
     try:
         return Signed(model.model_validate(value), opened.keyid, opened.to_bytes(), opened.digest)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise FormatError(f"not a {model.__name__.lower()}: {first['loc']}: {first['msg']}") from error
+        first, name = error.errors()[0], model.__name__.lower()
+        article = "an" if name[0] in "aeiou" else "a"
+        raise FormatError(f"not {article} {name}: {first['loc']}: {first['msg']}") from error

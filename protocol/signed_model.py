@@ -1,7 +1,8 @@
 """A model that somebody signed with the stock tool and a key: `potluck verify MODEL --signature S --key K`.
 
-It is the smaller question: whether these are the files that the key signed, all of them and no other. A model's signature
-names no run. So it says nothing of who trained it, of a ledger, of what came before, or of anything newer; a checkpoint does.
+It is the smaller question: whether these are the files that the key signed, all of them and no other. A model's
+signature names no run. So it says nothing of who trained it, of a ledger, of what came before, or of anything newer; a
+checkpoint does.
 
     model_signing sign key MODEL --signature S --private_key …        made what is checked
     verify_model(Path("MODEL"), Path("S"), [key])                     returns the report
@@ -29,7 +30,7 @@ def verify_model(model: Path, signature: Path, keys: Sequence[ec.EllipticCurvePu
     """Check a model against a signature, wherever that lies.
 
     Args:
-        model: a folder, or the one file that the model is. The signature may lie in the folder: it is no part of the model.
+        model: a folder, or the one file that the model is. The signature may lie in the folder: it is no part of it.
         signature: an OMS bundle.
         keys: at least one, which the user trusts; one of them must have signed.
 

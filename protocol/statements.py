@@ -1,6 +1,6 @@
 """What members sign in a round.
 
-    claim       made before its author sees anyone's update: "from this base I did this much work, and this is my update"
+    claim       made before its author sees any update: "from this base I did this much work, and this is my update"
     vote        "after averaging this group's updates, my state has this digest"
     promise     "in this attempt, and what I have voted for before": shows a group which state its leader must complete
     farewell    "I leave; who I name speaks for my weight in this round"
@@ -21,9 +21,12 @@ from pydantic import Field
 from protocol.digests import Digest
 from protocol.signed import Part, Signed, Statement, open_signed
 
-MAX_ATTEMPT = 10**6
+MAX_ATTEMPT = 2**31 - 1  # so many that no round uses them up
 MAX_TOKENS = 2**40  # tokens one peer can claim for one round
 LATE_DIVISOR = 2  # tokens of an update that missed its round count for so much less in the next one
+MAX_WAIT = 16  # rounds that work may have waited for its author's turn
+MAX_EPOCH = 10**9
+EPOCH = Field(default=0, ge=0, le=MAX_EPOCH, strict=True)  # of the coordinator's word on who decides; 0: of none
 
 
 class UpdateDigest(Part):
@@ -36,16 +39,29 @@ class UpdateDigest(Part):
 
 
 class Late(Part):
-    """Work that missed the round before, because it came too late or its author could not be reached; part of the update.
+    """Work of rounds that its author was not in; part of the update of the round that it is in.
 
-    It was done from the base before, so it counts for less; work that is older still is dropped. It cannot count twice:
+    Without `waited` it missed the round before, because it came too late or its author could not be reached. It was
+    done from the base before, so it counts for less; work that is older still is dropped. It cannot count twice:
     whoever is in the agreement of the round before has no late work.
+
+    With `waited` its author waited for its turn: in none of the last so many rounds was it, and in all of them the
+    group was full (`protocol.last`). Then it counts in full. `base` is that of the first of these rounds, and the
+    batches are those drawn for it. Who knows only the last agreement can check that where one round was waited; for
+    more it binds the author, and whoever has the chain can look it up.
     """
 
-    base: Digest  # of the state that the round before started from
+    later: ClassVar[frozenset[str]] = frozenset({"waited"})
+    base: Digest  # of the state that the work started from
     tokens: int = Field(ge=1, le=MAX_TOKENS)
     first_batch: int = Field(ge=0, le=2**40)
     batches: int = Field(ge=1, le=2**40)
+    waited: int | None = Field(default=None, ge=1, le=MAX_WAIT, strict=True)  # rounds
+
+    @property
+    def worth(self) -> int:
+        """Tokens that it may count for."""
+        return self.tokens if self.waited else self.tokens // LATE_DIVISOR
 
 
 class Claim(Statement):
@@ -66,50 +82,69 @@ class Claim(Statement):
 
     @property
     def worth(self) -> int:
-        """Tokens that the claim may count for: those of its round, and a share of the late ones."""
-        return self.tokens + (self.late.tokens // LATE_DIVISOR if self.late else 0)
+        """Tokens that the claim may count for: those of its round, and those of rounds before, in full or in part."""
+        return self.tokens + (self.late.worth if self.late else 0)
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds' work it is: its own, and those in which it waited for its turn."""
+        return 1 + (self.late.waited or 0 if self.late else 0)
 
 
 class Vote(Statement):
-    """One member's statement about the state after the round."""
+    """One member's statement about the state after the round.
+
+    With `completes` it is given in an attempt that averages nothing: the state was averaged in an earlier one, and may
+    be committed there. Then the acceptors decide alone, whatever the group's claims count for, and one that is not in
+    the group may vote with it. Votes with and without it never count together.
+    """
 
     media_type: ClassVar[str] = "application/vnd.potluck.vote.v1+json"
+    later: ClassVar[frozenset[str]] = frozenset({"completes", "epoch"})
     run: Digest
     round: int = Field(ge=1, le=10**9)
     attempt: int = Field(ge=0, le=MAX_ATTEMPT)  # which try at this round
     group: Digest  # of the group's claims, in order: `protocol.agreement.group_digest`
     base: Digest
     state: Digest  # after the outer step
+    completes: bool = Field(default=False, strict=True)
+    epoch: int = EPOCH
 
 
 class Cast(Part):
     """A vote that a member has given before, as it tells of it."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"completes"})
     attempt: int = Field(ge=0, le=MAX_ATTEMPT)
     group: Digest
     state: Digest
+    completes: bool = Field(default=False, strict=True)
 
 
 class Promise(Statement):
     """A member joins an attempt: it will vote in none below it, and these are the votes that it has given."""
 
     media_type: ClassVar[str] = "application/vnd.potluck.promise.v1+json"
+    later: ClassVar[frozenset[str]] = frozenset({"epoch"})
     run: Digest
     round: int = Field(ge=1, le=10**9)
     base: Digest
     attempt: int = Field(ge=0, le=MAX_ATTEMPT)
     leader: str = Field(max_length=64)  # peer id
     cast: tuple[Cast, ...] = Field(default=(), max_length=64)
+    epoch: int = EPOCH
 
 
 class Farewell(Statement):
     """A member that leaves hands its weight as an acceptor of one round to another; see `protocol.majority`."""
 
     media_type: ClassVar[str] = "application/vnd.potluck.farewell.v1+json"
+    later: ClassVar[frozenset[str]] = frozenset({"epoch"})
     run: Digest
     round: int = Field(ge=1, le=10**9)
     successor: str = Field(max_length=64)  # peer id
     attempt: int = Field(ge=0, le=MAX_ATTEMPT)  # counts from this attempt on
+    epoch: int = EPOCH
 
 
 def open_claim(data: bytes) -> Signed[Claim]:

@@ -42,7 +42,7 @@ class PeerStatus(_Part):
     last_seen_s: Number | None = None  # seconds since its last announcement; None: not since the coordinator started
 
 
-class Evaluation(_Part):
+class EvaluatedRound(_Part):
     """The held-out loss of the state after one round."""
 
     round: Count
@@ -63,7 +63,7 @@ class CheckpointStatus(_Part):
 
 
 class Alarm(_Part):
-    """The run stays clearly worse than its last published checkpoint: checkpoints were held back, one after the other."""
+    """The run stays clearly worse than its last published checkpoint: one after the other was held back."""
 
     round: Count  # of the newest one
     held_out_loss: Number | None = None  # there; None: values that are not finite
@@ -94,7 +94,7 @@ class RunStatus(_Part):
     tokens: Count = 0  # agreed, of all rounds
     tokens_per_s: Number = 0.0  # of the live members together, by their own word
     peers: tuple[PeerStatus, ...] = ()
-    evaluations: tuple[Evaluation, ...] = ()
+    evaluations: tuple[EvaluatedRound, ...] = ()
     checkpoints: tuple[CheckpointStatus, ...] = ()
     ledger: LedgerStatus
     parts_failed: tuple[str, ...] = ()  # threads of the coordinator that failed lately, and the kind of error

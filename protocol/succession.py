@@ -4,141 +4,66 @@ An agreement follows the round before when
 
 - it is of the next round, from that round's state, and has at least `sync.min_peers` claims, at most `sync.max_group`;
 - its voters speak for the majority of that round's weight, by the farewells that it carries; of round 1, for the
-  majority of the beginners whom the coordinator has named and signed for (`protocol.beginners`);
-- its weights are what `weights` makes of its claims and of the round before.
+  majority of the beginners whom the coordinator has named and signed for (`protocol.beginners`); where it carries the
+  coordinator's word on a new epoch, for the majority of those that this names (`protocol.epoch`);
+- its votes and farewells are of the last round's epoch, or of that word's, which is a later one;
+- they speak for the majority of its own weight, too, unless it completes a state that an earlier attempt has averaged;
+- what it says that its claims count for is what `protocol.counting` makes of them and of the round before.
 
 Waiting never replaces a majority, and neither do many members.
 
-What a claim counts for, in the average, the vote and the credit, is bounded by what the group itself shows:
-
-    regulars    were in the last `PROBATION` agreements, or in the first; the others are newcomers
-    median      nobody counts for more than `MOST_TIMES` the median of the regulars' claims
-    newcomers   count together for less than half of the regulars, so that these go on without them
-    a third     of four or more, nobody has a third: whoever it is may vanish, and the others go on
-
-    >>> last = Last(3, "cd" * 32, {"a": 100, "b": 100, "c": 100})
-    >>> weights({"a": 100, "b": 100, "c": 100, "d": 10**12}, last)
-    {'a': 100, 'b': 100, 'c': 100, 'd': 149}
-    >>> weights({"a": 400, "b": 200, "c": 100}, last)
-    {'a': 400, 'b': 200, 'c': 100}
-
-Runs that began before these bounds (`sync.rules = 1` in their spec) keep their own: `growth_capped`.
+    >>> last = Last(41, "cd" * 32, {"a": 100, "b": 100, "c": 300})
+    >>> word = Epoch(epoch=1, run="ab" * 32, round=41, state="cd" * 32, peers={"a": 1, "b": 1})
+    >>> acceptors(last, None), acceptors(last, word)
+    ({'a': 100, 'b': 100, 'c': 300}, {'a': 1, 'b': 1})
+    >>> outranks(Last(42, "ef" * 32, epoch=1), Last(57, "01" * 32))
+    True
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
-from protocol.agreement import Agreement, Counts
+from protocol.agreement import Agreement
 from protocol.beginners import Beginners
+from protocol.counting import counted
+from protocol.epoch import Epoch, Word
 from protocol.errors import VerificationError
+from protocol.last import Last
+from protocol.majority import acceptors_after
 from protocol.run_spec import RunSpec
-from protocol.statements import MAX_TOKENS, Claim
+from protocol.signed import Signed
+from protocol.statements import Claim, Late
 
-MOST_TIMES = 4  # the median claim
-GROWTH_CAP = 4  # rules 1: a member counts at most this many times what it had agreed in the round before
-PROBATION = 3  # agreements in a row that make a newcomer a regular
-
-
-@dataclass(frozen=True)
-class Last:
-    """The last agreed round, as far as the next one hangs on it."""
-
-    round: int  # 0: genesis
-    state: str  # state digest
-    weights: Mapping[str, int] = field(default_factory=dict)  # of its members; empty for genesis
-    newcomers: Mapping[str, int] = field(default_factory=dict)  # as in its agreement
-    base: str = ""  # state digest that it started from; empty for genesis
-
-    @classmethod
-    def of(cls, agreement: Agreement) -> Last:
-        counts = agreement.counts
-        return cls(agreement.round, agreement.state, dict(counts.weights), dict(counts.newcomers), agreement.base)
-
-    def regulars(self) -> set[str]:
-        """Who counts as a regular in the round after this one."""
-        return {peer for peer in self.weights if self.newcomers.get(peer, PROBATION) >= PROBATION}
+LARGE_RUNS = (
+    3  # sync.rules from which on work waits for its turn, acceptors complete a state alone, and there are epochs
+)
 
 
-def weights(worths: Mapping[str, int], last: Last) -> dict[str, int]:
-    """What each claim counts for, tokens; at least 1 each.
+def decides_after(word: Word, last: Last) -> bool:
+    """Whether a word is on the round after `last`, and not over."""
+    if isinstance(word, Beginners):
+        return last.round == 0
+    return (word.round, word.state) == (last.round, last.state) and word.epoch > last.epoch
+
+
+def acceptors(last: Last, word: Word | None) -> dict[str, int]:
+    """Whose votes decide on the round after `last`, before farewells; none at all where nobody was named to begin.
 
     Args:
-        worths: peer id -> what its claim may count for at most (`Claim.worth`).
-        last: the round before.
+        word: the coordinator's, where it is known or shown; one that is on another round changes nothing.
     """
-    regulars = worths.keys() & last.regulars() or set(worths)
-    claimed = sorted(worths[peer] for peer in regulars)
-    most = MOST_TIMES * claimed[(len(claimed) - 1) // 2]
-    counted = {peer: min(worth, most) for peer, worth in worths.items()}
-    newcomers = {peer: counted[peer] for peer in counted if peer not in regulars}
-    held = sum(counted[peer] for peer in regulars)
-    counted |= _capped(newcomers, lambda total, cap: 2 * total < held)
-    if len(counted) >= 4 and len(regulars) > 1:  # one regular alone: its weight is all that stays of the run
-        counted = _capped(counted, lambda total, cap: 3 * cap < total)
-    return counted
+    return word.weights if word is not None and decides_after(word, last) else dict(last.weights)
 
 
-def _capped(values: Mapping[str, int], fits: Callable[[int, int], bool]) -> dict[str, int]:
-    """The values, none above the largest cap for which `fits(sum, cap)` holds; a cap of 1 is always taken."""
-
-    def at(cap: int) -> dict[str, int]:
-        return {peer: min(value, cap) for peer, value in values.items()}
-
-    low, high = 1, max(values.values(), default=1)  # it fits up to some cap, and not above
-    while low < high:
-        cap = (low + high + 1) // 2
-        if fits(sum(at(cap).values()), cap):
-            low = cap
-        else:
-            high = cap - 1
-    return at(low)
+def epoch_after(last: Last, word: Word | None) -> int:
+    """The number that votes, promises and farewells of the round after `last` name."""
+    return word.epoch if isinstance(word, Epoch) and decides_after(word, last) else last.epoch
 
 
-def growth_capped(worths: Mapping[str, int], previous: Mapping[str, int]) -> dict[str, int]:
-    """What each claim counts for in runs of `sync.rules = 1`.
-
-    At most `GROWTH_CAP` times what a member was agreed to have done in the round before; one that was not in it counts at
-    most as much as the strongest that was.
-
-    Args:
-        worths: peer id -> what its claim may count for at most.
-        previous: the weights of the round before; empty for round 1.
-    """
-    newcomer_cap = max(previous.values(), default=MAX_TOKENS)
-    return {
-        peer_id: min(worth, GROWTH_CAP * previous[peer_id] if peer_id in previous else newcomer_cap)
-        for peer_id, worth in worths.items()
-    }
-
-
-def counted(claims: Mapping[str, Claim], last: Last, spec: RunSpec) -> Counts:
-    """What the claims of a group, by peer id, count for, and what of it the round after needs to know."""
-    worths = {peer_id: made.worth for peer_id, made in claims.items()}
-    if spec.sync.rules == 1:
-        return Counts(growth_capped(worths, last.weights))
-    return counted_worths(worths, last)
-
-
-def counted_worths(worths: Mapping[str, int], last: Last) -> Counts:
-    """The same of what the claims may count for at most."""
-    if not last.weights:  # in round 1 all are regulars
-        return Counts(weights(worths, last))
-    been = {peer_id: _been(peer_id, last) + 1 for peer_id in worths}
-    return Counts(weights(worths, last), {peer_id: times for peer_id, times in been.items() if times < PROBATION})
-
-
-def _been(peer_id: str, last: Last) -> int:
-    """In how many agreements in a row a member was, as far as it counts."""
-    return last.newcomers.get(peer_id, PROBATION) if peer_id in last.weights else 0
-
-
-def acceptors(last: Last, beginners: Beginners | None) -> dict[str, int]:
-    """Whose votes decide on the round after `last`, before farewells; none at all where nobody was named."""
-    if last.round == 0:
-        return beginners.weights if beginners else {}
-    return dict(last.weights)
+def outranks(one: Last, other: Last) -> bool:
+    """Whether a branch that ends in one round takes the place of one that ends in another: a later epoch, or longer."""
+    return (one.epoch, one.round) > (other.epoch, other.round)
 
 
 def check_claim(peer_id: str, made: Claim, last: Last, spec: RunSpec) -> None:
@@ -151,27 +76,38 @@ def check_claim(peer_id: str, made: Claim, last: Last, spec: RunSpec) -> None:
         raise VerificationError(
             f"{peer_id} claims work for another run, round or base than round {last.round + 1} from {last.state[:8]}…"
         )
-    length, late = spec.data.sequence_length, made.late
-    if made.tokens > made.batches * length:
+    if made.tokens > made.batches * spec.data.sequence_length:
         raise VerificationError(f"{peer_id} claims {made.tokens} tokens in {made.batches} sequences: more than fit")
-    if late is None:
-        return
+    if made.late is not None:
+        _check_late(peer_id, made.late, last, spec)
+
+
+def _check_late(peer_id: str, late: Late, last: Last, spec: RunSpec) -> None:
     if peer_id in last.weights or last.round == 0:
         raise VerificationError(f"{peer_id} claims late work, and was in the round before with it")
-    if last.base and late.base != last.base:
+    if late.waited is not None:
+        if spec.sync.rules < LARGE_RUNS:
+            raise VerificationError(
+                f"{peer_id} claims work that waited for its turn, which this run's rules do not know"
+            )
+        if late.waited > (most := last.may_have_waited(peer_id)):
+            raise VerificationError(
+                f"{peer_id} claims to have waited {late.waited} rounds for its turn, and had {most}"
+            )
+    if (late.waited or 1) == 1 and last.base and late.base != last.base:
         raise VerificationError(f"{peer_id} claims late work from {late.base[:8]}…, expected {last.base[:8]}…")
-    if late.tokens > late.batches * length:
+    if late.tokens > late.batches * spec.data.sequence_length:
         raise VerificationError(
             f"{peer_id} claims {late.tokens} late tokens in {late.batches} sequences: more than fit"
         )
 
 
-def check_follows(agreement: Agreement, last: Last, spec: RunSpec, named: bytes | None = None) -> None:
+def check_follows(agreement: Agreement, last: Last, spec: RunSpec, named: Signed[Word] | None = None) -> None:
     """Check that an agreement, its signatures already checked, is the run's next round.
 
     Args:
         last: the round before.
-        named: the coordinator's own word on the beginners, where it is known; None: any that it has signed will do.
+        named: the coordinator's own word on who decides, where it is known; None: any that it has signed will do.
 
     Raises:
         VerificationError: it is not; with the reason.
@@ -179,7 +115,8 @@ def check_follows(agreement: Agreement, last: Last, spec: RunSpec, named: bytes 
     number, sync = agreement.round, spec.sync
     if (number, agreement.base) != (last.round + 1, last.state):
         raise VerificationError(
-            f"round {number} starts from state {agreement.base[:16]}…, expected round {last.round + 1} from {last.state[:16]}…"
+            f"round {number} starts from state {agreement.base[:16]}…, "
+            f"expected round {last.round + 1} from {last.state[:16]}…"
         )
     if not sync.min_peers <= len(agreement.claims) <= sync.max_group:
         raise VerificationError(
@@ -189,20 +126,91 @@ def check_follows(agreement: Agreement, last: Last, spec: RunSpec, named: bytes 
         check_claim(peer_id, made, last, spec)
     if agreement.counts != counted(agreement.by_peer, last, spec):
         raise VerificationError(f"round {number}: the weights do not follow from the claims and the round before")
+    check_rules(agreement, spec)
     check_majority(agreement, last, spec, named)
 
 
-def check_majority(agreement: Agreement, last: Last, spec: RunSpec, named: bytes | None = None) -> None:
+def check_rules(agreement: Agreement, spec: RunSpec) -> None:
+    """Check that an agreement does without what only later rules than its run's know. Raises: VerificationError."""
+    if spec.sync.rules >= LARGE_RUNS:
+        return
+    if agreement.completes or agreement.epoch:
+        what = "completed by its acceptors alone" if agreement.completes else f"of epoch {agreement.epoch}"
+        raise VerificationError(f"round {agreement.round}: {what}, which this run's rules do not know")
+
+
+def check_majority(agreement: Agreement, last: Last, spec: RunSpec, named: Signed[Word] | None = None) -> None:
     """Check that an agreement's voters may decide on the round after `last`. Raises: VerificationError."""
-    word = agreement.beginners
-    if last.round == 0 and spec.sync.rules > 1:
-        if word is None:
-            raise VerificationError("round 1 does not say whom the coordinator named to begin")
-        if named is not None and named != word.data:
-            raise VerificationError("round 1 is not by the beginners that the coordinator has named")
-    deciding = acceptors(last, word.value if word else None)
-    if not agreement.has_majority_of(deciding):
-        held = sum(weight for peer, weight in deciding.items() if peer in agreement.voters)
+    if last.round or spec.sync.rules > 1:
+        _check_word(agreement, last, named.value if named else None)
+    word = agreement.word.value if agreement.word else None
+    if agreement.epoch != (expected := epoch_after(last, word)):
+        raise VerificationError(f"round {agreement.round} is of epoch {agreement.epoch}, expected epoch {expected}")
+    deciding = acceptors(last, word)
+    farewells = {said.by: said.value.successor for said in agreement.farewells}
+    strangers = agreement.voters - agreement.by_peer.keys() - acceptors_after(deciding, farewells).keys()
+    if strangers:
         raise VerificationError(
-            f"round {agreement.round}: those who signed hold {held} of {sum(deciding.values())} of the weight that decides"
+            f"round {agreement.round}: {min(strangers)} voted, and has neither a claim nor a weight"
         )
+    if not agreement.has_majority_of(deciding):
+        held, total = sum(deciding[peer] for peer in deciding.keys() & agreement.voters), sum(deciding.values())
+        raise VerificationError(
+            f"round {agreement.round}: those who signed hold {held} of {total} of the weight that decides"
+        )
+
+
+def _check_word(agreement: Agreement, last: Last, named: Word | None) -> None:
+    """Check that an agreement is by the coordinator's word where there must be one, and by no other."""
+    number, word = agreement.round, agreement.word.value if agreement.word else None
+    if last.round == 0 and not isinstance(word, Beginners):
+        raise VerificationError("round 1 does not say whom the coordinator named to begin")
+    if isinstance(word, Epoch) and not decides_after(word, last):
+        raise VerificationError(
+            f"round {number}: epoch {word.epoch} begins after round {word.round}, which is not the one before it, "
+            f"or is over in epoch {last.epoch}"
+        )
+    if named is None or word == named:
+        return
+    if decides_after(named, last):
+        what = "by the beginners that" if isinstance(named, Beginners) else "by those that"
+        raise VerificationError(f"round {number} is not {what} the coordinator has named")
+    if isinstance(word, Epoch) and isinstance(named, Epoch) and word.epoch == named.epoch:
+        raise VerificationError(f"round {number}: another word than the coordinator has given for epoch {word.epoch}")
+
+
+def check_chain(chain: Sequence[Agreement], last: Last, spec: RunSpec, named: Signed[Word] | None = None) -> Last:
+    """Check that each agreement follows the one before, the first `last`; returns what the next one hangs on.
+
+    Raises:
+        VerificationError: one does not.
+    """
+    for agreement in chain:
+        check_follows(agreement, last, spec, named)
+        last = Last.of(agreement)
+    return last
+
+
+def check_branch(
+    chain: Sequence[Agreement], begins: Agreement, mine: Last, spec: RunSpec, named: Signed[Word] | None = None
+) -> Last:
+    """Check that a branch takes the place of the one that somebody stands on, by the coordinator's word.
+
+    Args:
+        chain: from the first round of the epoch on.
+        begins: the agreement of the round that the word is on. Where it is not one that the caller has stood on itself,
+            it is believed because the word names its state, and the word's members have voted on top of it.
+        mine: where the caller stands.
+        named: as `check_follows` has it.
+
+    Raises:
+        VerificationError: it does not; with the reason.
+    """
+    if not chain or not isinstance(chain[0].word.value if chain[0].word else None, Epoch):
+        raise VerificationError("a branch begins with the coordinator's word on a new epoch")
+    end = check_chain(chain, Last.of(begins), spec, named)
+    if not outranks(end, mine):
+        raise VerificationError(
+            f"round {end.round} of epoch {end.epoch} does not outrank round {mine.round} of epoch {mine.epoch}"
+        )
+    return end

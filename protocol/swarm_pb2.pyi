@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Progress(_message.Message):
-    __slots__ = ("certificate", "round", "base", "tokens", "leaving", "attempt", "addresses", "step_s", "from_you_bytes_s", "up_bytes_s", "hears", "answers", "reduce_only", "farewells")
+    __slots__ = ("certificate", "round", "base", "tokens", "leaving", "attempt", "addresses", "step_s", "from_you_bytes_s", "up_bytes_s", "hears", "answers", "epoch", "reduce_only", "farewells")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,7 @@ class Progress(_message.Message):
     UP_BYTES_S_FIELD_NUMBER: _ClassVar[int]
     HEARS_FIELD_NUMBER: _ClassVar[int]
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     REDUCE_ONLY_FIELD_NUMBER: _ClassVar[int]
     FAREWELLS_FIELD_NUMBER: _ClassVar[int]
     certificate: str
@@ -34,25 +35,28 @@ class Progress(_message.Message):
     up_bytes_s: float
     hears: int
     answers: bool
+    epoch: int
     reduce_only: bool
     farewells: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., tokens: _Optional[int] = ..., leaving: _Optional[bool] = ..., attempt: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., step_s: _Optional[float] = ..., from_you_bytes_s: _Optional[float] = ..., up_bytes_s: _Optional[float] = ..., hears: _Optional[int] = ..., answers: _Optional[bool] = ..., reduce_only: _Optional[bool] = ..., farewells: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., tokens: _Optional[int] = ..., leaving: _Optional[bool] = ..., attempt: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., step_s: _Optional[float] = ..., from_you_bytes_s: _Optional[float] = ..., up_bytes_s: _Optional[float] = ..., hears: _Optional[int] = ..., answers: _Optional[bool] = ..., epoch: _Optional[int] = ..., reduce_only: _Optional[bool] = ..., farewells: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Proposal(_message.Message):
-    __slots__ = ("certificate", "round", "base", "attempt", "timeout_s", "asked")
+    __slots__ = ("certificate", "round", "base", "attempt", "timeout_s", "asked", "word")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     ASKED_FIELD_NUMBER: _ClassVar[int]
+    WORD_FIELD_NUMBER: _ClassVar[int]
     certificate: str
     round: int
     base: str
     attempt: int
     timeout_s: float
     asked: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., attempt: _Optional[int] = ..., timeout_s: _Optional[float] = ..., asked: _Optional[_Iterable[str]] = ...) -> None: ...
+    word: bytes
+    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., attempt: _Optional[int] = ..., timeout_s: _Optional[float] = ..., asked: _Optional[_Iterable[str]] = ..., word: _Optional[bytes] = ...) -> None: ...
 
 class ProposalReply(_message.Message):
     __slots__ = ("accepted", "reason", "certificate", "claim", "voted", "can_reduce", "attempt", "farewells", "unheard", "promise")

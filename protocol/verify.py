@@ -1,13 +1,14 @@
 """Checking a checkpoint, a receipt or a folder of receipts, offline: yes or no, with the reason in plain words.
 
 `potluck verify` calls these; a peer calls `verify_checkpoint` on genesis before it loads a byte of it. They import
-neither torch nor numpy, follow no link, bound what they read, and answer hostile input with a refusal, not an exception.
+neither torch nor numpy, follow no link, bound what they read, and answer hostile input with a refusal, not an
+exception.
 
 A key never counts because it lies beside the checkpoint: who is trusted comes from the caller, as fingerprints.
 
-`report.answer` is one of four. What a checkpoint says that there is must be at hand: its ancestors back to genesis and the
-members' agreement of every round. What is left out is "incomplete", never "verified"; who asks about one folder `alone`
-is answered about that folder alone.
+`report.answer` is one of four. What a checkpoint says that there is must be at hand: its ancestors back to genesis and
+the members' agreement of every round. What is left out is "incomplete", never "verified"; who asks about one folder
+`alone` is answered about that folder alone.
 """
 
 from __future__ import annotations
@@ -98,8 +99,8 @@ def verify_checkpoint(
         step_dir: the folder that holds model/ and model.sig.
         trusted: fingerprints of the root keys that the user has confirmed.
         keys: keys of further maintainers, to check signatures/ with.
-        checkpoints_dir: the folder of all checkpoints (`lineage.folder_of` finds it); without it the chain back to genesis
-            cannot be checked, and any checkpoint but genesis is incomplete.
+        checkpoints_dir: the folder of all checkpoints (`lineage.folder_of` finds it); without it the chain back to
+            genesis cannot be checked, and any checkpoint but genesis is incomplete.
         alone: leave the chain out, and say so in the verdict.
         newest: asks whether there is a newer one; from `protocol.newest`.
 

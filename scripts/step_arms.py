@@ -22,12 +22,13 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainerCallback, TrainingArguments
 
+from coordinator.run_config import RunConfig
 from peer.training.data import Sequences, load_dataset
 from peer.training.genesis import build_genesis, count_parameters, load_state
 from peer.training.model import load_tokenizer, load_trainable
 from peer.training.quiet import no_progress_bars
 from peer.training.work import LocalWork
-from protocol.run_spec import RunConfig, RunSpec
+from protocol.run_spec import RunSpec
 
 LR, BETAS, CLIP, RANK, ALPHA = 1e-4, (0.9, 0.99), 1.0, 16, 32.0
 

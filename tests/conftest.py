@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
-from lab import REPOSITORY
+from lab import small_community
+from lab.processes import CARD_TOKENS_PER_S, Community
 from lab.warm_start import WarmStart
 
 # No test asserts a time: a busy machine is no failure.
 settings.register_profile("potluck", deadline=None)
 settings.load_profile("potluck")
-
-SHAKESPEARE = REPOSITORY / "examples" / "shakespeare"
 
 
 @pytest.fixture(scope="session")
@@ -37,12 +37,8 @@ def glass_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shakespeare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All plays as one text file, 5 MB: as the demo has it."""
-    spec = importlib.util.spec_from_file_location("shakespeare_prepare", SHAKESPEARE / "prepare.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     path = tmp_path_factory.mktemp("shakespeare") / "shakespeare.txt"
-    path.write_text(module.plain_text())
+    path.write_text(small_community.shakespeare().plain_text())
     return path
 
 
@@ -52,3 +48,27 @@ def plays(shakespeare: Path) -> Path:
     path = shakespeare.with_name("plays.txt")
     path.write_text(shakespeare.read_text()[:200_000])
     return path
+
+
+@pytest.fixture(scope="session")
+def llama(glass_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of a few thousand parameters, with the tokenizer of the English one."""
+    from lab.training_fixtures import write_tiny_llama
+
+    return write_tiny_llama(tmp_path_factory.mktemp("llama") / "tiny", glass_dir)
+
+
+@pytest.fixture
+def community(tmp_path: Path, llama: Path, plays: Path, starter: WarmStart) -> Iterator[Callable[..., Community]]:
+    """Opens communities of a tiny model; kills whatever is left of them."""
+    from tests.kit.whole_runs import small_run
+
+    with ExitStack() as stack:
+
+        def open_one(*, fixed_ports: bool = False, **sections: dict[str, Any]) -> Community:
+            config = small_run(llama, plays, sections)
+            return stack.enter_context(
+                Community(tmp_path, config, starter=starter, fixed_ports=fixed_ports, tokens_per_s=CARD_TOKENS_PER_S)
+            )
+
+        yield open_one

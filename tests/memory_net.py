@@ -1,4 +1,5 @@
-"""A network in memory: nodes as `peer.net.node.Node`, whose streams are socket pairs. No p2pd, no DHT; else nothing is made up.
+"""A network in memory: nodes as `peer.net.node.Node`, whose streams are socket pairs. No p2pd, no DHT; else nothing is
+made up.
 
     network = Network()
     one, other = network.node("peer a"), network.node("peer b")
@@ -6,8 +7,8 @@
     reply = await other.call("peer a", "potluck/<run>/progress", request, Progress, timeout_s=2)
     network.cut("peer a", "peer b")
 
-What libp2p does, a peer id that is the caller's own, holds here, too. Faults are the network's: who cannot reach whom, whose
-streams lead nowhere.
+What libp2p does, a peer id that is the caller's own, holds here, too. Faults are the network's: who cannot reach whom,
+whose streams lead nowhere.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
     table["b"].is_mute = True                     # what goes wrong
     table.until(lambda: table["a"].round == 3)
 
-`tests/sim` plays ten thousand rounds of storms by the same core; here one thing goes wrong, and what comes of it is seen.
+`tests/sim` plays ten thousand rounds of storms by the same core; here one thing goes wrong, and what comes of it is
+seen.
 """
 
 from __future__ import annotations
@@ -258,7 +259,7 @@ class Table:
         there = to in self.seats and self.seats[to].core is not None
         return there and sender != to and frozenset((sender, to)) not in self.cuts
 
-    # ---- time ----------------------------------------------------------------------------------------------------------
+    # ---- time --------------------------------------------------------------------------------------------------------
 
     def after(self, seconds: float, do: Callable[[], None], seat: Seat) -> None:
         """Something happens to a member, unless it is gone by then, or has started again."""
@@ -291,7 +292,7 @@ class Table:
         there = [seat for seat in self.seats.values() if seat.core is not None]
         return "; ".join(f"{seat.name}: round {seat.round}, {seat.state.phase}, {seat.aborted[-3:]}" for seat in there)
 
-    # ---- messages ------------------------------------------------------------------------------------------------------
+    # ---- messages ----------------------------------------------------------------------------------------------------
 
     def _send(self, sender: Seat, to: str, action: Any, event: Any, unreached: Any = None) -> None:
         if self.reaches(sender.name, to) and not self.loses(sender.name, to, action):

@@ -15,10 +15,11 @@ from lab.attackers import ATTACKS, LONGER, MADE_UP_TOKENS, MORE, TOLD_TOKENS, en
 from lab.small_community import real_inputs
 from lab.training_fixtures import Bench
 from lab.warm_start import WarmStart
-from peer import volunteer
+from peer import participation
+from peer.net.opening import Opening
+from peer.round import group as groups
 from peer.sync.contribution import Contribution
-from peer.round.group import Rules
-from peer.training.codecs.codec import verify_chunk
+from peer.training.codecs.codec import CHUNK_VALUES, verify_chunk
 from peer.training.state import SharedState
 from peer.training.work import LocalWork, Update
 from protocol import certificate
@@ -57,28 +58,27 @@ def update_of(bench: Bench) -> Update:
 
 def contribution_of(bench: Bench, update: Update) -> Contribution:
     spec, base = bench.spec, bench.genesis.digest
-    return Contribution.make(update, spec, spec.digest, 1, base, ME, None, 0.0)
+    return Contribution.make(update, spec, spec.digest, 1, base, ME, (), 0.0)
 
 
 def claim_of(bench: Bench) -> tuple[Claim, Contribution]:
     """What the others read of it, once the signature is checked."""
     made = contribution_of(bench, update_of(bench))
-    signed = open_claim(made.envelope.data)
+    signed = open_claim(made.claim.data)
     peer_id, claim = signed.by, signed.value
     assert peer_id == ME.peer_id
     return claim, made
 
 
-def rules(bench: Bench) -> Rules:
-    key = fixed_ed25519("membership")
-    values = bench.spec.model.trainable
-    return Rules(bench.spec.digest, bench.spec, key.public_key(), values, Last(0, bench.genesis.digest))
-
-
 def check(bench: Bench, made: Contribution) -> None:
     """As each member of its group does."""
-    token = certificate.issue(fixed_ed25519("membership"), run=bench.spec.digest, peer_id=ME.peer_id, lifetime_s=3600)
-    rules(bench).check_member(made.envelope.data, token, True, expected_peer=ME.peer_id)
+    key, spec = fixed_ed25519("membership"), bench.spec
+    token = certificate.issue(key, run=spec.digest, peer_id=ME.peer_id, lifetime_s=3600)
+    opening = Opening(spec.digest, key.public_key())
+    claim = opening.statement(Claim, made.claim.data)
+    opening.member_is(token, claim.by)
+    last = Last(0, bench.genesis.digest)
+    groups.Terms(spec.digest, spec, spec.model.trainable, CHUNK_VALUES, last).check_claim(claim)
 
 
 def test_negated_update_points_the_other_way_and_is_ten_times_as_long(
@@ -167,7 +167,7 @@ def test_idle_member_watches_until_the_end_and_never_works(become: Callable[[str
         def check(self) -> None: ...
 
     work = object()  # has no step to be called
-    volunteer.train(Swarm(), work, 3, threading.Event(), object(), None)  # type: ignore[arg-type]
+    participation.train(Swarm(), work, 3, threading.Event(), object(), None)  # type: ignore[arg-type]
     assert len(looked) == 3
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from coordinator.beginning import AWAY_S, Beginning
-from coordinator.ledger import Ledger
 from coordinator.roster import WORKING_S, Presence, Roster
-from protocol.beginners import open_beginners
+from coordinator.store.database import Store
+from protocol.epoch import open_word
 from protocol.errors import NetworkError
 from protocol.keys import PeerIdentity
 from tests.kit.coordinator import Office
@@ -27,11 +27,11 @@ def office(tmp_path: Path) -> Iterator[Office]:
 
 
 def beginning(office: Office, least: int = 1) -> Beginning:
-    return Beginning(office.ledger, office.membership_key, office.card.run, least, now=0.0)
+    return Beginning(office.store, office.membership_key, office.card.run, least, now=0.0)
 
 
 def peers(office: Office, word: bytes) -> tuple[str, ...]:
-    return open_beginners(word, office.card.member_key, run=office.card.run).peers
+    return tuple(open_word(word, office.card.member_key, run=office.card.run).value.peers)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,8 @@ def test_the_word_is_never_another_one(office: Office) -> None:
     office.reopen()
     again = beginning(office)
     for here in (begin, again):
-        assert here.word(PEERS[3:], 0) == here.word([], 7) == here.named == word
+        assert here.named is not None
+        assert here.word(PEERS[3:], 0) == here.word([], 7) == here.named.data == word
 
 
 def test_nobody_is_named_for_a_run_that_has_begun(office: Office) -> None:
@@ -60,11 +61,11 @@ def test_nobody_is_named_for_a_run_that_has_begun(office: Office) -> None:
 def test_nobody_is_told_before_the_word_is_kept(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     begin = beginning(office)
 
-    def busy(ledger: Ledger) -> None:
+    def busy(store: Store) -> None:
         raise NetworkError("the ledger was busy")
 
     with monkeypatch.context() as context:
-        context.setattr(Ledger, "writing", busy)
+        context.setattr(Store, "writing", busy)
         with pytest.raises(NetworkError):
             begin.word(PEERS[:1], 0)
     assert begin.named is None

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from coordinator.presets import kept
+from coordinator.run_config import RunConfig
 from lab import REPOSITORY
 from lab.training_fixtures import make_config
 from peer.training.chat_template import ChatTemplate, TemplateError
 from protocol.errors import InputError, RunSpecError
-from protocol.presets import kept
-from protocol.run_spec import RunConfig, RunSpec
+from protocol.run_spec import RunSpec
 from tests.kit.data_fixtures import CHAT, TOOLS, byte_tokenizer, chat, load, texts, write_jsonl
 
 DAY = datetime.date(2026, 3, 9)

@@ -12,12 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator.presets import NEW
 from lab.poisoned_rounds import ATTACKS, LARGEST, Community
 from lab.training_fixtures import Bench
-from peer.training.aggregate import ClippedMean, Mean, aggregator, length, usual_length
-from peer.training.codecs.codec import average_chunk, codec
+from peer.training.aggregate import ClippedMean, Mean, aggregator, length, usual_length, weighted_mean
+from peer.training.codecs.codec import average_codec, codec
+from peer.training.reduce import average_chunk
 from protocol.errors import FormatError
-from protocol.presets import NEW
 
 CLIP = NEW["sync"]["clip"]
 WIRES = ("fp32", "fp16", "int8", "int4", "int2", "topk")
@@ -38,8 +39,8 @@ def decoded(wire: str, parts: list[torch.Tensor]) -> list[torch.Tensor]:
 def averaged(wire: str, parts: list[torch.Tensor], weights: list[int], clip: float = CLIP) -> torch.Tensor:
     """As every member reads it."""
     coder, count = codec(wire), parts[0].numel()
-    data = average_chunk(coder, aggregator(clip), [coder.encode(part) for part in parts], weights, count)
-    return coder.decode_average(data, count)
+    data = average_chunk(wire, aggregator(clip), [coder.encode(part) for part in parts], weights, count)
+    return average_codec(wire).decode(data, count)
 
 
 # ---- the length of a part --------------------------------------------------------------------------------------------
@@ -124,7 +125,7 @@ def poisoned() -> list[torch.Tensor]:
 def test_a_reducers_bytes_are_the_stored_ones(wire: str) -> None:
     coder = codec(wire)
     encoded = [coder.encode(part) for part in poisoned()]
-    data = average_chunk(coder, aggregator(CLIP), encoded, WEIGHTS, COUNT)
+    data = average_chunk(wire, aggregator(CLIP), encoded, WEIGHTS, COUNT)
     assert hashlib.sha256(data).hexdigest()[:16] == DIGESTS[wire]
 
 
@@ -184,16 +185,16 @@ def test_what_only_some_have_of_a_chunk_is_not_thrown_away() -> None:
 def test_the_quick_look_never_changes_an_average() -> None:
     """Around the limit exact lengths decide, with whatever kernels sums of squares are made."""
 
-    class Exact(ClippedMean):
-        def _surely_short(self, *_: object) -> bool:
-            return False
+    def exact(parts: list[torch.Tensor], weights: list[int]) -> torch.Tensor:
+        lengths = [length(part) for part in parts]
+        limit = CLIP * usual_length(lengths, weights)
+        factors = [limit / own if own > limit else 1.0 for own in lengths]
+        return weighted_mean([part * factor for part, factor in zip(parts, factors, strict=True)], weights)
 
     for near in (0.9, 0.99, 0.999, 0.99999, 1.0, 1.00001, 1.001, 1.01, 1.1):
         parts = [values(1), values(1), values(1) * CLIP * near]
-        quick, exact = (
-            how.average([part.clone() for part in parts], [1, 1, 1]) for how in (ClippedMean(CLIP), Exact(CLIP))
-        )
-        assert torch.equal(quick, exact)
+        quick = ClippedMean(CLIP).average([part.clone() for part in parts], [1, 1, 1])
+        assert torch.equal(quick, exact(parts, [1, 1, 1]))
 
 
 def test_a_run_without_the_number_averages_as_it_always_did() -> None:
@@ -207,7 +208,7 @@ def test_values_that_are_not_finite_are_refused_before_they_are_averaged(wire: s
     part = torch.full((COUNT,), bad)
     data = part.numpy().tobytes() if wire == "fp32" else part.to(torch.float16).numpy().tobytes()
     with pytest.raises(FormatError, match="not finite"):
-        average_chunk(codec(wire), aggregator(CLIP), [codec(wire).encode(values(1)), data], [1, 1], COUNT)
+        average_chunk(wire, aggregator(CLIP), [codec(wire).encode(values(1)), data], [1, 1], COUNT)
 
 
 # ---- a whole run -----------------------------------------------------------------------------------------------------

@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peer.training.aggregate import Mean
-from peer.training.codecs.codec import average_chunk
 from peer.training.codecs.positions import most_position_bytes, position_bytes, read_positions, write_positions
-from peer.training.codecs.sparse import BLOCK, TopK
+from peer.training.codecs.sparse import BLOCK, TopK, TopKAverage
+from peer.training.reduce import average_chunk
 from protocol.errors import FormatError
 
-TOPK = TopK()
+TOPK, AVERAGE = TopK(), TopKAverage()
 COUNTS = [1, 31, 32, 33, 64, 4095, 4096, 4097, 4096 * 3 + 100, 65536]
 
 
 def mean_of(parts: list[bytes], weights: list[int], count: int) -> bytes:
-    return average_chunk(TOPK, Mean(), parts, weights, count)
+    return average_chunk("topk", Mean(), parts, weights, count)
 
 
 def heavy(count: int, seed: int = 0) -> torch.Tensor:
@@ -139,8 +139,8 @@ def test_each_place_is_the_mean_of_those_who_sent_it(count: int, members: int) -
     weights = [100 * (i + 1) for i in range(members)]
     parts = [TOPK.encode(common + 0.3 * heavy(count, i)) for i in range(members)]
     data = mean_of(parts, weights, count)
-    assert len(data) <= TOPK.average_bytes(count)
-    got = TOPK.decode_average(data, count).double()
+    assert len(data) <= AVERAGE.encoded_bytes(count)
+    got = AVERAGE.decode(data, count).double()
     wanted = torch.tensor(mean_of_senders([TOPK.decode(part, count) for part in parts], weights), dtype=torch.float64)
     sent = wanted != 0
     assert not got[~sent].any()
@@ -150,15 +150,15 @@ def test_each_place_is_the_mean_of_those_who_sent_it(count: int, members: int) -
 def test_what_one_member_alone_sent_is_shrunk_to_its_share() -> None:
     one, other = torch.zeros(64), torch.zeros(64)
     one[3], other[9], one[20], other[20] = 4.0, 1.0, 2.0, 2.0
-    mean = TOPK.decode_average(mean_of([TOPK.encode(one), TOPK.encode(other)], [1, 3], 64), 64)
+    mean = AVERAGE.decode(mean_of([TOPK.encode(one), TOPK.encode(other)], [1, 3], 64), 64)
     assert torch.allclose(mean[[3, 9, 20]], torch.tensor([1.0, 0.75, 2.0]), atol=0.15)
 
 
 def test_sixty_four_members_that_send_other_places_stay_within_the_bound() -> None:
     parts = [TOPK.encode(heavy(65536, seed)) for seed in range(64)]
     data = mean_of(parts, [1] * 64, 65536)
-    assert TOPK.average_bytes(65536) * 0.85 < len(data) <= TOPK.average_bytes(65536)
-    assert torch.isfinite(TOPK.decode_average(data, 65536)).all()
+    assert AVERAGE.encoded_bytes(65536) * 0.85 < len(data) <= AVERAGE.encoded_bytes(65536)
+    assert torch.isfinite(AVERAGE.decode(data, 65536)).all()
 
 
 # ---- hostile bytes ---------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_changed_bytes_come_to_finite_values_or_a_format_error(count: int, avera
     raw = bytearray(mean_of([part, TOPK.encode(heavy(count, 1))], [1, 2], count) if average else part)
     for _ in range(data.draw(st.integers(1, 3))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
-    decode = TOPK.decode_average if average else TOPK.decode
+    decode = AVERAGE.decode if average else TOPK.decode
     try:
         values = decode(bytes(raw), count)
     except FormatError:
@@ -182,7 +182,7 @@ def test_changed_bytes_come_to_finite_values_or_a_format_error(count: int, avera
 @settings(max_examples=300)
 @given(st.integers(0, 300), st.binary(max_size=200))
 def test_random_bytes_come_to_finite_values_or_a_format_error(count: int, raw: bytes) -> None:
-    for decode in (TOPK.decode, TOPK.decode_average):
+    for decode in (TOPK.decode, AVERAGE.decode):
         try:
             values = decode(raw, count)
         except FormatError:
@@ -197,12 +197,12 @@ def test_an_average_of_another_size_is_refused_before_anything_is_allocated(coun
     data = kept.to_bytes(4, "little") + mean_of([part], [1], 4096)[4:]
     tracemalloc.start()
     with pytest.raises(FormatError, match="expected"):
-        TOPK.decode_average(data, count)
+        AVERAGE.decode(data, count)
     with pytest.raises(FormatError, match="expected"):
         TOPK.decode(part, count)
     assert tracemalloc.get_traced_memory()[1] < 1 << 16
     tracemalloc.stop()
-    assert len(data) < TOPK.average_bytes(4096)
+    assert len(data) < AVERAGE.encoded_bytes(4096)
 
 
 def test_a_block_with_another_number_of_places_is_refused() -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from peer.training.aggregate import Mean
-from peer.training.codecs.codec import EncodedUpdate, average_chunk
+from peer.training.codecs.codec import EncodedUpdate, average_codec
 from peer.training.codecs.two_bit import Int2
+from peer.training.reduce import average_chunk
 from protocol.errors import FormatError
 
 INT2 = Int2()
@@ -47,9 +48,9 @@ def test_two_sizes_that_are_all_there_is_come_back_exactly() -> None:
 
 def test_an_average_is_written_as_a_part_is() -> None:
     parts = [INT2.encode(torch.full((300,), value)) for value in (1.0, 4.0)]
-    average = average_chunk(INT2, Mean(), parts, [2, 1], 300)
-    assert len(average) == INT2.average_bytes(300) == 2 * 4 + 75
-    assert INT2.decode_average(average, 300).tolist() == [2.0] * 300
+    average = average_chunk("int2", Mean(), parts, [2, 1], 300)
+    assert len(average) == average_codec("int2").encoded_bytes(300) == 2 * 4 + 75
+    assert average_codec("int2").decode(average, 300).tolist() == [2.0] * 300
 
 
 def test_an_update_takes_two_bits_and_an_eighth_a_value() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,16 @@ import pytest
 
 from lab.processes import eventually
 from peer.disk.outbox import Outbox
-from peer.link import background as coordinator_link
-from peer.link.answers import Announcement
-from peer.link.background import INTERVAL_S, LONGEST_PAUSE_S, Certificate, CoordinatorLink
+from peer.link import background
+from peer.link.answers import Announcement, Enrollment
+from peer.link.background import INTERVAL_S, LONGEST_PAUSE_S, CoordinatorLink, Peer
+from peer.link.channel import CoordinatorBusy
+from peer.link.held_certificate import HeldCertificate
 from protocol.errors import CoordinatorAway, RefusedError
 from protocol.keys import PeerIdentity
 from protocol.parts import Failure
+from protocol.rpc import ReportAnswer
+from tests.kit.link import Nothing, Silent
 
 
 class Client:
@@ -31,18 +35,35 @@ class Client:
     def announce(self, certificate: str, **said: Any) -> Announcement:
         self.visits += 1
         self._answer()
-        return Announcement([], "", 0, False, "")
+        return Announcement((), "", 0, False, b"")
+
+    def enroll(self, identity: PeerIdentity) -> Enrollment:
+        """Who is refused asks for a new certificate at the next visit."""
+        return Enrollment("another token", time.time() + 10**6, (), False)
 
     def close(self) -> None: ...
 
 
-class Nothing:
-    """Neither receipts nor states."""
+class Full(Client):
+    """A coordinator that has no room for reports until it was given the rounds that its ledger lacks."""
 
-    def fetch(self, client: object, certificate: str) -> None: ...
+    def __init__(self) -> None:
+        super().__init__(lambda: None)
+        self.chains: list[list[bytes]] = []
+        self.reports: list[bytes] = []
 
-    def offered(self) -> dict[str, int]:
-        return {}
+    def announce(self, certificate: str, **said: Any) -> Announcement:
+        return super().announce(certificate, **said)._replace(round=3, want_chain=not self.chains)
+
+    def report(self, certificate: str, agreement: bytes) -> ReportAnswer:
+        if not self.chains:
+            raise CoordinatorBusy("no room")
+        self.reports.append(agreement)
+        return ReportAnswer(True, "")
+
+    def report_chain(self, certificate: str, agreements: Sequence[bytes]) -> ReportAnswer:
+        self.chains.append(list(agreements))
+        return ReportAnswer(True, "")
 
 
 class Clockwork(threading.Event):
@@ -61,30 +82,23 @@ class Clockwork(threading.Event):
         return self.is_set()
 
 
+class Knowing(Silent):
+    """A peer that knows some agreements."""
+
+    def __init__(self, known: list[bytes]) -> None:
+        self._known = known
+
+    def chain_since(self, round: int) -> list[bytes]:
+        assert round == 3, "the newest in the ledger"
+        return self._known
+
+
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., CoordinatorLink]:
-    def made(client: Client, **changes: Any) -> CoordinatorLink:
-        return CoordinatorLink(
-            client,  # type: ignore[arg-type]
-            PeerIdentity.generate(),
-            Certificate("a token", time.time() + 10**6),
-            Outbox(tmp_path / "outbox"),
-            Nothing(),  # type: ignore[arg-type]
-            on_certificate=lambda token: None,
-            on_addresses=changes.pop("on_addresses", lambda addresses: None),
-            on_run=lambda round, named: None,
-            wants_anchor=lambda: False,
-            on_anchor=lambda agreement: None,
-            on_alarm=lambda alarm: None,
-            on_twin=lambda twin: None,
-            on_finished=lambda: None,
-            on_receipts=lambda: None,
-            session=b"here",
-            on_clock=lambda offset_s: None,
-            position=lambda: (0, 0.0, []),
-            states=Nothing(),  # type: ignore[arg-type]
-            **changes,
-        )
+    def made(client: Client, peer: Peer | None = None, **options: Any) -> CoordinatorLink:
+        held = HeldCertificate(PeerIdentity.generate(), "a token", time.time() + 10**6)
+        outbox, nothing, here = Outbox(tmp_path / "outbox"), Nothing(), peer or Silent()
+        return CoordinatorLink(client, held, outbox, nothing, nothing, here, **options)  # type: ignore[arg-type]
 
     return made
 
@@ -102,20 +116,44 @@ def test_after_two_thousand_failed_visits_in_a_row_the_link_still_tries(
     make: Callable[..., CoordinatorLink], answer: Callable[[], None]
 ) -> None:
     client = Client(answer)
-    link = make(client)
-    link._renew = lambda: None  # type: ignore[method-assign]  # who is refused asks for a new certificate first
-    link._closing = closing = Clockwork(2000)
-    link._run()
+    closing = Clockwork(2000)
+    with make(client, closing=closing):
+        eventually(lambda: len(closing.waited) >= 2000)
     assert client.visits == 2000 and len(closing.waited) == 2000
     assert all(INTERVAL_S / 2 <= pause <= LONGEST_PAUSE_S for pause in closing.waited)
     assert min(closing.waited[10:]) >= LONGEST_PAUSE_S / 2
 
 
+def test_no_room_for_reports_keeps_nothing_else_waiting(
+    make: Callable[..., CoordinatorLink], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who cannot report is heard, and asked for what the ledger lacks; then there is room."""
+    monkeypatch.setattr(background, "INTERVAL_S", 0.01)
+    client, known = Full(), [b"round %d" % number for number in range(4, 10)]
+    Outbox(tmp_path / "outbox").put(9, b"round 9")
+    with make(client, Knowing(known)) as link:
+        assert link.settled.wait(10)
+    assert client.chains == [known] and client.reports == [b"round 9"]
+
+
+@pytest.mark.parametrize(
+    ("known", "sent"), [([b"1234", b"12345", b"12"], 2), ([b"1"] * 5, 3), ([b"12345678901"], 0), ([], 0)]
+)
+def test_a_chain_is_cut_to_what_one_call_may_hold(
+    make: Callable[..., CoordinatorLink], monkeypatch: pytest.MonkeyPatch, known: list[bytes], sent: int
+) -> None:
+    monkeypatch.setattr(background, "MAX_CHAIN_BYTES", 10)
+    monkeypatch.setattr(background, "MAX_CHAIN_ROUNDS", 3)
+    client = Full()
+    make(client, Knowing(known)).visit()
+    assert client.chains == ([known[:sent]] if sent else [])
+
+
 def test_a_commit_hurries_a_visit_only_while_the_coordinator_is_there(
     make: Callable[..., CoordinatorLink], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coordinator_link, "INTERVAL_S", 3600.0)
-    monkeypatch.setattr(coordinator_link, "LONGEST_PAUSE_S", 3600.0)
+    monkeypatch.setattr(background, "INTERVAL_S", 3600.0)
+    monkeypatch.setattr(background, "LONGEST_PAUSE_S", 3600.0)
     there = threading.Event()
     there.set()
     client = Client(lambda: None if there.is_set() else away())
@@ -135,16 +173,17 @@ def test_a_commit_hurries_a_visit_only_while_the_coordinator_is_there(
 def test_an_error_that_nobody_foresaw_does_not_end_the_link_and_is_told(
     make: Callable[..., CoordinatorLink], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(coordinator_link, "INTERVAL_S", 0.01)
+    monkeypatch.setattr(background, "INTERVAL_S", 0.01)
     told: list[Failure] = []
     planted = iter([KeyError("addresses"), ZeroDivisionError()])
 
-    def on_addresses(addresses: list[str]) -> None:
-        for error in planted:
-            raise error
+    class Mistaken(Silent):
+        def heard(self, answer: Announcement) -> None:
+            for error in planted:
+                raise error
 
     client = Client(lambda: None)
-    with make(client, on_addresses=on_addresses, on_failure=told.append):
+    with make(client, Mistaken(), on_failure=told.append):
         eventually(lambda: client.visits >= 5)
     assert [item.reason.partition(":")[0] for item in told] == ["KeyError", "ZeroDivisionError"]
     assert all(item.part == "coordinator-link" and not item.is_final for item in told)

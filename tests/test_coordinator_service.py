@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Iterator
@@ -16,16 +15,17 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from coordinator.host import Host
-from coordinator.service import TRANSFERS_EACH, CoordinatorService
+from coordinator.service import CoordinatorService
+from peer.link.answers import RunDescription
 from peer.link.channel import open_channel
-from peer.link.client import CoordinatorClient, RunDescription
+from peer.link.client import CoordinatorClient
 from peer.training.genesis import load_state
 from protocol import certificate, coordinator_pb2, coordinator_pb2_grpc
-from protocol.beginners import open_beginners
-from protocol.errors import CoordinatorAway, FormatError, InputError, RefusedError, SignatureError
+from protocol.epoch import open_word
+from protocol.errors import CoordinatorAway, FormatError, RefusedError, SignatureError
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity
-from protocol.rpc import MAX_ADDRESSES, MAX_MESSAGE_BYTES, PART_BYTES, SWARM_VERSION, enroll_message
+from protocol.rpc import MAX_ADDRESSES, MAX_MESSAGE_BYTES, SWARM_VERSION, enroll_message
 from tests.kit.builders import fixed_ed25519
 from tests.kit.coordinator import Member, Swarm, start_host, write_run
 
@@ -44,7 +44,7 @@ class Site:
         return self.swarm.members[0]
 
     def stub(self) -> coordinator_pb2_grpc.CoordinatorStub:
-        return self.client._connected()
+        return self.client.connection.stub()
 
     def membership_key(self) -> Ed25519PrivateKey:
         key = load_pem_private_key((self.host.folder / "membership.key").read_bytes(), password=None)
@@ -88,55 +88,6 @@ def test_invite_for_another_root_or_run_is_refused(site: Site) -> None:
         invite = site.host.invite.model_copy(update=changed)
         with CoordinatorClient(invite) as client, pytest.raises(SignatureError, match="invite"):
             client.get_run()
-
-
-def test_member_fetches_verified_genesis_and_data(site: Site, tmp_path: Path) -> None:
-    seen: list[tuple[str, int, int]] = []
-    files = site.client.fetch_run_files(
-        site.member.certificate,
-        tmp_path,
-        lambda name, done, total: seen.append((name, done, total)),
-    )
-    assert load_state(files.genesis / "model").digest == site.run.card.genesis
-    assert hashlib.sha256(files.data.read_bytes()).hexdigest() == site.run.card.spec.data.digest
-    assert files.base_model is None and not list(tmp_path.rglob("*.part"))
-    before = len(seen)
-    site.client.fetch_run_files(site.member.certificate, tmp_path, lambda name, done, total: seen.append((name, 0, 0)))
-    assert len(seen) == before, "what is whole is not fetched again"
-
-
-def test_broken_download_goes_on_where_it_stopped(site: Site, tmp_path: Path) -> None:
-    data = site.run.card.spec.data
-    source = site.host.folder.parent / "source" / "text.txt"
-    (tmp_path / "text.part").write_bytes(source.read_bytes()[:1000])
-    seen: list[int] = []
-    site.client.fetch_file(
-        site.member.certificate, data.digest, data.size_bytes, tmp_path / "text", lambda _, done, __: seen.append(done)
-    )
-    assert hashlib.sha256((tmp_path / "text").read_bytes()).hexdigest() == data.digest and min(seen) > 1000
-
-
-def test_leftover_of_other_bytes_is_thrown_away(site: Site, tmp_path: Path) -> None:
-    data = site.run.card.spec.data
-    (tmp_path / "text.part").write_bytes(b"x" * 500)
-    site.client.fetch_file(site.member.certificate, data.digest, data.size_bytes, tmp_path / "text")
-    assert hashlib.sha256((tmp_path / "text").read_bytes()).hexdigest() == data.digest
-
-
-def test_file_that_is_not_offered_cannot_be_fetched(site: Site, tmp_path: Path) -> None:
-    secret = hashlib.sha256((site.host.folder / "root.pem").read_bytes()).hexdigest()
-    for digest in (secret, "0" * 64, "../root.pem"):
-        with pytest.raises(InputError, match="no file with digest"):
-            site.client.fetch_file(site.member.certificate, digest, 10, tmp_path / "secret")
-
-
-def test_offset_beyond_the_end_is_refused(site: Site) -> None:
-    request = coordinator_pb2.FetchFileRequest(
-        certificate=site.member.certificate, sha256=site.run.card.spec.data.digest, offset=2**60
-    )
-    with pytest.raises(grpc.RpcError) as caught:
-        list(site.stub().FetchFile(request, timeout=60))
-    assert status_of(caught) == grpc.StatusCode.NOT_FOUND
 
 
 def test_wrong_admission_code_is_refused_with_a_hint(site: Site) -> None:
@@ -321,25 +272,6 @@ def wanted_of(site: Site, member: Member, state: str) -> str:
     return wanted
 
 
-def test_slow_reader_does_not_keep_others_out(site: Site) -> None:
-    """Two transfers of one member are the most; a third is put off, and other calls are answered."""
-    request = coordinator_pb2.FetchFileRequest(
-        certificate=site.member.certificate, sha256=site.run.card.spec.data.digest
-    )
-    assert site.run.card.spec.data.size_bytes < PART_BYTES
-    open_calls = [site.stub().FetchFile(request, timeout=60) for _ in range(8)]
-    assert site.client.status().name == "campfire"
-    codes = set()
-    for call in open_calls:
-        try:
-            list(call)
-            codes.add(grpc.StatusCode.OK)
-        except grpc.RpcError:
-            codes.add(call.code())
-    assert codes <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED} and grpc.StatusCode.OK in codes
-    assert len(open_calls) > TRANSFERS_EACH
-
-
 def test_member_of_an_older_potluck_is_told_in_one_line_what_to_do(site: Site) -> None:
     """It is let in, for how should it know; it is told where it would begin to take part."""
     for version in (0, SWARM_VERSION - 1):
@@ -354,8 +286,8 @@ def test_member_of_an_older_potluck_is_told_in_one_line_what_to_do(site: Site) -
 
 def test_newcomer_is_told_who_began_and_who_was_there_is_not_told_again(site: Site) -> None:
     word = site.client.announce(site.member.certificate, round=0).beginners
-    named = open_beginners(word, site.run.card.member_key, run=site.run.card.run)
-    assert named.peers == (site.swarm.members[0].peer_id,), "one was enough for min_peers, and came first"
+    named = open_word(word, site.run.card.member_key, run=site.run.card.run)
+    assert named.value.peers == (site.swarm.members[0].peer_id,), "one was enough for min_peers, and came first"
     while site.swarm.state.round < 1:
         assert site.client.report(site.member.certificate, site.swarm.round(seed=7).to_bytes()).accepted
     assert site.client.announce(site.swarm.members[1].certificate, round=0).beginners == word

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers.processors import TemplateProcessing
 
-from lab.training_fixtures import CHAT_TEMPLATE, make_config
-from peer.training.data import Dataset, Sequences, build_dataset, draw
+from lab.training_fixtures import CHAT_TEMPLATE
+from peer.training.data import Sequences, draw
 from peer.training.model import load_tokenizer
 from protocol.errors import InputError
+from tests.kit.data_fixtures import digest, load_by_config, rows, write_jsonl
 
 
 @pytest.fixture
@@ -23,23 +23,6 @@ def tokenizer(glass_dir: Path) -> Any:
     tokenizer = load_tokenizer(glass_dir)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
-
-
-def load(tokenizer: Any, path: Path, **data: Any) -> Dataset:
-    return build_dataset(make_config(path.parent, path, data=data).data, tokenizer, path)
-
-
-def write_jsonl(path: Path, records: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    return path
-
-
-def digest(split: Sequences) -> str:
-    return hashlib.sha256(split.tokens_ST.numpy().tobytes() + split.loss_ST.numpy().tobytes()).hexdigest()
-
-
-def rows(split: Sequences) -> list[list[int]]:
-    return [row[:length].tolist() for row, length in zip(split.tokens_ST, split.lengths, strict=True)]
 
 
 PEER = "12D3KooWGzxzKZYveHXtpG6AsrUJBcWxHBFS2HsEoGTxrMLvKXtf"
@@ -72,7 +55,7 @@ def test_other_peers_rounds_and_seeds_draw_otherwise_and_evenly() -> None:
 
 
 def test_text_becomes_blocks_that_together_are_the_text(tokenizer: Any, plays: Path) -> None:
-    dataset = load(tokenizer, plays, held_out=0.1, held_out_sequences=1000)
+    dataset = load_by_config(tokenizer, plays, held_out=0.1, held_out_sequences=1000)
     together = {tuple(row) for split in (dataset.train, dataset.held_out) for row in rows(split)}
     ids = tokenizer(plays.read_text(), add_special_tokens=False)["input_ids"]
     assert together == {tuple(ids[i : i + 32]) for i in range(0, len(ids), 32)}
@@ -81,7 +64,7 @@ def test_text_becomes_blocks_that_together_are_the_text(tokenizer: Any, plays: P
 
 
 def test_the_same_file_gives_the_same_sequences_and_a_stored_digest(tokenizer: Any, plays: Path) -> None:
-    first, again = load(tokenizer, plays), load(tokenizer, plays)
+    first, again = load_by_config(tokenizer, plays), load_by_config(tokenizer, plays)
     assert digest(first.train) == digest(again.train) and digest(first.held_out) == digest(again.held_out)
     assert digest(first.train)[:16] == "d95433ad3ea7b842"
 
@@ -90,7 +73,7 @@ def test_large_texts_are_tokenized_in_pieces_without_a_seam(tokenizer: Any, tmp_
     path = tmp_path / "long.txt"
     text = plays.read_text() * 3
     path.write_text(text)
-    dataset = load(tokenizer, path)
+    dataset = load_by_config(tokenizer, path)
     whole = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert sum(dataset.train.lengths) <= len(whole)
     blocks = {tuple(whole[i : i + 32]) for i in range(0, len(whole), 32)}
@@ -98,7 +81,10 @@ def test_large_texts_are_tokenized_in_pieces_without_a_seam(tokenizer: Any, tmp_
 
 
 def test_no_more_than_held_out_sequences_are_evaluated_and_none_is_trained_on(tokenizer: Any, plays: Path) -> None:
-    many, few = load(tokenizer, plays, held_out=0.4), load(tokenizer, plays, held_out=0.4, held_out_sequences=5)
+    many, few = (
+        load_by_config(tokenizer, plays, held_out=0.4),
+        load_by_config(tokenizer, plays, held_out=0.4, held_out_sequences=5),
+    )
     assert len(few.held_out) == 5 and digest(few.train) == digest(many.train)
     trained = {tuple(row) for row in rows(many.train)}
     assert not trained & {tuple(row) for row in rows(many.held_out)}
@@ -107,7 +93,9 @@ def test_no_more_than_held_out_sequences_are_evaluated_and_none_is_trained_on(to
 
 def test_copies_of_a_record_fall_on_one_side(tokenizer: Any, tmp_path: Path) -> None:
     records = [{"text": f"line {i % 40} of the play, with some words"} for i in range(400)]
-    dataset = load(tokenizer, write_jsonl(tmp_path / "d.jsonl", records), kind="jsonl", packing=False, held_out=0.3)
+    dataset = load_by_config(
+        tokenizer, write_jsonl(tmp_path / "d.jsonl", records), kind="jsonl", packing=False, held_out=0.3
+    )
     assert len(dataset.held_out) >= 20
     assert not {tuple(r) for r in rows(dataset.train)} & {tuple(r) for r in rows(dataset.held_out)}
 
@@ -115,7 +103,7 @@ def test_copies_of_a_record_fall_on_one_side(tokenizer: Any, tmp_path: Path) -> 
 def test_packed_records_follow_each_other_with_an_end_token_and_no_waste(tokenizer: Any, tmp_path: Path) -> None:
     texts = [f"record {i}: " + "to be or not to be " * (i % 5) for i in range(50)]
     path = write_jsonl(tmp_path / "d.jsonl", [{"body": text} for text in texts])
-    dataset = load(tokenizer, path, kind="jsonl", text_field="body", held_out=0.01)
+    dataset = load_by_config(tokenizer, path, kind="jsonl", text_field="body", held_out=0.01)
     stream = [token for row in rows(dataset.train) for token in row]
     assert all(length == 32 for length in dataset.train.lengths[:-1])
     decoded = tokenizer.decode(stream).split("<eos>")
@@ -127,7 +115,7 @@ def test_without_packing_each_record_begins_a_sequence_and_padding_carries_no_lo
 ) -> None:
     texts = ["a long one " * 20, "short one", "a shorter one", "another short one"]
     path = write_jsonl(tmp_path / "d.jsonl", [{"text": text} for text in texts])
-    dataset = load(tokenizer, path, kind="jsonl", packing=False, held_out=0.001)
+    dataset = load_by_config(tokenizer, path, kind="jsonl", packing=False, held_out=0.001)
     (row, *_) = [i for i, text in enumerate(rows(dataset.train)) if tokenizer.decode(text).startswith("another")]
     tokens_BT, labels_BT = dataset.train.batch([row])
     length = dataset.train.lengths[row]
@@ -158,7 +146,7 @@ def answers(tokenizer: Any, split: Sequences, row: int) -> str:
 
 def test_in_all_three_chat_shapes_only_the_answers_carry_loss(tokenizer: Any, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", CHATS * 2)
-    dataset = load(tokenizer, path, kind="chat", packing=False, held_out=0.001, sequence_length=128)
+    dataset = load_by_config(tokenizer, path, kind="chat", packing=False, held_out=0.001, sequence_length=128)
     found = {answers(tokenizer, dataset.train, row) for row in range(len(dataset.train))}
     found |= {answers(tokenizer, dataset.held_out, row) for row in range(len(dataset.held_out))}
     assert found == {" a friend<eos>\n thine<eos>\n", " a foe<eos>\n", " no one<eos>\n"}  # "▁a" is one token
@@ -172,7 +160,7 @@ def test_in_all_three_chat_shapes_only_the_answers_carry_loss(tokenizer: Any, tm
 def test_packed_chats_keep_their_masks(tokenizer: Any, tmp_path: Path) -> None:
     chats = [{"instruction": f"say {i}", "output": f"that is {i}"} for i in range(30)]
     path = write_jsonl(tmp_path / "d.jsonl", chats)
-    dataset = load(tokenizer, path, kind="chat", packing=True, held_out=1e-9, sequence_length=32)
+    dataset = load_by_config(tokenizer, path, kind="chat", packing=True, held_out=1e-9, sequence_length=32)
     kept = "".join(answers(tokenizer, dataset.train, row) for row in range(len(dataset.train)))
     assert kept.count("is") == 29 and kept.count("<eos>") == 29 and "say" not in kept and "[user]" not in kept
 
@@ -184,7 +172,7 @@ def test_turns_that_a_template_rewrites_carry_no_loss(tokenizer: Any, tmp_path: 
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
     path = write_jsonl(tmp_path / "d.jsonl", [CHATS[0], CHATS[2]])
-    dataset = load(tokenizer, path, kind="chat", packing=False, held_out=0.001, sequence_length=128)
+    dataset = load_by_config(tokenizer, path, kind="chat", packing=False, held_out=0.001, sequence_length=128)
     kept = {answers(tokenizer, split, 0) for split in (dataset.train, dataset.held_out)}
     assert kept == {" thine\n", " no one\n"}
 
@@ -209,21 +197,21 @@ def test_a_bad_chat_is_refused_by_its_line(tokenizer: Any, tmp_path: Path, bad: 
     path = tmp_path / "d.jsonl"
     path.write_text(json.dumps(CHATS[0]) + "\n\n" + bad + "\n")
     with pytest.raises(InputError) as caught:
-        load(tokenizer, path, kind="chat")
+        load_by_config(tokenizer, path, kind="chat")
     assert message in caught.value.message and "line 3" in caught.value.message
 
 
 def test_a_bad_text_record_is_refused_by_its_line(tokenizer: Any, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", [{"text": "fine"}, {"text": 3}])
     with pytest.raises(InputError, match=r"line 2: expected a string in 'text', got a number"):
-        load(tokenizer, path, kind="jsonl")
+        load_by_config(tokenizer, path, kind="jsonl")
 
 
 def test_bytes_that_are_not_utf8_are_refused_by_their_line(tokenizer: Any, tmp_path: Path) -> None:
     path = tmp_path / "d.txt"
     path.write_bytes(b"fine\n" * 9 + b"caf\xe9\n")
     with pytest.raises(InputError, match=r"line 10: not UTF-8"):
-        load(tokenizer, path)
+        load_by_config(tokenizer, path)
 
 
 def test_a_line_without_end_is_refused(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,144 +219,30 @@ def test_a_line_without_end_is_refused(tokenizer: Any, tmp_path: Path, monkeypat
     path = tmp_path / "d.txt"
     path.write_text("fine\n" + "x" * 101)
     with pytest.raises(InputError, match=r"line 2: expected at most 100 bytes"):
-        load(tokenizer, path)
+        load_by_config(tokenizer, path)
 
 
 def test_a_missing_file_and_too_little_data_are_refused(tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such data file"):
-        load(tokenizer, tmp_path / "none.txt")
+        load_by_config(tokenizer, tmp_path / "none.txt")
     for text in ("word", "one short line\n"):
         (tmp_path / "d.txt").write_text(text)
         with pytest.raises(InputError, match="too little data"):
-            load(tokenizer, tmp_path / "d.txt")
+            load_by_config(tokenizer, tmp_path / "d.txt")
 
 
 def test_a_tokenizer_without_what_the_kind_needs_is_refused(tokenizer: Any, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", CHATS)
     tokenizer.chat_template = None
     with pytest.raises(InputError, match="no chat template"):
-        load(tokenizer, path, kind="chat")
+        load_by_config(tokenizer, path, kind="chat")
     tokenizer.eos_token = None
     with pytest.raises(InputError, match="no end-of-sequence token"):
-        load(tokenizer, write_jsonl(path, [{"text": "a"}]), kind="jsonl")
+        load_by_config(tokenizer, write_jsonl(path, [{"text": "a"}]), kind="jsonl")
 
 
 def test_truncation_and_padding_in_a_tokenizer_file_change_nothing(tokenizer: Any, plays: Path) -> None:
-    expected = digest(load(tokenizer, plays).train)
+    expected = digest(load_by_config(tokenizer, plays).train)
     tokenizer.backend_tokenizer.enable_truncation(10)
     tokenizer.backend_tokenizer.enable_padding(length=50)
-    assert digest(load(tokenizer, plays).train) == expected
-
-
-# ---- rules of data ---------------------------------------------------------------------------------------------------
-
-PROVERBS = [f"When everyone brings wood, the fire burns high. {number}" for number in range(60)]
-OLD_RECORDS: dict[str, list[Any]] = {
-    "jsonl": [{"text": text, "meta": "x"} for text in (*PROVERBS, "", *PROVERBS[:3])],
-    "chat": [
-        *(
-            {"messages": [{"role": "user", "content": t}, {"role": "assistant", "content": "Yes", "weight": 0}]}
-            for t in PROVERBS
-        ),
-        *(
-            {
-                "conversations": [
-                    {"from": "gpt", "value": "So"},
-                    {"from": "human", "value": t},
-                    {"from": "gpt", "value": "A"},
-                ]
-            }
-            for t in PROVERBS[:9]
-        ),
-        *(
-            {"instruction": t, "input": "in", "output": "B", "system": "x", "history": [["a", "b"]]}
-            for t in PROVERBS[:9]
-        ),
-    ],
-    "few": [{"text": "a b c"}, {"text": "a b c"}, {"text": "d e f"}],
-}
-OLD_DIGESTS = {  # by the code of the time when no run had rules 2
-    "text": "3efb3d2c3cda0cdc3397295443ac80f8",
-    "jsonl": "e2cc018d6b5b82267d9b1e121a8d5263",
-    "chat": "2921748345f023440030b19f9774bb2a",
-    "few": "563c657657c08d9d5122e0e57e167c67",
-}
-
-
-@pytest.mark.parametrize("kind", OLD_DIGESTS)
-def test_a_run_that_began_by_rules_1_keeps_its_tokens_and_its_split(tokenizer: Any, tmp_path: Path, kind: str) -> None:
-    data: dict[str, Any] = {"held_out": 0.2, "rules": 1}
-    if kind == "text":
-        path = tmp_path / "d.txt"
-        path.write_text("\n".join(PROVERBS))
-    else:
-        path = write_jsonl(tmp_path / "d.jsonl", OLD_RECORDS[kind])
-        data |= {"kind": "chat" if kind == "chat" else "jsonl", "packing": kind == "jsonl"}
-    if kind == "few":
-        data |= {"held_out": 1e-9}
-    dataset = load(with_front(tokenizer), path, **data)
-    assert digest(dataset.train)[:16] + digest(dataset.held_out)[:16] == OLD_DIGESTS[kind]
-
-
-def with_front(tokenizer: Any) -> Any:
-    """The tokenizer, putting its beginning-of-sequence token in front of a text."""
-    special = [("<bos>", tokenizer.bos_token_id)]
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=special)
-    return tokenizer
-
-
-def test_a_text_and_each_jsonl_record_begin_as_the_tokenizer_wants_it_and_that_is_not_predicted(
-    tokenizer: Any, tmp_path: Path
-) -> None:
-    with_front(tokenizer)
-    (tmp_path / "d.txt").write_text("\n".join(PROVERBS))
-    text = load(tokenizer, tmp_path / "d.txt", held_out=0.1)
-    both = [row for split in (text.train, text.held_out) for row in rows(split)]
-    assert sum(row.count(tokenizer.bos_token_id) for row in both) == 1
-    assert any(row[0] == tokenizer.bos_token_id for row in both)
-    path = write_jsonl(tmp_path / "d.jsonl", [{"text": text} for text in PROVERBS])
-    for packing in (True, False):
-        dataset = load(tokenizer, path, kind="jsonl", held_out=0.1, packing=packing)
-        stream = [token for row in rows(dataset.train) + rows(dataset.held_out) for token in row]
-        pairs = [token for token in stream if token in (tokenizer.bos_token_id, tokenizer.eos_token_id)]
-        assert pairs == [tokenizer.bos_token_id, tokenizer.eos_token_id] * len(PROVERBS)
-        is_front = dataset.train.tokens_ST == tokenizer.bos_token_id
-        assert is_front.any() and not (dataset.train.loss_ST & is_front).any()
-
-
-@pytest.mark.parametrize("back", ["", "<eos>"])
-def test_beginnings_and_ends_that_a_record_was_written_with_are_not_doubled(
-    tokenizer: Any, tmp_path: Path, back: str
-) -> None:
-    special = [("<bos>", tokenizer.bos_token_id), ("<eos>", tokenizer.eos_token_id)]
-    single = f"<bos> $A {back}".strip()
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=special)
-    marks = tokenizer.bos_token + "{}" + tokenizer.eos_token
-    path = write_jsonl(
-        tmp_path / "d.jsonl", [{"text": text.format(i)} for i in range(20) for text in (marks, "{} plain")]
-    )
-    dataset = load(tokenizer, path, kind="jsonl", packing=False, held_out=0.1)
-    for row in rows(dataset.train) + rows(dataset.held_out):
-        assert [i for i, token in enumerate(row) if token == tokenizer.bos_token_id] == [0]
-        assert [i for i, token in enumerate(row) if token == tokenizer.eos_token_id] == [len(row) - 1]
-
-
-def test_a_tokenizer_that_puts_nothing_in_front_gets_nothing_in_front(tokenizer: Any, tmp_path: Path) -> None:
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
-    path = write_jsonl(tmp_path / "d.jsonl", [{"text": text} for text in PROVERBS])
-    dataset = load(tokenizer, path, kind="jsonl", held_out=0.1)
-    assert all(tokenizer.bos_token_id not in row for row in rows(dataset.train))
-
-
-def test_what_is_left_out_cut_or_unknown_is_told(tokenizer: Any, tmp_path: Path) -> None:
-    ask = {"role": "user", "content": "a long question " * 30}
-    chats = [{"messages": [ask, {"role": "assistant", "content": f"A {i}"}]} for i in range(9)]
-    notes = load(tokenizer, write_jsonl(tmp_path / "d.jsonl", chats), kind="chat", packing=False).notes()
-    assert any("cut: 9" in note for note in notes) and any("without anything to learn" in note for note in notes)
-    texts = [{"text": text} for text in ("", "  ", *PROVERBS)]
-    notes = load(tokenizer, write_jsonl(tmp_path / "d.jsonl", texts), kind="jsonl", held_out=0.1).notes()
-    assert any("empty text, which are left out: 2" in note for note in notes)
-    notes = load(tokenizer, write_jsonl(tmp_path / "d.jsonl", texts), kind="text", held_out=0.1).notes()
-    assert any("looks like JSONL" in note for note in notes)
-    everything = write_jsonl(tmp_path / "d.jsonl", [{"text": f"{number} of a different kind"} for number in range(60)])
-    assert load(tokenizer, everything, kind="jsonl", held_out=0.1).notes() == []
+    assert digest(load_by_config(tokenizer, plays).train) == expected

@@ -17,12 +17,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from coordinator.launch import open_run
+from coordinator.run_config import RunConfig
 from coordinator.run_folder import RunFolder
 from lab.training_fixtures import CHAT_TEMPLATE, make_config, write_tiny_llama
 from peer.training.data import check_data, load_dataset
 from peer.training.model import load_tokenizer
 from protocol.errors import InputError
-from protocol.run_spec import RunConfig
 from tests.kit.data_fixtures import byte_tokenizer, load, texts
 
 LINES = b"When everyone brings wood, the fire burns high.\n" * 40
@@ -232,12 +232,12 @@ def test_a_host_reads_what_its_members_read_says_what_is_not_used_and_keeps_the_
     config = config.model_copy(update={"data": config.data.model_copy(update={"template_date": "2024-02-29"})})
     run = open_run(path, config, RunFolder(tmp_path / "run"), told.append)
     assert f"{tmp_path / 'data'}: fields that are not used: id" in told
-    tokenizer = load_tokenizer(run.genesis / "model")
-    members, host = load_dataset(run.card.spec, tokenizer, tmp_path / "data"), run.evaluator._dataset
-    assert host is not None and torch.equal(host.train.tokens_ST, members.train.tokens_ST)
+    tokenizer = load_tokenizer(run.folder.genesis / "model")
+    members, host = load_dataset(run.card.spec, tokenizer, tmp_path / "data"), run.evaluator.dataset
+    assert torch.equal(host.train.tokens_ST, members.train.tokens_ST)
     assert torch.equal(host.held_out.tokens_ST, members.held_out.tokens_ST)
     assert "29 Feb 2024 [user]" in "".join(texts(tokenizer, members.train))
-    run.ledger.engine.dispose()
+    run.close()
     again = open_run(path, RunConfig.load(path), RunFolder(tmp_path / "run"))
-    assert again.card.run == run.card.run and again.config.data.template_date == "2024-02-29"
-    again.ledger.engine.dispose()
+    assert again.card.run == run.card.run and again.card.spec.data.template_date == "2024-02-29"
+    again.close()

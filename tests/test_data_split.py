@@ -145,8 +145,7 @@ def sequences(tokenizer: Any, rows: list[str], length: int = 512) -> Sequences:
 
 
 @pytest.mark.parametrize("chunk", [1, 700, 1 << 18])
-def test_windows_find_what_a_search_finds_wherever_the_chunks_end(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(repeats, "_CHUNK_TOKENS", chunk)
+def test_windows_find_what_a_search_finds_wherever_the_chunks_end(chunk: int) -> None:
     tokenizer, chance = byte_tokenizer(), random.Random(3)
     train = [document(seed, 60) for seed in range(20)]
     held_out = [document(1000 + seed, 30) for seed in range(30)]
@@ -157,7 +156,7 @@ def test_windows_find_what_a_search_finds_wherever_the_chunks_end(monkeypatch: p
     held_out[1] += train[6][-50:] + train[7][:50]  # over the end of a sequence
     whole = b"".join(normal_form(text) for text in train)
     expected = [any(text[i : i + 64] in whole for i in range(len(text) - 63)) for text in map(normal_form, held_out)]
-    found = repeated(sequences(tokenizer, held_out), sequences(tokenizer, train), tokenizer)
+    found = repeated(sequences(tokenizer, held_out), sequences(tokenizer, train), tokenizer, chunk_tokens=chunk)
     assert found.tolist() == expected and 3 < sum(expected) < 15
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.run_config import RunConfig
 from lab import REPOSITORY
 from lab.training_fixtures import CHAT_TEMPLATE
 from peer.training.data import build_dataset
 from peer.training.genesis import count_parameters
 from peer.training.model import load_tokenizer
-from protocol.run_spec import RunConfig
 
 EXAMPLES = REPOSITORY / "examples"
 

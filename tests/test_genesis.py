@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from peer.training.genesis import count_parameters, prepare_model
+from coordinator.model_source import prepare_model
+from coordinator.run_config import ModelSource
+from peer.training.genesis import count_parameters
 from peer.training.model import load_causal_lm
 from peer.training.model_check import outline
 from protocol.errors import InputError, NetworkError
 from protocol.files import list_files
-from protocol.run_spec import Method, ModelSource
+from protocol.run_spec import Method
 from tests.kit.builders import build_run
 from tests.kit.hub_server import Hub, serve
 

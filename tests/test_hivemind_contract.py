@@ -19,7 +19,7 @@ from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.timed_storage import ValueWithExpiration
 
-from peer.net.node import Node
+from peer.net.node import Node, open_stream
 from tests import swarm_kit
 from tests.swarm_kit import World, run, until
 
@@ -95,17 +95,10 @@ def test_a_stream_carries_bytes_both_ways_and_names_the_caller(tmp_path: Path) -
             assert await asyncio.wait_for(reader.read(), 60) == b"hello"
             writer.close()
             with pytest.raises(P2PDaemonError):
-                await _no_leak(client, server.peer_id, "potluck/nobody-serves-this")
+                await open_stream(client, server.peer_id, "potluck/nobody-serves-this")
 
     run(main())
     assert callers == [world.identity(1).peer_id]
-
-
-async def _no_leak(client: P2P, peer: PeerID, name: str) -> None:
-    """As `Node._open_stream`: hivemind's own call leaves its connection to p2pd open when it fails."""
-    node = Node.__new__(Node)
-    node._p2p = client
-    await node._open_stream(peer, name)
 
 
 def test_the_daemon_connector_is_where_we_open_streams_through(tmp_path: Path) -> None:

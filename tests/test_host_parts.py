@@ -12,10 +12,10 @@ import pytest
 from coordinator import host as host_module
 from coordinator.host import Host
 from coordinator.host_screen import HostScreen
-from coordinator.publisher import Publisher
 from coordinator.reports import Reports
-from coordinator.server import Server
+from coordinator.uploads import Wanted
 from lab.processes import eventually
+from protocol.backoff import Backoff
 from protocol.errors import PartFailed
 from protocol.parts import MOST_FAILURES
 from tests.kit.coordinator import start_host, write_run
@@ -42,12 +42,18 @@ def fails(times: int) -> Any:
     """A method that fails so often, and then does nothing."""
     left = [times]
 
-    def method(self: object) -> None:
+    def method(*_: object) -> None:
         left[0] -= 1
         if left[0] >= 0:
             raise LookupError("planted")
 
     return method
+
+
+def hurried(self: Backoff) -> float:
+    """A pause that is next to none, however often it failed."""
+    self.failures += 1
+    return 0.01
 
 
 def open_host(tmp_path: Path) -> Host:
@@ -69,7 +75,7 @@ def test_a_ticker_that_fails_is_started_again_and_the_status_says_so(
         host.stop()
 
 
-@pytest.mark.parametrize(("owner", "name", "part"), [(Reports, "settle", "ticker"), (Publisher, "_look", "publisher")])
+@pytest.mark.parametrize(("owner", "name", "part"), [(Reports, "settle", "ticker"), (Wanted, "want", "publisher")])
 def test_a_host_whose_ticker_or_publisher_keeps_failing_ends_with_an_error(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -79,7 +85,7 @@ def test_a_host_whose_ticker_or_publisher_keeps_failing_ends_with_an_error(
     name: str,
     part: str,
 ) -> None:
-    monkeypatch.setattr("protocol.backoff._MOST_DOUBLINGS", 0)
+    monkeypatch.setattr(Backoff, "failed", hurried)
     monkeypatch.setattr(owner, name, fails(10**6))
     host = open_host(tmp_path)
     try:
@@ -102,11 +108,20 @@ def test_the_command_ends_with_an_exit_code_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_host_whose_server_has_ended_says_so_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def ends(self: Server) -> None:
-        self._opened.set_result(4700)
-        raise LookupError("planted")
+    class Ends:
+        """A gRPC server that opens, and then fails."""
 
-    monkeypatch.setattr(Server, "_serve", ends)
+        def add_generic_rpc_handlers(self, handlers: object) -> None: ...
+
+        def add_secure_port(self, address: str, credentials: object) -> int:
+            return 4700
+
+        async def start(self) -> None: ...
+
+        async def wait_for_termination(self) -> None:
+            raise LookupError("planted")
+
+    monkeypatch.setattr("grpc.aio.server", lambda **_: Ends())
     host = open_host(tmp_path)
     try:
         with pytest.raises(PartFailed, match="server, has stopped: LookupError: planted"):

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from peer.disk.kept_states import AVERAGE, MOST_REPLAYED, WHOLE, KeptStates
-from peer.disk.run_folder import RunFolder
+from peer.disk.peer_folder import PeerFolder
 from peer.sync.averages import Average
 from peer.sync.shelf import Head
 from peer.training.aggregate import Mean
-from peer.training.codecs.codec import CHUNK_VALUES, average_chunk, chunk_sizes, codec
+from peer.training.codecs.codec import CHUNK_VALUES, chunk_sizes, codec
+from peer.training.reduce import average_chunk
 from peer.training.state import SharedState
 from protocol.errors import InputError
 from protocol.succession import Last
@@ -31,7 +32,7 @@ class Run:
         self.world = World(folder, values=VALUES, wire=wire, fragments=fragments)
         member = Member(self.world.identity(0), self.world.certificate(0))
         self.swarm = Swarm(self.world.card.spec, [member], self.world.genesis)
-        self.folder = RunFolder(folder / "home", self.world.card.run)
+        self.folder = PeerFolder(folder / "home", self.world.card.run)
         self.states = self.opened()
         self.head = self.states.resume()
         self.all = [self.world.genesis.digest]
@@ -47,7 +48,7 @@ class Run:
         values = torch.randn(spec.sync.fragment_values(base.round + 1, VALUES), generator=draw)
         coder, sizes = codec(name), chunk_sizes(len(values), CHUNK_VALUES)
         sent = [coder.encode(part) for part in values.split(CHUNK_VALUES)]
-        chunks = tuple(average_chunk(coder, Mean(), [part], [1], size) for part, size in zip(sent, sizes, strict=True))
+        chunks = tuple(average_chunk(name, Mean(), [part], [1], size) for part, size in zip(sent, sizes, strict=True))
         average = Average(name, len(values), chunks)
         state = average.applied_to(spec, base.state)
         self.swarm.state, self.swarm.last = base.state, Last(base.round, base.digest, base.weights)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.store import open_store
+from coordinator.store.database import Store, StoreError
 from protocol import merkle, note
 from protocol.errors import InputError
 from protocol.keys import RootKey
@@ -43,8 +43,8 @@ def test_every_entry_is_proven_under_the_signed_head(office: Office) -> None:
 
 
 def test_heads_extend_each_other(office: Office) -> None:
-    with office.ledger.reading() as session:
-        notes = session.connection().exec_driver_sql("SELECT note FROM heads ORDER BY size").scalars().all()
+    with office.store.reading() as tables:
+        notes = list(tables.log.heads())
     heads = [note.open_head(text, office.card.ledger_key) for text in notes]
     assert [head.size for head in heads] == [1, 4, 7, 10]
     tree = merkle.Tree(merkle.leaf_hash(office.ledger.entry(index)) for index in range(office.ledger.size))
@@ -103,11 +103,18 @@ def test_changed_leaf_is_located_between_two_heads(office: Office) -> None:
         office.open()
 
 
+def test_whoever_only_reads_cannot_write(office: Office) -> None:
+    with pytest.raises(StoreError, match="readonly"), office.store.reading() as tables:
+        tables.members.renew("a stranger", 0.0)
+    with office.store.reading() as tables:
+        assert tables.members.renewed("a stranger") is None
+
+
 def test_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     path.write_bytes(b"this is not SQLite at all" * 100)
     with pytest.raises(InputError, match="not a database"):
-        open_store(path)
+        Store(path)
 
 
 def test_ledger_of_another_root_key_is_refused(office: Office, tmp_path: Path) -> None:

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-from coordinator.base_model import copy_model
+from coordinator.model_source import prepare_model
+from coordinator.run_config import ModelSource
 from lab.training_fixtures import CHAT_TEMPLATE, make_genesis, make_spec, write_tiny_gpt2, write_tiny_llama
 from peer.training.data import Dataset, Sequences
-from peer.training.genesis import build_genesis, count_parameters, prepare_model
-from peer.training.model import load_causal_lm, load_tokenizer, load_trainable
+from peer.training.genesis import build_genesis
+from peer.training.model import load_tokenizer, load_trainable
 from peer.training.model_check import _check_tokenizer, check_model, check_plan
 from protocol.errors import InputError
-from protocol.invite import Invite
-from protocol.run_spec import DataSource, Method, ModelSource
+from protocol.run_spec import Method
+from tests.kit.base_models import FULL, LORA, change_weights, configure, data, refused
 from tests.kit.hub_server import Hub, serve
 
-FULL, LORA = Method(), Method(kind="lora", rank=2, targets=("q_proj", "v_proj"))
 SIZES = {
     "vocab_size": 1024,
     "hidden_size": 32,
@@ -35,10 +31,6 @@ SIZES = {
     "num_attention_heads": 2,
     "intermediate_size": 64,
 }
-
-
-def data(kind: str = "text", length: int = 64) -> DataSource:
-    return DataSource(path="data", license="MIT", kind=kind, sequence_length=length)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -51,33 +43,6 @@ def made(tmp_path_factory: pytest.TempPathFactory, glass_dir: Path) -> Path:
 def base(made: Path, tmp_path: Path) -> Path:
     """A copy to spoil."""
     return Path(shutil.copytree(made, tmp_path / "base"))
-
-
-def configure(folder: Path, **values: Any) -> Path:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-    return folder
-
-
-def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
-def shard(folder: Path) -> Path:
-    """The same model in several files."""
-    whole = folder / "model.safetensors"
-    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="100KB")
-    whole.unlink(missing_ok=True)
-    return folder
-
-
-def refused(folder: Path, method: Method = FULL, wanted: DataSource | None = None) -> InputError:
-    with pytest.raises(InputError) as caught:
-        check_model(folder, method, wanted or data())
-    assert "\n" not in caught.value.message and caught.value.hint, "one line, and what to do"
-    return caught.value
 
 
 def test_a_sound_model_is_described_in_one_line(base: Path) -> None:
@@ -96,123 +61,6 @@ def test_what_is_counted_is_what_is_trained(tied_twice: bool, base: Path, plays:
     spec = make_spec(base, plays)
     state = make_genesis(spec, base, tmp_path / "genesis")
     assert spec.model.parameters == spec.model.trainable == state.parameters.numel() == 86_176 - tied_twice * 32 * 1024
-
-
-# ---- the files -------------------------------------------------------------------------------------------------------
-
-
-def _adapter(folder: Path) -> None:
-    """As trainers leave one beside its base."""
-    config = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "base_model_name_or_path": str(folder)}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    save_file({"base_model.model.lora_A.weight": torch.zeros(2, 32)}, folder / "adapter_model.safetensors")
-
-
-def _adapter_alone(folder: Path) -> None:
-    _adapter(folder)
-    (folder / "config.json").unlink()
-    (folder / "model.safetensors").unlink()
-
-
-def _into_cache(folder: Path) -> None:
-    inside = folder / "snapshots" / ("a" * 40)
-    inside.mkdir(parents=True)
-    for path in folder.glob("*.*"):
-        path.rename(inside / path.name)
-
-
-def _lost_shard(folder: Path) -> None:
-    (shard(folder) / "model-00002-of-00003.safetensors").unlink()
-
-
-def _lost_index(folder: Path) -> None:
-    (shard(folder) / "model.safetensors.index.json").unlink()
-
-
-def _index(folder: Path, change: Callable[[dict[str, str]], None]) -> None:
-    path = shard(folder) / "model.safetensors.index.json"
-    value = json.loads(path.read_text())
-    change(value["weight_map"])
-    path.write_text(json.dumps(value))
-
-
-def _link(name: str, to: str) -> Callable[[Path], None]:
-    def make(folder: Path) -> None:
-        (folder / name).unlink()
-        (folder / name).symlink_to(to)
-
-    return make
-
-
-def _rename(to: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / "model.safetensors").rename(folder / to) and None
-
-
-SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "adapter beside": (_adapter, r"holds an adapter \(adapter_config.json\) beside a whole model"),
-    "adapter alone": (_adapter_alone, r"an adapter .*not a whole model"),
-    "lost shard": (_lost_shard, r"names 1 of 3 files that are not there, model-00002-of-00003.safetensors among"),
-    "lost index": (_lost_index, r"3 weight files, .* and no model.safetensors.index.json"),
-    "index of no tensor": (
-        lambda folder: _index(folder, lambda names: names.update({"more.weight": min(names.values())})),
-        r"lacks the tensor more.weight, which model.safetensors.index.json says it holds",
-    ),
-    "index of a far file": (
-        lambda folder: _index(folder, lambda names: names.update({"more.weight": "../x.safetensors"})),
-        r"index.json: names other files than safetensors beside it",
-    ),
-    "index of nonsense": (
-        lambda folder: (shard(folder) / "model.safetensors.index.json").write_text("[]"),
-        r"not an index of weight files",
-    ),
-    "other name": (_rename("weights.safetensors"), r"in model.safetensors, got weights.safetensors"),
-    "pickle": (_rename("pytorch_model.bin"), r"a pickle, which can run code"),
-    "other format": (_rename("model-q4.gguf"), r"only model-q4.gguf, a format that is not for training"),
-    "no configuration": (lambda folder: (folder / "config.json").unlink(), r"no config.json"),
-    "hub cache": (_into_cache, r"a hub's cache, not a model folder"),
-    "no tokenizer": (
-        lambda folder: (folder / "tokenizer.json").unlink(),
-        r"not a tokenizer that transformers can load",
-    ),
-    "link to nothing": (_link("tokenizer.json", "nowhere"), r"tokenizer.json: a link to a file that is not there"),
-    "weights linked to nothing": (_link("model.safetensors", "../blobs/0"), r"a link to a file that is not there"),
-    "pointer": (
-        lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid 0\n"),
-        r"model.safetensors: a Git LFS pointer",
-    ),
-    "cut short": (lambda folder: os.truncate(folder / "model.safetensors", 5000), r"model.safetensors: damaged"),
-}
-
-
-@pytest.mark.parametrize("how", SPOILED)
-def test_a_folder_that_is_no_sound_model_is_refused_by_name(how: str, base: Path) -> None:
-    spoil, told = SPOILED[how]
-    spoil(base)
-    assert re.search(told, refused(base).message)
-
-
-@pytest.mark.parametrize("how", ["adapter beside", "adapter alone", "lost shard", "pointer"])
-def test_a_volunteer_is_told_the_same_of_such_a_folder(how: str, base: Path) -> None:
-    spoil, told = SPOILED[how]
-    spoil(base)
-    with pytest.raises(InputError, match=told):
-        load_causal_lm(base)
-
-
-def test_shards_and_links_make_the_same_model(base: Path, made: Path, tmp_path: Path) -> None:
-    linked = tmp_path / "linked"
-    linked.mkdir()
-    for path in shard(base).iterdir():
-        (linked / path.name).symlink_to(path)
-    assert str(check_model(linked, FULL, data())) == str(check_model(made, FULL, data()))
-    assert count_parameters(FULL, linked) == count_parameters(FULL, made)
-
-
-def test_weights_that_no_loader_takes_are_named_and_not_copied(base: Path, tmp_path: Path) -> None:
-    shutil.copy(base / "model.safetensors", base / "consolidated.safetensors")
-    assert str(check_model(base, FULL, data())).endswith("left out: consolidated.safetensors")
-    copy_model(base, tmp_path / "copy")
-    assert [path.name for path in (tmp_path / "copy").glob("*.safetensors")] == ["model.safetensors"]
 
 
 # ---- configuration and weights ---------------------------------------------------------------------------------------
@@ -387,9 +235,9 @@ def test_a_token_that_was_added_beyond_the_embeddings_is_refused_once_the_data_n
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # hivemind's way to find p2pd
 def test_a_volunteer_is_told_of_such_data_before_it_trains(base: Path, tmp_path: Path) -> None:
+    from peer.participation import PeerConfig
     from peer.screen.json_lines import JsonScreen
-    from peer.volunteer import PeerConfig, Volunteer
-    from protocol.leaving import Leaving
+    from peer.volunteer import load_work
 
     tokenizer = load_tokenizer(base)
     tokenizer.add_tokens(["<more>"])
@@ -398,11 +246,9 @@ def test_a_volunteer_is_told_of_such_data_before_it_trains(base: Path, tmp_path:
     spec = make_spec(base, tmp_path / "text.txt")
     make_genesis(spec, base, tmp_path / "genesis" / "model")
     files = SimpleNamespace(genesis=tmp_path / "genesis", base_model=None, data=tmp_path / "text.txt")
-    invite = Invite(addresses=("127.0.0.1:1",), run="a" * 64, tls="b" * 64, root="c" * 64)
-    volunteer = Volunteer(invite, PeerConfig(tmp_path), JsonScreen(), Leaving(lambda: None))
-    admission: Any = SimpleNamespace(card=SimpleNamespace(spec=spec), files=files)
+    admitted: Any = SimpleNamespace(card=SimpleNamespace(spec=spec), files=files)
     with pytest.raises(InputError, match=r"token 1024 \(<more>\), the model has 1024 rows of embeddings"):
-        volunteer._prepare(admission, tmp_path / "sizes.json")
+        load_work(admitted, "me", PeerConfig(tmp_path), JsonScreen(), tmp_path / "sizes.json")
 
 
 def test_a_sequence_beyond_learned_positions_is_an_error_and_no_crash(

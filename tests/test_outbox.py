@@ -15,12 +15,7 @@ import pytest
 
 from peer.disk.outbox import Outbox
 from protocol.errors import CoordinatorAway, FormatError, InputError
-
-
-@dataclass
-class Answer:
-    accepted: bool
-    reason: str = ""
+from protocol.rpc import ReportAnswer
 
 
 @dataclass
@@ -31,11 +26,11 @@ class Desk:
     refuse: set[bytes] = field(default_factory=set)
     heard: list[bytes] = field(default_factory=list)
 
-    def report(self, certificate: str, agreement: bytes) -> Answer:
+    def report(self, certificate: str, agreement: bytes) -> ReportAnswer:
         if len(self.heard) >= self.away_after:
             raise CoordinatorAway("gone")
         self.heard.append(agreement)
-        return Answer(agreement not in self.refuse, "no such round" if agreement in self.refuse else "")
+        return ReportAnswer(agreement not in self.refuse, "no such round" if agreement in self.refuse else "")
 
 
 def names(folder: Path) -> list[str]:

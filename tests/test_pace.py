@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peer.net.pace import LEAST_SILENCE_S, SHARE_CAP, Limits, Pace, shares
+from peer.net.pace import LEAST_SILENCE_S, Limits, Pace
+from peer.round.shares import SHARE_CAP, shares
 
 
 def upload_s(share: float, members: int, rate: float) -> float:

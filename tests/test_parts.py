@@ -14,7 +14,7 @@ from lab.processes import eventually
 from protocol import parts
 from protocol.backoff import Backoff
 from protocol.errors import PartFailed
-from protocol.parts import MOST_FAILURES, Failure, Job, Part, keep
+from protocol.parts import MOST_FAILURES, Failure, Job, SupervisedThread, keep
 
 
 def at_once() -> Backoff:
@@ -52,7 +52,7 @@ def test_ten_thousand_failures_in_a_row_are_paused_after_within_bounds() -> None
 def test_a_part_that_fails_is_logged_told_and_started_again(caplog: pytest.LogCaptureFixture) -> None:
     told: list[Failure] = []
     closing = threading.Event()
-    part = Part("ticker", breaks(3, closing, ValueError("no such row")), closing, told.append, at_once())
+    part = SupervisedThread("ticker", breaks(3, closing, ValueError("no such row")), closing, told.append, at_once())
     part.start()
     eventually(lambda: len(told) == 3)
     part.check()
@@ -69,7 +69,7 @@ def test_a_part_that_fails_is_logged_told_and_started_again(caplog: pytest.LogCa
 def test_a_vital_part_that_stays_ended_ends_whoever_has_it(backoff: Backoff | None) -> None:
     told: list[Failure] = []
     closing = threading.Event()
-    part = Part("clock", breaks(10**6, closing, KeyError("x")), closing, told.append, backoff)
+    part = SupervisedThread("clock", breaks(10**6, closing, KeyError("x")), closing, told.append, backoff)
     part.start()
     assert part.join(10)
     assert told[-1].is_final and len(told) == (MOST_FAILURES if backoff else 1)
@@ -81,7 +81,7 @@ def test_a_vital_part_that_stays_ended_ends_whoever_has_it(backoff: Backoff | No
 def test_a_part_that_is_not_vital_is_started_again_however_often_it_fails() -> None:
     told: list[Failure] = []
     closing = threading.Event()
-    part = Part("link", breaks(2000, closing, KeyError("x")), closing, told.append, at_once(), vital=False)
+    part = SupervisedThread("link", breaks(2000, closing, KeyError("x")), closing, told.append, at_once(), vital=False)
     part.start()
     eventually(lambda: len(told) == 2000)
     part.check()
@@ -92,11 +92,11 @@ def test_a_part_that_is_not_vital_is_started_again_however_often_it_fails() -> N
 def test_a_part_that_just_returns_has_failed_unless_it_was_asked_to() -> None:
     told: list[Failure] = []
     closing = threading.Event()
-    part = Part("ticker", lambda: None, closing, told.append)
+    part = SupervisedThread("ticker", lambda: None, closing, told.append)
     part.start()
     assert part.join(10) and told[0].is_final and "returned" in told[0].reason
     closing.set()
-    quiet = Part("ticker", closing.wait, closing, told.append)
+    quiet = SupervisedThread("ticker", closing.wait, closing, told.append)
     quiet.start()
     assert quiet.join(10) and len(told) == 1
 
@@ -106,7 +106,9 @@ def test_what_is_no_exception_is_told_and_goes_on_its_way(monkeypatch: pytest.Mo
     told: list[Failure] = []
     passed: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", passed.append)
-    part = Part("ticker", breaks(1, threading.Event(), KeyboardInterrupt()), threading.Event(), told.append, at_once())
+    part = SupervisedThread(
+        "ticker", breaks(1, threading.Event(), KeyboardInterrupt()), threading.Event(), told.append, at_once()
+    )
     part.start()
     assert part.join(10) and told[0].is_final
     assert passed[0].exc_type is KeyboardInterrupt, "it was not swallowed"
@@ -125,7 +127,7 @@ def test_a_screen_that_is_gone_does_not_keep_a_part_from_its_restart() -> None:
     def told(failure: Failure) -> None:
         raise BrokenPipeError
 
-    part = Part("link", work, closing, told, at_once())
+    part = SupervisedThread("link", work, closing, told, at_once())
     part.start()
     assert again.wait(10)
     closing.set()
@@ -176,7 +178,9 @@ def test_a_part_that_ran_well_for_a_while_has_its_failures_forgiven(monkeypatch:
     monkeypatch.setattr(parts, "WELL_S", 0.0)
     told: list[Failure] = []
     closing = threading.Event()
-    part = Part("ticker", breaks(3 * MOST_FAILURES, closing, ValueError("x")), closing, told.append, at_once())
+    part = SupervisedThread(
+        "ticker", breaks(3 * MOST_FAILURES, closing, ValueError("x")), closing, told.append, at_once()
+    )
     part.start()
     eventually(lambda: len(told) == 3 * MOST_FAILURES)
     part.check()

@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 import potluck
 from coordinator import publisher
-from coordinator.checkpoints import Checkpoints
 from coordinator.host_screen import HostScreen, run_view
 from peer.training.genesis import load_state
 from peer.training.state import SharedState
@@ -199,7 +198,7 @@ def test_kill_while_publishing_is_made_good_by_the_next_start(
         if point == "before the ledger":
             monkeypatch.setattr(checkpoint, "entry", kill)
         else:
-            monkeypatch.setattr(Checkpoints, "_finish", kill)
+            monkeypatch.setattr(checkpoint, "write_log_proof", kill)
 
     swarm = None
     if when == "genesis":
@@ -250,7 +249,10 @@ def test_changed_genesis_is_not_served(tmp_path: Path) -> None:
 
 
 def test_a_run_that_stays_worse_than_its_last_checkpoint_is_said_so_until_it_is_not(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = write_run(tmp_path / "source", rounds=4, every=1, max_worse=0.05)
     with site_of(config, tmp_path / "run") as site:
@@ -270,8 +272,8 @@ def test_a_run_that_stays_worse_than_its_last_checkpoint_is_said_so_until_it_is_
         assert [record.levelno for record in loud] == [logging.WARNING] and "step-000000/model" in caplog.text
         said = CliRunner().invoke(potluck.app, ["status", str(site.host.invite)])
         assert f"ALARM: {status.alarm}" in said.stdout
+        monkeypatch.setenv("COLUMNS", "200")
         screen = HostScreen(as_json=False)
-        screen._console.width = 200
         screen.status(status)
         screen.status(status)
         assert capsys.readouterr().err.count(f"ALARM: {status.alarm}") == 1

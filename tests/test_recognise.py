@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import model_signing
@@ -15,14 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import potluck
-from protocol import merkle
 from protocol.errors import InputError
 from protocol.keys import public_pem
-from protocol.ledger_entry import CreditEntry
 from protocol.recognise import Kind, recognise
-from protocol.report import Answer, Report
+from protocol.report import Answer
 from protocol.verify import verify_path
-from tests.kit.builders import Run, build_run, fixed_root_key
+from tests.kit.builders import Run, build_run
+from tests.kit.verifying import verify_at, write_receipts
 
 
 @pytest.fixture(scope="module")
@@ -69,18 +67,6 @@ def world(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write_receipts(run: Run, folder: Path) -> None:
-    """The first peer's."""
-    folder.mkdir()
-    for index, entry in enumerate(run.entries):
-        if isinstance(entry, CreditEntry) and entry.peer_id == run.peers[0].peer_id:
-            (folder / f"round-{entry.round:06d}.json").write_bytes(run.receipt(index))
-
-
-def verify(run: Run, path: Path | str) -> Report:
-    return verify_path(Path(path), trusted=run.trusted)
-
-
 # ---- what can be verified --------------------------------------------------------------------------------------------
 
 
@@ -103,7 +89,7 @@ def test_a_checkpoint_a_receipt_and_a_folder_of_receipts_are_verified_and_so_is_
     (world / "link to the link").symlink_to("link")
     for named in (path, "link", "link to the link"):
         assert recognise(Path(named)).kind is kind
-        report = verify(run, named)
+        report = verify_at(run, named)
         assert report.ok and (report.kind, report.subject) == (str(kind), name), report.to_text()
         assert bool(report.notes) == named.startswith("link"), "who named a link is told what was checked"
 
@@ -112,10 +98,10 @@ def test_the_current_folder_is_recognised_by_its_own_name(
     run: Run, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir("run/checkpoints/step-000002")
-    assert verify(run, ".").ok
+    assert verify_at(run, ".").ok
     monkeypatch.chdir("model")
     with pytest.raises(InputError, match="a part of a checkpoint"):
-        verify(run, ".")
+        verify_at(run, ".")
 
 
 def test_the_folder_of_checkpoints_may_be_named_by_a_link_and_must_hold_some(run: Run, world: Path) -> None:
@@ -177,7 +163,7 @@ def test_another_path_is_told_what_it_is_and_what_to_give(
     path: str, said: str, hint: str, run: Run, world: Path
 ) -> None:
     with pytest.raises(InputError) as caught:
-        verify(run, path)
+        verify_at(run, path)
     error = caught.value
     assert said in error.message and hint in error.hint and error.exit_code == 2
     assert "\n" not in error.message + error.hint and "does not belong" not in error.message
@@ -186,7 +172,7 @@ def test_another_path_is_told_what_it_is_and_what_to_give(
 def test_a_link_to_something_else_is_told_the_same(run: Run, world: Path) -> None:
     (world / "latest").symlink_to("run")
     with pytest.raises(InputError, match="latest: the folder of a run") as caught:
-        verify(run, "latest")
+        verify_at(run, "latest")
     assert NEWEST in caught.value.hint
 
 
@@ -199,14 +185,14 @@ def test_a_model_that_the_stock_command_signed_is_told_how_to_be_checked(beside:
     model_signing.signing.Config().use_elliptic_key_signer(private_key=world / "key.pem").sign(model, signature)
     for named in ("mine/model", "mine") if beside else ("mine/model",):
         with pytest.raises(InputError, match="a model that is not of a run") as caught:
-            verify(run, named)
+            verify_at(run, named)
         assert f"potluck verify mine/model --signature {signature.relative_to(world)} --key" in caught.value.hint
 
 
 def test_a_path_cannot_paint_on_the_terminal(run: Run, world: Path) -> None:
     (world / "\x1b[2Jrun").mkdir()
     with pytest.raises(InputError) as caught:
-        verify(run, "\x1b[2Jrun")
+        verify_at(run, "\x1b[2Jrun")
     assert "\x1b" not in caught.value.message + caught.value.hint
 
 
@@ -226,7 +212,7 @@ def test_a_checkpoint_with_parts_removed_is_refused_and_not_taken_for_something_
     if kept is not None:
         path = step / kept
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-        assert verify(run, step).answer is Answer.REFUSED
+        assert verify_at(run, step).answer is Answer.REFUSED
     if name.startswith("step-"):
         bare = tmp_path / "all" / name
         bare.mkdir(parents=True)
@@ -234,7 +220,7 @@ def test_a_checkpoint_with_parts_removed_is_refused_and_not_taken_for_something_
             copy = shutil.copytree if (run.step(3) / kept).is_dir() else shutil.copy
             (bare / kept).parent.mkdir(exist_ok=True)
             copy(run.step(3) / kept, bare / kept)
-        assert verify(run, bare).answer is Answer.REFUSED
+        assert verify_at(run, bare).answer is Answer.REFUSED
 
 
 @pytest.mark.parametrize("garbage", [b"", b"hello", b"{}"])
@@ -243,107 +229,15 @@ def test_a_checkpoint_whose_signature_was_spoiled_is_refused(garbage: bytes, run
     (step / "model.sig").write_bytes(garbage)
     for name in ("model.tlog-proof", "model/checkpoint.json"):
         (step / name).unlink()
-    assert verify(run, step).answer is Answer.REFUSED
+    assert verify_at(run, step).answer is Answer.REFUSED
 
 
 def test_a_checkpoint_stripped_to_its_signed_model_is_told_from_a_plain_one(run: Run, tmp_path: Path) -> None:
     step = shutil.copytree(run.step(3), tmp_path / "my download")
     for name in ("model.tlog-proof", "model/checkpoint.json"):
         (step / name).unlink()
-    report = verify(run, step)
+    report = verify_at(run, step)
     assert report.answer is Answer.REFUSED and "checkpoint.json: missing" in report.to_text()
-
-
-# ---- folders of receipts ---------------------------------------------------------------------------------------------
-
-
-def test_a_folder_of_receipts_is_summed_up_each_credit_once(run: Run, tmp_path: Path) -> None:
-    write_receipts(run, tmp_path / "receipts")
-    shutil.copy(tmp_path / "receipts/round-000001.json", tmp_path / "receipts/copy.json")
-    (tmp_path / "receipts/notes.txt").write_text("mine\n")
-    report = verify(run, tmp_path / "receipts")
-    assert report.ok, report.to_text()
-    tokens = sum(agreed.weights[run.peers[0].peer_id] for agreed in run.agreements.values())
-    assert report.facts == {"receipts": 4, "tokens": tokens}
-    said = next(check.detail for check in report.checks if check.name == "credit")
-    assert said == f"{tokens} tokens to {run.peers[0].peer_id}, in 3 rounds from 1 to 3"
-    assert report.notes == ["1 other entries in it were not looked at"]
-
-
-def more_tokens(path: Path) -> None:
-    value = json.loads(path.read_bytes())
-    value["entry"]["tokens"] += 1
-    path.write_text(json.dumps(value))
-
-
-def garbage(path: Path) -> None:
-    path.write_bytes(bytes(100))
-
-
-def emptied(path: Path) -> None:
-    path.write_text("{}")
-
-
-def linked(path: Path) -> None:
-    shutil.move(path, path.parent / "elsewhere")
-    path.symlink_to("elsewhere")
-
-
-@pytest.mark.parametrize("spoil", [more_tokens, garbage, emptied, linked])
-def test_one_bad_receipt_among_good_ones_is_named_and_the_folder_refused(
-    spoil: Callable[[Path], None], run: Run, tmp_path: Path
-) -> None:
-    write_receipts(run, tmp_path / "receipts")
-    spoil(tmp_path / "receipts" / "round-000002.json")
-    report = verify(run, tmp_path / "receipts")
-    assert report.answer is Answer.REFUSED
-    assert report.verdict.startswith("refused: receipts: round-000002.json: ") and "000001" not in report.verdict
-
-
-def test_receipts_by_a_key_that_was_not_confirmed_are_no_yes(run: Run, tmp_path: Path) -> None:
-    write_receipts(run, tmp_path / "receipts")
-    report = verify_path(tmp_path / "receipts", trusted={fixed_root_key(9).keyid})
-    assert report.verdict == f"intact, but signed by a key that you have not confirmed: {run.root.keyid}"
-    other = build_run(tmp_path / "other", rounds=1, keys=9)
-    write_receipts(other, tmp_path / "of-another")
-    shutil.copy(tmp_path / "of-another/round-000001.json", tmp_path / "receipts/other.json")
-    report = verify(run, tmp_path / "receipts")
-    assert report.verdict == f"intact, but signed by a key that you have not confirmed: {other.root.keyid}"
-
-
-def test_receipts_that_show_two_ledgers_are_refused(run: Run, tmp_path: Path) -> None:
-    """The host has signed two heads of the same size, and gave this peer receipts for both."""
-    write_receipts(run, tmp_path / "receipts")
-    other = run.copy(tmp_path)
-    other.entries[-1] = run.entries[0]
-    other.tree = merkle.Tree(merkle.leaf_hash(entry.to_bytes()) for entry in other.entries)
-    (tmp_path / "receipts" / "second.json").write_bytes(other.receipt(first_credit(run)))
-    assert "the ledger signed two different heads" in verify(run, tmp_path / "receipts").verdict
-
-
-def test_receipts_of_two_credits_for_one_round_are_refused(run: Run, tmp_path: Path) -> None:
-    write_receipts(run, tmp_path / "receipts")
-    other = run.copy(tmp_path)
-    entry = run.entries[first_credit(run)]
-    position = other.append(entry.model_copy(update={"tokens": entry.tokens + 1}))
-    (tmp_path / "receipts" / "second.json").write_bytes(other.receipt(position))
-    assert (
-        "second.json: another one shows other credit for the same round" in verify(run, tmp_path / "receipts").verdict
-    )
-
-
-def first_credit(run: Run) -> int:
-    first = run.peers[0].peer_id
-    return next(
-        index for index, entry in enumerate(run.entries) if isinstance(entry, CreditEntry) and entry.peer_id == first
-    )
-
-
-def test_options_of_a_checkpoint_are_not_ignored_for_a_receipt(run: Run, tmp_path: Path) -> None:
-    write_receipts(run, tmp_path / "receipts")
-    for path in (tmp_path / "receipts", tmp_path / "receipts" / "round-000001.json"):
-        with pytest.raises(InputError, match="options that go with one alone"):
-            verify_path(path, trusted=run.trusted, alone=True)
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

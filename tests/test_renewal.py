@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 import jwt
 import pytest
 
+from coordinator.run_config import Host as RunHost
 from lab.processes import CARD_TOKENS_PER_S, WAIT_S, Community
 from lab.training_fixtures import write_tiny_llama
 from lab.warm_start import WarmStart
-from peer.disk.kept_states import KeptStates
-from peer.disk.outbox import Outbox
-from peer.disk.receipts import Receipts
-from peer.disk.run_folder import RunFolder
-from peer.link.background import RENEW_SHARE, Certificate, CoordinatorLink
 from peer.link.client import CoordinatorClient
+from peer.link.held_certificate import RENEW_SHARE, HeldCertificate
 from protocol import certificate as certificates
 from protocol.errors import RefusedError
 from protocol.keys import PeerIdentity
-from protocol.rpc import draw_session
-from protocol.run_spec import Host as RunHost
 from tests.kit.coordinator import start_host, write_run
 
 pytestmark = pytest.mark.swarm
+ME = PeerIdentity.generate()
 
 
 def test_certificates_are_renewed_while_the_peers_train(
@@ -58,7 +52,7 @@ def test_certificates_are_renewed_while_the_peers_train(
 
 def test_a_run_outlives_a_coordinator_that_is_away_for_half_a_day() -> None:
     lifetime_s = RunHost().certificate_hours * 3600
-    held = Certificate("a token", time.time() + lifetime_s)
+    held = HeldCertificate(ME, "a token", time.time() + lifetime_s)
     left_s = lifetime_s * (1 - RENEW_SHARE)  # the least that a certificate has left when the coordinator goes away
     assert left_s >= 18 * 3600
     assert not held.is_due
@@ -68,7 +62,7 @@ def test_a_run_outlives_a_coordinator_that_is_away_for_half_a_day() -> None:
 
 @pytest.mark.parametrize("clock", ["time", "monotonic"])
 def test_a_certificate_is_renewed_by_whichever_clock_says_so_first(clock: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    held, real = Certificate("a token", time.time() + 1000), getattr(time, clock)
+    held, real = HeldCertificate(ME, "a token", time.time() + 1000), getattr(time, clock)
     monkeypatch.setattr(time, clock, lambda: real() + 240)
     assert not held.is_due
     monkeypatch.setattr(time, clock, lambda: real() + 260)
@@ -90,46 +84,18 @@ def test_a_reducer_keeps_its_role_while_somebody_at_its_address_guesses_at_the_c
     me = PeerIdentity.generate()
     try:
         guess = host.invite.model_copy(update={"code": "a fiend"})
-        with (
-            CoordinatorClient(host.reducer_invite) as client,
-            CoordinatorClient(guess) as guesser,
-            ExitStack() as stack,
-        ):
+        with CoordinatorClient(host.reducer_invite) as client, CoordinatorClient(guess) as guesser:
             card, first = client.get_run().card, client.enroll(me)
             assert first.reducer
-            held, kept = Certificate(first.certificate, first.expires), []
-            folder = stack.enter_context(contextlib.closing(RunFolder(tmp_path / "home", card.run)))
-            link = CoordinatorLink(
-                client,
-                me,
-                held,
-                Outbox(tmp_path / "outbox"),
-                Receipts(tmp_path / "receipts", run=card.run, root=host.invite.root, peer_id=me.peer_id),
-                on_certificate=kept.append,
-                on_addresses=lambda addresses: None,
-                on_run=lambda round, named: None,
-                wants_anchor=lambda: False,
-                on_anchor=lambda agreement: None,
-                on_clock=lambda offset_s: None,
-                on_alarm=lambda alarm: None,
-                on_twin=lambda twin: None,
-                on_finished=lambda: None,
-                on_receipts=lambda: None,
-                session=draw_session(me, card.run),
-                position=lambda: (0, 0.0, []),
-                states=KeptStates(folder, card, lambda: pytest.fail("nothing is kept")),
-                reduce_only=True,
-            )
+            held = HeldCertificate(me, first.certificate, first.expires, reducer=True)
             with pytest.raises(RefusedError):
                 guesser.enroll(PeerIdentity.generate())
             held.renew_soon()
-            link._visit()
-            assert held.token == first.certificate and not kept and not held.is_due
+            assert not held.renew(client) and held.token == first.certificate and not held.is_due
             assert "guessed at it a moment ago" in caplog.text
             time.sleep(1.1)  # that the first wrong code at an address costs
             held.renew_soon()
-            link._visit()
-            assert kept == [held.token] != [first.certificate]
+            assert held.renew(client) and held.token != first.certificate
             assert certificates.check(held.token, card.member_key, run=card.run).reducer
     finally:
         host.stop()

@@ -1,9 +1,7 @@
-"""Reported rounds: each claim ends in the ledger exactly once, whatever order, repetition or forgery reports come in."""
+"""Reported rounds: each claim ends in the ledger exactly once, however reports are ordered, repeated or forged."""
 
 from __future__ import annotations
 
-import concurrent.futures
-import contextlib
 import dataclasses
 import json
 import logging
@@ -12,18 +10,13 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import func, select, text
-from sqlalchemy.exc import IntegrityError
 
-from coordinator import reports as reports_module
-from coordinator.store import CreditRow, ForkRow, PendingByRow, PendingRow
-from protocol import canonical, certificate, envelope
-from protocol.agreement import Agreement, Counts
-from protocol.beginners import Beginners
-from protocol.errors import NetworkError
+from coordinator.store.database import StoreError
+from protocol import certificate
+from protocol.agreement import Counts
+from protocol.epoch import stored_word
 from protocol.keys import PeerIdentity
-from protocol.ledger_entry import parse_entry
-from protocol.signed import stored_signed
+from protocol.ledger_entry import CreditEntry, parse_entry
 from tests.kit.coordinator import Member, Office
 
 
@@ -86,8 +79,8 @@ def test_another_state_for_a_committed_round_is_refused_and_noted(
     assert not answer.accepted and "the ledger holds state" in answer.reason
     assert office.credits() == office.expected_credits([1])
     assert [record.levelno for record in caplog.records if "fork" in record.message] == [logging.WARNING]
-    with office.ledger.reading() as session:
-        assert session.scalars(select(ForkRow.round)).all() == [1]
+    with office.store.reading() as tables:
+        assert tables.forks.by(office.swarm.members[0].peer_id) == 1
 
 
 def test_round_from_another_base_is_refused(office: Office) -> None:
@@ -117,12 +110,12 @@ def test_first_round_is_by_the_majority_of_the_named(office: Office) -> None:
     refusals = {
         "those who signed hold": swarm.agree("ab" * 32, [members[0], stranger]),
         "not by the beginners that the coordinator has named": dataclasses.replace(
-            swarm.agree("ab" * 32, [stranger]), beginners=stored_signed(Beginners, office.word([stranger]))
+            swarm.agree("ab" * 32, [stranger]), word=stored_word(office.word([stranger]))
         ),
-        "does not say whom the coordinator named": dataclasses.replace(swarm.agree("ab" * 32, members), beginners=None),
+        "does not say whom the coordinator named": dataclasses.replace(swarm.agree("ab" * 32, members), word=None),
         "not named by this run's coordinator": dataclasses.replace(
             swarm.agree("ab" * 32, [stranger]),
-            beginners=stored_signed(Beginners, office.word([stranger], Ed25519PrivateKey.generate())),
+            word=stored_word(office.word([stranger], Ed25519PrivateKey.generate())),
         ),
     }
     for reason, agreement in refusals.items():
@@ -199,157 +192,12 @@ def test_rounds_after_the_last_are_refused(tmp_path: Path) -> None:
     assert not answer.accepted and "ends after round 1" in answer.reason
 
 
-def lone(office: Office, member: Member, round: int, base: str = "ef" * 32) -> Agreement:
-    """A later round that one member signed by itself, from a state that nobody has."""
-    return office.swarm.agree("cd" * 32, [member], round=round, base=base)
-
-
-def waiting(office: Office) -> set[tuple[str, int]]:
-    """(whose, round) of what waits."""
-    with office.ledger.reading() as session:
-        rows = session.execute(select(PendingByRow.reporter, PendingByRow.round, PendingByRow.digest)).all()
-        kept = session.scalar(select(func.count()).select_from(PendingRow))
-    assert kept == len({row.digest for row in rows})
-    return {(row.reporter, row.round) for row in rows}
-
-
-@pytest.mark.parametrize("limit", ["MAX_WAITING_PER_PEER", "MAX_WAITING_BYTES_PER_PEER"])
-def test_one_member_cannot_fill_the_store_with_waiting_reports(
-    office: Office, monkeypatch: pytest.MonkeyPatch, limit: str, checks: list[str]
-) -> None:
-    me = office.swarm.members[0]
-    reports = [lone(office, me, number) for number in range(5, 9)]
-    most = 3 if limit == "MAX_WAITING_PER_PEER" else sum(len(item.to_bytes()) for item in reports[:3])
-    monkeypatch.setattr(reports_module, limit, most)
-    for agreement in reports[:3]:
-        assert office.submit(agreement).accepted
-    checks.clear()
-    with pytest.raises(NetworkError, match="rounds ahead of the ledger"):
-        office.submit(reports[3])
-    assert not checks, "what there is no room for is not checked"
-    assert len(waiting(office)) == 3
-
-
-def test_hoarders_give_way_and_what_a_member_reported_stays(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The store is full of one member's reports, some of them the others' own rounds: none of theirs is lost or refused."""
-    first, second, third = [office.swarm.round(seed=number) for number in range(3)]
-    hoarder, (alice, bob, _) = office.member(), office.swarm.members
-    monkeypatch.setattr(reports_module, "MAX_WAITING", 6)
-    assert office.submit(third, hoarder).accepted
-    for number in range(50, 55):
-        assert office.submit(lone(office, hoarder, number), hoarder).accepted
-    assert office.submit(third, alice).accepted and office.submit(second, bob).accepted
-    assert {(alice.peer_id, 3), (bob.peer_id, 2)} < waiting(office)
-    monkeypatch.setattr(reports_module, "MAX_WAITING", 4)
-    with pytest.raises(NetworkError, match="too many reports wait"):
-        office.submit(lone(office, hoarder, 60), hoarder)
-    for number in (10, 11):
-        stranger = office.member()
-        with contextlib.suppress(NetworkError):
-            office.submit(lone(office, stranger, number), stranger)
-    office.reopen()
-    assert office.submit(first, alice).accepted
-    assert office.credits() == office.expected_credits([1, 2, 3])
-
-
-@pytest.fixture
-def checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The signers of all peers' signatures that are checked."""
-    seen: list[str] = []
-    real = envelope.verify_peer_signature
-
-    def counted(peer_id: str, signature: bytes, message: bytes) -> None:
-        seen.append(peer_id)
-        real(peer_id, signature, message)
-
-    monkeypatch.setattr(envelope, "verify_peer_signature", counted)
-    return seen
-
-
-def test_lone_agreements_that_wait_cost_nothing(
-    office: Office, monkeypatch: pytest.MonkeyPatch, checks: list[str]
-) -> None:
-    """1,500 of one member: each is checked once, when it comes; no tick and no commit looks at one again."""
-    me = office.swarm.members[0]
-    assert office.submit(lone(office, me, 3)).accepted
-    assert len(checks) == 2, "a claim and a vote"
-    with office.ledger.writing() as write:  # as `submit` does, in one transaction
-        for number in range(1500):
-            item = lone(office, me, 3 + number % 5, f"{number:064x}")
-            data = item.to_bytes()
-            names = {"digest": canonical.sha256_hex(data), "round": item.round, "reporter": me.peer_id}
-            write.session.add(PendingRow(base=item.base, agreement=data, time=0.0, **names))
-            write.session.add(PendingByRow(size=len(data), **names))
-    checks.clear()
-    read: list[bytes] = []
-    real = Agreement.stored
-    monkeypatch.setattr(Agreement, "stored", lambda data: read.append(data) or real(data))
-    for _ in range(3):
-        office.reports.settle()
-    assert not checks and not read
-    for number in (1, 2, 3):
-        assert office.submit(office.swarm.round(seed=number)).accepted
-    assert len(checks) == 3 * 6 + 1 and not read, "claims and votes of the rounds that came, and who begins"
-    assert office.credits() == office.expected_credits([1, 2, 3])
-    assert {number for _, number in waiting(office)} == {5, 6, 7}, "what can follow no more is gone"
-
-
-def test_waiting_rounds_are_not_checked_again_when_their_turn_comes(office: Office, checks: list[str]) -> None:
-    first, second, third = [office.swarm.round(seed=number) for number in range(3)]
-    assert office.submit(second).accepted and office.submit(third).accepted
-    checks.clear()
-    assert office.submit(first).accepted
-    assert len(checks) == 7, "three claims, three votes, and the word on who begins"
-    assert office.credits() == office.expected_credits([1, 2, 3])
-    checks.clear()
-    for member in office.swarm.members:
-        assert office.submit(third, member).accepted, "a known round"
-    assert not checks
-
-
-def test_ledger_is_free_while_signatures_are_checked(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    held: list[bool] = []
-    real = envelope.verify_peer_signature
-
-    def looking(peer_id: str, signature: bytes, message: bytes) -> None:
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:  # the lock would let its own thread in
-            free = pool.submit(office.ledger._lock.acquire, blocking=False).result()
-            held.append(not free)
-            if free:
-                pool.submit(office.ledger._lock.release).result()
-        real(peer_id, signature, message)
-
-    monkeypatch.setattr(envelope, "verify_peer_signature", looking)
-    first, second = [office.swarm.round(seed=number) for number in range(2)]
-    office.submit(second)
-    office.submit(first)
-    office.submit(lone(office, office.member(), 9))
-    assert len(held) == 15 and not any(held)
-    assert office.reports.tip().round == 2
-
-
-def test_what_waited_in_an_older_store_is_committed(office: Office) -> None:
-    """Stores of before the reporters' table know one reporter for each agreement."""
-    first, second = [office.swarm.round(seed=number) for number in range(2)]
-    office.submit(second)
-    with office.ledger.writing() as write:
-        write.session.execute(text("DROP TABLE pending_by"))
-        write.session.execute(text("DROP TABLE beginners"))
-    office.reopen()
-    assert waiting(office) == {(office.swarm.members[0].peer_id, 2)}
-    assert office.submit(first).accepted
-    assert office.credits() == office.expected_credits([1, 2])
-
-
 def test_store_itself_refuses_credit_twice(office: Office) -> None:
     office.submit(office.swarm.round())
     size = office.ledger.size
-    with office.ledger.reading() as session:
-        entry = office.ledger.entry(session.scalars(select(CreditRow.leaf)).first() or 0)
-        row = session.scalars(select(CreditRow)).first()
-    assert row is not None
-    with pytest.raises(IntegrityError), office.ledger.writing() as write:
-        leaf = write.leaf(parse_entry(entry))
-        write.session.add(CreditRow(leaf=leaf, run=row.run, round=row.round, peer_id=row.peer_id, tokens=1, flops=1))
+    granted = parse_entry(office.ledger.entry(1))
+    assert isinstance(granted, CreditEntry)
+    with pytest.raises(StoreError, match="UNIQUE"), office.ledger.writing() as write:
+        write.credit(granted)
     assert office.ledger.size == size and len(office.credits()) == 3
     assert office.submit(office.swarm.round(seed=2)).accepted

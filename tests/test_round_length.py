@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from peer.swarm import round_length
+from peer.round import length
 from peer.round.length import LEAST_S, MOST_S, RoundLength
 from tests.swarm_kit import World, agreed, run
 
@@ -32,8 +32,8 @@ def test_rounds_are_neither_shorter_nor_longer_than_makes_sense() -> None:
 
 
 def test_rounds_become_as_long_as_the_exchange_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(round_length, "FIRST_S", 0.5)
-    monkeypatch.setattr(round_length, "LEAST_S", 0.2)
+    monkeypatch.setattr(length, "FIRST_S", 0.5)
+    monkeypatch.setattr(length, "LEAST_S", 0.2)
     world = World(tmp_path, round_tokens=None, round_seconds="auto", min_peers=2)
 
     async def main() -> None:
@@ -41,6 +41,6 @@ def test_rounds_become_as_long_as_the_exchange_needs(tmp_path: Path, monkeypatch
             await agreed(peers, 3)
             for peer in peers:
                 waited = [report.waited_s for report in peer.reports if report.took_part]
-                assert peer.rounds._length.seconds == pytest.approx(max(19 * statistics.median(waited[-5:]), 0.2))
+                assert peer.driver.state.length.seconds == pytest.approx(max(19 * statistics.median(waited[-5:]), 0.2))
 
     run(main())

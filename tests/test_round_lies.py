@@ -1,4 +1,5 @@
-"""Members that lie of where they stand, show heads of their own, or vote for others: nobody is held up or misled. Cores in memory."""
+"""Members that lie of where they stand, show heads of their own, or vote for others: nobody is held up or misled.
+Cores in memory."""
 
 from __future__ import annotations
 
@@ -65,7 +66,7 @@ def test_numbers_that_are_none_are_not_taken_from_the_wire() -> None:
     assert said(lie, reduces=True).reduce_only
 
 
-# ---- heads -----------------------------------------------------------------------------------------------------------------------
+# ---- heads -----------------------------------------------------------------------------------------------------------
 
 
 def forged(table: Table, seat: Seat) -> Agreement:
@@ -124,7 +125,7 @@ def test_a_late_joiner_takes_no_other_state_than_one_that_the_members_signed() -
     assert {done.agreement.state for done in late.commits} <= set(table.states.values()) - {OWN}
 
 
-# ---- attempts and votes ----------------------------------------------------------------------------------------------------------
+# ---- attempts and votes ----------------------------------------------------------------------------------------------
 
 
 def test_a_proposal_that_would_use_up_the_attempts_is_refused() -> None:

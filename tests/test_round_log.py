@@ -8,8 +8,8 @@ import pytest
 
 from peer.disk import round_log
 from peer.disk.round_log import Round, RoundLog, read_rounds
-from peer.screen.rounds import describe
 from peer.round.report import RoundReport
+from peer.screen.rounds import describe
 from protocol.errors import InputError
 
 

@@ -1,4 +1,5 @@
-"""Members that get different states, restart, or have a full disk: what is committed then, and what is told. Cores in memory."""
+"""Members that get different states, restart, or have a full disk: what is committed then, and what is told. Cores in
+memory."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ def test_three_states_for_three_members_commit_nothing() -> None:
     assert all(len(seat.handed_over) == 1 for seat in table.seats.values()), "the work was kept"
 
 
-# ---- restarts ----------------------------------------------------------------------------------------------------------------
+# ---- restarts --------------------------------------------------------------------------------------------------------
 
 
 def voted(lone: Lone) -> Voting:
@@ -77,7 +78,7 @@ def test_a_member_that_cannot_show_for_what_it_voted_sits_the_round_out() -> Non
         assert not of(a.Propose, lone.wait(1.0)), "nor does it lead"
 
 
-# ---- full disks ----------------------------------------------------------------------------------------------------------------
+# ---- full disks ------------------------------------------------------------------------------------------------------
 
 
 def test_a_promise_that_cannot_be_kept_is_told_to_nobody_and_does_not_stop_the_clock() -> None:

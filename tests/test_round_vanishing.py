@@ -139,7 +139,7 @@ def test_two_behind_firewalls_take_part_through_a_third_and_reduce_nothing() -> 
         assert shares["h"] > 0 and shares["v"] == shares["w"] == 0
 
 
-# ---- what a leader makes of the answers ------------------------------------------------------------------------------------
+# ---- what a leader makes of the answers ------------------------------------------------------------------------------
 
 
 def leading(others: str, **sync: Any) -> Lone:
@@ -194,7 +194,7 @@ def test_who_has_done_nothing_is_waited_for_less_than_who_works() -> None:
     assert waited[0] < waited[100] <= 3.5
 
 
-# ---- who is blamed, and for what ---------------------------------------------------------------------------------------------
+# ---- who is blamed, and for what -------------------------------------------------------------------------------------
 
 
 def averaging(lone: Lone, *names: str) -> Group:
@@ -222,7 +222,8 @@ def test_a_member_that_refuses_again_and_again_is_left_out_until_it_was_in_a_rou
 
 
 def test_whoever_does_not_see_it_hears_who_spoilt_the_group() -> None:
-    """Only the reducer of a chunk sees that it is not what its sender claimed; the group is over for the others, too."""
+    """Only the reducer of a chunk sees that it is not what its sender claimed; the group is over for the others,
+    too."""
     lone = leading("bc")
     group = averaging(lone, "b", "c")
     done = lone.step(e.GaveUp("c", group.digest, group.attempt, "chunk 3 is not what was claimed", "b"))

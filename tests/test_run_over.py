@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 import potluck
-from peer import volunteer as volunteer_module
 from peer.disk.outbox import Outbox
+from peer.link.answers import Announcement
 from peer.link.client import CoordinatorClient
+from peer.link.notices import Notices
+from peer.participation import OVER_S, PeerConfig, Stopping
+from peer.round.report import RoundReport
 from peer.screen.json_lines import JsonScreen
 from peer.screen.terminal import TerminalScreen
-from peer.volunteer import PeerConfig, Volunteer
+from peer.volunteer import Volunteer
 from protocol.errors import InputError, NetworkError, RefusedError
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity
@@ -122,32 +127,30 @@ def test_a_run_that_has_published_nothing_says_so(tmp_path: Path) -> None:
     assert isinstance(done.exception, InputError) and "no checkpoint yet" in done.exception.message
 
 
-def test_a_peer_that_trains_while_the_run_ends_stops_but_not_before_the_others_can_have_handed_it_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: Site
-) -> None:
-    now = [100.0]
-    monkeypatch.setattr(volunteer_module.time, "monotonic", lambda: now[0])
-    leaving = Leaving(lambda: None)
-    peer = Volunteer(over.host.invite, PeerConfig(tmp_path), JsonScreen(), leaving)
-    soon, later = volunteer_module.OVER_S, volunteer_module.LAST_STATE_S
-    peer._finished(1, 2, soon)
-    assert not leaving.stop.is_set()
-    now[0] += soon
-    peer._finished(2, 2, soon)
-    assert not leaving.stop.is_set(), "it has made the last round itself"
-    peer._finished(1, 2, later)
-    assert not leaving.stop.is_set(), "the last state is not handed in yet: it may be about to fetch it"
-    peer._finished(1, 2, soon)
-    assert leaving.stop.is_set() and not leaving.is_asked
+def test_a_peer_that_trains_while_the_run_ends_stops_but_not_before_the_others_can_have_handed_it_over() -> None:
+    now, stop = [100.0], threading.Event()
+    stopping = Stopping(stop, rounds=2, clock=lambda: now[0])
+    all_made, finished = (Announcement((), "", 2, over, b"") for over in (False, True))
+    stopping.heard(finished, round=1)
+    assert not stop.is_set()
+    now[0] += OVER_S
+    stopping.heard(finished, round=2)
+    assert not stop.is_set(), "it has made the last round itself"
+    stopping.heard(all_made, round=1)
+    assert not stop.is_set(), "the last state is not handed in yet: it may be about to fetch it"
+    stopping.heard(finished, round=1)
+    assert stop.is_set() and stopping.is_over and not stopping.is_twin
 
 
 def test_the_table_counts_what_is_in_the_ledger_and_beside_it_what_is_not_there_yet() -> None:
     screen = TerminalScreen("en", "me", yes=True)
     screen.credited(112_776, 18, newest=18)
-    screen._pending = {18: 5000, 19: 4000}
-    assert screen._credit_text() == "112,776   (and 4,000 agreed, not there yet)"
+    for number, own in ((18, 5000), (19, 4000)):
+        head: Any = SimpleNamespace(round=number, agreement=SimpleNamespace(weights={"me": own, "another": 7000}))
+        screen.committed(head, RoundReport(number, 2, own + 7000, 0.1, 1, True, ()))
+    assert screen.credit_text() == "112,776   (and 4,000 agreed, not there yet)"
     screen.credited(116_776, 19, newest=19)
-    assert screen._credit_text() == "116,776"
+    assert screen.credit_text() == "116,776"
 
 
 # ---- one identity on two computers -----------------------------------------------------------------------------------
@@ -188,14 +191,14 @@ def test_who_has_only_seen_a_members_certificate_cannot_announce_as_that_member(
 
 
 def test_the_later_one_stops_without_a_word_to_the_others_and_its_owner_is_told_what_to_do(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], over: Site
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    leaving = Leaving(lambda: None)
-    first = Volunteer(over.host.invite, PeerConfig(tmp_path), JsonScreen(), leaving)
-    first._met_twin(Twin.CAME_LATER)
-    assert "potluck identity new" in capsys.readouterr().out and not leaving.stop.is_set()
-    first._met_twin(Twin.CAME_FIRST)
-    assert leaving.stop.is_set()
+    first, second = (Announcement((), "", 0, False, b"", twin=twin) for twin in (Twin.CAME_LATER, Twin.CAME_FIRST))
+    stopping, notices = Stopping(threading.Event(), rounds=0), Notices(JsonScreen().problem)
+    stopping.heard(first, round=0), notices.twin(first.twin)
+    assert "potluck identity new" in capsys.readouterr().out and not stopping.is_twin
+    stopping.heard(second, round=0), notices.twin(second.twin)
+    assert stopping.is_twin and not stopping.is_over and not capsys.readouterr().out
 
 
 def test_a_new_identity_is_another_one_and_the_old_one_is_kept(tmp_path: Path) -> None:
@@ -223,7 +226,7 @@ def test_where_a_peer_cannot_listen_is_said_before_anything_is_loaded_or_asked(
     monkeypatch: pytest.MonkeyPatch, listen: str, announce: str | None, error: type[Exception], said: str
 ) -> None:
     invite = Invite(addresses=("127.0.0.1:1",), run="a" * 64, tls="b" * 64, root="c" * 64)
-    monkeypatch.setattr(potluck, "_need", lambda *modules: pytest.fail("it went on"))
+    monkeypatch.setattr("peer.screen.starting.starting", lambda *modules, quiet: pytest.fail("it went on"))
     options = ["--listen", listen] + (["--announce", announce] if announce else [])
     done = CliRunner().invoke(potluck.app, ["join", str(invite), *options])
     assert isinstance(done.exception, error) and said in done.exception.message  # type: ignore[attr-defined]

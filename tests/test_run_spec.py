@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.presets import PRESETS
+from coordinator.run_config import RunConfig
 from protocol import canonical
 from protocol.errors import RunSpecError
-from protocol.presets import PRESETS
-from protocol.run_spec import RunConfig, RunSpec
+from protocol.run_spec import RunSpec
 from tests.kit.builders import make_spec
 
 TOML = """

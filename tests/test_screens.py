@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
+from peer.link.notices import Notices
+from peer.round.report import STAGES, RoundReport
 from peer.screen import messages
 from peer.screen.json_lines import JsonScreen
 from peer.screen.terminal import TerminalScreen
 from peer.sync.shelf import Head
-from peer.round.report import STAGES, RoundReport
 from peer.training.state import SharedState
-from peer.volunteer import PeerConfig, Volunteer
 from protocol import words
-from protocol.invite import Invite
-from protocol.leaving import Leaving
 from protocol.status import Alarm
 
 ME = "12D3KooWme"
@@ -101,15 +98,14 @@ def test_scripts_hear_of_each_reason_once(capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_an_owner_is_told_once_that_the_run_gets_worse_and_that_it_no_longer_does(
-    tmp_path: Path, language: str, capsys: pytest.CaptureFixture[str]
+    language: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     screen = TerminalScreen(language, ME, yes=True)
     screen._console.width = 300
-    invite = Invite(addresses=("127.0.0.1:1",), run="a" * 64, tls="b" * 64, root="c" * 64)
-    volunteer = Volunteer(invite, PeerConfig(home=tmp_path), screen, Leaving(lambda: None))
+    notices = Notices(screen.problem)
     alarm = Alarm(round=30, held_out_loss=44.8, published_round=10, published_loss=3.38, held_back=2)
     for said in (None, alarm, alarm, alarm.model_copy(update={"held_back": 3}), None, None):
-        volunteer._alarmed(said)
+        notices.alarm(said)
     lines = capsys.readouterr().err.splitlines()
     values = {"round": 30, "published": 10, "before": "3.3800"}
     assert lines == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -10,31 +11,31 @@ from typing import Any
 import pytest
 import torch
 
-from peer.sync.averages import Average, AverageFetch, is_small
-from peer.sync.shelf import Head, Position
-from peer.round.report import Rounds
+from peer.net.average_fetch import AverageFetch
+from peer.sync.averages import Average, is_small
+from peer.sync.shelf import Head, Shelf
 from peer.training.codecs.codec import codec
 from peer.training.state import SharedState
-from protocol.errors import FormatError, NetworkError, RoundAborted
+from peer.training.work import Update
+from protocol.errors import FormatError, NetworkError
+from protocol.signed import Signed
+from protocol.statements import Claim
 from tests.swarm_kit import Peer, World, agreed, run, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 VALUES = 300_000
 
 
-class Misses(Rounds):
-    """Is not in time for every second round."""
+def misses(peer: Peer) -> None:
+    """It is not in time for every second round: its trainer hands over when that is made."""
+    hand_over = peer.driver.own.hand_over
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        real = self.own.wait_ready
+    async def late(update: Update, base: str) -> Signed[Claim] | None:
+        while base == peer.driver.head.digest and peer.round % 2:
+            await asyncio.sleep(0.02)
+        return await hand_over(update, base)
 
-        async def wait_ready(timeout_s: float) -> Any:
-            if self.position.round % 2 == 0:
-                raise RoundAborted("not ready")
-            return await real(timeout_s)
-
-        self.own.wait_ready = wait_ready  # type: ignore[method-assign]
+    peer.driver.own.hand_over = late  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize(("wire", "fragments"), [("int4", 1), ("topk", 1), ("int2", 3)])
@@ -45,7 +46,9 @@ def test_a_round_that_was_missed_is_made_up_from_its_average(
     world = World(tmp_path, values=VALUES, wire=wire, fragments=fragments, round_tokens=900, min_peers=2)
 
     async def main() -> None:
-        async with world.peers(2) as (one, two), world.peer(2, one, two, engine=Misses, tokens=200) as late:
+        async with world.peers(2) as (one, two), world.peer(2, one, two, tokens=200, train=False) as late:
+            misses(late)
+            late.train()
             await until(lambda: late.reports and late.reports[-1].took_part)
             caplog.clear()
             at = one.round
@@ -65,7 +68,7 @@ def test_an_average_that_leads_elsewhere_is_thrown_away_and_the_state_is_fetched
     world = World(tmp_path, values=VALUES, wire="int8", round_tokens=900, min_peers=2)
 
     def lies(peer: Peer) -> None:
-        real = peer.rounds.position.average
+        real = peer.driver.shelf.average
 
         def other(state: str) -> Average | None:
             found = real(state)
@@ -74,10 +77,12 @@ def test_an_average_that_leads_elsewhere_is_thrown_away_and_the_state_is_fetched
             wrong = codec("int8").encode(torch.ones(65536))
             return replace(found, chunks=(wrong, *found.chunks[1:]))
 
-        peer.rounds.position.average = other  # type: ignore[method-assign]
+        peer.driver.shelf.average = other  # type: ignore[method-assign]
 
     async def main() -> None:
-        async with world.peers(2) as (one, two), world.peer(2, one, two, engine=Misses, tokens=200) as late:
+        async with world.peers(2) as (one, two), world.peer(2, one, two, tokens=200, train=False) as late:
+            misses(late)
+            late.train()
             for peer in (one, two):
                 lies(peer)
             await until(lambda: late.reports and late.reports[-1].took_part)
@@ -120,10 +125,10 @@ def test_a_part_that_is_too_large_or_another_one_is_refused(tmp_path: Path) -> N
 
 
 def test_only_as_many_averages_are_kept_as_half_a_copy_of_the_parameters() -> None:
-    position = Position(Head(SharedState(0, (("w", (1000,)),), torch.zeros(1000))))
+    shelf = Shelf(Head(SharedState(0, (("w", (1000,)),), torch.zeros(1000))))
     for number in range(5):
-        position.keep_average(f"{number}", Average("int4", 1000, (bytes(600),)))
-    assert [position.average(f"{number}") is not None for number in range(5)] == [False, False, True, True, True]
-    position.keep_average("large", Average("fp32", 1000, (bytes(4000),)))
-    assert position.average("large") is None
+        shelf.keep_average(f"{number}", Average("int4", 1000, (bytes(600),)))
+    assert [shelf.average(f"{number}") is not None for number in range(5)] == [False, False, True, True, True]
+    shelf.keep_average("large", Average("fp32", 1000, (bytes(4000),)))
+    assert shelf.average("large") is None
     assert [is_small(name) for name in ("fp32", "fp16", "int8", "int4", "topk")] == [False, True, True, True, True]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from peer.swarm import exchange, frames
+from peer.net import exchange, frames
 from peer.net.exchange import StateFetch, serve_state
 from peer.net.node import Node
 from peer.training.state import SharedState
@@ -290,7 +290,11 @@ def test_a_manifest_of_another_model_or_another_state_is_refused(tmp_path: Path)
 
     async def main() -> None:
         async with world.peer(0, train=False) as peer:
-            check = peer.rounds.catch_up._check_manifest
+            heads = peer.driver.heads
+
+            def check(data: bytes, digest: str) -> Any:
+                return heads.note_manifest(data, digest, world.genesis.round)
+
             own = world.genesis.manifest()
             assert check(own.to_bytes(), own.digest) == own
             other_shape = own.model_copy(update={"tensors": (("w", (10, 10)),)})

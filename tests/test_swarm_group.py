@@ -10,11 +10,11 @@ import pytest
 from peer.round.group import Group, Member
 from peer.training.codecs.codec import CHUNK_VALUES, EncodedUpdate
 from protocol import swarm_pb2
+from protocol.counting import MOST_TIMES
 from protocol.envelope import Envelope
 from protocol.errors import FormatError, RefusedError, SignatureError, VerificationError
 from protocol.signed import Signed
 from protocol.statements import Claim, Vote
-from protocol.succession import MOST_TIMES
 from tests import swarm_kit
 from tests.swarm_kit import World
 

@@ -21,8 +21,8 @@ from hivemind.utils.serializer import MSGPackSerializer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peer.listening import split_host_port
 from peer.net import frames
+from peer.net.listening import split_host_port
 from peer.net.node import MAX_STREAMS_PER_PEER, Node, parse_address
 from peer.net.records import MAX_RECORD_BYTES, RECORD_TYPE, RecordValidator, members_key, open_record, sign_record
 from protocol import envelope, swarm_pb2

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from peer.swarm import leading
-from peer.round.group import Member
 from peer.net.node import Node
+from peer.round import lead
+from peer.round.group import Group, Member
+from peer.round.state import Lead
 from peer.training.codecs.codec import EncodedUpdate
 from protocol.errors import NetworkError, VerificationError
 from tests.swarm_kit import Peer, World, acquaint, agreed, run
@@ -47,19 +49,19 @@ def test_two_behind_firewalls_take_part_through_a_third_and_reduce_nothing(tmp_p
             hub, *walled = peers
             wall_off(*(peer.node for peer in walled))
             groups: list[dict[str, int]] = []
-            real = hub.rounds._start_group
+            real = hub.driver.reducing.start
 
-            def start(group: Any) -> None:
-                groups.append({member.peer_id: member.share for member in group.members})
-                real(group)
+            def start(group: Group, *rest: Any) -> None:
+                groups.append({member.peer: member.share for member in group.members})
+                real(group, *rest)
 
-            hub.rounds._start_group = start  # type: ignore[method-assign]
+            hub.driver.reducing.start = start  # type: ignore[method-assign]
             await acquaint([hub, walled[0]])
             await acquaint([hub, walled[1]])
             for peer in peers:
                 peer.train()
             await agreed(peers, 2)
-            assert walled[0].rounds.book.get(walled[1].me) is None or not walled[0].rounds.book.is_alive(walled[1].me)
+            assert not walled[0].driver.lines.is_alive(walled[1].me)
             for shares in groups:
                 assert shares[hub.me] > 0 and shares[walled[0].me] == shares[walled[1].me] == 0
             for peer in peers:
@@ -72,24 +74,29 @@ def test_two_behind_firewalls_take_part_through_a_third_and_reduce_nothing(tmp_p
 def members_of(world: World, count: int) -> list[Member]:
     made = []
     for index in range(count):
-        envelope = world.claim(index, EncodedUpdate.encode(world.update(index), "fp32")).sign(world.identity(index))
-        made.append(world.rules().check_member(envelope.data, world.certificate(index), True))
+        claim = world.claim(index, EncodedUpdate.encode(world.update(index), "fp32")).sign(world.identity(index))
+        made.append(Member(claim.by, claim, world.certificate(index), True))
     return made
 
 
+def gathered(unheard: dict[str, set[str]]) -> Lead:
+    """A leader's answers: who does not hear whom."""
+    phase = Lead(0, 0.0, 1.0, (), frozenset(), left_out={})
+    phase.unheard = {peer: frozenset(others) for peer, others in unheard.items()}
+    return phase
+
+
 def test_when_nobody_can_be_reached_by_all_the_least_reachable_is_left_out(tmp_path: Path) -> None:
-    world = World(tmp_path, values=1000)
-    members = members_of(world, 4)
-    a, b, c, d = (member.peer_id for member in members)
-    answers = leading.Answers(unheard={a: {b, d}, b: {a}, c: {d}, d: set()})
-    left = leading._connected(members, answers)
-    assert {member.peer_id for member in left} in ({b, c}, {a, c}, {a, b, c}) and answers.left_out
-    assert leading._reducers(left, answers)
-    assert leading._reducers(members, answers) == set()
+    members = members_of(World(tmp_path, values=1000), 4)
+    a, b, c, d = (member.peer for member in members)
+    phase = gathered({a: {b, d}, b: {a}, c: {d}, d: set()})
+    assert lead.reducing(members, phase) == set()
+    left = lead.connected(members, phase)
+    assert {member.peer for member in left} in ({b, c}, {a, c}, {a, b, c}) and phase.left_out
+    assert lead.reducing(left, phase)
 
 
 def test_a_lone_member_that_cannot_reduce_makes_no_group(tmp_path: Path) -> None:
     (alone,) = members_of(World(tmp_path, values=1000), 1)
-    closed = Member(alone.peer_id, alone.certificate, alone.claim, alone.envelope, can_reduce=False, share=0)
     with pytest.raises(VerificationError, match="nobody in the group"):
-        leading._connected([closed], leading.Answers())
+        lead.connected([replace(alone, can_reduce=False, share=0)], gathered({}))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.run_config import RunConfig
 from peer.link.answers import RemoteFile, RunDescription
 from peer.link.estimate import terms_of
 from peer.screen.json_lines import JsonScreen
@@ -15,8 +16,7 @@ from peer.screen.terminal import TerminalScreen
 from peer.screen.terms import Terms
 from protocol.invite import Invite
 from protocol.run_card import RunCard
-from protocol.run_spec import RunConfig
-from protocol.status import Evaluation, LedgerStatus, PeerStatus, RunStatus
+from protocol.status import EvaluatedRound, LedgerStatus, PeerStatus, RunStatus
 from tests.test_words import check_chinese
 
 MILLION = 10**6
@@ -50,7 +50,7 @@ def description(kind: str = "lora", rounds: int = 100, **sync: Any) -> RunDescri
 
 
 def status(*at: tuple[int, float], **values: Any) -> RunStatus:
-    evaluations = tuple(Evaluation(round=round, held_out_loss=3.0, tokens=1, time=time) for round, time in at)
+    evaluations = tuple(EvaluatedRound(round=round, held_out_loss=3.0, tokens=1, time=time) for round, time in at)
     now = {"round": at[-1][0] if at else 0} | values
     return RunStatus(
         name="plays",

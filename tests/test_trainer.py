@@ -14,12 +14,13 @@ import torch
 from lab.processes import eventually
 from lab.training_fixtures import make_genesis, make_spec, write_tiny_llama
 from peer.disk.moments import Moments
-from peer.round_rules import BallotBox
+from peer.net.place import Place, SwarmConfig
+from peer.net.swarm import Swarm
+from peer.round.report import RoundReport
+from peer.round.turns import Waiting
 from peer.sync.averages import Average
 from peer.sync.contribution import Contribution
 from peer.sync.shelf import Head
-from peer.round.report import RoundReport
-from peer.net.swarm import Swarm, SwarmConfig
 from peer.trainer import WorkReport, train
 from peer.training.codecs.codec import EncodedUpdate
 from peer.training.data import load_dataset
@@ -55,14 +56,9 @@ class Peer:
         self.steps = 0
         self.stop = threading.Event()
         self.swarm = Swarm(
-            identity,
+            Place(identity, card, lambda: token, Head(genesis), config=SwarmConfig(listen="127.0.0.1:0")),
             world.identity_path(index),
-            card,
-            lambda: token,
-            BallotBox(),
-            Head(genesis),
             self._committed,
-            SwarmConfig(listen="127.0.0.1:0"),
         )
         self.peer_id, self.folder = identity.peer_id, folder
         self.named = Beginners(run=card.run, peers=(world.identity(0).peer_id,)).sign(PeerIdentity(world.key)).data
@@ -88,13 +84,13 @@ class Peer:
     def working(self, report: WorkReport) -> None:
         self.steps += report.loss is None
 
-    def waiting(self, reason: str) -> None:
+    def waiting(self, reason: Waiting | None) -> None:
         self.is_paused = False
-        self.told.append(reason)
+        self.told.append(reason.key if reason else "")
 
-    def paused(self, reason: str) -> None:
+    def paused(self, reason: Waiting) -> None:
         self.is_paused = True
-        self.told.append(reason)
+        self.told.append(reason.key)
 
 
 @pytest.fixture(params=[{}, {"overlap": True}], ids=["", "overlap"])
@@ -132,7 +128,7 @@ def test_a_peer_that_waits_too_long_pauses_keeps_its_work_and_goes_on_by_itself(
 ) -> None:
     alone = new_peer(0)
     eventually(lambda: alone.is_paused, WAIT_S)
-    assert "waiting for" in alone.told[-1]
+    assert alone.told[-1] == "wants-more-peers"
     tokens, steps = alone.work.tokens, alone.steps
     assert tokens >= 2000
     time.sleep(1.0)  # ten looks
@@ -175,13 +171,13 @@ def test_no_more_addresses_are_remembered_than_fit_however_many_are_announced(
     new_peer: Callable[[int], Peer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = new_peer(0), new_peer(1)
-    monkeypatch.setattr("peer.net.swarm.MAX_CONTACTS", 3)
+    monkeypatch.setattr("peer.net.search.MAX_CONTACTS", 3)
     one.swarm.add_addresses(f"/ip4/127.0.0.1/tcp/{port}/p2p/{two.peer_id}" for port in range(1, 9))
     one.swarm.add_addresses(two.swarm.addresses)
     for peer in (one, two):
         peer.swarm.set_run(0, peer.named)
     eventually(lambda: one.reports and two.reports, WAIT_S)
-    assert len(one.swarm._addresses) == 3
+    assert len(one.swarm.known_addresses) == 3
 
 
 def test_a_paused_peer_leaves_when_it_is_told_to(new_peer: Callable[[int], Peer]) -> None:
@@ -251,7 +247,7 @@ def test_what_the_others_do_not_have_stays_in_the_model_until_they_do(new_peer: 
     two.swarm.add_addresses(three.swarm.addresses)
     eventually(lambda: len(taken) >= 8, 2 * WAIT_S)
     assert taken.count(False) >= 1 and taken.count(True) >= 5, taken
-    claims = [head.agreement.claims for head in one.heads if head.agreement]
+    claims = [head.agreement.by_peer for head in one.heads if head.agreement]
     assert any(one.peer_id in made and made[one.peer_id].late for made in claims), "its tokens count less, but count"
 
 

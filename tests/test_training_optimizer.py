@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from lab.training_fixtures import Bench
 from peer.training import tensor_file
+from peer.training.inner_optimizer import InnerAdamW
 from peer.training.tensor_file import write_tensors
 from peer.training.work import LocalWork
 from protocol.errors import InputError
@@ -96,11 +97,13 @@ def test_a_file_of_another_run_is_put_aside(
 
 
 def test_moments_that_are_not_finite_are_put_aside(tmp_path: Path, glass_dir: Path, plays: Path) -> None:
-    work, path = Bench(tmp_path, glass_dir, plays).work(), tmp_path / "moments.safetensors"
-    steps(work, 1)
-    assert work._optimizer is not None
-    work._optimizer._state["exp_avg"][5] = float("nan")
-    work.save_optimizer(path)
+    bench, path = Bench(tmp_path, glass_dir, plays), tmp_path / "moments.safetensors"
+    work = bench.work()
+    gradient_N = torch.zeros_like(work.model.flat_N)
+    gradient_N[5] = float("nan")
+    spoilt = InnerAdamW(bench.spec.inner, work.model.flat_N.clone(), gradient_N)
+    spoilt.step()
+    spoilt.save(path, bench.spec.digest, round=1)
     assert not work.load_optimizer(path) and not path.exists()
 
 

@@ -8,17 +8,19 @@ from typing import Any
 import pytest
 import torch
 
+from coordinator.model_source import prepare_model
+from coordinator.run_config import ModelSource
 from lab.training_fixtures import make_genesis, make_spec, write_tiny_gpt2
 from peer.training.aggregate import aggregator
-from peer.training.codecs.codec import EncodedUpdate, average_chunk, chunk_sizes, codec
+from peer.training.codecs.codec import EncodedUpdate, average_codec, chunk_sizes
 from peer.training.data import load_dataset
 from peer.training.evaluate import held_out_loss
-from peer.training.genesis import prepare_model
 from peer.training.model import load_trainable
 from peer.training.outer import outer_step
+from peer.training.reduce import average_chunk
 from peer.training.state import SharedState
 from peer.training.work import LocalWork
-from protocol.run_spec import ModelSource, RunSpec
+from protocol.run_spec import RunSpec
 
 PEERS = ("peer-a", "peer-b", "peer-c")
 
@@ -31,16 +33,16 @@ def one_round(spec: RunSpec, works: list[LocalWork], states: list[SharedState], 
         for _ in range(count):
             work.step()
         updates.append(work.finish())
-    coder = codec(spec.sync.wire)
+    wire = spec.sync.wire
     sent = [EncodedUpdate.encode(update.vector, spec.sync.wire, chunk_values=4096) for update in updates]
     weights, sizes = [update.tokens for update in updates], chunk_sizes(sent[0].values, 4096)
     how = aggregator(spec.sync.clip)
     averages = [
-        average_chunk(coder, how, [item.chunks[index] for item in sent], weights, size)
+        average_chunk(wire, how, [item.chunks[index] for item in sent], weights, size)
         for index, size in enumerate(sizes)
     ]
     results = [
-        torch.cat([coder.decode_average(data, size) for data, size in zip(averages, sizes, strict=True)])
+        torch.cat([average_codec(wire).decode(data, size) for data, size in zip(averages, sizes, strict=True)])
         for _ in states
     ]
     return [outer_step(spec, state, result) for state, result in zip(states, results, strict=True)]

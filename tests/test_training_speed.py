@@ -70,7 +70,7 @@ def test_a_pass_of_short_records_is_no_sign_of_a_fast_size(
     path = records(tmp_path / "d.jsonl", [f"{i} to be or not " + "to be or not to be " * (i % 9) for i in range(60)])
     data = {"kind": "jsonl", "packing": False, "sequence_length": 60}
     work = Bench(tmp_path, glass_dir, path, data=data, inner={"micro_batch": 1, "batch": 4}).work()
-    monkeypatch.setattr("peer.training.passes.Clock.seconds", lambda self: 1.0)
+    monkeypatch.setattr("peer.training.passes.Stopwatch.seconds", lambda self: 1.0)
     told: list[float] = []
     monkeypatch.setattr("peer.training.micro_batch.MicroBatch.passed", lambda self, size, seconds: told.append(seconds))
     for _ in range(4):

@@ -6,6 +6,7 @@ Valid bytes are changed at random: single bytes, and, where they are JSON, any p
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -20,8 +21,10 @@ from protocol import canonical, certificate, checkpoint, envelope, keys, note
 from protocol.agreement import Agreement
 from protocol.checkpoint import CheckpointInfo
 from protocol.envelope import Envelope
+from protocol.epoch import Epoch, open_word
 from protocol.errors import PotluckError
 from protocol.invite import Invite
+from protocol.last import Last
 from protocol.ledger_entry import parse_entry
 from protocol.model_signature import ModelSignature
 from protocol.newest import head_note_in
@@ -30,9 +33,10 @@ from protocol.run_card import RunCard
 from protocol.run_spec import RunSpec
 from protocol.safetensors_file import FULL_FILE, Weights
 from protocol.state import StateManifest
-from protocol.statements import open_claim, open_vote
+from protocol.statements import Late, open_claim, open_vote
 from protocol.tlog_proof import LogProof
 from protocol.verify import verify_checkpoint, verify_receipt
+from tests.kit.agreeing import COORDINATOR, GENESIS, IDS, KEY, ONE, TWO, agree, spec_of, weighing
 from tests.kit.builders import NOW, Run, build_run, safetensors_bytes
 
 COMMON = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -52,14 +56,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return build_run(tmp_path_factory.mktemp("run"), rounds=1)
 
 
+@functools.cache
+def by_a_word() -> Agreement:
+    """An agreement that has all that only large runs know: full groups, work that waited, a word, acceptors outside."""
+    spec = spec_of(3, max_group=3)
+    last = Last(5, ONE, weighing(0, 1, 2), base=GENESIS, full=2, recent={IDS[4]: 2})
+    word = Epoch(epoch=1, run=spec.digest, round=5, state=ONE, peers=weighing(0, 1)).sign(COORDINATOR)
+    late = Late(base=GENESIS, tokens=160, first_batch=0, batches=10, waited=2)
+    return agree(spec, [0, 2, 4], last, TWO, voters=[0, 1], late={4: late}, word=word, completes=True)
+
+
 def valid_bytes(run: Run) -> dict[str, tuple[bytes, Callable[[bytes], Any]]]:
     """Name -> (valid bytes, parser)."""
-    agreement = run.agreements[1]
-    member = run.membership_key.public_key()
-    spec = run.spec
-    step = run.step(1)
-    head = note.sign_head(run.head(), run.ledger_key)
-    invite = str(Invite(addresses=("127.0.0.1:4700",), run=spec.digest, tls="b" * 64, root=run.root.keyid))
+    return members_bytes(run) | hosts_bytes(run)
+
+
+def members_bytes(run: Run) -> dict[str, tuple[bytes, Callable[[bytes], Any]]]:
+    agreement, large = run.agreements[1], by_a_word()
+    spec, member = run.spec, run.membership_key.public_key()
     return {
         "claim": (agreement.claims[0].data, open_claim),
         "vote": (agreement.votes[0].data, open_vote),
@@ -68,10 +82,26 @@ def valid_bytes(run: Run) -> dict[str, tuple[bytes, Callable[[bytes], Any]]]:
             agreement.to_bytes(),
             lambda data: Agreement.from_bytes(data, run=spec.digest, membership_key=member),
         ),
+        "agreement of a large run": (
+            large.to_bytes(),
+            lambda data: Agreement.from_bytes(data, run=large.run, membership_key=KEY.public_key()),
+        ),
+        "word": (
+            large.word.data if large.word else b"",
+            lambda data: open_word(data, KEY.public_key(), run=large.run),
+        ),
         "certificate": (
             run.certificate(run.peers[0]).encode(),
             lambda data: certificate.check(data.decode("latin-1"), member, run=spec.digest, accept_expired=True),
         ),
+    }
+
+
+def hosts_bytes(run: Run) -> dict[str, tuple[bytes, Callable[[bytes], Any]]]:
+    spec, step = run.spec, run.step(1)
+    head = note.sign_head(run.head(), run.ledger_key)
+    invite = str(Invite(addresses=("127.0.0.1:4700",), run=spec.digest, tls="b" * 64, root=run.root.keyid))
+    return {
         "run card": (
             canonical.dumps(run.card_envelope),
             lambda data: RunCard.open(data, run.root.public_key),
@@ -111,9 +141,9 @@ def valid_bytes(run: Run) -> dict[str, tuple[bytes, Callable[[bytes], Any]]]:
 
 
 NAMES = [
-    "claim", "vote", "envelope", "agreement", "certificate", "run card", "run spec", "invite", "identity", "public key",
-    "peer id", "state manifest", "ledger entry", "ledger head", "verifier key", "log proof", "receipt",
-    "file with a ledger head", "checkpoint.json", "model signature",
+    "claim", "vote", "envelope", "agreement", "agreement of a large run", "word", "certificate", "run card", "run spec",
+    "invite", "identity", "public key", "peer id", "state manifest", "ledger entry", "ledger head", "verifier key",
+    "log proof", "receipt", "file with a ledger head", "checkpoint.json", "model signature",
 ]  # fmt: skip
 
 
@@ -202,7 +232,16 @@ def test_changed_json_is_answered(name: str, run: Run, choice: st.DataObject) ->
 @given(value=ANY_JSON)
 def test_any_json_in_place_of_an_agreement_or_entry_is_refused(run: Run, value: Any) -> None:
     data = json.dumps(value).encode()
-    for name in ("agreement", "ledger entry", "receipt", "checkpoint.json", "model signature", "envelope"):
+    for name in (
+        "agreement",
+        "agreement of a large run",
+        "word",
+        "ledger entry",
+        "receipt",
+        "checkpoint.json",
+        "model signature",
+        "envelope",
+    ):
         assert not answers(valid_bytes(run)[name][1], data)
 
 

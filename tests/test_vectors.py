@@ -2,7 +2,7 @@
 
 tests/vectors holds bytes that were made once, with fixed keys. Formats whose signatures are deterministic (Ed25519) are
 made again here, byte for byte; P-256 signatures are random, so what carries one is only verified. A new format gets its
-file from `python tests/test_vectors.py`, which writes what is missing and never changes what is there.
+file from `python -m tests.test_vectors`, which writes what is missing and never changes what is there.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol import canonical, certificate, keys, merkle, note, tlog_proof
 from protocol.agreement import Agreement, group_digest
-from protocol.beginners import Beginners, open_beginners
+from protocol.beginners import Beginners
 from protocol.envelope import Envelope
+from protocol.epoch import open_word
 from protocol.errors import RefusedError
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity
@@ -48,21 +48,22 @@ from protocol.succession import Last, check_follows
 from protocol.tlog_proof import LogProof
 from protocol.verify import verify_checkpoint
 from tests.kit.builders import NOW, build_run, fixed_root_key, make_spec
+from tests.kit.vectors import (
+    GENESIS,
+    LATE_PEER,
+    LEDGER,
+    MEMBERSHIP,
+    PEERS,
+    ROOT,
+    STATE,
+    VECTORS,
+    issue,
+    stored,
+    write_missing,
+)
 
-VECTORS = Path(__file__).parent / "vectors"
-
-
-def ed25519(number: int) -> Ed25519PrivateKey:
-    """The key whose seed is this byte, 32 times."""
-    return Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32)
-
-
-ROOT = fixed_root_key(5)  # the private number
-LEDGER, MEMBERSHIP = ed25519(3), ed25519(4)
-PEERS = [PeerIdentity(ed25519(1)), PeerIdentity(ed25519(2))]
 SPEC = make_spec("vectors")
 RUN = SPEC.digest
-GENESIS, STATE = "b" * 64, "d" * 64
 ORIGIN = note.origin("vectors", RUN)
 CLAIMS = [
     Claim(
@@ -80,7 +81,6 @@ CLAIMS = [
 ]
 VOTE = Vote(run=RUN, round=1, attempt=0, group=group_digest(CLAIMS), base=GENESIS, state=STATE)
 # round 2: the second peer has left, a third brings work that missed round 1
-LATE_PEER = PeerIdentity(ed25519(6))
 LATE = Late(base=GENESIS, tokens=512, first_batch=0, batches=32)
 SECOND_CLAIMS = [
     Claim(
@@ -119,10 +119,6 @@ CARD = RunCard(
     ledger_key=note.verifier_key(ORIGIN, LEDGER.public_key()),
     membership_key=MEMBERSHIP.public_key().public_bytes_raw().hex(),
 )
-
-
-def issue(peer: PeerIdentity) -> str:
-    return certificate.issue(MEMBERSHIP, run=RUN, peer_id=peer.peer_id, lifetime_s=3600, now=NOW)
 
 
 def make_agreement() -> bytes:
@@ -188,8 +184,8 @@ SAME_AGAIN: dict[str, Callable[[], bytes]] = {
 }
 MADE_ONCE: dict[str, Callable[[], bytes]] = {
     # the library that writes certificates may order a JWT's header anew
-    "certificates.json": lambda: canonical.dumps({peer.peer_id: issue(peer) for peer in PEERS}),
-    "late-certificate.json": lambda: canonical.dumps({LATE_PEER.peer_id: issue(LATE_PEER)}),
+    "certificates.json": lambda: canonical.dumps({peer.peer_id: issue(peer, RUN) for peer in PEERS}),
+    "late-certificate.json": lambda: canonical.dumps({LATE_PEER.peer_id: issue(LATE_PEER, RUN)}),
     "run-card.json": lambda: CARD.sign(ROOT).to_bytes(),
 }
 SAME_FROM_STORED: dict[str, Callable[[], bytes]] = {
@@ -197,10 +193,6 @@ SAME_FROM_STORED: dict[str, Callable[[], bytes]] = {
     "agreement-2.json": make_second_agreement,
     "receipt.json": make_vector_receipt,
 }
-
-
-def stored(name: str) -> bytes:
-    return (VECTORS / name).read_bytes()
 
 
 @pytest.mark.parametrize("name", [*SAME_AGAIN, *SAME_FROM_STORED])
@@ -236,7 +228,7 @@ def test_the_claim_and_the_vote_still_verify() -> None:
 
 
 def test_a_naming_of_beginners_and_a_promise_still_verify() -> None:
-    word = open_beginners(stored("beginners.json"), MEMBERSHIP.public_key(), run=RUN)
+    word = open_word(stored("beginners.json"), MEMBERSHIP.public_key(), run=RUN)
     assert word.value.weights == {peer.peer_id: 1 for peer in PEERS}
     assert open_promise(stored("promise.json")) == PROMISE.sign(PEERS[0])
 
@@ -323,12 +315,7 @@ def test_the_checkpoints_still_verify(kind: str) -> None:
         assert report.ok, report.to_text()
 
 
-def write_missing() -> None:
-    """Make the vectors that are not there yet."""
-    VECTORS.mkdir(exist_ok=True)
-    for name, make in (SAME_AGAIN | MADE_ONCE | SAME_FROM_STORED).items():
-        if not (VECTORS / name).exists():
-            (VECTORS / name).write_bytes(make())
+def write_checkpoints() -> None:
     for kind in ("full", "lora"):
         if not (VECTORS / "checkpoints" / kind).exists():
             with tempfile.TemporaryDirectory() as folder:
@@ -337,4 +324,5 @@ def write_missing() -> None:
 
 
 if __name__ == "__main__":
-    write_missing()
+    write_missing(SAME_AGAIN | MADE_ONCE | SAME_FROM_STORED)
+    write_checkpoints()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol import presets
+from coordinator import presets
 from scripts.tables import wan as bench_wan
 from scripts.wan import plan as wan_plan
 from scripts.wan import report as wan_report

@@ -21,7 +21,7 @@ from peer.screen import messages
 from protocol import words
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity, public_pem
-from protocol.status import Alarm, Evaluation, LedgerStatus, PeerStatus, RunStatus
+from protocol.status import Alarm, EvaluatedRound, LedgerStatus, PeerStatus, RunStatus
 from protocol.words import Catalogue
 from tests.kit import builders
 from tests.kit.texts_in_source import texts
@@ -286,7 +286,7 @@ def a_status() -> RunStatus:
         PeerStatus(peer_id="12D3Kooee12cd35"),
     )
     alarm = Alarm(round=4, held_out_loss=None, published_round=2, published_loss=3.0, held_back=2)
-    evaluation = Evaluation(round=2, held_out_loss=3.0, tokens=9, time=1.0)
+    evaluation = EvaluatedRound(round=2, held_out_loss=3.0, tokens=9, time=1.0)
     ledger = LedgerStatus(size=7, root="b" * 64)
     return RunStatus(
         name="tiny", run="a" * 64, round=4, rounds=0, peers=peers, evaluations=(evaluation,), ledger=ledger, alarm=alarm

@@ -6,10 +6,10 @@ states/round-000021.json           its agreement; written last: what it speaks o
 states/candidate.average           what led to the state that this peer is about to vote for, or has voted for
 
 Each round must be on disk before the next one begins: a member that has voted in a round never works on an earlier one
-again, so when all are killed at once, the run goes on only from states that are on disk. But a whole state is as large as
-the model, and a round may take seconds. So only every so many rounds one is written; in between the averages are, which
-lead from it to all later ones, for the outer step gives the same bits each time. What leads to a state is on disk before
-its first vote, so that a state that may be agreed on is never gone when all are killed at once.
+again, so when all are killed at once, the run goes on only from states that are on disk. But a whole state is as large
+as the model, and a round may take seconds. So only every so many rounds one is written; in between the averages are,
+which lead from it to all later ones, for the outer step gives the same bits each time. What leads to a state is on disk
+before its first vote, so that a state that may be agreed on is never gone when all are killed at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from peer.disk.run_folder import RunFolder, seal, unseal
+from peer.disk.peer_folder import PeerFolder, seal, unseal
 from peer.sync.averages import Average
 from peer.sync.shelf import Head
 from peer.training.state import SharedState
@@ -57,7 +57,7 @@ class KeptStates:
         genesis: loads the state of round 0, which is kept elsewhere.
     """
 
-    def __init__(self, folder: RunFolder, card: RunCard, genesis: Callable[[], SharedState]) -> None:
+    def __init__(self, folder: PeerFolder, card: RunCard, genesis: Callable[[], SharedState]) -> None:
         self._folder, self._card, self._genesis = folder, card, genesis
         self._path = folder.path / "states"
         self._candidate = ""  # digest of the state that the candidate's file leads to
@@ -219,7 +219,7 @@ class KeptStates:
             raise InputError("the average does not lead to the state that was agreed on")
         return Head(state, agreement), average
 
-    # ---- many ----------------------------------------------------------------------------------------------------------
+    # ---- many --------------------------------------------------------------------------------------------------------
 
     def _newest_whole(self, rounds: list[int]) -> Head | None:
         for round in [round for round in reversed(rounds) if self._is_whole(round)]:

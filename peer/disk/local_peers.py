@@ -64,7 +64,9 @@ def find_peers(home: Path, run: str | None = None) -> list[LocalPeer]:
     """
     folders = sorted(path for path in (home / "runs").glob("*") if path.is_dir())
     found = [
-        LocalPeer(folder, _name(folder), holder(folder / "lock"), tuple(read_rounds(folder / "rounds.jsonl", SHOWN_ROUNDS)))
+        LocalPeer(
+            folder, _name(folder), holder(folder / "lock"), tuple(read_rounds(folder / "rounds.jsonl", SHOWN_ROUNDS))
+        )
         for folder in folders
     ]  # fmt: skip
     if run is None:

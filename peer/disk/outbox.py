@@ -26,26 +26,17 @@ from protocol.agreement import MAX_AGREEMENT_BYTES
 from protocol.canonical import sha256_hex
 from protocol.disk import disk_error, set_aside, write_file
 from protocol.errors import FormatError
+from protocol.rpc import ReportAnswer
 
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"(\d{9})-([0-9a-f]{16})\.json")
 
 
-class Answer(Protocol):
-    """What `CoordinatorClient.report` returns."""
-
-    @property
-    def accepted(self) -> bool: ...
-
-    @property
-    def reason(self) -> str: ...
-
-
 class Reporter(Protocol):
     """What the outbox needs of a `CoordinatorClient`."""
 
-    def report(self, certificate: str, agreement: bytes) -> Answer: ...
+    def report(self, certificate: str, agreement: bytes) -> ReportAnswer: ...
 
 
 class Outbox:

@@ -37,13 +37,14 @@ class Round(NamedTuple):
     took_part: bool
     left_out: tuple[tuple[str, str], ...]  # (peer id, why)
     time: float  # Unix seconds
+    waits: bool = False  # there was no place for this peer: its work counts when its turn comes
 
     @classmethod
     def of(cls, report: RoundReport) -> Round:
         left_out = tuple((peer, why[:MAX_REASON_CHARS]) for peer, why in report.left_out[:MAX_LEFT_OUT])
         return cls(
             report.round, report.members, report.tokens, round(report.waited_s, 3), report.attempts,
-            report.took_part, left_out, round(time.time(), 3),
+            report.took_part, left_out, round(time.time(), 3), report.waits,
         )  # fmt: skip
 
 
@@ -94,6 +95,7 @@ def _parse(line: bytes) -> Round | None:
         return Round(
             int(value["round"]), int(value["members"]), int(value["tokens"]), float(value["waited_s"]),
             int(value["attempts"]), bool(value["took_part"]), left_out, float(value["time"]),
+            bool(value.get("waits", False)),
         )  # fmt: skip
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
         return None

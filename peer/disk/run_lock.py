@@ -2,8 +2,8 @@
 
     lock    {"pid":4711,"start":"8812345"}      start: when the process began, as the system counts it
 
-`run_folder` takes it, `local_peers` reads it. The kernel lets go of it when its holder ends, however it ends; a process
-that has got an old holder's pid is told apart by its start, and never gets a signal that is meant for a peer.
+`peer_folder` takes it, `local_peers` reads it. The kernel lets go of it when its holder ends, however it ends; a
+process that has got an old holder's pid is told apart by its start, and never gets a signal that is meant for a peer.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "lock"

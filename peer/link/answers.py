@@ -70,13 +70,7 @@ class Announcement(NamedTuple):
     beginners: bytes  # the coordinator's signed word on who begins, `protocol.beginners`; empty: not known yet
     alarm: Alarm | None = None  # the run stays clearly worse than its last published checkpoint
     twin: Twin = Twin.NONE
-
-
-class ReportAnswer(NamedTuple):
-    """What became of a report; a refusal is final."""
-
-    accepted: bool
-    reason: str
+    want_chain: bool = False  # round + 1 is missing in the ledger: send the agreements after `round`, if they are here
 
 
 def parse_twin(reply: coordinator_pb2.AnnounceReply) -> Twin:

@@ -41,6 +41,10 @@ _OPTIONS = [
 _AWAY_HINT = "training goes on without it; check the network, or ask the host whether the run is up"
 
 
+class CoordinatorBusy(CoordinatorAway):
+    """It is there, and has no room for this call now."""
+
+
 def open_channel(address: str, tls_digest: str, timeout_s: float) -> grpc.Channel:
     """Connect to `host:port`, only if its certificate has the SHA-256 `tls_digest` (hex).
 
@@ -63,7 +67,7 @@ def open_channel(address: str, tls_digest: str, timeout_s: float) -> grpc.Channe
 
 
 def _check_clock(certificate: x509.Certificate) -> None:
-    """The coordinator looks after its certificate: when that seems to be over or not to have begun, the clock is wrong."""
+    """The coordinator looks after its certificate: if it seems to be over or not to have begun, the clock is wrong."""
     now = datetime.datetime.now(datetime.UTC)
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if not begins <= now <= ends:
@@ -97,11 +101,11 @@ _REFUSALS: dict[grpc.StatusCode, type[PotluckError]] = {
     grpc.StatusCode.UNAUTHENTICATED: RefusedError,
     grpc.StatusCode.FAILED_PRECONDITION: RefusedError,
 }
-_AWAY = {
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.CANCELLED,
+_AWAY: dict[grpc.StatusCode, type[CoordinatorAway]] = {
+    grpc.StatusCode.UNAVAILABLE: CoordinatorAway,
+    grpc.StatusCode.DEADLINE_EXCEEDED: CoordinatorAway,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: CoordinatorBusy,
+    grpc.StatusCode.CANCELLED: CoordinatorAway,
 }
 
 
@@ -110,7 +114,7 @@ def translate(error: grpc.RpcError) -> PotluckError:
     code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
     details = (error.details() or "") if isinstance(error, grpc.Call) else str(error)
     if code in _AWAY:
-        return CoordinatorAway(f"the coordinator does not answer: {details or code.name}", _AWAY_HINT)
+        return _AWAY[code](f"the coordinator does not answer: {details or code.name}", _AWAY_HINT)
     kind = _REFUSALS.get(code)
     if kind is None:
         return NetworkError(f"the coordinator failed: {code.name}: {details}", "try again; tell the host if it stays")

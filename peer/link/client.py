@@ -1,8 +1,8 @@
 """The volunteer's side of the coordinator's gRPC service. `potluck join` and the peer's background tasks call it.
 
-Calls are synchronous, each has a deadline, and none retries: `CoordinatorAway` tells the caller to try again later, with
-jitter, while training goes on. What comes back is believed only as far as the invite, the run card or a digest vouch for
-it. One client may be shared by threads. Close it (or use `with`) before forking.
+Calls are synchronous, each has a deadline, and none retries: `CoordinatorAway` tells the caller to try again later,
+with jitter, while training goes on. What comes back is believed only as far as the invite, the run card or a digest
+vouch for it. One client may be shared by threads. Close it (or use `with`) before forking.
 
     with CoordinatorClient(Invite.parse(text)) as client:
         run = client.get_run()
@@ -12,20 +12,15 @@ it. One client may be shared by threads. Close it (or use `with`) before forking
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import grpc
 
 from peer.link.answers import (
     Announcement,
     Enrollment,
     RemoteFile,
-    ReportAnswer,
     RunDescription,
     RunFiles,
     parse_addresses,
@@ -33,18 +28,25 @@ from peer.link.answers import (
     parse_files,
     parse_twin,
 )
-from peer.link.channel import open_channel, translate
 from peer.link.clock import Clock, ClockWrong
-from peer.link.downloads import STREAM_TIMEOUT_S, Progress, fetch
+from peer.link.connection import Connection
+from peer.link.downloads import Progress, fetch
 from peer.link.run_files import fetch_run_files
-from protocol import certificate, coordinator_pb2, coordinator_pb2_grpc
+from protocol import certificate, coordinator_pb2
 from protocol.agreement import Agreement
-from protocol.errors import CoordinatorAway, FormatError, SignatureError
+from protocol.errors import FormatError, SignatureError
 from protocol.files import tree_digest
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity, fingerprint, load_public_pem
 from protocol.newest import RunNow
-from protocol.rpc import MAX_CHALLENGE_BYTES, PART_BYTES, SWARM_VERSION, enroll_message, transfer_timeout_s
+from protocol.rpc import (
+    MAX_CHALLENGE_BYTES,
+    PART_BYTES,
+    SWARM_VERSION,
+    ReportAnswer,
+    enroll_message,
+    transfer_timeout_s,
+)
 from protocol.run_card import RunCard
 from protocol.state import StateManifest
 from protocol.status import RunStatus
@@ -63,9 +65,7 @@ class CoordinatorClient:
     def __init__(self, invite: Invite, *, timeout_s: float = 15.0) -> None:
         self._invite = invite
         self.timeout_s = timeout_s
-        self._lock = threading.Lock()
-        self._channel: grpc.Channel | None = None
-        self._stub: Any = None
+        self.connection = Connection(invite.addresses, invite.tls, timeout_s)
         self._run: RunDescription | None = None
         self.clock = Clock()  # measured on the way
 
@@ -77,7 +77,7 @@ class CoordinatorClient:
             SignatureError: it is not the coordinator, or not the run, of the invite.
             FormatError: an answer that does not parse.
         """
-        reply = self._call("GetRun", coordinator_pb2.GetRunRequest())
+        reply = self.connection.call("GetRun", coordinator_pb2.GetRunRequest())
         root = load_public_pem(reply.root_public_key)
         if fingerprint(root) != self._invite.root:
             raise SignatureError(
@@ -115,11 +115,11 @@ class CoordinatorClient:
             RefusedError: wrong or missing admission code, or the challenge came too late.
         """
         request = coordinator_pb2.GetChallengeRequest(peer_id=identity.peer_id)
-        challenge = self._call("GetChallenge", request).challenge
+        challenge = self.connection.call("GetChallenge", request).challenge
         if len(challenge) > MAX_CHALLENGE_BYTES:
             raise FormatError(f"a challenge has at most {MAX_CHALLENGE_BYTES} bytes, got {len(challenge)}")
         sent = time.time()
-        reply = self._call(
+        reply = self.connection.call(
             "Enroll",
             coordinator_pb2.EnrollRequest(
                 peer_id=identity.peer_id,
@@ -151,7 +151,7 @@ class CoordinatorClient:
 
         def read(offset: int) -> Iterator[bytes]:
             request = coordinator_pb2.FetchFileRequest(certificate=certificate, sha256=sha256, offset=offset)
-            return self._stream("FetchFile", request)
+            return self.connection.stream("FetchFile", request)
 
         return fetch(read, destination.name, sha256, size_bytes, destination, progress)
 
@@ -204,7 +204,7 @@ class CoordinatorClient:
             session=session,
         )
         sent = time.time()
-        reply = self._call("Announce", request)
+        reply = self.connection.call("Announce", request)
         self.clock.heard(sent=sent, received=time.time(), theirs=reply.time)
         addresses = parse_addresses(reply.swarm_addresses)
         return Announcement(
@@ -215,6 +215,7 @@ class CoordinatorClient:
             reply.beginners,
             parse_alarm(reply),
             parse_twin(reply),
+            reply.want_chain,
         )
 
     def agreement(self, certificate: str, round: int = 0) -> Agreement | None:
@@ -229,7 +230,7 @@ class CoordinatorClient:
         """
         run = self._run or self.get_run()
         request = coordinator_pb2.GetAgreementRequest(certificate=certificate, round=round)
-        data = self._call("GetAgreement", request, timeout_s=4 * self.timeout_s).agreement
+        data = self.connection.call("GetAgreement", request, timeout_s=4 * self.timeout_s).agreement
         if not data:
             return None
         return Agreement.from_bytes(data, run=run.card.run, membership_key=run.card.member_key)
@@ -242,7 +243,21 @@ class CoordinatorClient:
             RefusedError: the certificate no longer holds: enroll again.
         """
         request = coordinator_pb2.ReportRequest(certificate=certificate, agreement=agreement)
-        reply = self._call("Report", request, timeout_s=4 * self.timeout_s)
+        reply = self.connection.call("Report", request, timeout_s=4 * self.timeout_s)
+        return ReportAnswer(reply.accepted, reply.reason)
+
+    def report_chain(self, certificate: str, agreements: Sequence[bytes]) -> ReportAnswer:
+        """Report the rounds that the ledger lacks, oldest first, as `announce` asked for; harmless twice.
+
+        Args:
+            agreements: `protocol.rpc.MAX_CHAIN_ROUNDS` of them and `MAX_CHAIN_BYTES` at most.
+
+        Raises:
+            CoordinatorAway: it cannot be reached.
+            RefusedError: the certificate no longer holds: enroll again.
+        """
+        request = coordinator_pb2.ReportChainRequest(certificate=certificate, agreements=agreements)
+        reply = self.connection.call("ReportChain", request, timeout_s=8 * self.timeout_s)
         return ReportAnswer(reply.accepted, reply.reason)
 
     def upload_state(self, certificate: str, manifest: StateManifest, chunks: Iterable[bytes]) -> bool:
@@ -268,7 +283,7 @@ class CoordinatorClient:
                     yield coordinator_pb2.StatePart(data=bytes(chunk[start : start + PART_BYTES]))
 
         limit_s = transfer_timeout_s(manifest.parameter_bytes + manifest.outer_bytes)
-        return bool(self._call("UploadState", parts(), timeout_s=limit_s).accepted)
+        return bool(self.connection.call("UploadState", parts(), timeout_s=limit_s).accepted)
 
     def receipts(self, certificate: str, after_round: int = 0) -> list[bytes]:
         """Receipts for the rounds after `after_round`, oldest first; not yet checked (`peer.disk.receipts` does).
@@ -278,7 +293,7 @@ class CoordinatorClient:
             RefusedError: the certificate no longer holds: enroll again.
         """
         request = coordinator_pb2.GetReceiptsRequest(certificate=certificate, after_round=after_round)
-        return list(self._call("GetReceipts", request).receipts)
+        return list(self.connection.call("GetReceipts", request).receipts)
 
     def checkpoint(self, certificate: str, round: int = 0) -> tuple[int, tuple[RemoteFile, ...]]:
         """The round and the files of a published checkpoint, unchecked; 0 and none when there is none.
@@ -292,29 +307,28 @@ class CoordinatorClient:
             RefusedError: the certificate no longer holds: enroll again.
         """
         request = coordinator_pb2.GetCheckpointRequest(certificate=certificate, round=round)
-        reply = self._call("GetCheckpoint", request, timeout_s=4 * self.timeout_s)
+        reply = self.connection.call("GetCheckpoint", request, timeout_s=4 * self.timeout_s)
         return reply.round, parse_files(reply.files)
 
     def status(self) -> RunStatus:
         """The run's status. Raises: CoordinatorAway, FormatError."""
-        return RunStatus.from_bytes(self._call("GetStatus", coordinator_pb2.GetStatusRequest()).status)
+        return RunStatus.from_bytes(self.connection.call("GetStatus", coordinator_pb2.GetStatusRequest()).status)
 
     def run_now(self, ledger_size: int) -> RunNow:
-        """What it has published, and that its ledger extends the one of `ledger_size` leaves: unchecked (`protocol.newest`).
+        """What it has published, and that its ledger extends the one of `ledger_size` leaves.
+
+        Unchecked: `protocol.newest` does that.
 
         Raises: CoordinatorAway, FormatError.
         """
-        reply = self._call("GetStatus", coordinator_pb2.GetStatusRequest(ledger_size=ledger_size))
+        reply = self.connection.call("GetStatus", coordinator_pb2.GetStatusRequest(ledger_size=ledger_size))
         named = RunStatus.from_bytes(reply.status).checkpoints
         published = {item.round: item.payload for item in named if item.published and item.payload}
         return RunNow(published, reply.ledger_head, tuple(reply.consistency))
 
     def close(self) -> None:
         """Close the connection; the next call opens a new one."""
-        with self._lock:
-            channel, self._channel, self._stub = self._channel, None, None
-        if channel is not None:
-            channel.close()
+        self.connection.close()
 
     def __enter__(self) -> CoordinatorClient:
         return self
@@ -323,52 +337,3 @@ class CoordinatorClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _call(self, method: str, request: Any, timeout_s: float | None = None) -> Any:
-        try:
-            return getattr(self._connected(), method)(request, timeout=timeout_s or self.timeout_s)
-        except grpc.RpcError as error:
-            raise self._broken(error) from error
-        except ValueError as error:  # what grpc says of a channel that another thread closes just now
-            raise CoordinatorAway("the connection was closed on this side") from error
-
-    def _stream(self, method: str, request: Any) -> Iterator[bytes]:
-        try:
-            for part in getattr(self._connected(), method)(request, timeout=STREAM_TIMEOUT_S):
-                yield part.data
-        except grpc.RpcError as error:
-            raise self._broken(error) from error
-
-    def _broken(self, error: grpc.RpcError) -> Exception:
-        if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.UNAVAILABLE:
-            self.close()  # a restarted host may show up at another of the invite's addresses
-        return translate(error)
-
-    def _connected(self) -> Any:
-        """The stub, over a channel to the first address of the invite that answers."""
-        with self._lock:
-            if self._stub is None:
-                self._channel = self._first_channel()
-                self._stub = coordinator_pb2_grpc.CoordinatorStub(self._channel)
-            return self._stub
-
-    def _first_channel(self) -> grpc.Channel:
-        away: CoordinatorAway | None = None
-        for address in self._invite.addresses:
-            try:
-                return open_channel(address, self._invite.tls, min(self.timeout_s, 5.0))
-            except CoordinatorAway as error:
-                away = error
-        assert away is not None, "an invite has at least one address"
-        raise away
-
-
-__all__ = [
-    "Announcement",
-    "CoordinatorClient",
-    "Enrollment",
-    "RemoteFile",
-    "ReportAnswer",
-    "RunDescription",
-    "RunFiles",
-]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 
 from protocol.errors import NetworkError
 
@@ -55,11 +56,6 @@ class Clock:
         return abs(self.offset_s) > MAX_OFFSET_S
 
 
-def message_key(offset_s: float) -> str:
-    """Which of peer.screen.messages says it."""
-    return "clock-ahead" if offset_s > 0 else "clock-behind"
-
-
 def in_words(offset_s: float) -> str:
     """A length of time in its two largest units."""
     parts: list[str] = []
@@ -78,3 +74,12 @@ def how_to_set() -> str:
     if sys.platform == "darwin":
         return "System Settings > General > Date & Time: set automatically"
     return "sudo timedatectl set-ntp true"
+
+
+def tell_clock(problem: Callable[..., None], offset_s: float) -> None:
+    """Say which way the clock is off, by how much, and how to set it.
+
+    Args:
+        problem: shows a message: its key in `peer.screen.messages`, and its values.
+    """
+    problem("clock-ahead" if offset_s > 0 else "clock-behind", offset=in_words(offset_s), how=how_to_set())

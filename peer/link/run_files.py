@@ -1,7 +1,8 @@
 """A run's files from its coordinator: genesis, base model and data, each held against what vouches for it.
 
-`CoordinatorClient.fetch_run_files` calls this. What is already there and whole is not fetched again. The genesis is verified as the signed
-checkpoint that it is, by the root key in the invite; all else has its digest in the run spec.
+`CoordinatorClient.fetch_run_files` calls this; while the coordinator is away `admission` asks whether what is on disk
+will do. What is already there and whole is not fetched again. The genesis is verified here, as the signed checkpoint that
+it is, by the root key in the invite, and nowhere else on its way into a model; all else has its digest in the run spec.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from peer.link.downloads import STREAM_TIMEOUT_S, Progress, fetch, read_url
 from protocol.disk import set_aside
 from protocol.errors import VerificationError
 from protocol.keys import fingerprint, load_public_pem
+from protocol.run_card import RunCard
 from protocol.run_spec import PinnedData
 from protocol.verify import verify_checkpoint
 
@@ -50,11 +52,12 @@ def fetch_run_files(
             _make_way(into / file.path, folder / "damaged")
             client.fetch_file(certificate, file.sha256, file.size_bytes, into / file.path, progress)
 
+    root = fingerprint(load_public_pem(run.root_public_pem))  # the invite's: `get_run` has compared it
     bring(run.genesis_files, genesis)
-    if not _is_genesis(genesis, run):  # something else may lie beside the files: once more, into a new folder
+    if not is_genesis(genesis, run.card, root):  # something else may lie beside the files: once more, into a new folder
         set_aside(genesis, folder / "damaged")
         bring(run.genesis_files, genesis)
-        if not _is_genesis(genesis, run):
+        if not is_genesis(genesis, run.card, root):
             shutil.rmtree(genesis)
             raise VerificationError(
                 "the genesis that the coordinator offers does not hold, or is not this run's",
@@ -68,11 +71,20 @@ def fetch_run_files(
     return RunFiles(genesis, base_model if run.model_files else None, data)
 
 
-def _is_genesis(genesis: Path, run: RunDescription) -> bool:
-    root = fingerprint(load_public_pem(run.root_public_pem))  # the invite's: `get_run` has compared it
+def is_genesis(genesis: Path, card: RunCard, root: str) -> bool:
+    """Whether a folder is the run's genesis, whole and signed.
+
+    Args:
+        root: fingerprint of the root key, from the invite.
+
+    Raises:
+        InputError: there is no such folder.
+    """
     report = verify_checkpoint(genesis, trusted={root})
     facts = (report.facts.get("run"), report.facts.get("round"), report.facts.get("state"))
-    return report.ok and facts == (run.card.run, 0, run.card.genesis)
+    if not report.ok:
+        logger.info("%s: %s", genesis, report.verdict)
+    return report.ok and facts == (card.run, 0, card.genesis)
 
 
 def _fetch_data(

@@ -31,7 +31,8 @@ from peer.net.talk import Talk
 from peer.round.group import Group
 from peer.sync.averages import is_small
 from peer.training.aggregate import Aggregator
-from peer.training.codecs.codec import EncodedUpdate, average_chunk, chunk_sizes, codec, verify_chunk
+from peer.training.codecs.codec import EncodedUpdate, average_codec, chunk_sizes, codec, verify_chunk
+from peer.training.reduce import average_chunk
 from protocol import swarm_pb2
 from protocol.errors import FormatError, NetworkError, PotluckError, RefusedError, RoundAborted
 
@@ -89,7 +90,7 @@ class Reduction:
         self._sizes = chunk_sizes(self._digest.values, self._digest.chunk_values)
         self._ranges = group.ranges(len(self._sizes))
         self._mine = self._ranges.get(me, range(0))
-        self._codec = codec(self._digest.codec)
+        self._codec, self._average_codec = codec(self._digest.codec), average_codec(self._digest.codec)
         self._parts: dict[int, dict[str, bytes]] = {chunk: {} for chunk in self._mine}
         loop = asyncio.get_running_loop()
         self._results: dict[int, asyncio.Future[bytes]] = {chunk: loop.create_future() for chunk in self._mine}
@@ -115,7 +116,9 @@ class Reduction:
         Raises:
             RoundAborted: something did not come, was not what its sender had claimed, or another member gave up.
         """
-        both_ways = sum(self._codec.encoded_bytes(size) + self._codec.average_bytes(size) for size in self._sizes)
+        both_ways = sum(
+            self._codec.encoded_bytes(size) + self._average_codec.encoded_bytes(size) for size in self._sizes
+        )
         started, total_s = time.monotonic(), self._pace.total_s(both_ways)
         tasks = [
             asyncio.create_task(self._exchange(peer))
@@ -241,7 +244,7 @@ class Reduction:
 
     def _take_result(self, chunk: int, data: bytes) -> None:
         start = chunk * self._digest.chunk_values
-        self._averaged[start : start + self._sizes[chunk]] = self._codec.decode_average(data, self._sizes[chunk])
+        self._averaged[start : start + self._sizes[chunk]] = self._average_codec.decode(data, self._sizes[chunk])
         if self.results is not None:
             self.results[chunk] = data
 
@@ -324,7 +327,7 @@ class Reduction:
         weights = [self.group.weights[peer_id] for peer_id in order]
         loop, kept = asyncio.get_running_loop(), [parts[peer_id] for peer_id in order]
         averaged = await loop.run_in_executor(
-            None, average_chunk, self._codec, self._aggregator, kept, weights, self._sizes[chunk]
+            None, average_chunk, self._digest.codec, self._aggregator, kept, weights, self._sizes[chunk]
         )
         del self._parts[chunk]
         self._take_result(chunk, averaged)

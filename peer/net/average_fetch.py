@@ -8,7 +8,7 @@ from collections.abc import Callable
 from peer.net import frames
 from peer.net.node import Node
 from peer.sync.averages import Average
-from peer.training.codecs.codec import CHUNK_VALUES, chunk_sizes, codec
+from peer.training.codecs.codec import CHUNK_VALUES, average_codec, chunk_sizes
 from protocol import swarm_pb2
 from protocol.errors import FormatError, NetworkError
 
@@ -55,7 +55,7 @@ class AverageFetch:
         if not asked:
             raise NetworkError("no member that has the average")
         bounds = [len(sizes) * index // len(asked) for index in range(len(asked) + 1)]
-        most = codec(codec_name).average_bytes(max(sizes)) + _OVERHEAD_BYTES
+        most = average_codec(codec_name).encoded_bytes(max(sizes)) + _OVERHEAD_BYTES
         tasks = [
             asyncio.create_task(self._fetch(source, state, range(bounds[i], bounds[i + 1]), most))
             for i, source in enumerate(asked)

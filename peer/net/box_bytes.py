@@ -1,4 +1,4 @@
-"""The box as it stands on the disk: promises, votes and farewells of one member, sealed by `peer.disk.run_folder`.
+"""The box as it stands on the disk: promises, votes and farewells of one member, sealed by `peer.disk.peer_folder`.
 
 {"round":7,"attempt":2,"leader":"12D3KooW…","ballots":[[2,"<group>","<state>"]],"evidence":"<base64 of the group>",
  "farewells":[[7,2,"<base64 of the envelope>"]]}

@@ -33,7 +33,7 @@ async def serve(driver: Driver) -> None:
 
     async def proposal(message: swarm_pb2.Proposal, reader: Any, writer: Any, peer: str) -> None:
         call = _call()
-        driver.post(wire.proposed(message, peer, call))
+        driver.post(wire.proposed(message, peer, call, driver.opening))
         answer = await _answer(call)
         reply = swarm_pb2.ProposalReply(reason="no answer in time")
         ready = driver.own.ready

@@ -26,6 +26,7 @@ from peer.net.last_copy import Copies, LastCopy
 from peer.net.lines import Lines
 from peer.net.node import Node
 from peer.net.opening import Opening
+from peer.net.own_progress import OwnProgress
 from peer.net.pace import Pace
 from peer.net.place import Callbacks, Place
 from peer.net.reducing import Reducing
@@ -33,7 +34,7 @@ from peer.net.roster import Roster
 from peer.net.talk import Talk
 from peer.round import actions as a
 from peer.round import events as e
-from peer.round import turns, views
+from peer.round import turns
 from peer.round.core import Core
 from peer.round.report import RoundReport
 from peer.round.state import Config, Left
@@ -63,7 +64,7 @@ class Driver:
 
     def __init__(self, node: Node, place: Place, callbacks: Callbacks, on_failure: Told = lambda failure: None) -> None:
         card, identity = place.card, place.identity
-        self._save_box, self._certificate, self._callbacks = place.save_box, place.certificate, callbacks
+        self._save_box, self._callbacks = place.save_box, callbacks
         self.me = identity.peer_id
         self.roster, self.opening = Roster(card.run, card.member_key), Opening(card.run, card.member_key)
         self.shelf = Shelf(place.head)
@@ -88,12 +89,12 @@ class Driver:
         self.state = self.core.state
         self.lines = Lines(self.state, self.post)
         self.talk = Talk(node, card.run, self.roster, self.lines, place.certificate, on_failure)
-        self.gossip = Gossip(self.talk, self._own_progress, self._heard, lambda: self.state.gossip_s, self._known)
+        self.progress = OwnProgress(self.state, self.pace, place.certificate)
+        self.gossip = Gossip(self.talk, self.progress.to, self._heard, lambda: self.state.gossip_s, self._known)
         self.heads = Heads(self.talk, card, self.shelf)
         self.reducing = Reducing(self.talk, card.spec, self.shelf, self.pace, self.stage, callbacks.on_candidate)
         self._last_copy = LastCopy(self.heads, self.talk, card, self.shelf, self.state)
         self._copies = Copies(0, False)
-        self.addresses: list[str] = []
         self._queue: deque[e.Event] = deque()
         self._changed = asyncio.Event()
         self._advanced = asyncio.Event()
@@ -105,6 +106,15 @@ class Driver:
     @property
     def head(self) -> Head:
         return self.shelf.head
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where others reach this member."""
+        return self.progress.addresses
+
+    @addresses.setter
+    def addresses(self, found: list[str]) -> None:
+        self.progress.addresses = found
 
     @property
     def waiting_for(self) -> Waiting | None:
@@ -253,7 +263,7 @@ class Driver:
             case a.StopAllReduce(why):
                 self.reducing.stop(why)
             case a.Fetch():
-                self._spawn(self.heads.get(action))
+                self._spawn(self._fetch(action))
             case a.Commit():
                 self._commit(action)
             case a.TellEveryone():
@@ -266,6 +276,18 @@ class Driver:
                     future.set_result(action)
             case _:
                 calls.make(self, action)
+
+    async def _fetch(self, action: a.Fetch) -> e.Event:
+        event = await self.heads.get(action)
+        state = self.shelf.find(action.state)
+        if not action.keeps or state is None:
+            return event
+        try:
+            keep, average = self._callbacks.on_candidate, self.shelf.average(action.state)
+            await asyncio.get_running_loop().run_in_executor(None, keep, state, average)
+        except (OSError, InputError) as error:
+            return e.NotFetched(action.state, f"cannot keep a state: {error}")
+        return event
 
     def _spawn(self, coroutine: Any) -> None:
         """A task that ends in an event."""
@@ -324,12 +346,3 @@ class Driver:
     def _heard(self, peer: str, message: swarm_pb2.Progress) -> None:
         self.roster.note_addresses(peer, tuple(message.addresses[:16]))
         self.post(calls.heard(self, peer, message))
-
-    def _own_progress(self, to: str) -> swarm_pb2.Progress:
-        own = views.own_said(self.state, time.monotonic())
-        message = calls.wire.progress(own)
-        message.certificate = self._certificate()
-        message.addresses[:] = self.addresses[:16]
-        message.from_you_bytes_s = self.pace.arrived_from(to)
-        message.farewells[:] = [said.data for said in views.farewells_to_tell(self.state)]
-        return message

@@ -22,7 +22,6 @@ from protocol.errors import FormatError, NetworkError, RefusedError
 logger = logging.getLogger(__name__)
 
 STREAM = "progress"
-IDLE_S = 150.0  # a stream on which nothing came for so long is closed
 MAX_BYTES = 1 << 20  # farewells are most of it
 
 
@@ -66,15 +65,16 @@ class Gossip:
 
     async def tell_everyone(self) -> None:
         """Tell all at once."""
-        await asyncio.gather(*(self._tell(peer) for peer in self._everyone()))
+        await asyncio.gather(*(self._tell(peer) for peer in self.everyone()))
 
-    def _everyone(self) -> set[str]:
+    def everyone(self) -> set[str]:
+        """Peer ids of those that are told."""
         return (self.contacts | self._known()) - {self._talk.me}
 
     async def _forever(self) -> None:
         while True:
             interval_s = self._interval_s()
-            for peer in self._everyone():
+            for peer in self.everyone():
                 link = self._links.get(peer)
                 if link is None or time.monotonic() - link.met_at >= 0.9 * interval_s:
                     self._talk.spawn(self._tell(peer))
@@ -137,7 +137,8 @@ class Gossip:
                 if message.certificate or not roster.is_admitted(link.peer):
                     roster.admit(link.peer, message.certificate)
                 await self._take(link, message)
-                message = await frames.receive(reader, swarm_pb2.Progress, timeout_s=IDLE_S, max_bytes=MAX_BYTES)
+                # who asks on it closes it when no answer comes
+                message = await frames.receive(reader, swarm_pb2.Progress, timeout_s=None, max_bytes=MAX_BYTES)
         except NetworkError as error:
             logger.debug("progress of %s: %s", short(link.peer), error.message)
         finally:

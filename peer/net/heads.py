@@ -61,7 +61,7 @@ class Heads:
             data = [*reply.chain, reply.agreement] if reply.agreement else []
             chain = await asyncio.get_running_loop().run_in_executor(None, self._opened, data)
             if chain:
-                self._note_manifest(reply.manifest, chain[-1].state, chain[-1].round)
+                self.note_manifest(reply.manifest, chain[-1].state, chain[-1].round)
             return HeadShown(peer, since, chain)
         except (NetworkError, FormatError, RefusedError) as error:
             logger.info("the head of %s could not be had: %s", peer[-8:], error.message)
@@ -78,7 +78,8 @@ class Heads:
             found.append(agreement)
         return found
 
-    def _note_manifest(self, data: bytes, digest: str, round: int) -> StateManifest:
+    def note_manifest(self, data: bytes, digest: str, round: int) -> StateManifest:
+        """Check what a member offers, and remember it. Raises: FormatError, VerificationError."""
         manifest, own = StateManifest.from_bytes(data), self._shelf.head.state.manifest()
         if manifest.digest != digest or manifest.tensors != own.tensors or manifest.round != round:
             raise VerificationError(f"expected the manifest of state {digest[:12]}…, of this run's model, got another")
@@ -110,7 +111,7 @@ class Heads:
                 reply = await self._talk.call(source, "head", request, swarm_pb2.HeadReply)
                 if reply.manifest:
                     found = StateManifest.from_bytes(reply.manifest)
-                    manifest = self._note_manifest(reply.manifest, digest, found.round)
+                    manifest = self.note_manifest(reply.manifest, digest, found.round)
         if manifest is None:
             raise NetworkError(f"nobody could give state {digest[:12]}…")
         return await self._fetch(manifest, sources)

@@ -129,7 +129,7 @@ class LastCopy:
         if not isinstance(shown, HeadShown) or not shown.chain or shown.chain[0].round != last.round + 1:
             return False
         try:
-            follow.check_chain(self._card.spec, last, shown.chain, state.word.data if state.word else None)
+            follow.check_chain(self._card.spec, last, shown.chain, state.word)
         except (FormatError, RefusedError):
             return False
         return True

@@ -18,24 +18,25 @@ import logging
 import os
 import signal
 import subprocess
-import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from google.protobuf.message import Message
 from hivemind.dht.node import DHTNode
 from hivemind.dht.validation import RecordValidatorBase
-from hivemind.p2p import P2P, P2PDaemonError, P2PHandlerError, PeerID
+from hivemind.p2p import P2P, P2PDaemonError, PeerID
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 from hivemind.p2p.p2p_daemon_bindings.utils import raise_if_failed, read_pbmsg_safe, write_pbmsg
 from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.multiaddr.exceptions import Error as MultiaddrError
 
-from peer.listening import check_free, split_host_port
 from peer.net import frames
+from peer.net.daemon import UNREACHABLE, children_in_their_own_session, sockets, start_reaper, tell_of_failed_task
+from peer.net.listening import check_free, split_host_port
+from peer.net.traffic import Traffic
 from protocol.errors import FormatError, NetworkError, PotluckError
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,6 @@ MAX_STREAMS = 512
 
 M = TypeVar("M", bound=Message)
 Handler = Callable[[str, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-_UNREACHABLE = (P2PDaemonError, P2PHandlerError, OSError, TimeoutError, asyncio.IncompleteReadError)
 
 
 class Node:
@@ -60,6 +60,7 @@ class Node:
     def __init__(self, p2p: P2P, dht: DHTNode, reaper: subprocess.Popen[bytes]) -> None:
         self._p2p, self._dht, self._reaper = p2p, dht, reaper
         self._open: Counter[str] = Counter()  # peer id -> streams that it holds open
+        self.traffic = Traffic()
         self.peer_id: str = p2p.peer_id.to_base58()
 
     @classmethod
@@ -85,10 +86,10 @@ class Node:
         """
         host, port = split_host_port(listen)
         check_free(host, port)
-        asyncio.get_running_loop().set_exception_handler(_tell_of_failed_task)
+        asyncio.get_running_loop().set_exception_handler(tell_of_failed_task)
         loopback = ipaddress.ip_address(host).is_loopback
         try:
-            with _children_in_their_own_session():
+            with children_in_their_own_session():
                 p2p = await asyncio.wait_for(
                     P2P.create(
                         identity_path=str(identity_path),
@@ -103,7 +104,7 @@ class Node:
                 )
         except (P2PDaemonError, TimeoutError) as error:
             raise NetworkError(f"libp2p did not start: {error}", f"is {listen} taken by another program?") from error
-        reaper = _start_reaper(p2p)
+        reaper = start_reaper(p2p)
         dht = await DHTNode.create(p2p=p2p, record_validator=validator, cache_refresh_before_expiry=0)
         return cls(p2p, dht, reaper)
 
@@ -123,7 +124,7 @@ class Node:
             os.killpg(self._reaper.pid, signal.SIGKILL)
         self._reaper.stdin.close()  # type: ignore[union-attr]
         self._reaper.wait(timeout=30)
-        for path in _sockets(self._p2p):  # hivemind leaves one behind when p2pd has ended by itself
+        for path in sockets(self._p2p):  # hivemind leaves one behind when p2pd has ended by itself
             Path(path).unlink(missing_ok=True)
 
     async def addresses(self) -> list[str]:
@@ -135,7 +136,7 @@ class Node:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 return [str(address) for address in await self._p2p.get_visible_maddrs(latest=True)]
-        except (*_UNREACHABLE, ValueError) as error:
+        except (*UNREACHABLE, ValueError) as error:
             raise NetworkError(f"libp2p does not say where this node is: {error or type(error).__name__}") from error
 
     async def connect(self, addresses: Iterable[str]) -> set[str]:
@@ -157,7 +158,7 @@ class Node:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await self._p2p._client.connect(peer, maddrs)
                 await self._dht.protocol.call_ping(peer, validate=False)
-        except _UNREACHABLE as error:
+        except UNREACHABLE as error:
             logger.debug("could not connect to %s: %s", peer, error)
             return False
         return True
@@ -175,6 +176,7 @@ class Node:
                 writer.close()
                 return
             self._open[peer] += 1
+            reader, writer = self.traffic.counted(name, reader, writer)
             try:
                 await handler(peer, reader, writer)
                 await _let_it_close(reader)
@@ -195,26 +197,14 @@ class Node:
         """
         try:
             async with asyncio.timeout(open_s):
-                reader, writer = await self._open_stream(PeerID.from_base58(peer_id), name)
-        except _UNREACHABLE as error:
+                reader, writer = await open_stream(self._p2p, PeerID.from_base58(peer_id), name)
+        except UNREACHABLE as error:
             raise NetworkError(f"cannot reach {short(peer_id)}: {str(error) or type(error).__name__}") from error
+        self.traffic.opened[name.rpartition("/")[2]] += 1
         try:
-            yield reader, writer
+            yield self.traffic.counted(name, reader, writer)
         finally:
             writer.close()
-
-    async def _open_stream(self, peer: PeerID, name: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """hivemind's `call_binary_stream_handler`, which leaves the connection to p2pd open when the peer is not there."""
-        reader, writer = await self._p2p._client.control.daemon_connector.open_connection()
-        with contextlib.ExitStack() as stack:
-            stack.callback(writer.close)
-            wanted = p2pd_pb2.StreamOpenRequest(peer=peer.to_bytes(), proto=[name])
-            await write_pbmsg(writer, p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=wanted))
-            response = p2pd_pb2.Response()
-            await read_pbmsg_safe(reader, response)
-            raise_if_failed(response)
-            stack.pop_all()
-        return reader, writer
 
     async def call(self, peer_id: str, name: str, request: Message, reply: type[M], *, timeout_s: float) -> M:
         """Send one message and get one back.
@@ -236,7 +226,7 @@ class Node:
         try:
             async with asyncio.timeout(DHT_TIMEOUT_S):
                 return bool(await self._dht.store(key, value, expires, subkey=subkey))
-        except _UNREACHABLE as error:
+        except UNREACHABLE as error:
             raise NetworkError(f"the DHT does not answer: {error or type(error).__name__}") from error
 
     async def find_records(self, key: str) -> dict[str, bytes]:
@@ -244,7 +234,7 @@ class Node:
         try:
             async with asyncio.timeout(DHT_TIMEOUT_S):
                 found = await self._dht.get(key, latest=True)
-        except _UNREACHABLE as error:
+        except UNREACHABLE as error:
             raise NetworkError(f"the DHT does not answer: {error or type(error).__name__}") from error
         if found is None or not isinstance(found.value, dict):
             return {}
@@ -292,65 +282,15 @@ def _to_multiaddr(host: str, port: int) -> str:
     return f"/ip{version}/{host}/tcp/{port}"
 
 
-def _tell_of_failed_task(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """As asyncio tells of a failed task that nobody waited for; of hivemind's own, which fail when p2pd ends, in the log only.
-
-    That p2pd has ended is told by who waits for `Node.daemon_ended`; a traceback beside it would alarm the owner.
-    """
-    failed, error = context.get("future"), context.get("exception")
-    ours = not isinstance(failed, asyncio.Task) or "hivemind" not in _source_file(failed).parts
-    if ours or not isinstance(error, _UNREACHABLE):
-        loop.default_exception_handler(context)
-    else:
-        logger.debug("a task of hivemind ended: %s", error or type(error).__name__)
-
-
-def _source_file(task: asyncio.Task[Any]) -> Path:
-    code = getattr(task.get_coro(), "cr_code", None)
-    return Path(code.co_filename if code else "")
-
-
-@contextlib.contextmanager
-def _children_in_their_own_session() -> Iterator[None]:
-    """While this is entered, asyncio starts subprocesses in sessions of their own.
-
-    hivemind gives no way to say so, and without it a Ctrl-C in the terminal kills p2pd before the round is handed over.
-    """
-    with _session_lock:
-        _session_users.append(None)
-        asyncio.subprocess.create_subprocess_exec = _in_own_session  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        with _session_lock:
-            _session_users.pop()
-            if not _session_users:  # several nodes may start at the same time
-                asyncio.subprocess.create_subprocess_exec = _plain_exec
-
-
-_plain_exec = asyncio.subprocess.create_subprocess_exec
-_session_lock = threading.Lock()
-_session_users: list[None] = []
-
-
-async def _in_own_session(*args, **kwargs):  # type: ignore[no-untyped-def]
-    return await _plain_exec(*args, **{**kwargs, "start_new_session": True})
-
-
-def _sockets(p2p: P2P) -> list[str]:
-    return [str(p2p._daemon_listen_maddr["unix"]), str(p2p._client_listen_maddr["unix"])]
-
-
-def _start_reaper(p2p: P2P) -> subprocess.Popen[bytes]:
-    """A shell that waits for this process to end, however it ends, and then takes p2pd and its sockets away.
-
-    It holds the reading end of a pipe whose other end only this process has: the kernel closes it even on kill -9.
-    """
-    script = 'cat >/dev/null; kill "$1" 2>/dev/null; sleep 1; kill -9 "$1" 2>/dev/null; rm -f "$2" "$3"'
-    return subprocess.Popen(
-        ["/bin/sh", "-c", script, "potluck-reaper", str(p2p._child.pid), *_sockets(p2p)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+async def open_stream(p2p: P2P, peer: PeerID, name: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """hivemind's `call_binary_stream_handler`, which leaves the connection to p2pd open when the peer is not there."""
+    reader, writer = await p2p._client.control.daemon_connector.open_connection()
+    with contextlib.ExitStack() as stack:
+        stack.callback(writer.close)
+        wanted = p2pd_pb2.StreamOpenRequest(peer=peer.to_bytes(), proto=[name])
+        await write_pbmsg(writer, p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=wanted))
+        response = p2pd_pb2.Response()
+        await read_pbmsg_safe(reader, response)
+        raise_if_failed(response)
+        stack.pop_all()
+    return reader, writer

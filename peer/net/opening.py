@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from protocol import certificate
-from protocol.beginners import Beginners, open_beginners
 from protocol.certificate import Membership
+from protocol.epoch import Word, open_word
 from protocol.errors import RefusedError
 from protocol.signed import Signed, Statement, open_signed
 
@@ -60,9 +60,9 @@ class Opening:
         if self.member(token, accept_expired=accept_expired).peer_id != peer:
             raise RefusedError("the certificate is another peer's")
 
-    def word(self, data: bytes) -> Signed[Beginners]:
+    def word(self, data: bytes) -> Signed[Word]:
         """The coordinator's word on who decides. Raises: FormatError, RefusedError."""
-        return open_beginners(data, self.key, run=self.run)
+        return open_word(data, self.key, run=self.run)
 
     def _find(self, key: tuple[Any, bytes]) -> Any | None:
         with self._lock:

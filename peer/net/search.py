@@ -17,6 +17,7 @@ from protocol.keys import PeerIdentity
 logger = logging.getLogger(__name__)
 
 SEARCH_INTERVAL_S = 3.0
+SEARCH_SELDOM_S = 30.0  # while nobody is missing: who comes later finds this member
 RECORD_INTERVAL_S = 15.0
 RECONNECT_S = 15.0  # before an address is tried again whose peer was reached and is not heard
 MAX_CONTACTS = 4096  # addresses remembered, whoever announces more
@@ -27,8 +28,8 @@ class Search:
 
     def __init__(self, node: Node, driver: Driver, identity: PeerIdentity, certificate: Callable[[], str]) -> None:
         self._node, self._driver, self._identity, self._certificate = node, driver, identity, certificate
-        self._run = driver.state.config.run
-        self._addresses: dict[str, float] = {}  # address -> when it was last reached, time.monotonic(); < 0: never
+        self._run, self._found_at = driver.state.config.run, 0.0
+        self.addresses: dict[str, float] = {}  # address -> when it was last reached, time.monotonic(); < 0: never
 
     def _alive(self) -> set[str]:
         return {view.peer for view in views.alive(self._driver.state, time.monotonic())}
@@ -40,33 +41,42 @@ class Search:
             address
             for address in addresses
             if address.rpartition("/")[2] not in alive
-            and now - self._addresses.get(address, -RECONNECT_S) >= RECONNECT_S
+            and now - self.addresses.get(address, -RECONNECT_S) >= RECONNECT_S
         }
-        for address in list(wanted)[: max(0, MAX_CONTACTS - len(self._addresses))]:
-            self._addresses.setdefault(address, -RECONNECT_S)  # who is not reached is tried again
+        for address in list(wanted)[: max(0, MAX_CONTACTS - len(self.addresses))]:
+            self.addresses.setdefault(address, -RECONNECT_S)  # who is not reached is tried again
         reached = await self._node.connect(wanted)
         self._driver.gossip.contacts |= reached
-        known = wanted & self._addresses.keys()
-        self._addresses |= {address: now for address in known if address.rpartition("/")[2] in reached}
+        known = wanted & self.addresses.keys()
+        self.addresses |= {address: now for address in known if address.rpartition("/")[2] in reached}
 
     async def _reconnect(self) -> None:
         """After an outage libp2p may have forgotten where everyone is; the coordinator may be away."""
         if not self._alive():
-            await self.connect(set(self._addresses))
+            await self.connect(set(self.addresses))
 
     async def forever(self) -> None:
         """Say where this member is, and look who else is there; never ends."""
-        stored_at = -RECORD_INTERVAL_S
+        stored_at, pause_s = -RECORD_INTERVAL_S, SEARCH_INTERVAL_S
         while True:
             try:
                 if time.monotonic() - stored_at >= RECORD_INTERVAL_S:
                     await self._store_record()
                     stored_at = time.monotonic()
-                await self._reconnect()
-                await self._find_members()
+                if pause_s < SEARCH_SELDOM_S or time.monotonic() - self._found_at >= SEARCH_SELDOM_S:
+                    await self._reconnect()
+                    await self._find_members()
+                    self._found_at = time.monotonic()
             except (TimeoutError, NetworkError) as error:
                 logger.debug("search: %s", error)
-            await asyncio.sleep(SEARCH_INTERVAL_S)
+            pause_s = SEARCH_INTERVAL_S if self._is_somebody_missing() else min(2 * pause_s, SEARCH_SELDOM_S)
+            await asyncio.sleep(min(pause_s, RECORD_INTERVAL_S))
+
+    def _is_somebody_missing(self) -> bool:
+        """Whether there is nobody, or somebody who was here is not heard and has not left."""
+        now, state = time.monotonic(), self._driver.state
+        heard = [views.is_alive(state, peer, now) for peer, view in state.views.items() if not view.said.leaving]
+        return not heard or not all(heard)
 
     async def _store_record(self) -> None:
         self._driver.addresses = await self._node.addresses()

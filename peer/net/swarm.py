@@ -30,6 +30,7 @@ from peer.net.node import Node
 from peer.net.place import Callbacks, Place, SwarmConfig
 from peer.net.records import RecordValidator
 from peer.net.search import SEARCH_INTERVAL_S, Search
+from peer.net.traffic import Traffic
 from peer.round import views
 from peer.round.events import Anchored, CoordinatorSaid, Event
 from peer.round.report import RoundReport
@@ -42,9 +43,9 @@ from peer.training.state import SharedState
 from peer.training.work import Update
 from protocol.agreement import Agreement
 from protocol.backoff import Backoff
-from protocol.beginners import open_beginners
+from protocol.epoch import open_word
 from protocol.errors import FormatError, NetworkError, RefusedError
-from protocol.parts import Failure, Part, Told
+from protocol.parts import Failure, SupervisedThread, Told
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Swarm:
         self._place: Place | None = place  # until there is a driver: its head is as large as the model
         self._loop = asyncio.new_event_loop()
         self._closing = threading.Event()
-        self._thread = Part("swarm", self._loop.run_forever, self._closing, self._failed)
+        self._thread = SupervisedThread("swarm", self._loop.run_forever, self._closing, self._failed)
         self._node: Node | None = None
         self._driver: Driver | None = None
         self._search: Search | None = None
@@ -135,6 +136,17 @@ class Swarm:
     def addresses(self) -> list[str]:
         return list(self._rounds.addresses)
 
+    @property
+    def known_addresses(self) -> set[str]:
+        """Where to look for other members."""
+        return set(self._searching.addresses)
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes on this member's streams so far."""
+        assert self._node is not None, "the swarm has not been entered"
+        return self._node.traffic
+
     def members(self) -> list[View]:
         """The other live members."""
         driver = self._rounds
@@ -163,7 +175,7 @@ class Swarm:
         """
         word = None
         try:
-            word = open_beginners(named, self._card.member_key, run=self._card.run) if named else None
+            word = open_word(named, self._card.member_key, run=self._card.run) if named else None
         except (FormatError, RefusedError) as error:
             logger.warning("the coordinator names beginners, and that does not hold: %s", error.message)
         self._post(CoordinatorSaid(ledger_round, word))
@@ -176,6 +188,14 @@ class Swarm:
     def set_anchor(self, agreement: Agreement) -> None:
         """A round as the coordinator's ledger has it, its signatures checked."""
         self._post(Anchored(agreement))
+
+    def chain_since(self, round: int) -> list[bytes]:
+        """The agreements of the rounds after one, oldest first, up to the newest; empty when some are not known here.
+
+        Raises:
+            NetworkError: it took too long.
+        """
+        return self._run(_value(lambda: self._rounds.shelf.chain_to_head(round)), 5.0)
 
     def begin_work(self) -> Head:
         """The head to train from. Raises: DaemonEnded, PartFailed."""

@@ -45,6 +45,7 @@ def said(message: swarm_pb2.Progress, *, reduces: bool) -> e.Said:
         step_s=_sane(message.step_s),
         hears=min(message.hears, MAX_HEARD),
         up_bytes_s=_sane(message.up_bytes_s),
+        epoch=message.epoch,
         from_me_bytes_s=_sane(message.from_you_bytes_s),
     )
 
@@ -61,6 +62,7 @@ def progress(own: e.Said) -> swarm_pb2.Progress:
         step_s=own.step_s,
         hears=own.hears,
         up_bytes_s=own.up_bytes_s,
+        epoch=own.epoch,
     )
 
 
@@ -83,12 +85,14 @@ def proposal(action: a.Propose, certificate: str) -> swarm_pb2.Proposal:
         attempt=action.attempt,
         timeout_s=action.timeout_s,
         asked=action.asked,
+        word=action.word.data if action.word else b"",
     )
 
 
-def proposed(message: swarm_pb2.Proposal, by: str, call: object) -> e.Proposed:
-    asked = list(message.asked[:MAX_GROUP])
-    return e.Proposed(call, by, message.round, message.base, message.attempt, _sane(message.timeout_s), asked)
+def proposed(message: swarm_pb2.Proposal, by: str, call: object, opening: Opening) -> e.Proposed:
+    """A member's proposal. Raises: FormatError, RefusedError: the word that it shows does not hold."""
+    asked, word = list(message.asked[:MAX_GROUP]), opening.word(message.word) if message.word else None
+    return e.Proposed(call, by, message.round, message.base, message.attempt, _sane(message.timeout_s), asked, word)
 
 
 def join_reply(action: a.Join, claim: Signed[Claim], certificate: str, can_reduce: bool) -> swarm_pb2.ProposalReply:

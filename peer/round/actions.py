@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from peer.round.box import Box
 from peer.round.group import Group
 from protocol.agreement import Agreement
+from protocol.epoch import Word
 from protocol.signed import Signed
 from protocol.statements import Farewell, Promise, Vote
 
@@ -73,6 +74,7 @@ class Propose:
     attempt: int
     timeout_s: float
     asked: Sequence[str]
+    word: Signed[Word] | None = None
 
 
 @dataclass(slots=True)
@@ -132,11 +134,13 @@ class Fetch:
 
     Args:
         chain: the agreements that lead there from this member's head, where they are known: small averages will do.
+        keeps: to disk, too, before it is said to be here: this member is about to vote for it.
     """
 
     state: str
     sources: Sequence[str]
     chain: Sequence[Agreement] = ()
+    keeps: bool = False
 
 
 @dataclass(slots=True)

@@ -24,12 +24,14 @@ from protocol.statements import Cast, Promise, Vote
 from protocol.succession import Last
 
 FULL_DISK = "a full or broken disk"  # told to the others
+NOTHING: list[Action] = []  # what an event comes to by which nothing that was decided can change
 FREE_ATTEMPTS = 1000  # that one may be ahead of what was promised: who jumps further would use up the round's numbers
 
 
 def wake(state: State, at: float) -> None:
     """Ask for a tick at that time."""
-    state.wake_at = min(state.wake_at, at)
+    if at < state.wake_at:
+        state.wake_at = at
 
 
 def save(state: State, box: Box, phase: Phase | None, actions: list[Action], unless: list[Action]) -> list[Action]:
@@ -68,6 +70,8 @@ def check_attempt(state: State, attempt: int) -> str:
     """Why an attempt is not to be taken up; empty: it may be."""
     if state.box.is_forgotten and state.box.round == state.round:
         return "I voted in this round before a restart, and cannot show for what"
+    if state.box.epoch > state.epoch:
+        return "the coordinator has said anew who decides, and I wait to hear it again"
     most = _usual_attempt(state) + FREE_ATTEMPTS
     return f"attempt {attempt}: expected {most} at most" if attempt > most else ""
 
@@ -117,7 +121,8 @@ def take_group(state: State, group: Group, now: float) -> list[Action]:
     started: list[Action] = [Stage(state.round, "group")]
     if group.complete:
         state.phase = Fetching(group, group.complete, now, then_commit=False)
-        return [*started, Fetch(group.complete, [peer for peer in group.voters if peer != state.config.me])]
+        sources = [peer for peer in group.voters if peer != state.config.me]
+        return [*started, Fetch(group.complete, sources, keeps=True)]
     state.phase = Average(group, now)
     return [*started, AllReduce(group)]
 
@@ -139,7 +144,7 @@ def advance(state: State, agreement: Agreement, now: float) -> list[Action]:
     done = Commit(
         agreement,
         counted=took_part,
-        may_wait=0 if took_part else min(last.full, last.recent.get(me, last.full)),
+        may_wait=last.may_have_waited(me),
         is_late=not took_part and agreement.base == state.last.state,
         rounds=rounds,
         waited_s=waited_s,
@@ -150,7 +155,7 @@ def advance(state: State, agreement: Agreement, now: float) -> list[Action]:
     if group is not None:
         state.blame.kept_their_word(group.leader, agreement.weights, now)
     state.vote_before = state.votes.get(me) if rounds == 1 else None
-    state.last, state.word = last, None
+    state.last = last
     state.farewells = {number: known for number, known in state.farewells.items() if number >= state.round}
     state.votes, state.gave_up, state.newest_group = {}, set(), None
     state.own.tokens, state.own.claim = 0, None

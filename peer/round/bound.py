@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peer.round import box, turns, views
+from peer.round import box, turns, views, word
 from peer.round import group as groups
 from peer.round.actions import Accept, Action, CloseWork, Decline, Join, Stage
 from peer.round.attempt import check_attempt, own_promise, save, take_group, wake
@@ -24,13 +24,14 @@ def on_proposed(state: State, event: Proposed, now: float) -> list[Action]:
             found.append(Decline(state.parked.call, "another has asked since"))
         state.parked = event
         return found
+    found += word.take(state, event.word, now)
     if why := _why_not(state, event, now):
-        return [Decline(event.call, why)]
+        return [*found, Decline(event.call, why)]
     phase = state.phase
     try:
         saved = state.box.promise(state.round, event.attempt, event.by)
     except box.Bound as error:
-        return [Decline(event.call, error.message, max(error.attempt, 0))]
+        return [*found, Decline(event.call, error.message, max(error.attempt, 0))]
     if isinstance(phase, Bound):
         if phase.is_joined and phase.leader == event.by:
             state.blame.strike(event.by, now)
@@ -129,7 +130,7 @@ def _checked(state: State, event: Grouped) -> Group:
         raise VerificationError("a group is under way")
     if group.leader != event.by:
         raise VerificationError("only its leader sends a group")
-    state.word = state.word or group.word
+    word.take(state, group.word, state.now)
     if not state.last.round and config.spec.sync.rules > 1 and group.word is None:
         raise VerificationError("the first group does not say whom the coordinator named to begin")
     group = group.weighed(state.terms())

@@ -89,7 +89,7 @@ class Box:
         if round == self.round and (attempt < self.attempt or (attempt == self.attempt and leader != self.leader)):
             raise Bound(f"round {round}: bound to attempt {self.attempt} by {self.leader[-8:]}", self.attempt)
         if round == self.round:
-            return replace(self, attempt=attempt, leader=leader)
+            return self if self.is_bound(round, attempt, leader) else replace(self, attempt=attempt, leader=leader)
         kept = {number: said for number, said in self.farewells.items() if number >= round}
         return Box(round, attempt, leader, farewells=kept, epoch=self.epoch)
 

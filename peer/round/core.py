@@ -17,10 +17,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from peer.round import attempt, bound, follow, lead, leave, tally, views
+from peer.round import attempt, bound, follow, lead, leave, tally, views, word
 from peer.round import events as e
 from peer.round.actions import Aborted, Action, Decline, Stage
-from peer.round.attempt import FULL_DISK, abort
+from peer.round.attempt import FULL_DISK, NOTHING, abort, wake
 from peer.round.box import Box
 from peer.round.events import Event
 from peer.round.length import RoundLength
@@ -54,12 +54,7 @@ class Core:
         if isinstance(state.phase, Left):
             return _after_the_end(event)
         actions: list[Action] = _HANDLERS[type(event)](state, event, now)
-        if state.saving is not None:
-            return actions
-        if type(event) in _NOTED and not actions:
-            if state.look_at == NEVER and actions is not _NOTHING:
-                state.look_at = now + state.config.timing.look_s
-                state.wake_at = min(state.wake_at, state.look_at)
+        if actions is NOTHING or state.saving is not None:
             return actions
         return _settled(state, actions, now)
 
@@ -87,30 +82,37 @@ def _after_the_end(event: Event) -> list[Action]:
 
 # ---- events that are only noted --------------------------------------------------------------------------------------------
 
-_NOTHING: list[Action] = []  # nothing that was decided can change by it
-
-
 def _on_heard(state: State, event: e.Heard, now: float) -> list[Action]:
     matters = views.note(state, event.by, event.said, now)
     if event.farewells:
         views.take_farewells(state, event.farewells)
         matters = True
-    return [] if matters else _NOTHING
+    if matters:
+        _look_soon(state, now)
+    return NOTHING
+
+
+def _look_soon(state: State, now: float) -> None:
+    """What was heard may change what is to be done: but first hear what else comes."""
+    if state.look_at == NEVER:
+        state.look_at = now + state.config.timing.look_s
+        wake(state, state.look_at)
 
 
 def _on_sign_of_life(state: State, event: e.SignOfLife, now: float) -> list[Action]:
     views.heard(state, event.by, now)
-    return _NOTHING
+    return NOTHING
 
 
 def _on_lost(state: State, event: e.Lost, now: float) -> list[Action]:
     views.lost(state, event.by, event.since, now)
-    return []
+    _look_soon(state, now)
+    return NOTHING
 
 
 def _on_answered(state: State, event: e.Answered, now: float) -> list[Action]:
     views.answered(state, event.by, event.seconds, now)
-    return _NOTHING
+    return NOTHING
 
 
 # ---- the disk, the trainer, the coordinator -------------------------------------------------------------------------------
@@ -179,12 +181,9 @@ def _on_ready(state: State, event: e.Ready, now: float) -> list[Action]:
 
 def _on_coordinator_said(state: State, event: e.CoordinatorSaid, now: float) -> list[Action]:
     state.ledger_round = event.ledger_round
-    if state.word is None and not state.last.round:  # the word is final
-        state.word = event.word
-    return []
+    return word.take(state, event.word, now)
 
 
-_NOTED = {e.Heard, e.SignOfLife, e.Lost, e.Answered}
 _HANDLERS: dict[type, Callable[[State, Any, float], list[Action]]] = {
     e.Heard: _on_heard,
     e.SignOfLife: _on_sign_of_life,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from peer.round.group import Group, Member, Shown
 from protocol.agreement import Agreement
-from protocol.beginners import Beginners
+from protocol.epoch import Word
 from protocol.signed import Signed
 from protocol.statements import Claim, Farewell, Promise, Vote
 
@@ -30,6 +30,7 @@ class Said:
     hears: int = 0  # other members
     up_bytes_s: float = 0.0  # its uplink; 0: not measured
     from_me_bytes_s: float = 0.0  # how fast this member's parts came to it
+    epoch: int = 0  # of the round that it stands on
 
 
 # ---- gossip, and any call --------------------------------------------------------------------------------------------
@@ -75,6 +76,7 @@ class Proposed:
     attempt: int
     timeout_s: float
     asked: Sequence[str]  # peer ids, of members and reducers
+    word: Signed[Word] | None = None  # the coordinator's, by which the leader goes
 
 
 @dataclass(slots=True)
@@ -241,7 +243,7 @@ class CoordinatorSaid:
     """What the coordinator tells all: how far its ledger is, and whom it has named to decide (signed, checked)."""
 
     ledger_round: int = 0
-    word: Signed[Beginners] | None = None
+    word: Signed[Word] | None = None
 
 
 @dataclass(slots=True)

@@ -16,10 +16,19 @@ from peer.round.actions import Action, AskHead, Fetch
 from peer.round.attempt import advance, wake
 from peer.round.events import Anchored, Fetched, HeadNotShown, HeadShown, NotFetched
 from peer.round.state import Fetching, Keep, Left, Search, State
+from protocol import succession
 from protocol.agreement import Agreement
+from protocol.epoch import Word
 from protocol.errors import PotluckError, VerificationError
+from protocol.last import Last
 from protocol.run_spec import RunSpec
-from protocol.succession import Last, check_follows
+from protocol.signed import Signed
+from protocol.succession import check_branch, outranks
+
+BRANCH_ROUNDS = 64  # that another branch may be long, for a member that stood on the one that was undone
+
+
+_BUSY = (Keep, Left)  # phases in which no other head is taken
 
 
 class Unshown(VerificationError):
@@ -28,14 +37,15 @@ class Unshown(VerificationError):
 
 def look(state: State, now: float) -> list[Action]:
     """Ask for a later head, when others say that they stand on one."""
-    search, timing = state.search, state.config.timing
-    if isinstance(state.phase, Keep | Left) or search.chain:
+    search = state.search
+    if search.chain or isinstance(state.phase, _BUSY):
         return []
     ahead = views.ahead(state, now)
     if not ahead:
         if search.behind_since is not None:
             state.search = Search(failed=search.failed, anchor=search.anchor)
         return []
+    timing = state.config.timing
     if search.behind_since is None:
         search.behind_since = now
     if search.asked:
@@ -58,10 +68,18 @@ def look(state: State, now: float) -> list[Action]:
         patience_s = views.patience_s(state, peer) + most_s
         search.asked, search.asked_at = peer, now + 2 * patience_s  # the answer comes or fails long before
         wake(state, search.asked_at)
-        return [AskHead(peer, state.last.round, patience_s)]
+        return [AskHead(peer, _since(state, ahead[0].said.epoch), patience_s)]
     search.retry_at = now + timing.search_again_s
     wake(state, search.retry_at)
     return []
+
+
+def _since(state: State, epoch: int) -> int:
+    """From which round on others are to show how they came to stand where they do.
+
+    In a later epoch that may be another branch: this member may have made rounds that the coordinator's word has undone.
+    """
+    return state.last.round if epoch <= state.last.epoch else max(state.last.round - BRANCH_ROUNDS, 0)
 
 
 def _begins_at(state: State, behind_since: float, furthest: int) -> float:
@@ -120,28 +138,30 @@ def _checked(state: State, event: HeadShown) -> list[Agreement]:
         Unshown: some of them are not here, or, from genesis on, nothing shows who may begin.
         FormatError, RefusedError: one of them does not hold, or does not follow.
     """
-    chain = list(event.chain)
-    if not chain or chain[-1].round <= state.last.round:
-        raise VerificationError(f"it offers no later round than {state.last.round}")
+    chain, spec, mine, named = list(event.chain), state.config.spec, state.last, state.word
+    if not chain or not outranks(Last.of(chain[-1]), mine):
+        raise VerificationError(f"it offers no later round than {mine.round}")
     anchor = state.search.anchor
-    last, named = state.last, state.word.data if state.word else None
-    if anchor is not None and event.since == anchor.round > state.last.round:
-        last, named = Last.of(anchor), None
-        if chain[-1].round == anchor.round and chain[-1].state == anchor.state:
+    if anchor is not None and event.since == anchor.round > mine.round:
+        mine = Last.of(anchor)
+        if (chain[-1].round, chain[-1].state) == (mine.round, mine.state):
             return chain[-1:]
-    if chain[0].round != last.round + 1:
-        raise Unshown(f"round {chain[-1].round} comes without the agreements since round {last.round}")
-    check_chain(state.config.spec, last, chain, named)
-    return chain
+    after = [agreement for agreement in chain if agreement.round > mine.round]
+    if after and (after[0].round, after[0].base) == (mine.round + 1, mine.state):
+        check_chain(spec, mine, after, named)
+        return after
+    begins = next((n for n, item in enumerate(chain) if item.word and item.epoch > mine.epoch), 0)
+    if not begins:
+        raise Unshown(f"round {chain[-1].round} comes without the agreements since round {mine.round}")
+    check_branch(chain[begins:], chain[begins - 1], mine, spec, named)
+    return chain[begins:]
 
 
-def check_chain(spec: RunSpec, last: Last, chain: Sequence[Agreement], named: bytes | None) -> None:
+def check_chain(spec: RunSpec, last: Last, chain: Sequence[Agreement], named: Signed[Word] | None) -> None:
     """Check that each agreement follows the one before. Raises: Unshown, RefusedError."""
-    for agreement in chain:
-        if last.round == 0 and agreement.beginners is None and spec.sync.rules > 1:
-            raise Unshown("round 1 does not say whom the coordinator named to begin")
-        check_follows(agreement, last, spec, named if agreement is chain[0] else None)
-        last = Last.of(agreement)
+    if last.round == 0 and chain[0].word is None and spec.sync.rules > 1:
+        raise Unshown("round 1 does not say whom the coordinator named to begin")
+    succession.check_chain(chain, last, spec, named)
 
 
 def on_anchored(state: State, event: Anchored, now: float) -> list[Action]:
@@ -169,7 +189,11 @@ def on_fetched(state: State, event: Fetched, now: float) -> list[Action]:
     state.search.behind_since = None
     head, mine = chain[-1], state.last
     passed = [agreement.state for agreement in chain if agreement.round == mine.round]
-    if head.round <= mine.round or (passed and passed != [mine.state]) or isinstance(state.phase, Keep | Left):
+    if (
+        not outranks(Last.of(head), mine)
+        or (passed and passed != [mine.state] and head.epoch == mine.epoch)
+        or isinstance(state.phase, _BUSY)
+    ):
         return []
     return advance(state, head, now)
 

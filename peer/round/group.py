@@ -18,7 +18,7 @@ from peer.round.box import Ballot
 from peer.round.farewells import Farewells
 from protocol import succession
 from protocol.agreement import Counts, group_digest
-from protocol.beginners import Beginners
+from protocol.epoch import Word
 from protocol.errors import VerificationError
 from protocol.run_spec import RunSpec
 from protocol.signed import Signed
@@ -62,7 +62,7 @@ class Terms:
     values: int  # of this round's update: the trainable parameters, or as many as its fragment has
     chunk_values: int
     last: Last  # the round before
-    word: Signed[Beginners] | None = None  # the coordinator's, on who decides this round, where it is by one
+    word: Signed[Word] | None = None  # the coordinator's, on who decides this round, where it is by one
 
     @property
     def round(self) -> int:
@@ -72,6 +72,11 @@ class Terms:
     def base(self) -> str:
         """State digest."""
         return self.last.state
+
+    @property
+    def epoch(self) -> int:
+        """That statements of this round name."""
+        return succession.epoch_after(self.last, self.word.value if self.word else None)
 
     def check_claim(self, claim: Signed[Claim]) -> None:
         """Check that a claim may be in a group of this round. Raises: VerificationError."""
@@ -97,7 +102,7 @@ class Group:
     complete: str = ""  # not averaging, but completing the vote for this state
     promises: tuple[Signed[Promise], ...] = ()  # after attempt 0: of a majority, to show what must be completed
     voted: tuple[Group, ...] = ()  # the groups that those promises name
-    word: Signed[Beginners] | None = None  # where it is the coordinator's that says who decides this round
+    word: Signed[Word] | None = None  # where it is the coordinator's that says who decides this round
     left_out: tuple[tuple[str, str], ...] = ()  # (peer id, why), by the leader's word; for people
     farewells: Farewells = field(default_factory=Farewells)  # by which this attempt's majorities are counted
     reducers: tuple[Reducer, ...] = ()  # not empty: the members themselves reduce nothing
@@ -125,12 +130,13 @@ class Group:
         if self.farewells.from_attempt > self.attempt:
             late = self.farewells.from_attempt
             raise VerificationError(f"a farewell counts from attempt {late} on, not in {self.attempt}")
-        if terms.word is not None and self.word != terms.word:
+        if self.word != terms.word:
             raise VerificationError("the group is not of those whom the coordinator named to decide this round")
         for member in self.members:
             terms.check_claim(member.claim)
         counts = succession.counted(claims, terms.last, terms.spec)
-        return replace(self, counts=counts, voted=tuple(item.weighed(terms) for item in self.voted))
+        voted = tuple(item.weighed(terms) for item in self.voted)
+        return self if (counts, voted) == (self.counts, self.voted) else replace(self, counts=counts, voted=voted)
 
     @property
     def weights(self) -> Mapping[str, int]:
@@ -145,7 +151,7 @@ class Group:
 
     def bare(self) -> Group:
         """Without what shows that it may be: what a vote is about."""
-        return replace(self, promises=(), voted=())
+        return replace(self, promises=(), voted=()) if self.promises or self.voted else self
 
     @cached_property
     def digest(self) -> str:
@@ -209,8 +215,8 @@ def locked(
 def check_promise(promise: Signed[Promise], peer: str, attempt: int, leader: str, terms: Terms) -> set[Ballot]:
     """What a promise in this very attempt says that its author had voted for. Raises: VerificationError."""
     said = promise.value
-    expected = (terms.run, terms.round, terms.base, attempt, leader)
-    if promise.by != peer or (said.run, said.round, said.base, said.attempt, said.leader) != expected:
+    expected = (terms.run, terms.round, terms.base, terms.epoch, attempt, leader)
+    if promise.by != peer or (said.run, said.round, said.base, said.epoch, said.attempt, said.leader) != expected:
         raise VerificationError(f"{peer} has made a promise for another attempt or leader than {attempt}")
     return {Ballot(item.attempt, item.group, item.state, item.completes) for item in said.cast}
 
@@ -220,12 +226,8 @@ def check_votes_shown(peer: str, shown: Shown, terms: Terms) -> dict[Ballot, Gro
     found: dict[Ballot, Group] = {}
     for signed, group in shown:
         vote, group = signed.value, group.weighed(terms)
-        if signed.by != peer or (vote.run, vote.round, vote.base, vote.group) != (
-            terms.run,
-            terms.round,
-            terms.base,
-            group.digest,
-        ):
+        expected = (terms.run, terms.round, terms.base, terms.epoch, group.digest)
+        if signed.by != peer or (vote.run, vote.round, vote.base, vote.epoch, vote.group) != expected:
             raise VerificationError("a vote that is another's, or for another round or group")
         found[ballot_of(vote)] = group
     return found

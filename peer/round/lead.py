@@ -12,7 +12,7 @@ from typing import Any
 from peer.round import group as groups
 from peer.round import shares, turns, views
 from peer.round.actions import Action, CloseWork, Propose, SendGroup, Stage
-from peer.round.attempt import abort, check_attempt, own_promise, save, take_group, wake
+from peer.round.attempt import NOTHING, abort, check_attempt, own_promise, save, take_group, wake
 from peer.round.events import Declined, GroupTaken, Joined
 from peer.round.group import MAX_LEFT_OUT, MAX_REASON, MAX_REDUCERS, Group, Member, Reducer
 from peer.round.state import Average, Lead, State, View
@@ -38,7 +38,7 @@ def watch(state: State, now: float) -> list[Action]:
         return []
     state.due_since = now if state.due_since is None else state.due_since
     place = turns.place_in_line(state, there, now)
-    if place is None:
+    if place is None or (state.attempts and state.own.claim is None):  # its work was called for, and is not ready
         return []
     at = max(state.due_since + place * timing.next_in_line_s, state.retry_at)
     if now < at:
@@ -72,7 +72,7 @@ def propose(state: State, there: list[View], now: float) -> list[Action]:
         left_out=turns.why_unasked(state, asked, now),
     )
     everyone = [config.me, *asked, *reducing]
-    call = Propose(asked, round, state.last.state, attempt, timeout_s, everyone)
+    call = Propose(asked, round, state.last.state, attempt, timeout_s, everyone, state.deciding_word)
     actions: list[Action] = [Stage(round, "propose"), CloseWork(), call]
     return save(state, state.box.promise(round, attempt, config.me), phase, actions, [])
 
@@ -90,7 +90,7 @@ def patience_s(state: State, there: list[View]) -> float:
 def on_joined(state: State, event: Joined, now: float) -> list[Action]:
     phase, peer = state.phase, event.by
     if not isinstance(phase, Lead) or phase.attempt != event.attempt or peer not in phase.asked:
-        return []
+        return NOTHING
     terms = state.terms()
     try:
         if not peer == event.member.peer == event.member.claim.by:
@@ -110,10 +110,11 @@ def on_joined(state: State, event: Joined, now: float) -> list[Action]:
 
 def on_declined(state: State, event: Declined, now: float) -> list[Action]:
     phase = state.phase
-    if isinstance(phase, Lead) and phase.attempt == event.attempt and event.by in phase.asked:
-        phase.left_out[event.by] = event.why[:MAX_REASON]
-        if now - phase.started > state.config.timing.quick_s:
-            phase.silent.add(event.by)
+    if not isinstance(phase, Lead) or phase.attempt != event.attempt or event.by not in phase.asked:
+        return NOTHING
+    phase.left_out[event.by] = event.why[:MAX_REASON]
+    if now - phase.started > state.config.timing.quick_s:
+        phase.silent.add(event.by)
     return []
 
 
@@ -121,9 +122,9 @@ def on_group_taken(state: State, event: GroupTaken, now: float) -> list[Action]:
     """A member has taken the group that this one made, or has not: then nobody need wait for the all-reduce."""
     phase = state.phase
     if not event.why or not isinstance(phase, Average) or phase.group.attempt != event.attempt:
-        return []
+        return NOTHING
     if phase.group.leader != state.config.me:
-        return []
+        return NOTHING
     if event.reached:
         culprit = event.by if state.blame.balked(event.by) else ""
     else:
@@ -237,21 +238,25 @@ def _shared(
     able = [peer for peer in turns.reducers(state, now) if peer not in deaf][:MAX_REDUCERS]
     helping = tuple(Reducer(peer, state.config.certificate_of(peer), 1) for peer in able)
     if helping:
-        return [replace(member, share=0) for member in members], helping
-    members = _connected(members, phase)
+        return [_sharing(member, 0) for member in members], helping
+    members = connected(members, phase)
     lines = views.lines(state)
     rates = {member.peer: lines.get(member.peer, 0.0) for member in members}
-    found = shares.shares(rates, _reducing(members, phase))
-    return [replace(member, share=found[member.peer]) for member in members], ()
+    found = shares.shares(rates, reducing(members, phase))
+    return [_sharing(member, found[member.peer]) for member in members], ()
 
 
-def _connected(members: list[Member], phase: Lead) -> list[Member]:
+def _sharing(member: Member, share: int) -> Member:
+    return member if member.share == share else replace(member, share=share)
+
+
+def connected(members: list[Member], phase: Lead) -> list[Member]:
     """Those that can average together: all, as long as at least one of them is heard by all the others.
 
     Two members behind firewalls do not hear each other: neither reduces, and they meet at one that both can reach. When
     there is none, whoever is heard by the fewest is left out, until there is one.
     """
-    while members and not _reducing(members, phase):
+    while members and not reducing(members, phase):
         deaf = {member.peer: _not_heard_by(member.peer, members, phase) for member in members}
         worst = max(members, key=lambda member: (len(deaf[member.peer]), member.peer))
         members = [member for member in members if member is not worst]
@@ -261,7 +266,7 @@ def _connected(members: list[Member], phase: Lead) -> list[Member]:
     return members
 
 
-def _reducing(members: Iterable[Member], phase: Lead) -> set[str]:
+def reducing(members: Iterable[Member], phase: Lead) -> set[str]:
     """Those that all the others can reach."""
     members = list(members)
     able = {member.peer for member in members if member.can_reduce}

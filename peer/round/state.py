@@ -14,11 +14,11 @@ from peer.round.farewells import Farewells
 from peer.round.group import Group, Member, Terms
 from peer.round.length import RoundLength
 from protocol.agreement import Agreement
-from protocol.beginners import Beginners
+from protocol.epoch import Word
 from protocol.run_spec import RunSpec
 from protocol.signed import Signed
 from protocol.statements import Claim, Promise, Vote
-from protocol.succession import Last
+from protocol.succession import Last, decides_after, epoch_after
 
 NEVER = float("inf")
 
@@ -86,6 +86,7 @@ class View:
     said: Said
     heard: float  # when something last came from it
     patience_s: float  # for its answers: they queue behind bulk on a slow line
+    alive_s: float  # after nothing was heard of it for so long, it is not counted on
 
 
 @dataclass(slots=True)
@@ -177,6 +178,7 @@ class Left:
     """Nothing is decided any more."""
 
 
+_GROUPED = (Average, Fetching, Voting)
 Phase = Work | Lead | Bound | Average | Fetching | Voting | Keep | Left
 
 
@@ -226,9 +228,9 @@ class State:
     phase: Phase = field(default_factory=Work)
     saving: Saving | None = None
     own: Own = field(default_factory=Own)
-    word: Signed[Beginners] | None = None  # the coordinator's, on who decides the round in hand, where it is by one
+    word: Signed[Word] | None = None  # the coordinator's newest, on who decides some round
     ledger_round: int = 0
-    acceptors: tuple[Last, Farewells, Any, dict[str, int]] | None = None  # see `turns.acceptors`
+    acceptors: list[tuple[Last, Any, Farewells, dict[str, int]]] = field(default_factory=list)  # see `turns.counted`
     views: dict[str, View] = field(default_factory=dict)
     gossip_s: float = 0.3  # between two progress messages to one member
     farewells: dict[int, Farewells] = field(default_factory=dict)  # by round
@@ -259,17 +261,22 @@ class State:
 
     @property
     def epoch(self) -> int:
-        """Of the coordinator's word by which the round in hand is decided; 0: of none."""
-        return getattr(self.word.value if self.word else None, "epoch", self.last.epoch)
+        """That statements of the round in hand name."""
+        return epoch_after(self.last, self.word.value if self.word else None)
+
+    @property
+    def deciding_word(self) -> Signed[Word] | None:
+        """The coordinator's, where it says who decides the round in hand."""
+        return self.word if self.word is not None and decides_after(self.word.value, self.last) else None
 
     @property
     def is_grouped(self) -> bool:
-        return isinstance(self.phase, Average | Fetching | Voting)
+        return isinstance(self.phase, _GROUPED)
 
     def terms(self) -> Terms:
         config = self.config
         values = config.spec.sync.fragment_values(self.round, config.values)
-        return Terms(config.run, config.spec, values, config.chunk_values, self.last, self.word)
+        return Terms(config.run, config.spec, values, config.chunk_values, self.last, self.deciding_word)
 
     def farewells_now(self) -> Farewells:
         """All that is known for the round in hand."""

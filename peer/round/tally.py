@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from peer.round import box, quorum, turns, views
 from peer.round.actions import Action, Fetch, SendVote, ShowVotes, Stage
-from peer.round.attempt import abort, advance, blame, save, sign_vote, wake
+from peer.round.attempt import NOTHING, abort, advance, blame, save, sign_vote, wake
 from peer.round.box import Ballot
 from peer.round.events import Averaged, Fetched, GaveUp, NotAveraged, NotFetched, Votes
 from peer.round.group import Group
@@ -81,7 +81,7 @@ def on_votes(state: State, event: Votes, now: float) -> list[Action]:
         if group is not None and vote.by in group.voters:
             _take(state, vote)
     if event.call is None:
-        return []
+        return [] if isinstance(state.phase, Voting) else NOTHING
     mine = state.votes.get(state.config.me) or state.vote_before
     return [ShowVotes(event.call, mine, _held_for(state, event.by, group))]
 
@@ -178,9 +178,12 @@ def _go_on_waiting(
 
 def _cast(state: State, group: Group) -> dict[str, Signed[Vote]]:
     """The votes in the group's attempt, of those that may vote in it."""
-    wanted, voters = (group.attempt, group.digest), group.voters
-    votes = {peer: state.votes[peer] for peer in voters if peer in state.votes}
-    return {peer: vote for peer, vote in votes.items() if (vote.value.attempt, vote.value.group) == wanted}
+    attempt, digest, found = group.attempt, group.digest, {}
+    for peer in group.voters:
+        vote = state.votes.get(peer)
+        if vote is not None and vote.value.attempt == attempt and vote.value.group == digest:
+            found[peer] = vote
+    return found
 
 
 def _voters(cast: dict[str, Signed[Vote]], digest: str) -> set[str]:
@@ -220,6 +223,6 @@ def _commit(state: State, group: Group, digest: str, now: float) -> list[Action]
         certificates=certificates,
         counts=group.counts,
         farewells=group.farewells.signed,
-        beginners=group.word,
+        word=group.word,
     )
     return [Stage(state.round, "commit"), *advance(state, agreement, now)]

@@ -22,6 +22,7 @@ from protocol.majority import has_majority
 IDLE_ROUNDS = 2  # in which a member did nothing: then it is asked seldom
 IDLE_ASKED_EVERY = 8  # rounds
 MOST_OWED = 16.0  # rounds: who was away for long does not fill the groups alone
+KNOWN_ACCEPTORS = 3  # remembered: by the farewells that were heard, and by those of the groups in hand
 NEWCOMERS = 4  # one in so many of the places that are free is for those that were in no round yet
 
 
@@ -49,16 +50,18 @@ def weights(state: State) -> dict[str, int]:
 
 def acceptors(state: State) -> dict[str, int]:
     """Who speaks for how much, as far as this member knows; an attempt is counted by what its leader knows."""
-    farewells = state.farewells_now()
-    known = state.acceptors
-    if known is None or known[0] is not state.last or known[1] is not farewells or known[2] is not state.word:
-        state.acceptors = known = (state.last, farewells, state.word, farewells.acceptors(weights(state)))
-    return known[3]
+    return counted(state, state.farewells_now())
 
 
 def counted(state: State, farewells: Farewells) -> dict[str, int]:
     """Who speaks for how much in an attempt: by the farewells that its group carries, whatever one has heard otherwise."""
-    return farewells.acceptors(weights(state))
+    known = state.acceptors
+    for last, word, said, found in known:
+        if said is farewells and last is state.last and word is state.word:
+            return found
+    found = farewells.acceptors(weights(state))
+    state.acceptors = [(state.last, state.word, farewells, found), *known[: KNOWN_ACCEPTORS - 1]]
+    return found
 
 
 def may_lead(state: State, peer: str) -> bool:
@@ -85,9 +88,10 @@ def enough(state: State, there: list[View], now: float) -> Waiting | None:
     """
     deciding, here = acceptors(state), {state.config.me, *(view.peer for view in there)}
     begun, least = state.last.round, state.config.spec.sync.min_peers
-    found = 1 + sum(view.peer in deciding or view.said.tokens > 0 for view in _candidates(state, there, now))
-    if found < least:
-        return Waiting("wants-more-peers", {"missing": least - found, "least": least})
+    if least > 1:
+        found = 1 + sum(view.peer in deciding or view.said.tokens > 0 for view in _candidates(state, there, now))
+        if found < least:
+            return Waiting("wants-more-peers", {"missing": least - found, "least": least})
     if not begun and state.ledger_round:
         return Waiting("wants-a-state", {"round": state.ledger_round})
     if not begun and state.word is None:
@@ -137,8 +141,8 @@ def place_in_line(state: State, there: list[View], now: float) -> int | None:
     def order(peer: str) -> tuple[bool, str]:
         return 2 * min(hears[peer], most) < most, _drawn(round, peer)
 
-    mine = order(me)
-    return sum(order(peer) < mine for peer in hears if peer != me and may_lead(state, peer))
+    mine, leads = order(me), acceptors(state).keys() | weights(state).keys()
+    return sum(order(peer) < mine for peer in hears if peer != me and peer in leads)
 
 
 def falls_silent(state: State, there: list[View], now: float) -> bool:
@@ -164,8 +168,9 @@ def to_ask(state: State, there: list[View], now: float, attempt: int = 0) -> lis
     names = {view.peer for view in chosen}
     free = [view for view in by_debt if view.peer not in names]
     left = places - len(chosen)
-    known = [view for view in free if view.peer in state.been or view.peer in deciding]
-    new = [view for view in free if not (view.peer in state.been or view.peer in deciding)]
+    been = state.been | deciding.keys() | state.last.recent.keys()
+    known = [view for view in free if view.peer in been]
+    new = [view for view in free if view.peer not in been]
     share = max(left // NEWCOMERS, 1, left - len(known)) if new else 0
     return [*chosen, *new[: min(share, left)], *known][:places]
 

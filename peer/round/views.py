@@ -21,15 +21,17 @@ def note(state: State, peer: str, said: Said, now: float) -> bool:
     view = state.views.get(peer)
     if view is None:
         timing = state.config.timing
-        state.views[peer] = View(peer, said, now, timing.call_s)
+        state.views[peer] = View(peer, said, now, timing.call_s, timing.alive_s)
         _set_pace(state, now)
         return True
-    before, view.said, was_gone = view.said, said, not is_alive(state, peer, now)
-    view.heard = now
+    before, was_gone = view.said, now - view.heard >= view.alive_s
+    view.said, view.heard = said, now
     return (
         was_gone
-        or (before.round, before.base, before.leaving) != (said.round, said.base, said.leaving)
         or before.tokens != said.tokens
+        or before.round != said.round
+        or before.base != said.base
+        or before.leaving != said.leaving
     )
 
 
@@ -43,7 +45,7 @@ def lost(state: State, peer: str, since: float, now: float) -> None:
     """A call to this member failed, and nothing else was heard of it since: do not count on it."""
     view = state.views.get(peer)
     if view is not None and view.heard < since:
-        view.heard = min(view.heard, now - _alive_s(state, view))
+        view.heard = min(view.heard, now - view.alive_s)
 
 
 def answered(state: State, peer: str, seconds: float | None, now: float) -> None:
@@ -63,6 +65,8 @@ def _set_pace(state: State, now: float) -> None:
         state.views = {peer: view for peer, view in state.views.items() if now - view.heard < timing.forget_s}
     slowness = statistics.median([view.patience_s for view in state.views.values()] or [timing.call_s]) / timing.call_s
     state.gossip_s = timing.gossip_s * max(len(state.views) / PEERS_AT_FULL_PACE, slowness)
+    for view in state.views.values():
+        view.alive_s = _alive_s(state, view)
 
 
 def patience_s(state: State, peer: str) -> float:
@@ -85,25 +89,37 @@ def silent_s(state: State, peer: str, now: float) -> float:
 
 def is_alive(state: State, peer: str, now: float) -> bool:
     view = state.views.get(peer)
-    return view is not None and now - view.heard < _alive_s(state, view)
+    return view is not None and now - view.heard < view.alive_s
 
 
 def alive(state: State, now: float) -> list[View]:
-    return [view for view in state.views.values() if now - view.heard < _alive_s(state, view)]
+    return [view for view in state.views.values() if now - view.heard < view.alive_s]
 
 
 def together(state: State, now: float) -> list[View]:
     """Live members that work on the round in hand from this member's base, and stay."""
-    here = (state.round, state.last.state, False)
-    return [view for view in alive(state, now) if (view.said.round, view.said.base, view.said.leaving) == here]
+    round, base = state.round, state.last.state
+    return [
+        view
+        for view in state.views.values()
+        if (said := view.said).round == round
+        and said.base == base
+        and not said.leaving
+        and now - view.heard < view.alive_s
+    ]
 
 
 def ahead(state: State, now: float) -> list[View]:
-    """Live members that say they stand on a later round, the furthest first."""
-    found = [view for view in state.views.values() if view.said.round > state.round]
-    if not found:
-        return found
-    return sorted((view for view in found if is_alive(state, view.peer, now)), key=lambda view: -view.said.round)
+    """Live members that say they stand further than this one: in a later epoch, or in a later round; the furthest first."""
+    epoch, round = state.last.epoch, state.round
+    found = [
+        view
+        for view in state.views.values()
+        if ((said := view.said).round > round or said.epoch > epoch)
+        and (said.epoch, said.round) > (epoch, round)
+        and now - view.heard < view.alive_s
+    ]
+    return sorted(found, key=lambda view: (-view.said.epoch, -view.said.round)) if len(found) > 1 else found
 
 
 def up_bytes_s(state: State) -> float:
@@ -130,7 +146,8 @@ def take_farewells(state: State, said: Iterable[Signed[Farewell]]) -> None:
         known = state.farewells.get(round)
         if known is not None and item.by in known.by_peer:
             continue
-        near = state.round <= round <= state.round + 1 and item.value.run == state.config.run
+        near = state.round <= round <= state.round + 1
+        near = near and (item.value.run, item.value.epoch) == (state.config.run, state.epoch)
         speaks = item.by in state.last.weights or item.by in state.views or item.by == state.config.me
         if near and speaks and len(known.by_peer if known else ()) < MAX_FAREWELLS:
             state.farewells[round] = (known or Farewells()).joined(Farewells({item.by: item}))
@@ -156,4 +173,5 @@ def own_said(state: State, now: float) -> Said:
         step_s=state.own.step_s,
         hears=len(alive(state, now)),
         up_bytes_s=up_bytes_s(state),
+        epoch=state.last.epoch,
     )

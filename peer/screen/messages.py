@@ -1,7 +1,9 @@
-"""What a volunteer's peer says: keys, which stand in `--json` too, and the English; the Chinese is in `protocol/zh.txt`.
+"""What a volunteer's peer says: keys, which stand in `--json` too, and the English.
 
->>> text("verifying-genesis", "zh")
-'正在验证创世检查点的签名……'
+The Chinese is in `protocol/zh.txt`.
+
+>>> text("fetching", "zh")
+'正在下载并验证模型和数据……'
 """
 
 from __future__ import annotations
@@ -13,8 +15,7 @@ _MESSAGES = {
     "loading-part": "starting: loading {name} ({number} of {count}) …",
     "asking-coordinator": "asking the coordinator what this run is …",
     "coordinator-away": "the coordinator is away; going on with what is on this disk",
-    "fetching": "fetching the model and the data …",
-    "verifying-genesis": "verifying the signature of the genesis checkpoint …",
+    "fetching": "fetching the model and the data, and verifying them …",
     "loading-model": "loading the model …",
     "reading-data": "reading the data …",
     "finding-members": "looking for other members; training begins",
@@ -95,8 +96,10 @@ _MESSAGES = {
     "so-much-longer": "about {time} more, for {rounds} rounds in all (an estimate)",
     "now-at": "; it is at round {round} now",
     "sent": "is sent",
-    "what-is-sent": "what the model learns here, how much work this was, how fast this computer is, and its network address",
-    "what-is-sent-reducing": "averages of what others send, how much work this was, and this computer's network address",
+    "what-is-sent": "what the model learns here, how much work this was, how fast this computer is, "
+    "and its network address",
+    "what-is-sent-reducing": "averages of what others send, how much work this was, "
+    "and this computer's network address",
     "never-sent": "never sent",
     "what-is-never-sent": "your files, and whatever else you do on this computer",
     "details": "details",
@@ -125,6 +128,7 @@ _MESSAGES = {
     "wants-a-state": "the run is at round {round}; waiting for a peer that can hand it over",
     "wants-a-beginner": "waiting for the coordinator to say who begins",
     "wants-the-beginner": "waiting for {peer}, who begins the run",
+    "waits-for-turn": "; this peer waits for its turn, and its work counts in full when it comes",
     "too-few": "only {found} of the last round's {count} peers can be reached: too few to go on",
     "coordinator-needed": (
         "waiting for the coordinator, which is needed here and does not answer ({reason}); trying again"

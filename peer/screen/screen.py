@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from peer.disk.receipts import Receipts
 from peer.round.report import RoundReport
+from peer.screen.messages import Reason
 from peer.screen.terms import Terms
 from peer.sync.shelf import Head
 from peer.trainer import WorkReport
+from protocol.parts import Failure
 
 
 class Screen(Protocol):
@@ -32,7 +35,7 @@ class Screen(Protocol):
         """No step is done until the reason is gone; what was done is kept."""
 
     def problem(self, key: str, **values: str) -> None:
-        """Something that the owner may have to see to, and that goes on by itself then: a key of peer.screen.messages."""
+        """Something that the owner may have to see to, and that goes on by itself then: a key of `messages`."""
 
     def credited(self, tokens: int, rounds: int, newest: int) -> None:
         """What the receipts show, up to round `newest`."""
@@ -42,3 +45,15 @@ class Screen(Protocol):
 
     def stage(self, round: int, name: str) -> None:
         """Where in the round this peer is: one of `peer.round.report.STAGES`. Called in another thread."""
+
+
+def tell_failure(screen: Screen, failure: Failure) -> None:
+    """A part of this program has failed by a mistake of ours: the owner is told."""
+    screen.problem("part-failed", part=Reason(f"part-{failure.part}"), reason=failure.reason)
+
+
+def tell_over(screen: Screen, rounds: int, receipts: Receipts | None) -> None:
+    """The run is over, and this is what it brought; `receipts`: None of who was no member."""
+    if receipts is not None:
+        screen.credited(*receipts.credit())
+    screen.over(rounds, receipts.folder if receipts is not None and receipts.rounds() else None)

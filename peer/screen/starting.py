@@ -1,4 +1,4 @@
-"""The first words of `potluck join` and `potluck host`: what they need takes seconds to load, and that is said meanwhile."""
+"""The first words of `potluck join` and `potluck host`: what they need takes seconds to load, and that is said."""
 
 from __future__ import annotations
 

@@ -185,14 +185,15 @@ class TerminalScreen:
             table.add_row(say("members"), str(last.members))
             table.add_row(say("waited"), f"{last.waited_s:.2f} s")
         if not self._reduce_only:
-            table.add_row(say("credit"), self._credit_text())
+            table.add_row(say("credit"), self.credit_text())
         if self._left_out:
             table.add_row(say("left-out"), self._left_out)
         quiet = "between-rounds" if self._reduce_only else "working"
         table.add_row(say("now"), self._reason or say("averaging" if self._averaging else quiet))
         return table
 
-    def _credit_text(self) -> str:
+    def credit_text(self) -> str:
+        """This peer's tokens: in the ledger, and agreed but not there yet."""
         self._pending = {number: own for number, own in self._pending.items() if number > self._credited_until}
         pending, (tokens, _) = sum(self._pending.values()), self._credit
         return f"{tokens:,}" + (f"   ({self._text('credit-pending', tokens=f'{pending:,}')})" if pending else "")

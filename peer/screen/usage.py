@@ -1,4 +1,4 @@
-"""`--help` and what is said of wrong usage, in the user's language: typer writes both in English, and is made to translate.
+"""`--help` and what is said of wrong usage, in the user's language: typer writes English, and is made to translate.
 
 Called by the command line alone; imports nothing heavy.
 """

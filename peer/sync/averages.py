@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from peer.training.codecs.codec import CHUNK_VALUES, chunk_sizes, codec
+from peer.training.codecs.codec import CHUNK_VALUES, average_codec, chunk_sizes
 from peer.training.outer import outer_step
 from peer.training.state import SharedState
 from peer.training.tensor_file import write_tensors
@@ -43,9 +43,9 @@ class Average:
 
     def decode(self) -> torch.Tensor:
         """Flat fp32 [values]. Raises: FormatError: bytes that no reducer writes."""
-        coder, vector = codec(self.codec), torch.empty(self.values)
+        coder, vector = average_codec(self.codec), torch.empty(self.values)
         for part, data in zip(vector.split(CHUNK_VALUES), self.chunks, strict=True):
-            part.copy_(coder.decode_average(data, part.numel()))
+            part.copy_(coder.decode(data, part.numel()))
         return vector
 
     def applied_to(self, spec: RunSpec, base: SharedState) -> SharedState:
@@ -86,4 +86,4 @@ class Average:
 
 def is_small(codec_name: str) -> bool:
     """Whether averages of this codec are worth keeping: at most half as large as what they lead to."""
-    return codec(codec_name).average_bytes(CHUNK_VALUES) <= 2 * CHUNK_VALUES
+    return average_codec(codec_name).encoded_bytes(CHUNK_VALUES) <= 2 * CHUNK_VALUES

@@ -1,4 +1,6 @@
-"""The files of a base model's folder: which of them a loader takes, and what is wrong with them; no tensor code, no network.
+"""The files of a base model's folder: which of them a loader takes, and what is wrong with them.
+
+No tensor code, no network.
 
 `model_check` and `model.load_causal_lm` ask here before anything is loaded, `coordinator.base_model` before it copies.
 
@@ -48,7 +50,8 @@ class Header:
 def check_names(folder: Path) -> None:
     """Check what can be seen without opening a file of weights.
 
-    Adapter files beside a whole model are refused rather than left out: nobody but the host knows which of the two is meant.
+    Adapter files beside a whole model are refused rather than left out: nobody but the host knows which of the two is
+    meant.
 
     Raises:
         InputError: no folder, an adapter, no config.json, a Git LFS pointer, or a link or file that cannot be read.

@@ -35,7 +35,7 @@ from peer.training.notes import LONG, UNKNOWN, UNPREDICTED, Notes
 from peer.training.records import Record, check_records, read_records, read_text
 from peer.training.repeats import repeated
 from protocol.errors import InputError
-from protocol.run_spec import DataSource, PinnedData, RunSpec
+from protocol.run_spec import DataRules, RunSpec
 
 __all__ = ["Dataset", "Sequences", "draw", "load_dataset"]
 NO_LOSS = -100  # torch.nn.functional.cross_entropy's ignore_index
@@ -105,7 +105,7 @@ class Dataset:
         return self._notes.sentences()
 
 
-def check_data(data: PinnedData | DataSource, data_path: Path) -> None:
+def check_data(data: DataRules, data_path: Path) -> None:
     """Look at a run's data as far as that can be done without its tokenizer: before a model is fetched, say.
 
     Raises:
@@ -128,7 +128,7 @@ def load_dataset(spec: RunSpec, tokenizer: Any, data_path: Path) -> Dataset:
     return build_dataset(spec.data, tokenizer, data_path)
 
 
-def build_dataset(data: PinnedData | DataSource, tokenizer: Any, data_path: Path) -> Dataset:
+def build_dataset(data: DataRules, tokenizer: Any, data_path: Path) -> Dataset:
     """`load_dataset` with the one part of the spec that it needs."""
     check_file(data_path)
     length, notes = data.sequence_length, Notes()
@@ -155,9 +155,7 @@ def build_dataset(data: PinnedData | DataSource, tokenizer: Any, data_path: Path
     return Dataset(train, lambda: _held_out(data, kept_out, train, tokenizer, notes), notes)
 
 
-def _held_out(
-    data: PinnedData | DataSource, kept_out: Sequences, train: Sequences, tokenizer: Any, notes: Notes
-) -> Sequences:
+def _held_out(data: DataRules, kept_out: Sequences, train: Sequences, tokenizer: Any, notes: Notes) -> Sequences:
     """The sequences to evaluate, of those that were kept out."""
     order = sorted(range(len(kept_out)), key=lambda i: (_place(kept_out.tokens_ST[i].numpy()), i))
     if data.rules > 1:

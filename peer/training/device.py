@@ -39,7 +39,7 @@ def let_go_of_memory(device: torch.device) -> None:
         torch.mps.empty_cache()
 
 
-class Clock:
+class Stopwatch:
     """How long something takes, waiting for the device at both ends; waits for nothing where nobody wants to know."""
 
     def __init__(self, device: torch.device, wanted: bool) -> None:

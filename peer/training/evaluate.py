@@ -13,7 +13,7 @@ BATCH_SEQUENCES = 16
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class HeldOutLoss:
     """How well a model predicts the held-out split.
 
     Args:
@@ -30,7 +30,7 @@ class Evaluation:
 @torch.no_grad()
 def held_out_loss(
     model: TrainableModel, dataset: Dataset, *, sequences: int | None = None, batch_sequences: int = BATCH_SEQUENCES
-) -> Evaluation:
+) -> HeldOutLoss:
     """Evaluate on the held-out split, or on its first `sequences`."""
     split = dataset.held_out
     count = len(split) if sequences is None else min(sequences, len(split))
@@ -39,4 +39,4 @@ def held_out_loss(
         for start in range(0, count, batch_sequences)
     ]
     tokens = sum(split.loss_tokens[:count])
-    return Evaluation(loss=torch.stack(losses).sum().item() / tokens, sequences=count, tokens=tokens)
+    return HeldOutLoss(loss=torch.stack(losses).sum().item() / tokens, sequences=count, tokens=tokens)

@@ -1,7 +1,7 @@
 """Fetches one commit of a model from a hub: weights as safetensors, configuration and tokenizer, and nothing that runs.
 
-The one place that reaches for the network in the tensor code, and only when a host's run.toml names a hub. The result is
-a plain folder, without the links that huggingface_hub's own cache is made of:
+The one place that reaches for the network in the tensor code, and only when a host's run.toml names a hub. The result
+is a plain folder, without the links that huggingface_hub's own cache is made of:
 
     cache/owner--name@revision/config.json, model.safetensors, tokenizer.json, ...
 """

@@ -1,12 +1,13 @@
 """The AdamW on each peer (method diloco): one flat vector, and moments that stay for the whole run.
 
-They are this peer's alone and never travel. `save` puts them on disk so that a peer which comes back goes on where it was:
+They are this peer's alone and never travel. `save` puts them on disk so that a peer which comes back goes on where it
+was:
 
     moments.safetensors     exp_avg, exp_avg_sq: fp32 [N]
                             metadata: run, round, steps; sha256 of "run|round|steps\\n" and the two vectors' bytes
 
-What cannot be loaded is put aside as moments.safetensors.damaged; training then starts with moments of zero, which costs
-some steps of warming up and harms nothing else (Douillard et al. 2023, section 3).
+What cannot be loaded is put aside as moments.safetensors.damaged; training then starts with moments of zero, which
+costs some steps of warming up and harms nothing else (Douillard et al. 2023, section 3).
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from peer.training.state import bytes_of, check_vector
 from peer.training.tensor_file import write_tensors
+from peer.training.vectors import bytes_of, check_vector
 from protocol.errors import FormatError, InputError
 from protocol.run_spec import InnerOptimizer
 
@@ -64,8 +65,8 @@ class InnerAdamW:
         """Write moments and step count to one file, whole or not at all.
 
         It hashes and writes 8 bytes a parameter: for 135 M parameters (1.1 GB) 7 to 15 s were measured on a slow, busy
-        disk, 1.4 s of them hashing. Other threads go on meanwhile, and any thread may call it, but nothing may step. On a
-        GPU it takes that much main memory while it lasts.
+        disk, 1.4 s of them hashing. Other threads go on meanwhile, and any thread may call it, but nothing may step. On
+        a GPU it takes that much main memory while it lasts.
 
         Raises:
             InputError: the disk is full or cannot be written.

@@ -1,8 +1,9 @@
 """How much memory a run needs: what a volunteer is told before anything is loaded. Needs no torch.
 
-Of the trainable parameters there are, beside model, gradient and AdamW's moments, two copies all the time: the base, and first
-the update, then the average, then the state that it has become, which takes the base's place as the state before it. Gradients
-by a codec with error feedback keep one more; averages as they travelled take half of one at most. The number of members does not matter. tests/test_memory.py holds this against real processes.
+Of the trainable parameters there are, beside model, gradient and AdamW's moments, two copies all the time: the base,
+and first the update, then the average, then the state that it has become, which takes the base's place as the state
+before it. Gradients by a codec with error feedback keep one more; averages as they travelled take half of one at most.
+The number of members does not matter. tests/test_memory.py holds this against real processes.
 
 >>> round(_activation_bytes(135_000_000, tokens=2048) / 2**30, 1)
 5.1
@@ -69,9 +70,10 @@ def activation_bytes(spec: RunSpec, sequences: int, recomputing: bool = False) -
 def _activation_bytes(parameters: int, tokens: int, recomputing: bool = False, frozen: bool = False) -> int:
     """Of a decoder with the usual proportions: width 64 times the depth, 12 * depth * width**2 parameters.
 
-    68 bytes for each token, layer and unit of width (Korthikanti et al. 2022, section 4.1: 34 at half precision, without
-    attention maps, which fused kernels do not keep), half as much again for gated MLPs; the logits with their softmax and
-    gradient; and, if it is not frozen, the gradient of the largest matrix before it is added, the embedding's.
+    68 bytes for each token, layer and unit of width (Korthikanti et al. 2022, section 4.1: 34 at half precision,
+    without attention maps, which fused kernels do not keep), half as much again for gated MLPs; the logits with their
+    softmax and gradient; and, if it is not frozen, the gradient of the largest matrix before it is added, the
+    embedding's.
     """
     depth, width, vocabulary = _proportions(parameters)
     layers = 1.5 * 68 * width + 4 * depth * width if recomputing else 1.5 * 68 * depth * width

@@ -1,11 +1,11 @@
-"""One look at a base model before anything is copied, built, tokenized or signed: what it is, and whether this run can train it.
+"""One look at a base model before anything is copied, built, tokenized or signed: what it is, and if it can be trained.
 
     found = check_model(folder, config.method, config.data)      raises what is wrong, in one line
     print(found)                                                  LlamaForCausalLM, 39,840 parameters, ...
 
 `check_plan` is the part that needs no weights, so a host asks it before a hub sends them. Weights are not loaded: the
-architecture is laid out on torch's meta device, and the files' headers are held against it. What is refused here is what
-would crash, would train another model than the files hold, or would be understood differently by other programs.
+architecture is laid out on torch's meta device, and the files' headers are held against it. What is refused here is
+what would crash, would train another model than the files hold, or would be understood differently by other programs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from peer.training.base_files import FLOATS, Header
 from peer.training.loading import loading
 from peer.training.model import from_folder, load_tokenizer, positions_in
 from protocol.errors import InputError
-from protocol.run_spec import DataSource, Method
+from protocol.run_spec import DataRules, Method
 
 # what configurations call the longest sequence, after transformers' own renaming
 _POSITIONS = ("max_position_embeddings", "max_seq_len", "max_target_positions", "n_ctx", "context_length")
@@ -62,7 +62,7 @@ class ModelFacts:
         return text + (f"; left out: {', '.join(self.left_out)}" if self.left_out else "")
 
 
-def check_model(folder: Path, method: Method, data: DataSource) -> ModelFacts:
+def check_model(folder: Path, method: Method, data: DataRules) -> ModelFacts:
     """Look at a folder: its files, configuration, tokenizer, headers, and each weight once.
 
     Raises:
@@ -84,7 +84,7 @@ def check_model(folder: Path, method: Method, data: DataSource) -> ModelFacts:
     )
 
 
-def check_plan(folder: Path, method: Method, data: DataSource) -> int:
+def check_plan(folder: Path, method: Method, data: DataRules) -> int:
     """Look at names, configuration and tokenizer alone; returns how many tokens there are.
 
     Raises:
@@ -98,8 +98,8 @@ def check_plan(folder: Path, method: Method, data: DataSource) -> int:
         own_code = "auto_map" in written and written.get("model_type") not in CONFIG_MAPPING
     if own_code:
         raise InputError(
-            f"{folder}: not a causal LM that transformers can load: it brings its own code (auto_map in config.json), which is "
-            "never run",
+            f"{folder}: not a causal LM that transformers can load: it brings its own code (auto_map in config.json), "
+            "which is never run",
             "choose a model, or a revision of it, that `from_pretrained` loads without trust_remote_code",
         )
     with loading(folder, "causal LM"):
@@ -128,7 +128,8 @@ def outline(folder: Path) -> PreTrainedModel:
     if info["unexpected_keys"]:
         extra = sorted(info["unexpected_keys"])
         raise InputError(
-            f"{folder}: the weights hold {len(extra)} tensors that config.json has no place for, {extra[0]} among them: "
+            f"{folder}: the weights hold {len(extra)} tensors that config.json has no place for, "
+            f"{extra[0]} among them: "
             "they would be dropped",
             _TOGETHER,
         )
@@ -176,7 +177,8 @@ def _check_kind(folder: Path, config: Any) -> None:
     if quantized is not None:
         raise InputError(
             f"{folder}: quantized weights (config.json has {quantized}), which a run cannot start from",
-            'take the model that they were made from; method.base = "nf4" holds it in 4 bits while an adapter is trained',
+            'take the model that they were made from; method.base = "nf4" holds it in 4 bits while an adapter is '
+            "trained",
         )
     kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
@@ -236,7 +238,7 @@ def _rows(model: PreTrainedModel) -> int:
     return min(layer.weight.shape[0] for layer in layers if layer is not None)
 
 
-def _check_tokenizer(folder: Path, tokenizer: Any, rows: int, data: DataSource) -> int:
+def _check_tokenizer(folder: Path, tokenizer: Any, rows: int, data: DataRules) -> int:
     """Only what any text may come to: tokens that were added for images, say, may lie beyond the embeddings.
 
     Whether the data have one of those, `TrainableModel.check_fits` asks.

@@ -1,8 +1,8 @@
 """QLoRA's base: the frozen linear layers in 4 bits, by bitsandbytes (Dettmers et al. 2023, sections 3.1 to 3.3).
 
 Values are 4-bit NormalFloat in blocks of 64, the blocks' scales quantized again: 0.52 bytes a parameter instead of 4.
-Embedding and head are held in bf16, in which models are published; norms, biases and the adapter in fp32. bitsandbytes is optional, and imported when a run asks
-for it (`method.base = "nf4"`): it makes the import of peft slower.
+Embedding and head are held in bf16, in which models are published; norms, biases and the adapter in fp32. bitsandbytes
+is optional, and imported when a run asks for it (`method.base = "nf4"`): it makes the import of peft slower.
 """
 
 from __future__ import annotations

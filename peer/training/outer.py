@@ -1,4 +1,4 @@
-"""The outer step: from the agreed base and the averaged update to the next agreed state, the same bits on every machine.
+"""The outer step: from the agreed base and the averaged update to the next agreed state, the same bits everywhere.
 
 Every peer computes it for itself after a round's average, and the coordinator's audit computes it again. So it may use
 only operations that IEEE 754 defines to the bit: products, sums, quotients and square roots of vectors, element by
@@ -29,8 +29,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from peer.training.aggregate import fp32
-from peer.training.state import SharedState, check_vector
+from peer.training.state import SharedState
+from peer.training.vectors import check_vector, fp32
 from protocol.errors import FormatError, RoundAborted
 from protocol.run_spec import OuterOptimizer, RunSpec
 

@@ -19,12 +19,12 @@ import torch
 
 from peer.training import micro_batch, precision
 from peer.training.data import Sequences
-from peer.training.device import Clock, device_name, is_out_of_memory, let_go_of_memory
+from peer.training.device import Stopwatch, device_name, is_out_of_memory, let_go_of_memory
 from peer.training.memory import activation_bytes
 from peer.training.micro_batch import MicroBatch
 from peer.training.model import TrainableModel
 from peer.training.precision import Card, LossScale, Precision
-from peer.training.state import is_finite
+from peer.training.vectors import is_finite
 from protocol.errors import InputError
 from protocol.run_spec import RunSpec
 
@@ -97,7 +97,7 @@ class Passes:
         Raises:
             InputError: there is not even memory for one sequence.
         """
-        clock = Clock(self._model.device, self._size.searching)
+        clock = Stopwatch(self._model.device, self._size.searching)
         untouched = self._model.gradient_N._version  # torch counts what is written to it, by way of its views too
         loss = None
         try:
@@ -169,7 +169,7 @@ class Passes:
         fastest = math.inf
         try:
             for _ in range(micro_batch.PASSES):
-                clock = Clock(self._model.device, True)
+                clock = Stopwatch(self._model.device, True)
                 self._pass([0], used)
                 fastest = min(fastest, clock.seconds())
         except (RuntimeError, TypeError) as error:  # what torch says where it has no such kernels

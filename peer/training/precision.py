@@ -5,8 +5,8 @@
     CUDA, below                             fp32 (their fp16 is slow, they have no bf16)
     CPU, Apple, ROCm and others             bf16 where measured to be clearly faster, else fp32
 
-Only the passes: `autocast` wraps them, so weights, gradients, the optimizer and the shared state stay fp32, and peers of
-all kinds mix in one run. fp16's range is small (6e-8 to 65504); the loss is multiplied by a power of two before the
+Only the passes: `autocast` wraps them, so weights, gradients, the optimizer and the shared state stay fp32, and peers
+of all kinds mix in one run. fp16's range is small (6e-8 to 65504); the loss is multiplied by a power of two before the
 backward pass, and the gradient divided by it afterwards (Micikevicius et al. 2018, section 3.2).
 
     >>> choose("auto", Card("cuda", (7, 5)), measure=lambda precision: 1.0)

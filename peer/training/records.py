@@ -31,7 +31,7 @@ from peer.training.data_file import numbered_lines
 from peer.training.notes import EMPTY_TEXTS, Notes
 from peer.training.repeats import normal_form
 from protocol.errors import InputError
-from protocol.run_spec import DataSource, PinnedData
+from protocol.run_spec import DataRules
 from protocol.shown import named, shown
 
 TEXT_PIECE_BYTES = 1 << 16  # part of what makes tokens the same everywhere: do not change
@@ -42,7 +42,6 @@ _HELD_OUT = b"potluck-held-out-v2\n"
 _WHOLE_PAIRS = r"write both halves (\ud83d\ude00), or the character itself"
 _ONE_A_LINE = "a JSONL file has one JSON object on each line; `jq -c . OLD > NEW` writes it so"
 
-Data = PinnedData | DataSource
 Placed = tuple[str, str]  # where it stands (file and line), text
 
 
@@ -68,7 +67,7 @@ class Record:
         return cls(tokens, loss_mask, place)
 
 
-def check_records(data: Data, path: Path) -> None:
+def check_records(data: DataRules, path: Path) -> None:
     """Read all of a file as far as that can be done without a tokenizer.
 
     Raises:
@@ -83,7 +82,7 @@ def check_records(data: Data, path: Path) -> None:
 # ---- text ------------------------------------------------------------------------------------------------------------
 
 
-def read_text(data: Data, tokenizer: Any, path: Path, notes: Notes) -> Record:
+def read_text(data: DataRules, tokenizer: Any, path: Path, notes: Notes) -> Record:
     """All of a text file as one record. Raises: InputError: unreadable, or not text (the line is named)."""
     parts: list[np.ndarray] = []
     front: list[int] = []
@@ -95,7 +94,7 @@ def read_text(data: Data, tokenizer: Any, path: Path, notes: Notes) -> Record:
     return Record.of(np.concatenate([np.asarray(front, dtype=np.int32), *parts]), len(front))
 
 
-def _text_lines(path: Path, data: Data, notes: Notes) -> Iterator[str]:
+def _text_lines(path: Path, data: DataRules, notes: Notes) -> Iterator[str]:
     blank = True
     for number, line in numbered_lines(path, data.rules):
         if number == 1 and data.rules > 1 and _is_json_object(line):
@@ -130,7 +129,7 @@ def _is_json_object(line: str) -> bool:
 # ---- jsonl and chat --------------------------------------------------------------------------------------------------
 
 
-def read_records(data: Data, tokenizer: Any, path: Path, notes: Notes) -> Iterator[Record]:
+def read_records(data: DataRules, tokenizer: Any, path: Path, notes: Notes) -> Iterator[Record]:
     """The records of a jsonl or chat file, in order.
 
     Raises:
@@ -142,7 +141,7 @@ def read_records(data: Data, tokenizer: Any, path: Path, notes: Notes) -> Iterat
     return _chats(data, tokenizer, values, notes)
 
 
-def _chats(data: Data, tokenizer: Any, values: Iterable[tuple[str, Any]], notes: Notes) -> Iterator[Record]:
+def _chats(data: DataRules, tokenizer: Any, values: Iterable[tuple[str, Any]], notes: Notes) -> Iterator[Record]:
     if data.rules == 1:
         for where, messages in values:
             yield Record(*encode_by_transformers(tokenizer, messages, where))
@@ -156,7 +155,7 @@ def _chats(data: Data, tokenizer: Any, values: Iterable[tuple[str, Any]], notes:
             yield Record(*encoded, _place(text))
 
 
-def _texts(data: Data, tokenizer: Any, texts: Iterable[Placed], notes: Notes) -> Iterator[Record]:
+def _texts(data: DataRules, tokenizer: Any, texts: Iterable[Placed], notes: Notes) -> Iterator[Record]:
     eos = tokenizer.eos_token_id
     if eos is None:
         raise InputError(
@@ -199,7 +198,7 @@ def _missing(front: list[int], ids: Any) -> list[int]:
     return front if list(ids[: len(front)]) != front else []
 
 
-def _values(data: Data, path: Path, notes: Notes) -> Iterator[tuple[str, Any]]:
+def _values(data: DataRules, path: Path, notes: Notes) -> Iterator[tuple[str, Any]]:
     """(where, text or conversation) of each record, checked as far as that needs no tokenizer."""
     first = True
     for number, line in numbered_lines(path, data.rules):
@@ -218,7 +217,7 @@ def _values(data: Data, path: Path, notes: Notes) -> Iterator[tuple[str, Any]]:
         raise InputError(f"{path}: holds no records, only white space", "give the path of a file with data in it")
 
 
-def _text_field(value: dict[str, Any], data: Data, where: str, notes: Notes) -> str:
+def _text_field(value: dict[str, Any], data: DataRules, where: str, notes: Notes) -> str:
     text = value.get(data.text_field)
     if not isinstance(text, str):
         found = json_type(text) if data.text_field in value else "no such field"

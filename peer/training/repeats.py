@@ -14,7 +14,7 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ import numpy as np
 WINDOW_BYTES = 64  # a power of two
 MAX_WINDOWS = 1 << 22  # that are held: 32 MiB of hashes
 _TOKEN_BYTES = 4  # about; of text
-_CHUNK_TOKENS = 1 << 18
+CHUNK_TOKENS = 1 << 18
 _SIEVE_BITS = 22
 _COMMON_SHARE, _COMMON_SEQUENCES = 0.25, 3
 
@@ -56,17 +56,17 @@ def normal_form(text: str) -> bytes:
     return text.translate(_NORMAL).encode("utf-8", "surrogatepass")
 
 
-def repeated(held_out: Tokens, train: Tokens, tokenizer: Any) -> np.ndarray:
+def repeated(held_out: Tokens, train: Tokens, tokenizer: Any, *, chunk_tokens: int = CHUNK_TOKENS) -> np.ndarray:
     """Which of the held-out sequences hold text that is trained on, bool, one for each.
 
     Args:
         tokenizer: gives the tokens' texts.
+        chunk_tokens: of the training side that are looked at together.
     """
     spelled = _Spelling(tokenizer)
     windows = int(held_out.loss_ST.sum()) * _TOKEN_BYTES
-    every = np.uint64(
-        (1 << (windows // MAX_WINDOWS).bit_length()) - 1
-    )  # a window is held when its hash has no bit of these
+    # a window is held when its hash has no bit of these
+    every = np.uint64((1 << (windows // MAX_WINDOWS).bit_length()) - 1)
     hashes, starts = [], []
     for row in range(len(held_out)):
         found = _windows(spelled.bytes_of(_learned(held_out, row, row + 1)))
@@ -78,7 +78,7 @@ def repeated(held_out: Tokens, train: Tokens, tokenizer: Any) -> np.ndarray:
     own = [np.searchsorted(known, found) for found in hashes]
     sequences = np.bincount(np.concatenate([np.unique(places) for places in own]), minlength=len(known))
     common = sequences > max(_COMMON_SEQUENCES, _COMMON_SHARE * len(held_out))
-    trained = _seen(known, train, spelled, every)
+    trained = _seen(known, _stream(train, spelled, chunk_tokens), every)
     return np.array(
         [_is_repeated(trained[places], common[places], start) for places, start in zip(own, starts, strict=True)],
         dtype=bool,
@@ -96,13 +96,13 @@ def _is_repeated(trained: np.ndarray, common: np.ndarray, starts: np.ndarray) ->
     return bool((trained & apart).any() or trained.all())
 
 
-def _seen(known: np.ndarray, train: Tokens, spelled: _Spelling, every: np.uint64) -> np.ndarray:
-    """Which of the known windows the training side has."""
+def _seen(known: np.ndarray, windows: Iterable[np.ndarray], every: np.uint64) -> np.ndarray:
+    """Which of the known windows are among others."""
     sieve = np.zeros(1 << _SIEVE_BITS, dtype=bool)  # most windows are known to be none of them at one look
     shift = np.uint64(64 - _SIEVE_BITS)
     sieve[known >> shift] = True
     seen = np.zeros(len(known), dtype=bool)
-    for hashes in _stream(train, spelled):
+    for hashes in windows:
         hashes = hashes[sieve[hashes >> shift]]
         hashes = hashes[hashes & every == 0]
         places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
@@ -110,9 +110,9 @@ def _seen(known: np.ndarray, train: Tokens, spelled: _Spelling, every: np.uint64
     return seen
 
 
-def _stream(train: Tokens, spelled: _Spelling) -> Iterator[np.ndarray]:
+def _stream(train: Tokens, spelled: _Spelling, chunk_tokens: int) -> Iterator[np.ndarray]:
     """The hashes of all windows of the training side, some rows at a time."""
-    rows = max(1, _CHUNK_TOKENS // train.tokens_ST.shape[1])
+    rows = max(1, chunk_tokens // train.tokens_ST.shape[1])
     tail = np.zeros(0, dtype=np.uint8)
     for start in range(0, len(train), rows):
         text = np.concatenate([tail, spelled.bytes_of(_learned(train, start, start + rows))])

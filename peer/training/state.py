@@ -31,6 +31,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from peer.training.tensor_file import write_tensors
+from peer.training.vectors import bytes_of, check_vector
 from protocol import merkle
 from protocol.errors import FormatError, InputError, VerificationError
 from protocol.state import STATE_CHUNK_BYTES, StateManifest, chunk_count
@@ -289,32 +290,3 @@ class StateAssembler:
         if state.digest != m.digest:
             raise VerificationError(f"expected state {m.digest[:16]}…, got {state.digest[:16]}…")
         return state
-
-
-def check_vector(vector: torch.Tensor, count: int, what: str) -> None:
-    """Check that a tensor is flat fp32 [count] on the CPU, contiguous, and finite.
-
-    Raises:
-        FormatError: it is not; `what` names it.
-    """
-    if vector.dtype != torch.float32 or vector.device.type != "cpu" or not vector.is_contiguous():
-        raise FormatError(f"{what}: expected contiguous fp32 on the CPU, got {vector.dtype} on {vector.device}")
-    if vector.shape != (count,):
-        raise FormatError(f"{what}: expected {count} values, got shape {tuple(vector.shape)}")
-    if not is_finite(vector):
-        raise FormatError(f"{what}: values that are not finite")
-
-
-def is_finite(vector: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite; allocates nothing."""
-    if vector.numel() == 0:
-        return True
-    if vector.dim() == 1 and vector.numel() <= 1 << 20 and math.isfinite(torch.dot(vector, vector).item()):
-        return True  # a chunk, in half the time of what follows; very large values have no finite square
-    low, high = torch.aminmax(vector)  # both are NaN when any value is
-    return math.isfinite(low.item()) and math.isfinite(high.item())
-
-
-def bytes_of(vector: torch.Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, not copied."""
-    return memoryview(vector.detach().numpy().data).cast("B")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from peer.training.state import NamesShapes, bytes_of
+from peer.training.state import NamesShapes
+from peer.training.vectors import bytes_of
 from protocol.errors import FormatError, InputError, VerificationError
 from protocol.safetensors_file import Weights
 

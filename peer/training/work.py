@@ -7,21 +7,23 @@ The trainer calls `rebase` (at first `begin`) with the agreed state, `step` unti
 update, which the swarm keeps over aborted attempts. `begin` starts over from a new base; what AdamW remembers
 stays on this machine for the whole run (Douillard et al. 2023, section 3), over restarts too (`save_optimizer`).
 
-What the members do not have yet stays in this peer's own model. `rebase` goes on from the next agreed state with it on top:
+What the members do not have yet stays in this peer's own model. `rebase` goes on from the next agreed state with it on
+top:
 
-    values that this round's fragment leaves out (`sync.fragments`: one stretch of so many, in turns, as Streaming DiLoCo,
-        Douillard et al. 2025, does with layers)
+    values that this round's fragment leaves out (`sync.fragments`: one stretch of so many, in turns, as Streaming
+        DiLoCo, Douillard et al. 2025, does with layers)
     what a lossy codec left out (error feedback, Seide et al. 2014, but trained on from where it leads)
     what was done since `carry_on`, which after `finish` begins the next round's work before its base is agreed
     all of the last round's work, when that round was made without it
 
-so `base - local` is always all that this peer has done and the others do not have, and needs no memory of its own. Where
-there is never any of it (whole updates by a codec that loses next to nothing, no overlap) a round begins at its base exactly.
+so `base - local` is always all that this peer has done and the others do not have, and needs no memory of its own.
+Where there is never any of it (whole updates by a codec that loses next to nothing, no overlap) a round begins at its
+base exactly.
 
 How many sequences a pass takes and in which precision is each card's own matter (`passes`): the update depends on it by
-rounding only. A pass that ran out of memory or overflowed may have left half of itself in the gradient. The work then goes
-back to where the gradient was zero, at the last optimizer step or the round's beginning, and the same sequences are drawn
-again: none is lost or counted twice, and no copy of the gradient has to be kept.
+rounding only. A pass that ran out of memory or overflowed may have left half of itself in the gradient. The work then
+goes back to where the gradient was zero, at the last optimizer step or the round's beginning, and the same sequences
+are drawn again: none is lost or counted twice, and no copy of the gradient has to be kept.
 
 Steps do not wait for the device, but while a size is being searched and in fp16: losses stay tensors, and token counts
 are known from the data.
@@ -42,7 +44,8 @@ from peer.training.data import Dataset, draw
 from peer.training.inner_optimizer import InnerAdamW, put_aside
 from peer.training.model import TrainableModel
 from peer.training.passes import Failed, Passes
-from peer.training.state import SharedState, bytes_of, is_finite
+from peer.training.state import SharedState
+from peer.training.vectors import bytes_of, is_finite
 from protocol.errors import FormatError, InputError, RoundAborted
 from protocol.run_spec import RunSpec
 
@@ -310,14 +313,14 @@ class LocalWork:
         if self._segment_steps and self._optimizer_steps % self._segment_steps == 0:
             self._segments.append(hashlib.sha256(bytes_of(self.model.read())).hexdigest())
 
-    # ---- over a restart ------------------------------------------------------------------------------------------------
+    # ---- over a restart ----------------------------------------------------------------------------------------------
 
     def save_optimizer(self, path: Path) -> bool:
         """Put AdamW's moments on disk, for `load_optimizer` after a restart; whether they are there now.
 
-        The time it takes stands at `InnerAdamW.save`. The best moment is while the members average: no step is done then.
-        Any thread may call it while no other is in `step`, `finish` or `begin`. A full disk is a warning, not an end.
-        Method gradient remembers nothing.
+        The time it takes stands at `InnerAdamW.save`. The best moment is while the members average: no step is done
+        then. Any thread may call it while no other is in `step`, `finish` or `begin`. A full disk is a warning, not an
+        end. Method gradient remembers nothing.
         """
         if self._optimizer is None:
             return False

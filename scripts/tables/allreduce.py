@@ -24,10 +24,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lab import REPOSITORY
 from lab.wan.lab import Host, WanLab, available
+
+if TYPE_CHECKING:
+    from peer.round.group import Group
+    from tests.swarm_kit import World
 
 GOAL = 0.85
 LINKS = {  # delay_ms is a quarter of the round trip: 40 and 80 ms
@@ -35,8 +39,7 @@ LINKS = {  # delay_ms is a quarter of the round trip: 40 and 80 ms
     "10/50": Host(delay_ms=20, up_mbit=10, down_mbit=50, loss=0.005),
 }
 FAST = Host(delay_ms=5, up_mbit=1000, down_mbit=1000)
-NAME = "reduce"
-READY_S, PORT = 300.0, 4710
+READY_S, FIRST_S, SILENCE_S, PORT = 300.0, 600.0, 60.0, 4710
 
 
 @dataclass(frozen=True)
@@ -167,21 +170,58 @@ def as_peer(job: dict[str, Any]) -> int:
     return 0
 
 
+class _AllThere:
+    """In place of `peer.net.lines`: nobody is away, and nobody is told of what comes."""
+
+    def is_alive(self, peer: str) -> bool:
+        return True
+
+    def patience_s(self, peer: str) -> float:
+        return SILENCE_S
+
+    def slowness_s(self, peer: str) -> float:
+        return 0.0
+
+    def silent_s(self, peer: str) -> float:
+        return 0.0
+
+    def heard(self, peer: str) -> None: ...
+
+    def answered(self, peer: str, seconds: float | None) -> None: ...
+
+    def lost(self, peer: str, since: float) -> None: ...
+
+
+def _group(world: World, others: list[dict[str, Any]], share: int) -> Group:
+    """All that are there, those without a claim as reducers; `share`: of the reducing, of each with one."""
+    from peer.round.group import Group, Member, Reducer
+    from protocol.statements import open_claim
+
+    members, helpers = [], []
+    for number, other in enumerate(others):
+        peer = world.identity(number).peer_id
+        if not other["claim"]:
+            helpers.append(Reducer(peer, world.certificate(number, reducer=True), 1))
+            continue
+        claim = open_claim(bytes.fromhex(other["claim"]))
+        members.append(Member(peer, claim, world.certificate(number), True, share))
+    group = Group(1, world.genesis.digest, 0, members[0].peer, tuple(members), reducers=tuple(helpers))
+    return group.weighed(world.terms())
+
+
 async def _peer(job: dict[str, Any]) -> None:
     import torch
 
-    from peer.net import frames
-    from peer.net.allreduce import Reduction
-    from peer.round.group import Group, Member, Reducer
-    from peer.swarm.members import MemberBook
+    from coordinator.presets import NEW
+    from peer.net.allreduce import STREAM, Reduction
     from peer.net.node import Node
     from peer.net.pace import Limits, Pace
     from peer.net.records import RecordValidator
+    from peer.net.roster import Roster
+    from peer.net.talk import Talk
     from peer.training.aggregate import aggregator
     from peer.training.codecs.codec import EncodedUpdate, codec
     from protocol import swarm_pb2
-    from protocol.presets import NEW
-    from protocol.statements import open_claim
     from tests.swarm_kit import World
 
     torch.set_num_threads(1)
@@ -191,35 +231,25 @@ async def _peer(job: dict[str, Any]) -> None:
     update = EncodedUpdate.encode(world.update(index), job["wire"]) if index < peers else None
     address = job["addresses"][index]
     node = await Node.start(world.identity_path(index), listen=f"{address}:{PORT}", validator=RecordValidator())
+    roster, lines, mine = Roster(world.card.run, world.card.member_key), _AllThere(), world.certificate(index)
+    talk = Talk(node, world.card.run, roster, lines, lambda: mine)  # type: ignore[arg-type]
     reductions: asyncio.Future[Reduction] = asyncio.get_running_loop().create_future()
 
-    async def handle(peer: str, reader: Any, writer: Any) -> None:
-        first = await frames.receive(reader, swarm_pb2.Part, timeout_s=600, max_bytes=1 << 20)
+    async def answer(first: swarm_pb2.Part, reader: Any, writer: Any, peer: str) -> None:
         await (await reductions).serve(peer, first, reader, writer)
 
-    await node.serve(NAME, handle)
+    await talk.serve(STREAM, swarm_pb2.Part, answer, first_s=FIRST_S)
     claim = world.claim(index, update).sign(world.identity(index)).data.hex() if update else ""
     _say(folder, "ready", index, {"claim": claim, "addresses": await node.addresses()})
     others = await asyncio.to_thread(_wait, folder, "ready", len(job["addresses"]), READY_S)
-    for other in others[:index]:  # the later ones dial the earlier: two that dial each other at once may both fail
+    for earlier in others[:index]:  # the later ones dial the earlier: two that dial each other at once may both fail
         async with asyncio.timeout(READY_S):
-            while not await node.connect(other["addresses"]):
+            while not await node.connect(earlier["addresses"]):
                 await asyncio.sleep(1)
-    members, helpers = [], []
-    for number, other in enumerate(others):
-        peer = world.identity(number).peer_id
-        if not other["claim"]:
-            helpers.append(Reducer(peer, world.certificate(number, reducer=True), 1))
-            continue
-        data = bytes.fromhex(other["claim"])
-        token, share = world.certificate(number), 0 if job["reducers"] else 1
-        claim = open_claim(data)
-        members.append(Member(peer, token, claim.value, claim, True, share))
-    group = Group.build(world.rules(), 0, members[0].peer_id, members, reducers=tuple(helpers))
-    book = MemberBook(world.card.run, world.card.member_key)
-    limits = Limits(silence_s=60.0, total_s=3600.0)
-    how, token = aggregator(NEW["sync"]["clip"]), world.certificate(index)
-    reduction = Reduction(group, node.peer_id, update, node, NAME, token, Pace(limits), book, how)
+    group, pace = _group(world, others, share=0 if job["reducers"] else 1), Pace(Limits(SILENCE_S, total_s=3600.0))
+    for other in (*group.members, *group.reducers):
+        roster.admit(other.peer, other.certificate)
+    reduction = Reduction(group, update, talk, pace, aggregator(NEW["sync"]["clip"]))
     reductions.set_result(reduction)
     _say(folder, "connected", index, {})
     while not (folder / "go").exists():
@@ -229,6 +259,7 @@ async def _peer(job: dict[str, Any]) -> None:
     digest = hashlib.sha256(averaged.numpy().tobytes()).hexdigest()
     _say(folder, "done", index, {"index": index, "seconds": reduction.seconds, "digest": digest, "update_bytes": size})
     await asyncio.to_thread(_wait, folder, "done", len(job["addresses"]), 3600.0)
+    await talk.close()
     await node.close()
 
 

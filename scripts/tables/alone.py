@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.util
 import statistics
 import tempfile
 import time
@@ -20,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lab import REPOSITORY
+from lab.small_community import real_inputs
 
 GOAL = 0.97
 Seconds = tuple[float, float]  # wall, CPU
@@ -60,15 +59,8 @@ class Bench:
 
     def __init__(self, folder: Path, options: Any) -> None:
         self.folder, self.options = folder, options
-        prepare = importlib.util.spec_from_file_location(
-            "prepare", REPOSITORY / "examples" / "shakespeare" / "prepare.py"
-        )
-        assert prepare is not None and prepare.loader is not None
-        module = importlib.util.module_from_spec(prepare)
-        prepare.loader.exec_module(module)
-        assert module.main([str(folder)]) == 0
-        self.base = options.model or folder / module.MODEL
-        self.text = folder / module.TEXT
+        demo = real_inputs(folder)
+        self.base, self.text = options.model or demo.model, demo.text
         self.name = self.base.name
         self.tokens = 0  # in one measurement
 
@@ -89,8 +81,8 @@ class Bench:
         return times["bare"], times["ours"]
 
     def _spec(self, method: str) -> Any:
+        from coordinator.run_config import RunConfig
         from peer.training.genesis import count_parameters
-        from protocol.run_spec import RunConfig
 
         value = {
             "run": {"name": "bench", "seed": 1},

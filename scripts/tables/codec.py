@@ -32,11 +32,12 @@ from hivemind.compression import (
     Uniform8BitQuantization,
 )
 
+from coordinator.presets import NEW
 from lab.small_community import real_inputs
 from lab.training_fixtures import Bench
 from peer.training.aggregate import aggregator
-from peer.training.codecs.codec import CHUNK_VALUES, average_chunk, codec
-from protocol.presets import NEW
+from peer.training.codecs.codec import CHUNK_VALUES, average_codec, codec
+from peer.training.reduce import average_chunk
 
 GOAL_GB_S = 0.3
 OURS = ("fp32", "fp16", "int8", "int4", "int2", "topk")
@@ -130,10 +131,10 @@ def averaging(repetitions: int) -> dict[str, dict[str, float]]:
     for _ in range(repetitions):
         for name in OURS:
             started = time.process_time()
-            results = [average_chunk(codec(name), how, parts[name], [1] * MEMBERS, CHUNK_VALUES) for _ in range(8)]
+            results = [average_chunk(name, how, parts[name], [1] * MEMBERS, CHUNK_VALUES) for _ in range(8)]
             between = time.process_time()
             for data in results:
-                codec(name).decode_average(data, CHUNK_VALUES)
+                average_codec(name).decode(data, CHUNK_VALUES)
             times[name].append((between - started, time.process_time() - between))
             sizes[name] = len(results[0]) / CHUNK_VALUES
     gigabytes = 8 * 4 * CHUNK_VALUES / 1e9

@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
+from coordinator.presets import NEW
 from lab.poisoned_rounds import ATTACKS, Community
 from lab.small_community import real_inputs
 from lab.training_fixtures import Bench
-from protocol.presets import NEW
 
 MEMBERS = 7
 SPEEDS = (4, 2, 2, 1, 1, 1, 1)

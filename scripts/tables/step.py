@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import REPOSITORY
+from lab.small_community import real_inputs
 
 KINDS = ("full", "lora", "qlora")
 ARMS = ("ours", "bare", "trainer")
@@ -89,17 +90,11 @@ def can(kind: str) -> bool:
 
 def prepare(folder: Path, options: Any) -> dict[str, str]:
     """The base model's folder and the text."""
-    path = REPOSITORY / "examples" / "shakespeare" / "prepare.py"
-    found = importlib.util.spec_from_file_location("prepare", path)
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    assert module.main([str(folder)]) == 0
-    demo, text = folder / module.MODEL, folder / module.TEXT
-    base = demo if options.model is None else Path(options.model)
+    demo = real_inputs(folder)
+    base = demo.model if options.model is None else Path(options.model)
     if options.model is not None and not base.is_dir():
-        base = random_llama(folder / f"random-{options.model}", demo, options)
-    return {"base": str(base), "text": str(text), "name": base.name, "folder": str(folder)}
+        base = random_llama(folder / f"random-{options.model}", demo.model, options)
+    return {"base": str(base), "text": str(demo.text), "name": base.name, "folder": str(folder)}
 
 
 def random_llama(out: Path, demo: Path, options: Any) -> Path:

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
+from coordinator.presets import NEW
 from peer.training.codecs.codec import EncodedUpdate
 from peer.training.data import Dataset
 from peer.training.outer import step as outer_step
-from protocol.presets import NEW
 from protocol.run_spec import OuterOptimizer, Sync
 from scripts.wan.scale import PEERS, REAL_BATCH
 from scripts.wan.training import Bench, Gradients, Task, average

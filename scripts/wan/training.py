@@ -19,15 +19,17 @@ from typing import Any, TypeVar
 
 import torch
 
+from coordinator.run_config import RunConfig
 from peer.training.aggregate import aggregator
-from peer.training.codecs.codec import EncodedUpdate, average_chunk, chunk_sizes, codec
+from peer.training.codecs.codec import EncodedUpdate, average_codec, chunk_sizes
 from peer.training.data import Dataset, draw, load_dataset
 from peer.training.evaluate import held_out_loss
 from peer.training.genesis import build_genesis, count_parameters, load_state
 from peer.training.model import TrainableModel, load_trainable
+from peer.training.reduce import average_chunk
 from peer.training.state import SharedState
 from peer.training.work import LocalWork
-from protocol.run_spec import RunConfig, RunSpec, Sync
+from protocol.run_spec import RunSpec, Sync
 from scripts.wan.scale import BATCH, SEQUENCE_LENGTH
 
 HELD_OUT = 256  # sequences
@@ -162,9 +164,9 @@ class Pace:
 def average(sent: Sequence[EncodedUpdate], clip: float) -> torch.Tensor:
     """What all peers read of the average of updates of the same weight, in a run of this `sync.clip`: flat fp32 [N]."""
     how, weights = aggregator(clip), [1] * len(sent)
-    coder, sizes = codec(sent[0].codec), chunk_sizes(sent[0].values, sent[0].chunk_values)
-    parts = [average_chunk(coder, how, [item.chunks[i] for item in sent], weights, n) for i, n in enumerate(sizes)]
-    return torch.cat([coder.decode_average(part, n) for part, n in zip(parts, sizes, strict=True)])
+    wire, sizes = sent[0].codec, chunk_sizes(sent[0].values, sent[0].chunk_values)
+    parts = [average_chunk(wire, how, [item.chunks[i] for item in sent], weights, n) for i, n in enumerate(sizes)]
+    return torch.cat([average_codec(wire).decode(part, n) for part, n in zip(parts, sizes, strict=True)])
 
 
 def say(event: str, **values: Any) -> None:

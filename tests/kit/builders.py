@@ -22,19 +22,20 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from coordinator.run_config import RunConfig
 from protocol import canonical, certificate, checkpoint, merkle, note, tlog_proof
 from protocol.agreement import Agreement, group_digest
 from protocol.checkpoint import CheckpointInfo, Contributor, Evaluation, LedgerState
+from protocol.counting import growth_capped
 from protocol.keys import PeerIdentity, RootKey, public_pem
 from protocol.ledger_entry import CreditEntry, Entry, RunEntry
 from protocol.receipt import make_receipt
 from protocol.run_card import RunCard
-from protocol.run_spec import RunConfig, RunSpec
+from protocol.run_spec import RunSpec
 from protocol.safetensors_file import ADAPTER_FILE, FULL_FILE, Weights
 from protocol.signed import Signed
 from protocol.state import StateManifest
 from protocol.statements import Claim, UpdateDigest, Vote
-from protocol.succession import growth_capped
 
 SHAPES = {"model.embed.weight": (8, 4), "model.norm.weight": (4,)}
 NOW = 1_763_769_600  # when the fixed keys' certificates are issued, Unix seconds

@@ -17,21 +17,24 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from coordinator.host import Host
 from coordinator.ledger import Ledger
-from coordinator.reports import Answer, CommittedRound, Reports
-from coordinator.store import open_store
-from peer.link.client import CoordinatorClient, RunDescription
+from coordinator.reports import CommittedRound, Reports
+from coordinator.store.database import Store
+from peer.link.answers import RunDescription
+from peer.link.client import CoordinatorClient
 from peer.training.genesis import load_state
 from peer.training.quiet import no_progress_bars
 from peer.training.state import SharedState
 from protocol import certificate, note
 from protocol.agreement import Agreement, group_digest
 from protocol.beginners import Beginners
+from protocol.epoch import stored_word
 from protocol.errors import InputError
 from protocol.keys import PeerIdentity, RootKey
 from protocol.ledger_entry import CreditEntry, RunEntry, parse_entry
+from protocol.rpc import ReportAnswer
 from protocol.run_card import RunCard
 from protocol.run_spec import RunSpec
-from protocol.signed import Signed, stored_signed
+from protocol.signed import Signed
 from protocol.statements import Claim, UpdateDigest, Vote
 from protocol.status import CheckpointStatus
 from protocol.succession import Last, counted
@@ -201,7 +204,7 @@ class Swarm:
         vote = Vote(run=self.run, round=number, attempt=0, group=group_digest(signed), base=base, state=state)
         return Agreement(
             counts=counted(claims, self.last, self.spec),
-            beginners=stored_signed(Beginners, self.beginners) if number == 1 and self.beginners else None,
+            word=stored_word(self.beginners) if number == 1 and self.beginners else None,
             claims=tuple(signed),
             votes=tuple(vote.sign(member.identity) for member in (voters or members)),
             certificates={member.peer_id: member.certificate for member in members},
@@ -267,7 +270,7 @@ class Office:
     folder: Path
     rounds: int = 0
     members: int = 3
-    rules: int = 2
+    rules: int = 3
     min_peers: int = 1
 
     def __post_init__(self) -> None:
@@ -289,8 +292,8 @@ class Office:
         )
         self.committed: list[CommittedRound] = []
         self.swarm = Swarm(self.spec, [self.member() for _ in range(self.members)], genesis)
-        self.named = self.word(self.swarm.members)
-        self.swarm.beginners = self.named if self.rules > 1 else b""
+        self.named = stored_word(self.word(self.swarm.members))
+        self.swarm.beginners = self.named.data if self.rules > 1 else b""
         self.open()
 
     def word(self, members: Iterable[Member], key: Ed25519PrivateKey | None = None) -> bytes:
@@ -301,6 +304,7 @@ class Office:
     def open(self) -> None:
         """Open the store, as a start does."""
         self.ledger = open_ledger(self.folder, self.ledger_key, self.card, self.root)
+        self.store = self.ledger.store
         self.reports = Reports(self.ledger, self.card, self.committed.append, lambda: self.named)
 
     def reopen(self) -> None:
@@ -309,14 +313,14 @@ class Office:
         self.open()
 
     def close(self) -> None:
-        self.ledger.engine.dispose()
+        self.store.close()
 
     def member(self) -> Member:
         identity = PeerIdentity.generate()
         token = certificate.issue(self.membership_key, run=self.card.run, peer_id=identity.peer_id, lifetime_s=3600)
         return Member(identity, token)
 
-    def submit(self, agreement: Agreement, by: Member | None = None) -> Answer:
+    def submit(self, agreement: Agreement, by: Member | None = None) -> ReportAnswer:
         return self.reports.submit(agreement.to_bytes(), (by or self.swarm.members[0]).peer_id)
 
     def credits(self) -> list[tuple[int, str]]:
@@ -329,10 +333,10 @@ class Office:
 
 
 def open_ledger(folder: Path, key: Ed25519PrivateKey, card: RunCard, root: RootKey) -> Ledger:
-    engine = open_store(folder / "ledger.db")
+    store = Store(folder / "ledger.db")
     first = RunEntry(run=card.run, genesis=card.genesis, root_key=root.keyid)
     try:
-        return Ledger(engine, key, note.origin(card.spec.run.name, card.run), first)
+        return Ledger(store, key, note.origin(card.spec.run.name, card.run), first)
     except InputError:
-        engine.dispose()
+        store.close()
         raise

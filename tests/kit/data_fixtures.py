@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,16 @@ def byte_tokenizer(template: str | dict[str, str] | None = CHAT, front: str = ""
 
 def load(tokenizer: Any, path: Path, **data: Any) -> Dataset:
     """Read a file as a new run does, or with `rules=1` as an old one; one record a sequence."""
-    data = {"packing": False, "held_out": 1e-9, "sequence_length": 512} | data
+    return load_by_config(tokenizer, path, **{"packing": False, "held_out": 1e-9, "sequence_length": 512} | data)
+
+
+def load_by_config(tokenizer: Any, path: Path, **data: Any) -> Dataset:
+    """Read a file as the small runs of the tests do, but for these values of their section."""
     return build_dataset(make_config(path.parent, path, data=data).data, tokenizer, path)
 
 
 def write_jsonl(path: Path, records: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     return path
 
 
@@ -89,3 +94,11 @@ def chat(tokenizer: Any, path: Path, *records: Any, **data: Any) -> Dataset:
             train = Sequences(dataset.train.tokens_ST[rows], dataset.train.loss_ST[rows], lengths)
             return Dataset(train, dataset.held_out, dataset._notes)
     raise AssertionError("one of these chats was always kept out")
+
+
+def digest(split: Sequences) -> str:
+    return hashlib.sha256(split.tokens_ST.numpy().tobytes() + split.loss_ST.numpy().tobytes()).hexdigest()
+
+
+def rows(split: Sequences) -> list[list[int]]:
+    return [row[:length].tolist() for row, length in zip(split.tokens_ST, split.lengths, strict=True)]

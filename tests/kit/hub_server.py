@@ -42,67 +42,73 @@ class Hub:
         }
 
 
+class Answers(BaseHTTPRequestHandler):
+    """Answers for one hub; `serve` makes a class of it that has one."""
+
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None: ...
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append(f"{self.command} {path}")
+        api = f"/api/models/{self.hub.repository}/"
+        if path.startswith(api):
+            kind, _, revision = path.removeprefix(api).partition("/")
+            if revision != self.hub.commit:
+                return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
+            return self._send(200, json.dumps(self._listing(kind)).encode(), {"Content-Type": "application/json"}, body)
+        start = f"/{self.hub.repository}/resolve/{self.hub.commit}/"
+        data = self.hub.files().get(path.removeprefix(start)) if path.startswith(start) else None
+        if data is None:
+            return self._send(404, b"", {"X-Error-Code": "RepoNotFound"}, body)
+        etag = {
+            "ETag": f'"{hashlib.sha1(data).hexdigest()}"',
+            "X-Repo-Commit": self.hub.commit,
+            "Accept-Ranges": "bytes",
+        }
+        return self._send(200, data, etag, body)
+
+    def _listing(self, kind: str) -> Any:
+        files = self.hub.files()
+        if kind == "revision":
+            return {
+                "id": self.hub.repository,
+                "sha": self.hub.commit,
+                "siblings": [{"rfilename": name} for name in files],
+            }
+        return [
+            {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+            for name, data in files.items()
+        ]
+
+    def _send(self, status: int, data: bytes, headers: dict[str, str], body: bool) -> None:
+        wanted = self.headers.get("Range")
+        if status == 200 and wanted and wanted.startswith("bytes="):
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            end = int(last) + 1 if last else len(data)
+            headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(data)}"
+            status, data = 206, data[int(first) : end]
+        self.send_response(status)
+        for key, value in (headers | {"Content-Length": str(len(data))}).items():
+            self.send_header(key, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+
 @contextmanager
 def serve(hub: Hub) -> Iterator[Hub]:
     """Serve a hub on loopback inside the block."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: Any) -> None: ...
-
-        def do_HEAD(self) -> None:
-            self._answer(body=False)
-
-        def do_GET(self) -> None:
-            self._answer(body=True)
-
-        def _answer(self, body: bool) -> None:
-            path = unquote(urlsplit(self.path).path)
-            hub.requests.append(f"{self.command} {path}")
-            api = f"/api/models/{hub.repository}/"
-            if path.startswith(api):
-                kind, _, revision = path.removeprefix(api).partition("/")
-                if revision != hub.commit:
-                    return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
-                return self._send(
-                    200, json.dumps(self._listing(kind)).encode(), {"Content-Type": "application/json"}, body
-                )
-            start = f"/{hub.repository}/resolve/{hub.commit}/"
-            data = hub.files().get(path.removeprefix(start)) if path.startswith(start) else None
-            if data is None:
-                return self._send(404, b"", {"X-Error-Code": "RepoNotFound"}, body)
-            etag = {
-                "ETag": f'"{hashlib.sha1(data).hexdigest()}"',
-                "X-Repo-Commit": hub.commit,
-                "Accept-Ranges": "bytes",
-            }
-            return self._send(200, data, etag, body)
-
-        def _listing(self, kind: str) -> Any:
-            files = hub.files()
-            if kind == "revision":
-                return {"id": hub.repository, "sha": hub.commit, "siblings": [{"rfilename": name} for name in files]}
-            return [
-                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                for name, data in files.items()
-            ]
-
-        def _send(self, status: int, data: bytes, headers: dict[str, str], body: bool) -> None:
-            wanted = self.headers.get("Range")
-            if status == 200 and wanted and wanted.startswith("bytes="):
-                first, _, last = wanted.removeprefix("bytes=").partition("-")
-                end = int(last) + 1 if last else len(data)
-                headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(data)}"
-                status, data = 206, data[int(first) : end]
-            self.send_response(status)
-            for key, value in (headers | {"Content-Length": str(len(data))}).items():
-                self.send_header(key, value)
-            self.end_headers()
-            if body:
-                self.wfile.write(data)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Answers,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()

@@ -18,8 +18,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lab import REPOSITORY
+
+if TYPE_CHECKING:
+    from peer.sync.averages import Average
+    from peer.training.codecs.codec import EncodedUpdate
 
 
 class Probes:
@@ -67,15 +72,27 @@ class Peak:
         return (kb["VmHWM:"] - kb["RssFile:"]) << 10, kb["RssAnon:"] << 10
 
 
+def _average(encoded: EncodedUpdate, clip: float) -> Average:
+    """Of two members that have sent the same."""
+    from peer.sync.averages import Average
+    from peer.training.aggregate import aggregator
+    from peer.training.codecs.codec import chunk_sizes
+    from peer.training.reduce import average_chunk
+
+    how, sizes = aggregator(clip), chunk_sizes(encoded.values, encoded.chunk_values)
+    chunks = (
+        average_chunk(encoded.codec, how, [data, data], [1, 1], size)
+        for data, size in zip(encoded.chunks, sizes, strict=True)
+    )
+    return Average(encoded.codec, encoded.values, tuple(chunks))
+
+
 def probe(folder: Path) -> dict[str, tuple[int, int]]:
     """Two rounds of the run in this folder: stage -> `Peak.take` after it."""
     import torch
 
-    from peer.sync.averages import Average
     from peer.sync.contribution import lossy
     from peer.sync.shelf import Head, Position
-    from peer.training.aggregate import aggregator
-    from peer.training.codecs.codec import EncodedUpdate, average_chunk, chunk_sizes, codec
     from peer.training.data import load_dataset
     from peer.training.genesis import load_state
     from peer.training.model import load_trainable
@@ -109,18 +126,12 @@ def probe(folder: Path) -> dict[str, tuple[int, int]]:
         encoded, residual = lossy(update.vector, spec, residual)
         del update
         found[f"encode {number}"] = peak.take()
-        sizes, coder = chunk_sizes(encoded.values, encoded.chunk_values), codec(encoded.codec)
-        how = aggregator(spec.sync.clip)
-        chunks = tuple(
-            average_chunk(coder, how, [data, data], [1, 1], size)
-            for data, size in zip(encoded.chunks, sizes, strict=True)
-        )
-        average = Average(encoded.codec, encoded.values, chunks)
+        average = _average(encoded, spec.sync.clip)
         averaged = average.decode()
         found[f"average {number}"] = peak.take()
         candidate = outer_step(spec, base, averaged)
         position.keep_average(candidate.digest, average)
-        del averaged, average, chunks
+        del averaged, average
         if not keeps_own(spec):
             encoded = None
         found[f"outer step {number}"] = peak.take()

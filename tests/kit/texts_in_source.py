@@ -66,7 +66,7 @@ def texts() -> dict[str, str]:
 
 def modules() -> Iterator[Path]:
     yield REPOSITORY / "potluck.py"
-    for folder in ("protocol", "peer", "coordinator"):
+    for folder in ("protocol", "peer", "coordinator", "commands"):
         for path in (REPOSITORY / folder).rglob("*.py"):
             if "_pb2" not in path.name and path.name not in NO_SCREENS:
                 yield path
@@ -149,6 +149,6 @@ def _values(node: ast.AST) -> Iterator[ast.AST]:
 def _help(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """The paragraphs of what `--help` says of each command."""
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and any("command" in ast.unparse(item) for item in node.decorator_list):
+        if isinstance(node, ast.FunctionDef) and any(arg.arg == "lang" for arg in node.args.args):
             for paragraph in inspect.cleandoc(ast.get_docstring(node) or "").split("\n\n"):
                 yield node.lineno, " ".join(paragraph.split())

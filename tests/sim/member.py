@@ -1,28 +1,23 @@
-"""One simulated member: `peer.round.core` as it ships, with a disk and a trainer that are made up.
-
-A hostile or hasty member is the same core; what it does wrong is done to the events that it gets and the actions that it
-gives.
-"""
+"""One simulated member: `peer.round.core` as it ships, with a disk and a trainer that are made up."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from peer.round import actions as a
 from peer.round import events as e
-from peer.round import lead
 from peer.round.box import Box
 from peer.round.core import Core
-from peer.round.group import Group
-from peer.round.state import Config, Lead, Timing, Work
+from peer.round.state import NEVER, Config, Timing
 from protocol import canonical
 from protocol.agreement import Agreement
 from protocol.signed import Signed
 from protocol.statements import Claim, Late, UpdateDigest
 from protocol.succession import Last
-from tests.sim.spec import RUN
+from tests.sim import hostile
+from tests.sim.spec import CHUNK_VALUES, RUN, SPEC, VALUES
+from tests.sim.tasks import is_digest_of
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -54,7 +49,9 @@ TIMING = Timing(
     call_most_s=12,
     forget_s=400,
 )
-WORK, HAND_OVER, KEEP = 2, 0.5, 0.5  # ticks
+WORK, HAND_OVER = 2, 0.5  # ticks
+UPDATE = UpdateDigest(root="0" * 64, values=VALUES, chunk_values=CHUNK_VALUES, codec=SPEC.sync.wire)
+MANY = 10**6  # batches: as many as any tokens need
 
 
 @dataclass
@@ -62,28 +59,40 @@ class Disk:
     """What is left after a kill."""
 
     last: Last
-    state: str
+    state: dict[str, str]  # digest -> the state itself, a sentence: of `last`
     box: Box = field(default_factory=Box)
-    averaged: set[str] = field(default_factory=set)  # states that what is on disk leads to
+    averaged: dict[str, str] = field(default_factory=dict)  # of the last all-reduce
     chain: dict[int, Agreement] = field(default_factory=dict)
 
 
 class Member:
-    """One member, through all its rounds."""
+    """One member, through all its rounds.
 
-    def __init__(self, name: str, world: World, last: Last) -> None:
-        self.name, self.world = name, world
-        self.disk = Disk(last, last.state)
+    Attributes:
+        core: None while it is down.
+        starts: how often it was started: what began before a kill does not end after it.
+        held: states in memory, digest -> sentence.
+        work: numbers of the works in this round's claim.
+        late: what of its work may count in the next claim.
+        known: what a hostile one remembers of what others have shown it.
+    """
+
+    def __init__(self, name: str, world: World, disk: Disk) -> None:
+        self.name, self.world, self.disk = name, world, disk
+        self.config = Config(name, RUN, SPEC, self.sign, VALUES, CHUNK_VALUES, timing=TIMING)
         self.core: Core | None = None
-        self.next_tick = float("inf")
-        self.starts = 0
-        self.signed = 0
-        self.work: tuple[int, ...] = ()  # works in this round's claim
-        self.late: tuple[Late | None, tuple[int, ...]] = (None, ())  # work that may count in the next claim
+        self.is_dead = False  # for good
+        self.next_tick = NEVER
+        self.starts = self.signed = 0
+        self._forget()
 
-    @property
-    def up(self) -> bool:
-        return self.core is not None
+    def _forget(self) -> None:
+        """What is in memory alone."""
+        self.held = dict(self.disk.state)
+        self.work: tuple[int, ...] = ()
+        self.late: tuple[Late | None, tuple[int, ...]] = (None, ())
+        self.is_handing = False
+        self.known: dict[str, Any] = {}
 
     @property
     def last(self) -> Last:
@@ -94,179 +103,118 @@ class Member:
 
     def start(self) -> None:
         """Begin with nothing but what is on disk."""
-        world = self.world
-        config = Config(
-            self.name,
-            RUN,
-            world.spec,
-            self.sign,
-            values=world.values,
-            chunk_values=world.chunk_values,
-            timing=TIMING,
-        )
-        self.core = Core(config, self.disk.last, world.bugs_box(self.disk.box), world.now)
+        self.core = Core(self.config, self.disk.last, self.box_found(), self.world.now)
         self.starts += 1
-        self.next_tick = float("inf")
-        self.held = {self.disk.state}  # states in memory
-        self.late: tuple[Late | None, tuple[int, ...]] = (None, ())  # work that may count in the next claim
-        self.work: tuple[int, ...] = ()  # works in hand, in this round's claim
-        self.handing = False
-        self.known_groups: dict[str, Group] = {}  # what a usurper was shown
+        self.next_tick = NEVER
+        self._forget()
         self._begin()
+
+    def box_found(self) -> Box:
+        """What a start finds of the box."""
+        return self.disk.box
 
     def stop(self) -> None:
         self.core = None
-        self.world.let_go(self.in_hand())
+        self.world.referee.let_go(self.in_hand())
 
     def in_hand(self) -> tuple[int, ...]:
         return (*self.work, *self.late[1])
 
     def sign(self, statement: Any) -> Signed[Any]:
         self.signed += 1
-        return Signed(
-            statement, self.name, b"", canonical.sha256_hex(f"{self.name}/{self.starts}/{self.signed}".encode())
-        )
+        digest = canonical.sha256_hex(f"{self.name}/{self.starts}/{self.signed}".encode())
+        return Signed(statement, self.name, b"", digest)
 
     # ---- the trainer ---------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        self.world.after(WORK, self, e.Worked(self.world.tokens[self.name], 1.0))
+        self.world.tell(WORK, self, e.Worked(self.world.tokens[self.name], 1.0))
 
     def hand_over(self) -> None:
         """The trainer's part of `CloseWork`: encode, and sign a claim."""
         core, world = self.core, self.world
         assert core is not None
-        if core.state.own.claim is not None or self.handing:
+        if core.state.own.claim is not None or self.is_handing:
             return
-        self.handing = True
-        state, (late, works) = core.state, self.late
-        number = world.worked(self.name)
-        made = Claim(
-            run=RUN,
-            round=state.round,
-            base=state.last.state,
-            tokens=world.tokens[self.name],
-            flops=1,
-            first_batch=0,
-            batches=10**6,
-            update=self.update(),
-            late=late,
-        )
-        claim = self.sign(made)
-        self.work, self.late = (number, *works), (None, ())
-        world.claims[claim.digest] = self.work
-        world.after(HAND_OVER, self, e.Ready(claim))
+        self.is_handing = True
+        late, works = self.late
+        claim = self.sign(self.claim(core.state.last, world.tokens[self.name], late))
+        self.work, self.late = (world.referee.worked(self.name), *works), (None, ())
+        world.referee.claims[claim.digest] = self.work
+        world.after(HAND_OVER, self, _handed_over, claim)
 
-    def update(self) -> UpdateDigest:
-        world = self.world
-        return UpdateDigest(
-            root="0" * 64, values=world.values, chunk_values=world.chunk_values, codec=world.spec.sync.wire
-        )
+    def claim(self, last: Last, tokens: int, late: Late | None = None) -> Claim:
+        made = {"run": RUN, "round": last.round + 1, "base": last.state, "tokens": tokens}
+        return Claim(**made, flops=1, first_batch=0, batches=MANY, update=UPDATE, late=late)
 
     def commit(self, action: a.Commit) -> None:
         """Stand on an agreement; what is not in it may be part of the next claim."""
-        world, agreement = self.world, action.agreement
-        world.stands_on(self, agreement)
-        before, work = self.in_hand(), self.work
-        self.handing = False
-        self.work, self.late = (), (None, ())
-        tokens = sum(world.worth[number] for number in work)
-        if work and not action.counted:
-            base = agreement.base
-            if action.may_wait >= 1 and action.rounds == 1:
-                late = Late(base=base, tokens=tokens, first_batch=0, batches=10**6, waited=1)
-                self.late = (late, work)
-            elif world.is_late(action):
-                self.late = (Late(base=base, tokens=tokens, first_batch=0, batches=10**6), work)
-        kept = self.late[1]
-        world.let_go(tuple(number for number in before if number not in kept))
-        self.held = {state for state in self.held if state == self.disk.state} | {agreement.state}
-        world.after(KEEP, self, _Kept(action))
+        referee, agreement = self.world.referee, action.agreement
+        content = self.state(agreement.state)
+        referee.stands_on(self.name, agreement, content)
+        before = self.in_hand()
+        self.late = self._late(action)
+        self.work, self.is_handing = (), False
+        referee.let_go(number for number in before if number not in self.late[1])
+        self.held = {**self.disk.state, agreement.state: content}
         self._begin()
 
-    def kept(self, action: a.Commit) -> e.Kept:
+    def _late(self, action: a.Commit) -> tuple[Late | None, tuple[int, ...]]:
+        """What of the work in hand may still count."""
+        if not self.work or action.counted or not action.is_late:
+            return None, ()
+        tokens = self.world.tokens[self.name] * len(self.work)
+        late = Late(base=action.agreement.base, tokens=tokens, first_batch=0, batches=MANY)
+        return late, self.work
+
+    # ---- states ------------------------------------------------------------------------------------------------------------
+
+    def state(self, digest: str) -> str:
+        """The state of a digest, if it is here; a sentence, or empty."""
+        return self.held.get(digest, "") or self.disk.averaged.get(digest, "")
+
+    def take(self, digest: str, content: str) -> bool:
+        """Hold a state that was handed over, if it is what was asked for."""
+        if not content or not self.is_asked_for(digest, content):
+            return False
+        self.held[digest] = content
+        return True
+
+    def is_asked_for(self, digest: str, content: str) -> bool:
+        return is_digest_of(digest, content)
+
+    def averaged(self, content: str) -> str:
+        """The all-reduce is done: what led to its state is on disk before a vote for it is. Returns the state's digest."""
+        digest = canonical.sha256_hex(content.encode())
+        self.held[digest] = content
+        self.disk.averaged = {digest: content}
+        return digest
+
+    def keep(self, agreement: Agreement) -> None:
         """The head has come to the disk."""
-        agreement = action.agreement
-        self.disk.last, self.disk.state = Last.of(agreement), agreement.state
-        self.disk.chain[agreement.round] = agreement
-        return e.Kept(agreement.round)
+        self.disk.last, self.disk.chain[agreement.round] = Last.of(agreement), agreement
+        self.disk.state = {agreement.state: self.state(agreement.state)}
 
     # ---- what is asked of it -------------------------------------------------------------------------------------------
 
     def said(self) -> e.Said:
         """What it tells the others of itself."""
         assert self.core is not None
-        state, world = self.core.state, self.world
-        round, base = state.round, state.last.state
-        if world.does(self.name, "boast"):
-            round, base = round + 2, world.lie(self)[-1].state
+        state = self.core.state
         attempt = max(state.box.attempt, 0) if state.box.round == state.round else 0
-        leaving = state.leaving is not None
-        return e.Said(round, base, state.own.tokens, attempt, leaving, step_s=1.0, hears=len(state.views))
+        leaving, hears = state.leaving is not None, len(state.views)
+        said = e.Said(state.round, state.last.state, state.own.tokens, attempt, leaving, step_s=1.0, hears=hears)
+        if self.world.network.faults and self.world.does(self.name, "boast"):
+            return replace(said, round=said.round + 2, base=hostile.made_up_head(self)[-1].state)
+        return said
 
     def chain_since(self, round: int) -> list[Agreement]:
-        if self.world.does(self.name, "boast"):
-            return self.world.lie(self)
-        assert self.core is not None
-        return [
-            self.disk.chain[number]
-            for number in range(round + 1, self.disk.last.round + 1)
-            if number in self.disk.chain
-        ]
-
-    # ---- what a hostile one makes of it ----------------------------------------------------------------------------------
-
-    def bend(self, event: Any) -> Any | None:
-        """The event as this member takes it; None: it passes it over."""
-        core, world = self.core, self.world
-        assert core is not None
-        state = core.state
-        if isinstance(event, e.Ready):
-            self.handing = False
-        if not world.faults:
-            return event
-        if isinstance(event, e.Heard) and event.said.round > state.round and world.is_in("blind", self.name):
-            return e.SignOfLife(event.by)
-        if isinstance(event, e.Proposed) and state.is_grouped and world.is_in("hasty", self.name):
-            state.phase = Work()
-        if isinstance(event, e.Averaged) and world.does(self.name, "mislead"):
-            lie = world.content(f"{event.state}, says {self.name}")
-            self.held.add(lie)
-            return replace(event, state=lie)
-        if isinstance(state.phase, Lead) and world.does(self.name, "usurp"):
-            self._pass_over(state.phase)
-        return event
-
-    def _pass_over(self, phase: Lead) -> None:
-        """A usurper cannot change what others have signed: it leaves it out, or behaves as if it did not see it."""
-        drops = self.world.draw.random() < 0.5
-        for peer, said in list(phase.cast.items()):
-            self.known_groups |= {group.digest: group for group in said.values()}
-            if said and drops:
-                phase.left_out[peer] = "passed over"
-                del phase.cast[peer], phase.members[peer], phase.promises[peer]
-            else:
-                phase.cast[peer] = {}
-
-    def bent(self, action: Any) -> Any:
-        """An action as this member does it."""
-        if isinstance(action, a.SendGroup) and self.world.does(self.name, "usurp"):
-            shown: Mapping[str, Group] = {item.digest: item for item in action.group.voted}
-            return a.SendGroup(action.to, replace(action.group, voted=tuple({**self.known_groups, **shown}.values())))
-        return action
-
-    def lead(self, asked: list[str]) -> list[Any]:
-        """Lead out of turn."""
-        core = self.core
-        assert core is not None
-        state = core.state
-        busy = state.is_grouped or state.saving is not None or state.leaving is not None
-        if busy or not isinstance(state.phase, Work | Lead) or state.own.tokens == 0:
-            return []
-        there = [state.views[name] for name in asked if name in state.views]
-        return lead.propose(state, there, self.world.now)
+        if self.world.network.faults and self.world.does(self.name, "boast"):
+            return hostile.made_up_head(self)
+        chain, last = self.disk.chain, self.disk.last.round
+        return [chain[number] for number in range(round + 1, last + 1) if number in chain]
 
 
-@dataclass
-class _Kept:
-    action: a.Commit
+def _handed_over(me: Member, claim: Signed[Claim]) -> None:
+    me.is_handing = False
+    me.world.step(me, e.Ready(claim))

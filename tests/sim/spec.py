@@ -11,7 +11,7 @@ ROUND_TICKS = 3  # of work, from one agreement to the next proposal
 
 def spec(**sync: object) -> RunSpec:
     """The spec of a run whose members average 36 values."""
-    base = make_spec(rules=2)
+    base = make_spec(rules=3)
     fields = {"round_tokens": None, "round_seconds": float(ROUND_TICKS), "min_peers": 1, "max_group": 64} | sync
     return base.model_copy(update={"sync": base.sync.model_copy(update=fields)})
 

@@ -6,13 +6,13 @@
            With an odd n the last high half-byte is 0.
 
 bf16 is the upper half of an fp32: a scale may be as large or as small as a value may, which fp16's may not (updates of
-1e-8 are usual), for the same two bytes. Relative L2 error of a diloco update of the demo's model: 0.098 at 4.25 bits a value;
-blocks of 32: 0.090 at 4.5; of 128: 0.106 at 4.13; fp32 scales: the same errors, a quarter of a bit more.
-A level times a scale is exact in fp32, so int4 decodes to the same bits anywhere.
+1e-8 are usual), for the same two bytes. Relative L2 error of a diloco update of the demo's model: 0.098 at 4.25 bits a
+value; blocks of 32: 0.090 at 4.5; of 128: 0.106 at 4.13; fp32 scales: the same errors, a quarter of a bit more. A level
+times a scale is exact in fp32, so int4 decodes to the same bits anywhere.
 
-int4 has error feedback, for what stays below half a step of its block would else never travel. In short runs that makes no
-difference (four simulated workers, held-out loss after 20 rounds of 10 steps 3.276 with and 3.275 without it, fp32 3.274;
-after 40 rounds of 1 step 3.724 each); with int8 there is nothing to gain.
+int4 has error feedback, for what stays below half a step of its block would else never travel. In short runs that makes
+no difference (four simulated workers, held-out loss after 20 rounds of 10 steps 3.276 with and 3.275 without it, fp32
+3.274; after 40 rounds of 1 step 3.724 each); with int8 there is nothing to gain.
 
     >>> int4 = Int4()
     >>> data = int4.encode(torch.tensor([0.0, -1.0, 0.5]))
@@ -25,9 +25,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from peer.training.aggregate import fp32
 from peer.training.codecs.dense import Codec, read_floats
-from peer.training.state import is_finite
+from peer.training.vectors import fp32, is_finite
 from protocol.errors import FormatError
 
 INT8_BLOCK = 256

@@ -3,7 +3,7 @@
     fp32, fp16   `peer.training.codecs.dense`, which also says what a codec is
     int8, int4   `peer.training.codecs.block`
     int2         `peer.training.codecs.two_bit`
-    topk         `peer.training.codecs.sparse`
+    topk         `peer.training.codecs.sparse`; its averages, which have more places, by a codec of their own
 
     >>> data = codec("int8").encode(torch.tensor([0.0, -1.0, 0.5]))
     >>> len(data) == codec("int8").encoded_bytes(3) == 4 + 3
@@ -11,8 +11,8 @@
     >>> codec("int8").decode(data, 3)
     tensor([ 0.0000, -1.0000,  0.5039])
 
-An update is cut into chunks of `chunk_values` values, each encoded by itself, so that whoever reduces some chunks can check
-them against the claim of their sender and needs no others:
+An update is cut into chunks of `chunk_values` values, each encoded by itself, so that whoever reduces some chunks can
+check them against the claim of their sender and needs no others:
 
     >>> update = EncodedUpdate.encode(torch.ones(5), "fp16", chunk_values=2)
     >>> [len(chunk) for chunk in update.chunks], len(update.root)
@@ -21,16 +21,14 @@ them against the claim of their sender and needs no others:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
-from peer.training.aggregate import Aggregator
 from peer.training.codecs.block import Int4, Int8
 from peer.training.codecs.dense import Codec, Fp16, Fp32
-from peer.training.codecs.sparse import TopK
+from peer.training.codecs.sparse import TopK, TopKAverage
 from peer.training.codecs.two_bit import Int2
 from protocol import merkle
 from protocol.errors import FormatError
@@ -39,6 +37,7 @@ from protocol.statements import UpdateDigest
 CHUNK_VALUES = 65536  # 256 KiB of fp32
 
 _CODECS: dict[str, Codec] = {c.name: c for c in (Fp32(), Fp16(), Int8(), Int4(), Int2(), TopK())}
+_OF_AVERAGES: dict[str, Codec] = {"topk": TopKAverage()}  # those that are written in another way than updates
 
 
 def codec(name: str) -> Codec:
@@ -51,6 +50,15 @@ def codec(name: str) -> Codec:
         return _CODECS[name]
     except KeyError:
         raise FormatError(f"expected one of the codecs {', '.join(_CODECS)}, got {name[:32]!r}") from None
+
+
+def average_codec(name: str) -> Codec:
+    """How an average travels in a run whose updates travel by the codec of that name.
+
+    Raises:
+        FormatError: there is none.
+    """
+    return _OF_AVERAGES.get(name) or codec(name)
 
 
 def chunk_sizes(values: int, chunk_values: int) -> list[int]:
@@ -114,8 +122,9 @@ class EncodedUpdate:
         return torch.cat([self.decode_chunk(index) for index in range(len(self.chunks))])
 
     def residual(self, vector: torch.Tensor) -> torch.Tensor:
-        """What encoding lost, `vector - decode()`: add it to the next update so that small changes are not lost for ever
-        (error feedback, Seide et al. 2014).
+        """What encoding lost, `vector - decode()`.
+
+        Added to the next update, so that small changes are not lost for ever (error feedback, Seide et al. 2014).
 
         Args:
             vector: what was encoded, flat fp32 [N]; overwritten, and returned.
@@ -123,18 +132,6 @@ class EncodedUpdate:
         for index, piece in enumerate(vector.split(self.chunk_values)):
             piece.sub_(self.decode_chunk(index))
         return vector
-
-
-def average_chunk(
-    coder: Codec, aggregator: Aggregator, parts: Sequence[bytes], weights: Sequence[int], count: int
-) -> bytes:
-    """What a reducer sends for one chunk's parts, each `count` encoded values, in group order.
-
-    Raises:
-        FormatError: a part does not decode, or weights that are not positive integers, one a part.
-    """
-    decoded = [coder.decode(part, count) for part in parts]
-    return coder.encode_average(aggregator.average(decoded, weights, sparse=coder.sparse))
 
 
 def verify_chunk(digest: UpdateDigest, index: int, data: bytes, proof: list[bytes]) -> torch.Tensor:

@@ -6,12 +6,11 @@ single IEEE operations, each rounded on its own. All numbers are little-endian; 
     fp32   n x f32
     fp16   n x f16, values beyond the largest one (65504) saturated
 
-A reducer decodes the parts of all members, makes one average of them (`peer.training.aggregate`), encodes that once, and every
-member, the reducer too, decodes those same bytes. For a dense codec the average travels as a part does; a sparse one writes more places.
+What a decoder gives is the same whoever decodes; what becomes of it is the callers' business.
 
     >>> fp16 = Fp16()
-    >>> fp16.decode_average(fp16.encode_average(torch.tensor([2.0])), 1)
-    tensor([2.])
+    >>> fp16.decode(fp16.encode(torch.tensor([2.0, 1e30])), 2).tolist()
+    [2.0, 65504.0]
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 import torch
 
-from peer.training.state import check_vector, is_finite
+from peer.training.vectors import check_vector, is_finite
 from protocol.errors import FormatError
 
 _FP16_MAX = 65504.0
@@ -31,13 +30,13 @@ class Codec(ABC):
     """One way to write fp32 values as bytes."""
 
     name: str
-    # of a gradient: how much of what encoding loses goes into the next one; of local steps see `peer.training.work.keeps_own`
+    # of a gradient: how much of what encoding loses goes into the next one; of local steps see `work.keeps_own`
     feedback = 0.0  # it loses next to nothing
     sparse = False  # whether a decoded 0 means "not sent"
 
     @abstractmethod
     def encoded_bytes(self, count: int) -> int:
-        """How many bytes `count` values take."""
+        """How many bytes `count` values take; where that depends on the values, the most."""
 
     @abstractmethod
     def _encode(self, values: torch.Tensor) -> bytes: ...
@@ -62,33 +61,17 @@ class Codec(ABC):
             FormatError: another size than `count` values take, bytes the encoder does not write, or values that are
                 not finite.
         """
-        if count < 0 or len(data) != self.encoded_bytes(count):
-            expected = self.encoded_bytes(max(count, 0))
-            raise FormatError(f"{self.name} codec: expected {expected} bytes for {count} values, got {len(data)}")
+        self._check_size(data, count)
         values, finite = self._decode(memoryview(data), count)
         if not finite:
             raise FormatError(f"{self.name} codec: values that are not finite")
         return values
 
-    def encode_average(self, mean: torch.Tensor) -> bytes:
-        """What a reducer sends for an average, flat fp32 [n].
-
-        Raises:
-            FormatError: as `encode`.
-        """
-        return self.encode(mean)
-
-    def average_bytes(self, count: int) -> int:
-        """The most that an average of `count` values takes."""
-        return self.encoded_bytes(count)
-
-    def decode_average(self, data: bytes | bytearray | memoryview, count: int) -> torch.Tensor:
-        """What `encode_average` wrote, as flat fp32 [count].
-
-        Raises:
-            FormatError: as `decode`.
-        """
-        return self.decode(data, count)
+    def _check_size(self, data: bytes | bytearray | memoryview, count: int) -> None:
+        """Before anything is allocated. Raises: FormatError."""
+        if count < 0 or len(data) != self.encoded_bytes(count):
+            expected = self.encoded_bytes(max(count, 0))
+            raise FormatError(f"{self.name} codec: expected {expected} bytes for {count} values, got {len(data)}")
 
 
 class Fp32(Codec):

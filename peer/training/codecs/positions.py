@@ -5,9 +5,9 @@ Of `kept` places out of `count`, sorted, each is cut into its `low` lowest bits 
     low parts    kept x low bits, least significant bit first
     high parts   for i = 0, 1, ...: bit (place_i >> low) + i of kept + (count - 1 >> low) + 1 bits is set
 
-both filled up to whole bytes with zeros. `low` is log2(count / kept), rounded down: of one place in 32 each takes 7 bits,
-where a plain index in a block of 4096 takes 12. When more than a quarter is kept, a bitmap of
-`count` bits is shorter and takes the place of both. The size follows from `kept` and `count`.
+both filled up to whole bytes with zeros. `low` is log2(count / kept), rounded down: of one place in 32 each takes 7
+bits, where a plain index in a block of 4096 takes 12. When more than a quarter is kept, a bitmap of `count` bits is
+shorter and takes the place of both. The size follows from `kept` and `count`.
 
     >>> data = write_positions(np.array([3, 64, 200]), 256)
     >>> len(data) == position_bytes(3, 256) == 4

@@ -1,18 +1,18 @@
 """topk: of each block of 4096 values only the 128 largest travel, as one of two sizes with a sign (SparseLoCo, Sarfi et
 al. 2025; the setting of Covenant-72B). What is left out waits in its sender's model, which trains on from there
-(`peer.training.work`). Gradients wait in a residual, of which nine tenths go into the next update: what has waited for long
-pulls the wrong way. docs/benchmarks.md has what each is worth.
+(`peer.training.work`). Gradients wait in a residual, of which nine tenths go into the next update: what has waited for
+long pulls the wrong way. docs/benchmarks.md has what each is worth.
 
 A part is, of `n` values, the k = ceil(n / 32) that are kept:
 
-    places       `peer.training.codecs.positions` of k out of n: each block of 4096 has 128 of them, a shorter last one of w values ceil(w / 32)
-    sizes        for each block 2 x bf16: the mean of its smaller and of its larger ones, cut where that is closest to all
+    places       `peer.training.codecs.positions` of k out of n: each block of 4096 has 128 of them,
+                 a shorter last one of w values ceil(w / 32)
+    sizes        for each block 2 x bf16: the mean of its smaller and of its larger ones, cut where that is closest
+                 to all
     2k bits      the signs (1: negative), then which of the two sizes, in whole bytes; least significant bit first
 
-An average is another thing. A place that a member did not send is not a zero of that member: each place is the
-weighted mean over those who sent it, and what one member alone sent is shrunk to that member's share of all weight. (Four
-simulated workers, docs/benchmarks.md, with all of the residual: 3.367; halved instead 3.412, not shrunk at all 3.636.)
-The average is on the places of all members together:
+An average (`peer.training.aggregate.senders_mean`) is on the places of all members together, so it is written
+otherwise:
 
     u32          how many places k
     places       of k out of n
@@ -23,7 +23,8 @@ The average is on the places of all members together:
     >>> part = topk.encode(values)
     >>> len(part) == topk.encoded_bytes(64), topk.decode(part, 64).equal(values)
     (True, True)
-    >>> topk.decode_average(topk.encode_average(values), 64)[5]
+    >>> average = TopKAverage()
+    >>> average.decode(average.encode(values), 64)[5]
     tensor(-1.9961)
 """
 
@@ -87,28 +88,36 @@ class TopK(Codec):
         values[places] = np.where(bits[:kept], -sent, sent)
         return torch.from_numpy(values), True
 
-    def encode_average(self, mean: torch.Tensor) -> bytes:
-        count = mean.numel()
-        places = np.flatnonzero(mean.numpy())
-        values = mean[torch.from_numpy(places)]
-        return np.uint32(places.size).tobytes() + write_positions(places, count) + _VALUES.encode(values)
 
-    def average_bytes(self, count: int) -> int:
+class TopKAverage(Codec):
+    """All values that are not 0, wherever they are."""
+
+    name = "topk"
+    sparse = True
+
+    def encoded_bytes(self, count: int) -> int:
         return 4 + most_position_bytes(count) + _VALUES.encoded_bytes(count)
 
-    def decode_average(self, data: bytes | bytearray | memoryview, count: int) -> torch.Tensor:
+    def _encode(self, values: torch.Tensor) -> bytes:
+        places = np.flatnonzero(values.numpy())
+        kept = values[torch.from_numpy(places)]
+        return np.uint32(places.size).tobytes() + write_positions(places, values.numel()) + _VALUES.encode(kept)
+
+    def _check_size(self, data: bytes | bytearray | memoryview, count: int) -> None:
         kept = int.from_bytes(data[:4], "little")
         if count < 0 or len(data) < 4 or kept > count:
             raise FormatError(f"topk codec: expected an average of at most {count} places, got {kept}")
-        split = 4 + position_bytes(kept, count)
-        expected = split + _VALUES.encoded_bytes(kept)
+        expected = 4 + position_bytes(kept, count) + _VALUES.encoded_bytes(kept)
         if len(data) != expected:
             raise FormatError(f"topk codec: expected {expected} bytes for {kept} of {count} values, got {len(data)}")
-        view = memoryview(data)
-        places = read_positions(view[4:split], kept, count)
+
+    def _decode(self, data: memoryview, count: int) -> tuple[torch.Tensor, bool]:
+        kept = int.from_bytes(data[:4], "little")
+        split = 4 + position_bytes(kept, count)
+        places = read_positions(data[4:split], kept, count)
         values = torch.zeros(count)
-        values[torch.from_numpy(places)] = _VALUES.decode(view[split:], kept)
-        return values
+        values[torch.from_numpy(places)] = _VALUES.decode(data[split:], kept)
+        return values, True
 
 
 def _blocks(count: int) -> int:

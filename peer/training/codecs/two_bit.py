@@ -3,10 +3,11 @@
     sizes   for each block of 256 neighbours 2 x bf16, the smaller first: the means of its small and of its large values
     2n bits the signs (1: negative), then which of the two sizes, in whole bytes; least significant bit first
 
-which is 2.125 bits a value. What it loses (relative L2 error 0.35 of normal values) stays in its sender's own model, and
-comes with a later update (`peer.training.work`). There is no zero: one is written as the smaller size.
+which is 2.125 bits a value. What it loses (relative L2 error 0.35 of normal values) stays in its sender's own model,
+and comes with a later update (`peer.training.work`). There is no zero: one is written as the smaller size.
 
-Where a block is cut in two is found in three passes, from its mean size on (Lloyd 1982): as good as the best cut for normal values.
+Where a block is cut in two is found in three passes, from its mean size on (Lloyd 1982): as good as the best cut for
+normal values.
 
     >>> int2 = Int2()
     >>> data = int2.encode(torch.tensor([1.0, -4.0, 1.0, 4.0]))
@@ -76,7 +77,7 @@ class Int2(Codec):
 
 
 def _row_sums(rows: torch.Tensor) -> torch.Tensor:
-    """[r, 256] -> [r, 1]; one half and the other, and so on, for torch's own sum takes another order on another machine."""
+    """[r, 256] -> [r, 1]; one half and the other, and so on: torch's own sum takes another order elsewhere."""
     while rows.shape[1] > 1:
         first, second = rows.chunk(2, dim=1)
         rows = first + second

@@ -1,0 +1,77 @@
+"""What a host types: `potluck host`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from commands.options import Json, Lang, Verbose
+from commands.talk import log_to_stderr, need
+
+
+def host(
+    config: Annotated[Path, typer.Argument(metavar="RUN.TOML", help="What to train: see examples/.")],
+    folder: Annotated[Path | None, typer.Option(help="The run's folder [default: runs/NAME].")] = None,
+    until_finished: Annotated[bool, typer.Option(help="Leave when the run has had all its rounds.")] = False,
+    lang: Lang = None,
+    json_output: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Launch a run: make and sign its genesis, admit volunteers, keep the ledger, publish checkpoints."""
+    log_to_stderr(verbose)
+    need("coordinator", "sqlalchemy", "torch")
+    from peer.screen.starting import starting
+
+    starting("torch", "transformers", "coordinator.host", quiet=json_output)
+    from coordinator.host import host as run_host
+    from coordinator.host_screen import HostScreen
+    from protocol.trust import trust
+
+    screen = HostScreen(as_json=json_output)
+
+    def started(running: Any) -> None:
+        trust(running.invite.root, name=running.status().name, run=running.invite.run)
+        screen.started(running)
+
+    try:
+        status = run_host(
+            config,
+            folder,
+            on_start=started,
+            tell=screen.note,
+            on_status=screen.status,
+            linger_s=10.0 if until_finished else None,
+        )
+    finally:
+        screen.close()
+    screen.ended(status)
+
+
+def go_on(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The run's folder, as runs/NAME.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask whether this is meant.")] = False,
+    lang: Lang = None,
+    json_output: Json = False,
+) -> None:
+    """Let a run that stands still go on without the members that are gone for good; the host must be running."""
+    import json
+
+    from coordinator.standstill import ask
+    from protocol import words
+
+    question = (
+        "those who are here will decide the next round; rounds that the others have made unseen are undone. "
+        "Are the others gone for good?"
+    )
+    if not yes and not typer.confirm(words.told(question, words.language_of_user())):
+        raise typer.Exit(1)
+    answer = ask(folder)
+    if json_output:
+        typer.echo(json.dumps(answer))
+        return
+    peers = answer["peers"]
+    assert isinstance(peers, list)
+    said = f"round {answer['round']} is decided by {len(peers)} members: {', '.join(peer[-8:] for peer in peers)}"
+    typer.echo(words.told(said, words.language_of_user()))

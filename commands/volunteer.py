@@ -1,0 +1,142 @@
+"""What a volunteer types: `potluck join` and `potluck leave`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from commands.options import Home, InviteLine, Json, Lang, Verbose, one_of
+from commands.talk import log_to_stderr, need, say
+from protocol import words
+from protocol.errors import InputError
+
+if TYPE_CHECKING:
+    from peer.participation import PeerConfig
+    from peer.screen.json_lines import JsonScreen
+    from peer.screen.terminal import TerminalScreen
+    from protocol.invite import Invite
+
+
+def join(
+    invite: InviteLine,
+    home: Home = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Agree to the run's terms without being asked.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads to use [default: all].")] = None,
+    precision: Annotated[
+        str, typer.Option(help="auto, bf16, fp16, fp32: of the passes; auto: what this card does well.")
+    ] = "auto",
+    listen: Annotated[
+        str, typer.Option(help="Address and port for other members; port 0: any free one.")
+    ] = "0.0.0.0:0",
+    announce: Annotated[str | None, typer.Option(help="Host name or address others reach you by, if another.")] = None,
+    reduce_only: Annotated[
+        bool,
+        typer.Option(
+            "--reduce-only", help="Train nothing: average for the others, on a fast line. Needs its own invite."
+        ),
+    ] = False,
+    lang: Lang = None,
+    json_output: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Donate this computer's time to a run: train with the others until it is over or you press Ctrl-C."""
+    from peer.net.listening import check_listen
+    from peer.screen.starting import starting
+    from protocol.pasted import read_invite
+
+    parsed = read_invite(invite)  # before the heavy imports: a bad paste is told at once
+    one_of("--precision", precision, ("auto", "bf16", "fp16", "fp32"))
+    check_listen(listen, announce)  # before gigabytes are fetched in vain
+    log_to_stderr(verbose)
+    need("peer", "torch", "hivemind")
+    starting("torch", "transformers", "hivemind", "peer.volunteer", quiet=json_output)
+    from peer.net.swarm import SwarmConfig
+    from peer.participation import PeerConfig
+    from protocol.trust import home as default_home
+
+    config = PeerConfig(
+        home=home or default_home(),
+        device=usable_device(device),
+        threads=threads,
+        precision=precision,
+        swarm=SwarmConfig(listen=listen, announce=announce, reduce_only=reduce_only),
+    )
+    _take_part(parsed, config, _screen(config, yes=yes, as_json=json_output, details=verbose))
+
+
+def _screen(config: PeerConfig, *, yes: bool, as_json: bool, details: bool) -> JsonScreen | TerminalScreen:
+    from peer.screen.json_lines import JsonScreen
+    from peer.screen.terminal import TerminalScreen
+    from protocol.keys import PeerIdentity
+
+    if as_json:
+        return JsonScreen()
+    me = PeerIdentity.load_or_create(config.home / "identity").peer_id
+    reduce_only = config.swarm.reduce_only
+    return TerminalScreen(words.language_of_user(), me, yes=yes, reduce_only=reduce_only, details=details)
+
+
+def _take_part(invite: Invite, config: PeerConfig, screen: JsonScreen | TerminalScreen) -> None:
+    """Train until the run is over or its owner leaves; ends the program when the answer is not simply yes."""
+    from peer.handing_on import Outcome
+    from peer.volunteer import Volunteer
+    from protocol.leaving import Leaving
+
+    with Leaving(
+        lambda: screen.step("leaving"), lambda: screen.step("left"), lambda failure: volunteer.failed(failure)
+    ) as leaving:
+        volunteer = Volunteer(invite, config, screen, leaving)
+        try:
+            agreed = volunteer.run()
+        finally:
+            screen.close()
+        if not agreed:
+            screen.step("declined")
+        elif volunteer.took_part:
+            screen.step("left" if leaving.is_asked else "done")
+    if not agreed:
+        raise typer.Exit(1)
+    if volunteer.outcome in (Outcome.NOT_HANDED_ON, Outcome.ALONE):
+        raise typer.Exit(4)
+
+
+def leave(
+    run: Annotated[str | None, typer.Option("--run", help="Only this run: its name, or how its digest begins.")] = None,
+    now: Annotated[bool, typer.Option("--now", help="At once, as a second Ctrl-C: the step in hand is lost.")] = False,
+    home: Home = None,
+    lang: Lang = None,
+) -> None:
+    """Ask the peers that run on this computer to leave, and wait until they have: as Ctrl-C does where they began."""
+    from peer.disk.local_peers import ask_to_leave, find_peers
+    from protocol.trust import home as default_home
+
+    running = [peer for peer in find_peers(home or default_home(), run) if peer.process is not None]
+    if not running:
+        say("no peer runs here")
+    stayed = 0
+    for peer in running:
+        assert peer.process is not None
+        name = f"{peer.name or peer.run} (process {peer.process.pid})"
+        if ask_to_leave(peer, now=now):
+            say(f"{name}: left")
+        else:
+            stayed += 1
+            waits = "it may wait until another member has the run's newest state; --now makes it leave at once"
+            say(f"{name}: has not left yet; {'kill -9 does it no harm' if now else waits}")
+    if stayed:
+        raise typer.Exit(1)
+
+
+def usable_device(wanted: str) -> str:
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).partition("\n")[0].partition(". ")[0][:200]  # torch goes on for a page
+        raise InputError(f"--device {wanted}: {why}", "use auto, cpu, cuda or mps") from error
+    return wanted

@@ -1,0 +1,195 @@
+"""The first start of a run: looks at the model and the data, pins the run spec, builds the genesis. `launch` calls it.
+
+The genesis is evaluated, and signed last of all: what is wrong with the model or the data shows before that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from coordinator import base_model
+from coordinator.checkpoints import Checkpoints
+from coordinator.evaluator import Evaluator
+from coordinator.model_source import prepare_model
+from coordinator.run import Run, make_card, open_ledger
+from coordinator.run_config import RunConfig
+from coordinator.run_folder import RunFolder
+from peer.training.data import Dataset, build_dataset, check_data
+from peer.training.genesis import build_genesis
+from peer.training.model import load_tokenizer
+from peer.training.model_check import ModelFacts, check_model, check_plan
+from peer.training.quiet import no_progress_bars
+from protocol import canonical, checkpoint, disk
+from protocol.disk import write_file
+from protocol.errors import InputError
+from protocol.files import file_sha256
+from protocol.run_spec import RunSpec
+from protocol.trust import trusted_roots
+from protocol.verify import verify_checkpoint
+
+logger = logging.getLogger(__name__)
+
+MAX_NAME_CHARS = 200
+SPARE_BYTES = 4 << 20  # for ledger, keys, plot and the like
+Tell = Callable[[str], None]  # one line for the host's screen
+
+
+def first_start(config_path: Path, config: RunConfig, folder: RunFolder, data: Path, tell: Tell) -> Run:
+    """Make a run in a folder where there is none yet, or what an earlier try has left.
+
+    Args:
+        data: the run's data file.
+        tell: hears what the model is, before it is built.
+
+    Raises:
+        InputError: the model or the data cannot be used, or the disk is full.
+        NetworkError: the model's hub cannot be reached.
+    """
+    check_data(config.data, data)
+    build = folder.path / "genesis.building"
+    for path in (folder.run_json, folder.run_card, *folder.path.glob("ledger.db*")):
+        path.unlink(missing_ok=True)
+    folder.renew_damaged()
+    _check_source(config, config_path.parent)
+    with no_progress_bars(), contextlib.ExitStack() as failed:
+        model, facts, dataset = _look(config_path.parent, config, folder, data, tell)
+        for path in (build, folder.base_model, folder.licenses):
+            failed.callback(shutil.rmtree, path, ignore_errors=True)
+        spec = _copy_and_pin(config_path.parent, config, folder, data, model, facts)
+        shutil.rmtree(build, ignore_errors=True)
+        state = build_genesis(spec, folder.base_model, build)
+        lora = folder.base_model if spec.method.kind == "lora" else None
+        evaluator = Evaluator(spec, build, lora, data, dataset)
+        logger.info("evaluating the model before training")
+        evaluation = evaluator.evaluate()  # what is wrong with the data shows here, and nothing is signed yet
+        write_file(folder.path / "source.json", source_of(config))
+        write_file(folder.run_json, spec.to_bytes())
+        root = folder.root_key()
+        card = make_card(folder, spec, state.digest)
+        card_bytes = card.sign(root).to_bytes()
+        write_file(folder.run_card, card_bytes)
+        ledger = open_ledger(folder, card, root)
+        failed.callback(ledger.store.close)
+        checkpoints = Checkpoints(folder, ledger, card, card_bytes, root)
+        checkpoints.recover()
+        checkpoints.publish(state.manifest(), evaluation, lambda out: _copy_files(build, out))
+        logger.info("genesis %s…: held-out loss %.4f", state.digest[:16], evaluation.held_out_loss)
+        failed.pop_all()
+    shutil.rmtree(build, ignore_errors=True)
+    if lora is None:
+        shutil.rmtree(folder.base_model, ignore_errors=True)  # the genesis holds all of it
+    evaluator.genesis_model = folder.genesis / checkpoint.MODEL
+    return Run(folder, card, card_bytes, root, state.manifest(), ledger, checkpoints, evaluator)
+
+
+def _look(base: Path, config: RunConfig, folder: RunFolder, data: Path, tell: Tell) -> tuple[Path, ModelFacts, Dataset]:
+    """The model's folder, what it is, and all of the data as the members will read them; nothing is copied yet."""
+    dataset: Dataset | None = None
+
+    def look(plan: Path) -> None:  # at all but the weights, before these come from a hub
+        nonlocal dataset
+        check_plan(plan, config.method, config.data)
+        dataset = _read_data(config, data, plan, folder.path, tell)
+
+    model = prepare_model(config.model, base, folder.path / "hub", before_weights=look)
+    facts = check_model(model, config.method, config.data)
+    tell(f"model: {facts}")
+    dataset = dataset or _read_data(config, data, model, folder.path, tell)
+    _check_place(folder, model, facts)
+    return model, facts, dataset
+
+
+def _copy_and_pin(
+    base: Path, config: RunConfig, folder: RunFolder, data: Path, model: Path, facts: ModelFacts
+) -> RunSpec:
+    """Copy the model and its licenses into the run's folder, and pin what was copied."""
+    base_model.copy_model(model, folder.base_model)
+    spec = config.pin(
+        model_digest=base_model.model_digest(folder.base_model),
+        model_name=_model_name(config, base, model),
+        parameters=facts.parameters,
+        trainable=facts.trainable,
+        data_digest=file_sha256(data),
+        data_size_bytes=data.stat().st_size,
+    )
+    base_model.copy_licenses(model, folder.licenses)
+    return spec
+
+
+def source_of(config: RunConfig) -> bytes:
+    """What run.toml says about where the model comes from: paths are not part of the run spec."""
+    return canonical.dumps(config.model.model_dump(mode="json", exclude={"license"}, exclude_none=True))
+
+
+def _check_place(folder: RunFolder, model: Path, facts: ModelFacts) -> None:
+    """Check that a start can write what it has to, a copy of the model and the genesis twice, and takes nothing away.
+
+    Raises:
+        InputError: there is no room, or the model lies where a start clears up.
+    """
+    if model.resolve().is_relative_to(folder.path) and not model.is_relative_to(folder.path / "hub"):
+        raise InputError(
+            f"{model}: the model lies in the run's own folder, where a start clears up", "move it to another place"
+        )
+    sizes = {path: path.stat().st_size for path in base_model.files_to_copy(model)}
+    besides = sum(size for path, size in sizes.items() if path.suffix != ".safetensors")
+    disk.check_room(folder.path, sum(sizes.values()) + 2 * (4 * facts.trainable + besides) + SPARE_BYTES)
+
+
+def _read_data(config: RunConfig, data: Path, model: Path, place: Path, tell: Tell) -> Dataset:
+    """All of the data, as the members will read them, before anything is copied; the host is told what is not used.
+
+    Raises:
+        InputError: the data cannot be used; the line is named.
+    """
+    with tempfile.TemporaryDirectory(prefix="tokenizer-", dir=place) as name:  # as the genesis will hold it
+        folder = Path(name)
+        with disk.writing(folder):
+            load_tokenizer(model).save_pretrained(name)
+        dataset = build_dataset(config.data, load_tokenizer(folder), data)
+    for sentence in dataset.notes():
+        tell(f"{data}: {sentence}")
+    return dataset
+
+
+def _check_source(config: RunConfig, base: Path) -> None:
+    """A checkpoint of another run is verified before anything of it is loaded.
+
+    The folder alone is asked about: that the confirmed key signed these very files, and that members agreed on the
+    weights. How that run came to them, back to its genesis, is no promise of this one: its spec pins the weights by
+    their digest, and to its members they are a base model like any other. `potluck verify` checks the chain.
+
+    Raises:
+        InputError: it does not check out, or is signed by a key that this host has not confirmed.
+    """
+    if config.model.checkpoint is None:
+        return
+    trusted = set(trusted_roots()) | ({config.model.key} if config.model.key else set())
+    report = verify_checkpoint(base / config.model.checkpoint, trusted=trusted, alone=True)
+    if not report.ok:
+        hint = "" if report.fingerprint in trusted else "if that key is the right one, name it: model.key in run.toml"
+        raise InputError(f"model.checkpoint {config.model.checkpoint}: {report.verdict}", hint)
+
+
+def _model_name(config: RunConfig, base: Path, model: Path) -> str:
+    """What the model is called in the spec, which all volunteers see: text that a screen can show, and not too long."""
+    source = config.model
+    if source.hub is not None:
+        name = f"{source.hub}@{source.revision}"
+    elif source.checkpoint is not None:
+        name = f"checkpoint {checkpoint.payload_digest(base / source.checkpoint)}"
+    else:
+        name = os.fsencode(model.resolve().name).decode(errors="replace")
+    plain = "".join(character if character.isprintable() else "�" for character in name) or "model"
+    return plain if len(plain) <= MAX_NAME_CHARS else plain[: MAX_NAME_CHARS - 1] + "…"
+
+
+def _copy_files(source: Path, destination: Path) -> None:
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, destination)

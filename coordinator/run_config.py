@@ -1,0 +1,167 @@
+"""run.toml as a host writes it: the run spec's fields, where model and data lie on this machine, and how it listens.
+
+`launch` reads it; `RunConfig.pin` turns it into the `RunSpec`, in which every path has become a digest.
+
+    preset = "lora" | "full" | "sync"; what it stands for: coordinator.presets
+    [run] [method] [sync] [inner] [outer] [publish]     as in protocol.run_spec; most have defaults
+    [model]     path | hub + revision | checkpoint + key; license
+    [data]      path; as in protocol.run_spec without digest and size_bytes
+    [host]      not pinned: listen, swarm_listen, public_address, open, code, reducer_code, max_members,
+                joins_per_minute, certificate_hours
+"""
+
+from __future__ import annotations
+
+import datetime
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, model_validator
+
+from coordinator import presets
+from protocol.digests import Digest
+from protocol.errors import RunSpecError
+from protocol.run_spec import (
+    MAX_RUN_SPEC_BYTES,
+    DataRules,
+    InnerOptimizer,
+    Method,
+    OuterOptimizer,
+    PinnedData,
+    PinnedModel,
+    Publish,
+    RunSection,
+    RunSpec,
+    Section,
+    Short,
+    Sync,
+    validated,
+)
+
+
+class ModelSource(Section):
+    """Where the host takes the base model from: exactly one of path, hub, checkpoint."""
+
+    path: str | None = None  # a transformers folder, relative to run.toml
+    hub: str | None = None  # a model hub id, "owner/name"
+    revision: str | None = None  # the hub commit; needed with hub
+    checkpoint: str | None = None  # a checkpoint folder (step-…) of another run
+    key: Digest | None = (
+        None  # checkpoint: fingerprint of the root key that signed it, if no invite of that run was taken
+    )
+    license: Short  # SPDX id
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSource:
+        if sum(source is not None for source in (self.path, self.hub, self.checkpoint)) != 1:
+            raise ValueError("give exactly one of path, hub, checkpoint")
+        if (self.hub is None) != (self.revision is None):
+            raise ValueError("hub and revision go together: a run is pinned to one commit")
+        return self
+
+
+class DataSource(DataRules):
+    """The data as the host names them; the file's digest is pinned."""
+
+    path: str  # the file, relative to run.toml
+
+
+class Host(Section):
+    """How this host listens; not part of what is pinned."""
+
+    listen: str = "0.0.0.0:4700"  # gRPC
+    swarm_listen: str = "0.0.0.0:4701"  # libp2p TCP, where peers meet
+    public_address: str | None = None  # name or address that volunteers reach; default: the listening address
+    open: bool = False  # whoever reaches this host may join; else only who has the invite, which holds a code
+    code: str | None = Field(
+        default=None, min_length=1, max_length=128
+    )  # that code, if not one that is made up; wins over open
+    reducer_code: str | None = Field(
+        default=None, min_length=8, max_length=128
+    )  # of the invite for `join --reduce-only`
+    max_members: int = Field(default=10_000, ge=1, le=10**6)  # at a time; whoever has credit is always let in
+    joins_per_minute: int = Field(default=20, ge=1, le=10_000)  # new members from one IPv4 address or IPv6 /64
+    certificate_hours: float = Field(default=24.0, gt=0, le=24 * 30)
+
+
+class RunConfig(Section):
+    """run.toml as a host writes it."""
+
+    preset: Literal["lora", "full", "sync"] | None = None  # fills in what is not written: see coordinator.presets
+    run: RunSection
+    model: ModelSource
+    data: DataSource
+    method: Method = Method()
+    sync: Sync
+    inner: InnerOptimizer = InnerOptimizer()
+    outer: OuterOptimizer = OuterOptimizer()
+    publish: Publish = Publish()
+    host: Host = Host()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.context is not None:
+            return presets.filled(value, info.context)
+        return presets.dated(presets.filled(value, presets.NEW), datetime.datetime.now(datetime.UTC).date())
+
+    @model_validator(mode="after")
+    def _no_late_nesterov(self) -> RunConfig:
+        if self.sync.overlap and self.outer.nesterov:
+            raise ValueError(
+                "sync.overlap and outer.nesterov do not go together: a step that looks ahead goes astray where it "
+                "comes a round late; set one of them to false"
+            )
+        return self
+
+    @classmethod
+    def load(cls, path: Path, pinned: RunSpec | None = None) -> RunConfig:
+        """Read and check a run.toml.
+
+        Args:
+            pinned: the spec of a run that goes on: what is new since it began, and not in run.toml, is as it was there.
+
+        Raises:
+            RunSpecError: unreadable, not TOML, an unknown key (the nearest known one is named), or a wrong value.
+        """
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise RunSpecError(f"{path}: {error.strerror}", "give the path of a run.toml") from error
+        if len(data) > MAX_RUN_SPEC_BYTES:
+            raise RunSpecError(f"{path}: expected at most {MAX_RUN_SPEC_BYTES} bytes, got {len(data)}")
+        try:
+            value = tomllib.loads(data.decode())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RunSpecError(f"{path}: not TOML: {error}") from error
+        return validated(cls, value, str(path), presets.kept(pinned.model_dump(mode="json")) if pinned else None)
+
+    def pin(
+        self,
+        *,
+        model_digest: str,
+        model_name: str,
+        parameters: int,
+        trainable: int,
+        data_digest: str,
+        data_size_bytes: int,
+    ) -> RunSpec:
+        """The run spec, once the host knows what its model and data are."""
+        data = self.data.model_dump(exclude={"path"})
+        return RunSpec(
+            run=self.run,
+            model=PinnedModel(
+                digest=model_digest,
+                name=model_name,
+                license=self.model.license,
+                parameters=parameters,
+                trainable=trainable,
+            ),
+            data=PinnedData(digest=data_digest, size_bytes=data_size_bytes, **data),
+            method=self.method,
+            sync=self.sync,
+            inner=self.inner,
+            outer=self.outer,
+            publish=self.publish,
+        )

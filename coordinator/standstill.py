@@ -1,0 +1,153 @@
+"""A run that stands still, and the host's word that lets the rest of it go on. `host` looks each second.
+
+A round is decided by those who made the last one. Where more than half of their weight is gone, the members alone cannot
+go on: they cannot tell whether the others are dead, or only cut off and making rounds of their own. The host can: it sees
+whether anybody reports. It says so in words, and its owner decides:
+
+    potluck go-on runs/NAME        who is here decides the next round (`protocol.epoch`); what the gone have made unseen
+                                   is undone, and when they come back they follow
+
+No timer does that: a host that is cut off from half of its run must not undo what that half makes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from coordinator.roster import Presence
+from protocol.disk import write_file
+from protocol.epoch import Epoch
+from protocol.errors import InputError, RefusedError
+from protocol.last import Last
+from protocol.majority import has_majority
+from protocol.signed import Signed
+
+logger = logging.getLogger(__name__)
+
+AWAY_S = 120.0  # without a word, in which a restart has long been over
+ASKED, ANSWERED = "go-on", "go-on.answer"  # files in the run's folder: the owner's request, and what came of it
+ANSWER_S = 15.0  # for a running host to answer
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands: whose votes decide its next round, and who of them is there.
+
+    Args:
+        here: peer id -> weight.
+        gone: likewise, of whom nothing was heard for `AWAY_S`.
+    """
+
+    here: Mapping[str, int]
+    gone: Mapping[str, int]
+
+    @property
+    def is_still(self) -> bool:
+        """Whether those who are there are too few to decide anything."""
+        return bool(self.gone) and not has_majority(set(self.here), {**self.here, **self.gone})
+
+    @classmethod
+    def of(cls, tip: Last, seen: Mapping[str, Presence], now: float) -> Standing:
+        """Args: seen: the members that announced themselves; now: seconds, monotonic."""
+        present = {peer for peer, item in seen.items() if now - item.seen < AWAY_S and not item.leaving}
+        here = {peer: weight for peer, weight in tip.weights.items() if peer in present}
+        return cls(here, {peer: weight for peer, weight in tip.weights.items() if peer not in here})
+
+
+def named(tip: Last, standing: Standing, run: str, epoch: int) -> Epoch:
+    """The word by which those who are there go on.
+
+    Args:
+        epoch: its number, higher than all before.
+
+    Raises:
+        RefusedError: the run has not begun, does not stand still, or nobody is there who could go on.
+    """
+    if not tip.round:
+        raise RefusedError("no round was agreed yet", "if those that were to begin are gone, start the run anew")
+    if not standing.is_still:
+        held, total = sum(standing.here.values()), sum(tip.weights.values())
+        raise RefusedError(
+            f"the run does not stand still: those who are here hold {held} of {total} of the weight that decides",
+            "nothing was changed",
+        )
+    if not standing.here:
+        raise RefusedError(
+            f"nobody of those who made round {tip.round} is here, so nobody is known to have its state",
+            "wait until one of them comes back",
+        )
+    return Epoch(epoch=epoch, run=run, round=tip.round, state=tip.state, peers=dict(standing.here))
+
+
+class GoingOn:
+    """Takes the owner's requests, and warns when the run stands still.
+
+    Args:
+        folder: the run's.
+        give: signs and keeps a word, before anybody is told of it.
+    """
+
+    def __init__(self, folder: Path, give: Callable[[Epoch], Signed[Epoch]], now: float) -> None:
+        self._folder, self._give = folder, give
+        self._looked, self._warned_round = now, -1
+
+    def look(self, tip: Last, seen: Mapping[str, Presence], run: str, epoch: int, now: float) -> None:
+        """Warn once for each round that the run stands still in; answer a request.
+
+        Args:
+            epoch: the number of a word that would be given now.
+        """
+        standing = Standing.of(tip, seen, now)
+        if (self._folder / ASKED).exists():
+            self._answer(tip, standing, run, epoch)
+        elif tip.round and now - self._looked >= AWAY_S and standing.is_still and self._warned_round != tip.round:
+            self._warned_round = tip.round
+            logger.warning(
+                "the run stands still after round %d: of the %d members that made it, %d are here, and they hold too little "
+                "to decide the next one (missing: %s). It goes on when enough of them are back. If they are gone for good: "
+                "potluck go-on %s",
+                tip.round,
+                len(tip.weights),
+                len(standing.here),
+                ", ".join(sorted(standing.gone)),
+                self._folder,
+            )
+
+    def _answer(self, tip: Last, standing: Standing, run: str, epoch: int) -> None:
+        try:
+            word = self._give(named(tip, standing, run, epoch))
+            answer = {"ok": True, "round": tip.round + 1, "epoch": word.value.epoch, "peers": sorted(word.value.peers)}
+            logger.warning("by the host's word, round %d is decided by %s", tip.round + 1, ", ".join(word.value.peers))
+        except RefusedError as error:
+            answer = {"ok": False, "reason": error.message, "hint": error.hint}
+        write_file(self._folder / ANSWERED, json.dumps(answer).encode())
+        (self._folder / ASKED).unlink(missing_ok=True)
+
+
+def ask(folder: Path, timeout_s: float = ANSWER_S) -> dict[str, object]:
+    """The owner's request to the host that runs on this folder, and its answer.
+
+    Raises:
+        InputError: there is no such folder, or no host runs on it.
+        RefusedError: the host says no.
+    """
+    if not (folder / "run.toml").is_file() and not (folder / "ledger.db").is_file():
+        raise InputError(f"{folder} is not a run's folder", "give the folder that `potluck host` keeps, as runs/NAME")
+    (folder / ANSWERED).unlink(missing_ok=True)
+    write_file(folder / ASKED, b"")
+    deadline = time.monotonic() + timeout_s
+    while not (folder / ANSWERED).is_file():
+        if time.monotonic() >= deadline:
+            (folder / ASKED).unlink(missing_ok=True)
+            raise InputError(f"no host answered on {folder} within {timeout_s:.0f} s", "start it with `potluck host`")
+        time.sleep(0.1)
+    answer: dict[str, object] = json.loads((folder / ANSWERED).read_bytes())
+    (folder / ANSWERED).unlink(missing_ok=True)
+    if not answer["ok"]:
+        raise RefusedError(str(answer["reason"]), str(answer["hint"]))
+    return answer

@@ -1,0 +1,51 @@
+"""Who was admitted, and whom the coordinator named to begin."""
+
+from __future__ import annotations
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from coordinator.store.rows import BeginnersRow, EpochRow, MemberRow
+
+
+class MemberTable:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def renewed(self, peer_id: str) -> float | None:
+        """When a member was last given a certificate, Unix seconds; None: it never was."""
+        return self._session.scalars(select(MemberRow.renewed).where(MemberRow.peer_id == peer_id)).first()
+
+    def count_since(self, time: float) -> int:
+        """How many were given a certificate at this time or later."""
+        return self._session.scalar(select(func.count()).where(MemberRow.renewed >= time)) or 0
+
+    def renew(self, peer_id: str, time: float) -> None:
+        """Note a certificate that is given now; whoever is not known becomes a member."""
+        row = self._session.get(MemberRow, peer_id)
+        if row is None:
+            self._session.add(MemberRow(peer_id=peer_id, enrolled=time, renewed=time))
+        else:
+            row.renewed = time
+
+
+class BeginnersTable:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def word(self) -> bytes:
+        """The signed word on who begins; empty while nobody was named."""
+        return self._session.scalars(select(BeginnersRow.word)).first() or b""
+
+    def name(self, run: str, word: bytes) -> None:
+        """Keep the word, which is never another one."""
+        self._session.add(BeginnersRow(run=run, word=word))
+
+    def newest_epoch(self) -> bytes:
+        """The signed word of the newest epoch; empty while there is none."""
+        newest = select(EpochRow.word).order_by(EpochRow.number.desc()).limit(1)
+        return self._session.scalars(newest).first() or b""
+
+    def begin_epoch(self, number: int, word: bytes) -> None:
+        """Keep a word, which is never another one."""
+        self._session.add(EpochRow(number=number, word=word))

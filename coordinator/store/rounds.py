@@ -1,0 +1,127 @@
+"""The committed rounds, and the credit that was granted for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy import func, or_, select
+from sqlalchemy.orm import Session
+
+from coordinator.store.rows import CreditRow, RoundRow
+from protocol.agreement import Agreement, group_digest
+from protocol.ledger_entry import CreditEntry
+
+
+class RoundTable:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def newest(self) -> int:
+        """The newest committed round; 0: none."""
+        return self._session.scalar(select(func.max(RoundRow.round))) or 0
+
+    def agreement(self, round: int) -> bytes | None:
+        """The agreement of a round, 0: of the newest; None: it is not committed."""
+        newest = select(RoundRow.agreement).order_by(RoundRow.round.desc()).limit(1)
+        return self._session.scalars(newest.where(RoundRow.round == round) if round else newest).first()
+
+    def state_of(self, round: int) -> str | None:
+        """The state after a round; None: it is not committed."""
+        return self._session.scalars(select(RoundRow.state).where(RoundRow.round == round)).first()
+
+    def round_of(self, state: str) -> int | None:
+        """The round that a state comes after; None: it is none of the run's."""
+        return self._session.scalars(select(RoundRow.round).where(RoundRow.state == state)).first()
+
+    def states_after(self, round: int, every: int, most: int) -> list[tuple[int, str]]:
+        """(round, state) of the rounds after this one that are a multiple of `every`, or the newest; newest first."""
+        wanted = (
+            select(RoundRow.round, RoundRow.state)
+            .where(RoundRow.round > round, or_(RoundRow.round % every == 0, RoundRow.round == self.newest()))
+            .order_by(RoundRow.round.desc())
+            .limit(most)
+        )
+        return [(number, state) for number, state in self._session.execute(wanted)]
+
+    def tokens_after(self, round: int) -> tuple[int, int] | None:
+        """The newest round, and the tokens agreed in all rounds after `round`; None: there is none."""
+        newer = select(func.max(RoundRow.round), func.sum(RoundRow.tokens)).where(RoundRow.round > round)
+        newest, tokens = self._session.execute(newer).one()
+        return None if newest is None else (newest, tokens)
+
+    def tokens_until(self, round: int) -> int:
+        """The tokens agreed in all rounds up to this one."""
+        return self._session.scalar(select(func.sum(RoundRow.tokens)).where(RoundRow.round <= round)) or 0
+
+    def commit(self, agreement: Agreement, reporter: str, time: float) -> None:
+        """Enter the next round; who reported it, peer id, and when, Unix seconds."""
+        self._session.add(
+            RoundRow(
+                round=agreement.round,
+                base=agreement.base,
+                state=agreement.state,
+                group=group_digest(agreement.claims),
+                tokens=sum(agreement.weights.values()),
+                agreement=agreement.to_bytes(),
+                reporter=reporter,
+                time=time,
+            )
+        )
+        self._session.flush()
+
+
+class Work(NamedTuple):
+    """What one peer was granted."""
+
+    peer_id: str
+    tokens: int
+    flops: int
+    rounds: int
+
+
+class CreditTable:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def has(self, peer_id: str) -> bool:
+        """Whether a peer was ever granted credit."""
+        return self._session.scalars(select(CreditRow.leaf).where(CreditRow.peer_id == peer_id)).first() is not None
+
+    def leaves_of(self, peer_id: str, after_round: int, most: int) -> Sequence[int]:
+        """The leaves of a peer's credit for the rounds after this one, oldest first."""
+        wanted = (
+            select(CreditRow.leaf)
+            .where(CreditRow.peer_id == peer_id, CreditRow.round > after_round)
+            .order_by(CreditRow.round)
+            .limit(most)
+        )
+        return self._session.scalars(wanted).all()
+
+    def in_leaves(self, first: int, end: int) -> list[Work]:
+        """What each peer was granted in the leaves from `first` on, up to `end`, which is not among them."""
+        wanted = _WORK.where(CreditRow.leaf >= first, CreditRow.leaf < end)
+        return [Work(*row) for row in self._session.execute(wanted)]
+
+    def until(self, round: int) -> list[Work]:
+        """What each peer was granted from genesis up to this round, by peer id."""
+        wanted = _WORK.where(CreditRow.round <= round).order_by(CreditRow.peer_id)
+        return [Work(*row) for row in self._session.execute(wanted)]
+
+    def grant(self, leaf: int, entry: CreditEntry) -> None:
+        """Note the credit that a leaf of the log stands for."""
+        self._session.add(
+            CreditRow(
+                leaf=leaf,
+                run=entry.run,
+                round=entry.round,
+                peer_id=entry.peer_id,
+                tokens=entry.tokens,
+                flops=entry.flops,
+            )
+        )
+
+
+_WORK = select(
+    CreditRow.peer_id, func.sum(CreditRow.tokens), func.sum(CreditRow.flops), func.count(CreditRow.leaf)
+).group_by(CreditRow.peer_id)

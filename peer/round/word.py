@@ -1,0 +1,39 @@
+"""The coordinator's word: who decides a round where the members' own rules cannot say, and what it undoes.
+
+Of round 1 the beginners decide, and that word is final. Where half of the last agreed weight is gone for good, or only the
+gone know which of two states was committed, the host names who goes on (`protocol.epoch`): what was promised and voted in
+the round before is void, and rounds that were made unseen are undone.
+"""
+
+from __future__ import annotations
+
+from peer.round.actions import Action
+from peer.round.attempt import abort
+from peer.round.state import Bound, Lead, State
+from protocol.epoch import Epoch, Word
+from protocol.signed import Signed
+from protocol.succession import decides_after
+
+
+def take(state: State, word: Signed[Word] | None, now: float) -> list[Action]:
+    """Take a word whose signature was checked, unless a newer one is known."""
+    known = state.word
+    if word is None or word == known or (_number(word) and state.config.spec.sync.rules < 3):
+        return []
+    if known is not None and _number(word) <= _number(known):
+        return []
+    before = state.epoch
+    state.word = word
+    if not decides_after(word.value, state.last) or state.epoch == before:
+        return []
+    found: list[Action] = []
+    if state.is_grouped or isinstance(state.phase, Lead | Bound):
+        found = abort(state, "the coordinator has said anew who decides", now)
+    state.box = state.box.in_epoch(state.epoch)
+    state.votes, state.gave_up, state.newest_group, state.farewells = {}, set(), None, {}
+    state.attempts, state.retry_at = 0, now
+    return found
+
+
+def _number(word: Signed[Word]) -> int:
+    return word.value.epoch if isinstance(word.value, Epoch) else 0

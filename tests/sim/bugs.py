@@ -1,0 +1,191 @@
+"""Bugs to plant in the core: each replaces public functions of `peer.round` (or what a disk does), and says what must break.
+
+A simulator that does not notice is worth nothing. Where the core stops a bug in two places, both are broken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+
+from peer.round import attempt, follow, group, quorum, turns
+from peer.round.actions import Action
+from peer.round.box import Ballot, Box
+from peer.round.core import Core
+from peer.round.events import Averaged
+from peer.round.farewells import Farewells
+from peer.round.state import Average, State
+from protocol import succession
+from protocol.majority import has_majority
+from tests.sim.member import Member
+from tests.sim.plans import LIES, TELLS
+from tests.sim.referee import Broken, Diverged, Stuck
+
+ALL = tuple(kind for kind in TELLS if kind not in LIES)
+TELLERS = ("boast", "split", "lose")
+RIVALS = ("rival", "delay", "twice", "slow", "freeze")  # of such plans, few show what these do
+KILLS = ("shaky", "crash", "blackout", "lose", "split")
+
+
+@dataclass(frozen=True)
+class Bug:
+    """What is replaced, and what comes of it.
+
+    Args:
+        patches: (owner, public name, what stands there instead).
+        breaks: the rule that must be found broken.
+        faults: kinds of faults by which it shows.
+        rounds: of the plans in which it is looked for.
+    """
+
+    patches: tuple[tuple[Any, str, Any], ...]
+    breaks: type[Broken]
+    faults: tuple[str, ...] = ALL
+    rounds: int = 10
+
+
+@contextmanager
+def planted(bug: Bug) -> Iterator[None]:
+    """The bug is in the core, for as long as this holds."""
+    with ExitStack() as stack:
+        for owner, name, instead in bug.patches:
+            stack.enter_context(patch.object(owner, name, instead))
+        yield
+
+
+# ---- the box --------------------------------------------------------------------------------------------------------------
+
+
+def _promise_anything(box: Box, round: int, attempt: int, leader: str) -> Box:
+    """To anybody; and keep none of it."""
+    if round != box.round:
+        return Box(round, attempt, leader, farewells=box.farewells)
+    return replace(box, attempt=max(attempt, box.attempt), leader=leader)
+
+
+def _vote_anywhere(box: Box, round: int, ballot: Ballot, group: group.Group) -> Box:
+    """Also in an attempt that was given up."""
+    return replace(box, round=round, ballots=(*box.ballots, ballot), group=group)
+
+
+_promise = Box.promise
+
+
+def _promise_and_forget(box: Box, round: int, attempt: int, leader: str) -> Box:
+    return replace(_promise(box, round, attempt, leader), ballots=(), group=None)
+
+
+_step = Core.step
+
+
+def _go_on_after_giving_up(core: Core, event: Any, now: float) -> list[Action]:
+    """An all-reduce that comes to its end is voted on, whatever was promised meanwhile."""
+    state = core.state
+    made = state.newest_group
+    if isinstance(event, Averaged) and made is not None and event.group == made.digest and not state.is_grouped:
+        state.phase = Average(made, now)
+    return _step(core, event, now)
+
+
+_save = attempt.save
+
+
+def _tell_before_saving(
+    state: State, box: Box, phase: Any, actions: list[Action], unless: list[Action]
+) -> list[Action]:
+    first, *_ = _save(state, box, phase, [], unless)
+    return [*actions, first]
+
+
+# ---- quorums --------------------------------------------------------------------------------------------------------------
+
+_must_complete = quorum.must_complete
+
+
+def _only_those_who_answered(answers: Mapping, acceptors: Mapping, groups: Mapping) -> Ballot | None:
+    """Takes silence for a no."""
+    for ballot in sorted({ballot for ballots in answers.values() for ballot in ballots}, reverse=True):
+        voters = {peer for peer, ballots in answers.items() if ballot in ballots}
+        if quorum.is_committed(voters, acceptors, groups[ballot.group], ballot.completes):
+            return ballot
+    return None
+
+
+def _pick_one(answers: Mapping, acceptors: Mapping, groups: Mapping) -> Ballot | None:
+    """Chooses between two states of which either may be committed."""
+    try:
+        return _must_complete(answers, acceptors, groups)
+    except quorum.Undecided:
+        return max(ballot for ballots in answers.values() for ballot in ballots)
+
+
+def _only_the_group(voters: set[str], acceptors: Mapping, group: Mapping, completes: bool) -> bool:
+    return has_majority(voters, group)
+
+
+# ---- leavers --------------------------------------------------------------------------------------------------------------
+
+
+def _without_leavers(state: State, farewells: Farewells) -> dict[str, int]:
+    """Who has heard that a member leaves counts without it."""
+    leaving = {view.peer for view in state.views.values() if view.said.leaving}
+    return {peer: weight for peer, weight in turns.weights(state).items() if peer not in leaving}
+
+
+def _by_what_was_heard(state: State, farewells: Farewells) -> dict[str, int]:
+    return state.farewells_now().acceptors(turns.weights(state))
+
+
+# ---- work and states ------------------------------------------------------------------------------------------------------
+
+_abort = attempt.abort
+_weighed, _check_claim = group.Group.weighed, succession.check_claim
+_commit = Member.commit
+
+
+def _abort_and_lose(state: State, why: str, now: float, **more: str) -> list[Action]:
+    state.own.claim, state.own.tokens = None, 0
+    return _abort(state, why, now, **more)
+
+
+def _count_late_work_again(member: Member, action: Any) -> None:
+    _commit(member, replace(action, counted=False, is_late=True))
+
+
+def _keep_average_in_memory(member: Member, content: str) -> str:
+    digest = _averaged(member, content)
+    member.disk.averaged = {}
+    return digest
+
+
+_averaged = Member.averaged
+
+LOCKS = (group, "check_shown", lambda group, terms, acceptors: None)
+PLANTED: dict[str, Bug] = {
+    "promises are ignored": Bug(
+        ((Box, "promise", _promise_anything), (Box, "is_bound", lambda *args: True), (Box, "vote", _vote_anywhere)),
+        Diverged,
+        RIVALS,
+    ),
+    "votes are given in any attempt": Bug(
+        ((Box, "vote", _vote_anywhere), (Core, "step", _go_on_after_giving_up)), Diverged, (*RIVALS, "hasty")
+    ),
+    "votes are forgotten": Bug(((Box, "promise", _promise_and_forget),), Diverged),
+    "a crash forgets everything": Bug(((Member, "box_found", lambda member: Box()),), Diverged),
+    "locks are ignored": Bug(((quorum, "must_complete", lambda *args: None),), Diverged),
+    "silence is a no": Bug(((quorum, "must_complete", _only_those_who_answered),), Diverged),
+    "the group's majority is enough": Bug(((quorum, "is_committed", _only_the_group),), Diverged),
+    "any vote commits": Bug(((quorum, "is_committed", lambda voters, *args: bool(voters)),), Diverged),
+    "a state is taken for the digest that was asked for": Bug(
+        ((Member, "is_asked_for", lambda *args: True),), Diverged
+    ),
+    "an aborted round loses the work": Bug(((attempt, "abort", _abort_and_lose),), Broken),
+    "a leaver is dropped by those who have heard of it": Bug(((turns, "counted", _without_leavers),), Diverged),
+    "a farewell counts for those who have heard of it": Bug(((turns, "counted", _by_what_was_heard),), Stuck),
+    "whoever is ahead is followed": Bug(((follow, "check_chain", lambda *args: None),), Diverged, TELLERS),
+    "what is told is not saved yet": Bug(((attempt, "save", _tell_before_saving),), Diverged, KILLS),
+    "an average is voted for and not on disk": Bug(((Member, "averaged", _keep_average_in_memory),), Stuck, KILLS),
+}
