@@ -105,7 +105,7 @@ class Attempt:
             share = shares[index] if shares else 1
             members.append(Member(claim.by, claim, world.certificate(index), share > 0, share))
         group = Group(1, world.genesis.digest, 0, nodes[0].peer_id, tuple(members), word=world.named)
-        self.group = group.weighed(world.terms())
+        self.group = group.weighed(world.terms(word=world.named))
         self.parties = [Party(self, index, node) for index, node in enumerate(nodes)]
 
     async def serve(self, which: list[Party] | None = None) -> None:

@@ -16,11 +16,13 @@ from peer.training.codecs.codec import EncodedUpdate
 from peer.training.state import SharedState
 from peer.training.work import Update
 from protocol.agreement import Agreement
+from protocol.counting import weights
 from protocol.envelope import Envelope
 from protocol.errors import FormatError, VerificationError
+from protocol.last import Last
 from protocol.signed import Signed
 from protocol.statements import Claim, Late, open_claim
-from protocol.succession import Last, check_follows, weights
+from protocol.succession import check_follows
 from tests.swarm_kit import World, run
 from tests.table_kit import Table
 
