@@ -15,13 +15,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from peer.net.node import Handler, Node, short
 from protocol.errors import NetworkError, PotluckError
 
+logger = logging.getLogger(__name__)
+
+LINGER_S = 1.0
 Both = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -56,8 +60,8 @@ class MemoryNode:
     def __init__(self, network: Network, peer_id: str) -> None:
         self.network, self.peer_id = network, peer_id
         self.handlers: dict[str, Handler] = {}
-        self._serving: dict[asyncio.Task[None], tuple[str, str]] = {}  # -> (who opened the stream, to whom)
-        self._writers: dict[asyncio.StreamWriter, tuple[str, str]] = {}
+        self._serving: set[asyncio.Task[None]] = set()
+        self._writers: dict[asyncio.StreamWriter, tuple[str, str]] = {}  # -> who opened the stream, to whom
 
     async def serve(self, name: str, handler: Handler) -> None:
         self.handlers[name] = handler
@@ -72,38 +76,31 @@ class MemoryNode:
         handler = other.handlers.get(name)
         if handler is None:
             raise NetworkError(f"cannot reach {short(peer_id)}: it does not serve {name}")
-        left, right = socket.socketpair()
-        reader, writer = await asyncio.open_unix_connection(sock=left)
-        theirs = await asyncio.open_unix_connection(sock=right)
-        self._writers[writer] = ends = (self.peer_id, peer_id)
         if (self.peer_id, last) in network.nowhere:
             handler = _swallow
-        other._answer(handler, ends, *theirs)
+        opening = asyncio.get_running_loop().create_task(self._open(other, handler))
+        reader, writer = await asyncio.shield(opening)  # who is cancelled meanwhile leaves it to `close`
         try:
             yield reader, writer
         finally:
-            self._writers.pop(writer, None)
-            await _closed(writer)
+            writer.close()
 
     call = Node.call
 
-    def _answer(self, handler: Handler, ends: tuple[str, str], reader: Any, writer: Any) -> None:
-        async def answer() -> None:
-            try:
-                with contextlib.suppress(PotluckError):
-                    await handler(ends[0], reader, writer)
-            finally:
-                self._writers.pop(writer, None)
-                await _closed(writer)
+    async def _open(self, other: MemoryNode, handler: Handler) -> Both:
+        ends = (self.peer_id, other.peer_id)
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        their_reader, their_writer = await asyncio.open_unix_connection(sock=theirs)
+        self._writers[writer], other._writers[their_writer] = ends, ends
+        task = asyncio.get_running_loop().create_task(_answer(handler, ends, their_reader, their_writer))
+        other._serving.add(task)
+        task.add_done_callback(other._serving.discard)
+        return reader, writer
 
-        self._writers[writer] = ends
-        task = asyncio.get_running_loop().create_task(answer())
-        self._serving[task] = ends
-        task.add_done_callback(lambda done: self._serving.pop(done, None))
-
-    def end_streams(self, which: Any = lambda ends: True) -> None:
+    def end_streams(self, which: Callable[[tuple[str, str]], bool] = lambda ends: True) -> None:
         """Break those between (who opened, to whom)."""
-        for writer, ends in list(self._writers.items()):
+        for writer, ends in self._writers.items():
             if which(ends):
                 writer.transport.abort()
 
@@ -125,14 +122,22 @@ class MemoryNode:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self.end_streams()
+        await asyncio.sleep(0)  # for the sockets to be closed
+
+
+async def _answer(handler: Handler, ends: tuple[str, str], reader: Any, writer: Any) -> None:
+    try:
+        await handler(ends[0], reader, writer)
+        with contextlib.suppress(OSError, TimeoutError):  # what is closed unread breaks what was sent
+            async with asyncio.timeout(LINGER_S):
+                await _swallow(ends[0], reader, writer)
+    except PotluckError as error:
+        logger.debug("%s to %s: %s", *map(short, ends), error)
+    finally:
+        writer.close()
 
 
 async def _swallow(peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     while await reader.read(1 << 16):
         pass
-
-
-async def _closed(writer: asyncio.StreamWriter) -> None:
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()

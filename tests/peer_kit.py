@@ -68,6 +68,7 @@ class Peer:
     ) -> None:
         self.world, self.index, self.tokens, self.work_s = world, index, tokens, work_s
         self.heads: list[Head] = []
+        self._first = head.round
         self.reports: list[RoundReport] = []
         self.handed_over: list[str] = []  # bases of the updates
         self.saved: list[bytes] = []
@@ -100,6 +101,11 @@ class Peer:
     @property
     def round(self) -> int:
         return self.driver.head.round
+
+    @property
+    def kept(self) -> int:
+        """The newest round that its owner has heard of."""
+        return self.heads[-1].round if self.heads else self._first
 
     @property
     def waiting_for(self) -> str:

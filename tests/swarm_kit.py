@@ -224,7 +224,7 @@ async def acquaint(peers: Iterable[Peer]) -> None:
 async def agreed(peers: Iterable[Peer], round: int, timeout_s: float = PATIENCE_S) -> str:
     """Wait until all have committed a round, and return the one digest."""
     peers = list(peers)
-    await until(lambda: all(peer.round >= round for peer in peers), timeout_s, f"round {round}")
+    await until(lambda: all(peer.kept >= round for peer in peers), timeout_s, f"round {round}")
     digests = {peer.state(round) for peer in peers} - {None}
     assert len(digests) == 1, f"round {round}: {digests}"
     return str(digests.pop())

@@ -155,10 +155,10 @@ def test_a_group_does_not_carry_a_farewell_that_counts_later(tmp_path: Path) -> 
     world = World(tmp_path, values=1000)
     message, opening = a_group(world, 2), Opening(world.card.run, world.card.member_key)
     message.farewells.append(said(0, "x", attempt=2, run=world.card.run).data)
-    group = wire.group(message, "leader", opening).weighed(world.terms())
+    group = wire.group(message, "leader", opening).weighed(world.terms(word=world.named))
     assert group.farewells.from_attempt == 2
     with pytest.raises(VerificationError, match="from attempt 2"):
-        replace(group, attempt=1).weighed(world.terms())
+        replace(group, attempt=1).weighed(world.terms(word=world.named))
 
 
 def test_farewells_of_strangers_and_for_other_rounds_are_not_kept() -> None:

@@ -157,7 +157,7 @@ def test_a_state_whose_votes_were_lost_is_completed_by_the_next_attempt(tmp_path
 
             states = await until(all_voted, what="votes to be lost")
             at = peers[0].round + 1
-            await until(lambda: any("no majority" in why for peer in peers for why in peer.aborted))
+            await until(lambda: all(any("no majority" in why for why in peer.aborted) for peer in peers))
             world.network.closed.clear()
             assert {await agreed(peers, at)} == states
             assert any(report.attempts > 1 for peer in peers for report in peer.reports if report.round == at)

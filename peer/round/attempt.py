@@ -158,7 +158,7 @@ def advance(state: State, agreement: Agreement, now: float) -> list[Action]:
     state.last = last
     state.farewells = {number: known for number, known in state.farewells.items() if number >= state.round}
     state.votes, state.gave_up, state.newest_group = {}, set(), None
-    state.own.tokens, state.own.claim = 0, None
+    state.own.tokens, state.own.is_called, state.own.claim = 0, False, None
     state.attempts, state.due_since, state.retry_at, state.round_started = 0, None, 0.0, now
     state.phase = Keep(last.round)
     return [*actions, done]

@@ -125,6 +125,8 @@ def _on_box_saved(state: State, event: e.BoxSaved, now: float) -> list[Action]:
     state.box = saving.box
     if saving.phase is not None:
         state.phase = saving.phase
+    if isinstance(saving.phase, Lead | Bound):
+        state.own.is_called = True
     if isinstance(saving.phase, Voting):
         state.votes[state.config.me] = saving.phase.vote
     return saving.actions

@@ -38,7 +38,7 @@ def watch(state: State, now: float) -> list[Action]:
         return []
     state.due_since = now if state.due_since is None else state.due_since
     place = turns.place_in_line(state, there, now)
-    if place is None or (state.attempts and state.own.claim is None):  # its work was called for, and is not ready
+    if place is None or (state.own.is_called and state.own.claim is None):  # its work is not ready
         return []
     at = max(state.due_since + place * timing.next_in_line_s, state.retry_at)
     if now < at:

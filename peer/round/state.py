@@ -95,6 +95,7 @@ class Own:
 
     tokens: int = 0
     step_s: float = 0.0
+    is_called: bool = False  # the trainer was told to hand over
     claim: Signed[Claim] | None = None  # once the trainer has handed over
     since: float = 0.0  # when that was
 

@@ -43,6 +43,7 @@ NOT_SHOWN = {
     "can't allocate memory",
     "causal LM",
     "bold red",
+    "SELECT COUNT(*) > 1 FROM leaves",
     "Value error,",
     "{}, {} threads",
     "{} | recomputing",
