@@ -13,6 +13,7 @@ from coordinator.gap import AGAIN_S, MISSING_S, NEWCOMERS_S, NEXT_S, Gap
 from peer.disk.outbox import Outbox
 from peer.link.background import CoordinatorLink, Greeting
 from peer.link.held_certificate import HeldCertificate
+from peer.sync.shelf import Head, Shelf
 from protocol import canonical, envelope
 from protocol.agreement import Agreement
 from protocol.errors import FormatError
@@ -164,6 +165,22 @@ def test_chain_of_another_branch_is_refused_and_noted(office: Office) -> None:
     office.submit(office.swarm.round())
     answer = submit(office, fork)
     assert not answer.accepted and "the ledger holds state" in answer.reason
+
+
+# ---- what a member knows ---------------------------------------------------------------------------------------------
+
+
+def test_member_knows_the_chain_to_its_head_or_sends_none(office: Office) -> None:
+    shelf, sent = Shelf(Head(office.swarm.state)), list[bytes]()
+    assert shelf.chain_to_head(0) == []
+    for number in range(1, 6):
+        agreement = office.swarm.round(seed=number)
+        shelf.advance(Head(office.swarm.state, agreement))
+        sent.append(agreement.to_bytes())
+    assert [shelf.chain_to_head(round) for round in range(7)] == [sent[round:] for round in range(5)] + [[], []]
+    restarted = Shelf(Head(office.swarm.state, agreement))
+    assert restarted.chain_to_head(4) == sent[4:], "the head's own agreement is on disk"
+    assert restarted.chain_to_head(3) == [], "with a hole it would be of no use"
 
 
 # ---- with the service ------------------------------------------------------------------------------------------------
