@@ -98,7 +98,8 @@ def _hidden(tree: ast.Module, name: str) -> Iterator[ast.AST]:
                 if not any(isinstance(inner, ast.Call) for inner in ast.walk(annotation)):  # options' help stands there
                     yield from ast.walk(annotation)
             case ast.Raise(exc=ast.Call(func=ast.Name(id=kind))) if kind in OURS or (
-                kind == "ValueError" and not name.startswith(("protocol/", "coordinator/run_config"))  # pydantic tells those of the formats
+                kind == "ValueError"
+                and not name.startswith(("protocol/", "coordinator/run_config"))  # pydantic tells those of the formats
             ):
                 yield from ast.walk(node)
 

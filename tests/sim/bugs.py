@@ -199,12 +199,6 @@ def _keep_average_in_memory(member: Member, content: str) -> str:
 
 BELIEVED = ((group, "check_shown", lambda group, terms, acceptors: None),)
 PLANTED: dict[str, Bug] = {
-    "promises are ignored": Bug(
-        ((Box, "promise", _promise_anything), (Box, "is_bound", lambda *args: True), (Box, "vote", _vote_anywhere)),
-        Diverged,
-        RIVALS,
-        6,
-    ),
     "votes are given in any attempt": Bug(
         ((Box, "vote", _vote_anywhere), (Core, "step", _vote_for_what_was_given_up)), Diverged, RIVALS, 6
     ),
