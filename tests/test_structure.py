@@ -20,19 +20,10 @@ FILE_LINES, FUNCTION_LINES, PARAMETERS = 350, 60, 8
 SETTERS = {"setattr", "delattr", "setitem", "delitem", "object", "patch"}  # of monkeypatch; `object`: mock.patch.object
 
 KNOWN: dict[str, set[str]] = {
-    "tests/test_handing_on.py": {"file"},
     "tests/peer_kit.py": {"Peer.__init__"},
-    "tests/test_swarm_allreduce.py": {
-        "file",
-        "lazy._send_chunks",
-        "liar._send_chunks",
-        "liar.reduction._update",
-        "slow._send_chunks",
-    },
+    "tests/test_handing_on.py": {"file"},
     "tests/test_swarm_exchange.py": {"exchange._CHUNKS_PER_REQUEST"},
     "tests/test_swarm_node.py": {"file"},
-    "tests/test_swarm_parts.py": {"self.group._outer_step", "swarm._find_members", "swarm._rounds.gossip._everyone"},
-    "tests/test_swarm_unadmitted.py": {"peer.rounds.book._checked"},
 }
 
 

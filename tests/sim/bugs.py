@@ -69,13 +69,6 @@ def planted(bug: Bug) -> Iterator[None]:
 # ---- the box --------------------------------------------------------------------------------------------------------------
 
 
-def _promise_anything(box: Box, round: int, attempt: int, leader: str) -> Box:
-    """To anybody; and keep none of it."""
-    if round != box.round:
-        return Box(round, attempt, leader, farewells=box.farewells)
-    return replace(box, attempt=max(attempt, box.attempt), leader=leader)
-
-
 def _vote_anywhere(box: Box, round: int, ballot: Ballot, group: group.Group) -> Box:
     """Also in an attempt that was given up."""
     return replace(box, round=round, ballots=(*box.ballots, ballot), group=group)
