@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,18 +20,18 @@ from peer.net.swarm import Swarm
 from peer.round.report import RoundReport
 from peer.round.turns import Waiting
 from peer.sync.averages import Average
-from peer.sync.contribution import Contribution
 from peer.sync.shelf import Head
 from peer.trainer import WorkReport, train
 from peer.training.codecs.codec import EncodedUpdate
 from peer.training.data import load_dataset
 from peer.training.model import load_trainable
 from peer.training.state import SharedState
-from peer.training.work import LocalWork, StepResult
+from peer.training.work import LocalWork, StepResult, Update
 from protocol.beginners import Beginners
-from protocol.errors import RoundAborted
 from protocol.keys import PeerIdentity
 from protocol.run_card import RunCard
+from protocol.signed import Signed
+from protocol.statements import Claim
 from tests.swarm_kit import World
 
 pytestmark = [
@@ -230,15 +231,15 @@ def test_what_the_others_do_not_have_stays_in_the_model_until_they_do(new_peer: 
         taken.append(sent is not None)
 
     own = one.swarm._rounds.own
-    wait_ready = own.wait_ready
+    hand_over = own.hand_over
 
-    async def not_in_time(timeout_s: float) -> Contribution:
-        if one.swarm.head.round + 1 == missed:
-            raise RoundAborted("not ready")
-        return await wait_ready(timeout_s)
+    async def not_in_time(update: Update, base: str) -> Signed[Claim] | None:
+        while one.swarm.head.round + 1 == missed and base == one.swarm.head.digest:
+            await asyncio.sleep(0.02)
+        return await hand_over(update, base)
 
     one.work.rebase = checked  # type: ignore[method-assign]
-    own.wait_ready = not_in_time  # type: ignore[method-assign]
+    own.hand_over = not_in_time  # type: ignore[method-assign]
     three = new_peer(2)  # so that the others can make a round without the first
     for peer in (one, two, three):  # rounds of two seconds, so that whoever misses one misses no more
         slow_down(peer.work, 0.3)
