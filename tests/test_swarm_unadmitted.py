@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from peer.net import frames
+from peer.net import frames, roster
 from peer.net.records import members_key, sign_record
 from protocol import swarm_pb2
 from protocol.errors import NetworkError
@@ -38,7 +39,7 @@ NOT_ADMITTED: dict[str, Callable[[World], str]] = {
 
 def requests(world: World, peer: Peer) -> dict[str, Any]:
     """One well-formed message for every stream that a member serves."""
-    head = peer.rounds.head
+    head = peer.driver.head
     place = {"round": head.round + 1, "base": head.digest}
     return {
         "progress": swarm_pb2.Progress(**place, tokens=10),
@@ -54,7 +55,7 @@ def requests(world: World, peer: Peer) -> dict[str, Any]:
 
 @pytest.mark.parametrize("certificate", NOT_ADMITTED)
 def test_without_a_certificate_of_its_own_for_this_run_a_peer_gets_no_answer(tmp_path: Path, certificate: str) -> None:
-    world = World(tmp_path, values=1000, round_tokens=800)
+    world = World(tmp_path, p2pd=True, values=1000, round_tokens=800)
 
     async def main() -> None:
         async with world.peers(2) as peers, world.node(OUTSIDER, *(peer.node for peer in peers)) as outsider:
@@ -63,8 +64,8 @@ def test_without_a_certificate_of_its_own_for_this_run_a_peer_gets_no_answer(tmp
                 async with outsider.stream(peers[0].me, f"potluck/{world.card.run}/{name}") as (reader, writer):
                     await frames.send(writer, message, timeout_s=30)
                     assert await asyncio.wait_for(reader.read(), 60) == b"", f"{name} was answered"
-            assert peers[0].rounds.book.get(outsider.peer_id) is None
-            assert peers[0].box.leader != outsider.peer_id
+            assert outsider.peer_id not in peers[0].driver.state.views
+            assert peers[0].driver.state.box.leader != outsider.peer_id
             await agreed(peers, max(peer.round for peer in peers) + 2)
 
     run(main())
@@ -101,7 +102,7 @@ def test_a_stranger_that_sends_no_first_message_or_a_large_one_is_cut_off(tmp_pa
 
 def test_members_do_not_believe_an_outsiders_answers_or_its_record(tmp_path: Path) -> None:
     """It is found in the DHT, it serves all that a member serves, it is asked nothing that matters."""
-    world = World(tmp_path, values=1000, round_tokens=800)
+    world = World(tmp_path, p2pd=True, values=1000, round_tokens=800)
     heard: list[str] = []
 
     async def main() -> None:
@@ -121,7 +122,7 @@ def test_members_do_not_believe_an_outsiders_answers_or_its_record(tmp_path: Pat
             async def progress(peer: str, reader: Any, writer: Any) -> None:
                 await frames.receive(reader, swarm_pb2.Progress, timeout_s=30)
                 heard.append("progress")
-                head = peers[0].rounds.head
+                head = peers[0].driver.head
                 expired = world.certificate(OUTSIDER, lifetime_s=-3600)
                 lie = swarm_pb2.Progress(certificate=expired, round=head.round + 1, base=head.digest, tokens=800)
                 await frames.send(writer, lie, timeout_s=30)
@@ -135,11 +136,11 @@ def test_members_do_not_believe_an_outsiders_answers_or_its_record(tmp_path: Pat
             )
             await outsider.store_record(members_key(world.card.run), outsider.peer_id, value, expires)
             for peer in peers:
-                peer.rounds.gossip.contacts.add(outsider.peer_id)
+                peer.driver.gossip.contacts.add(outsider.peer_id)
             await until(lambda: "progress" in heard, what="the members to try the outsider")
             await agreed(peers, max(peer.round for peer in peers) + 3)
             assert set(heard) == {"progress"}
-            assert all(peer.rounds.book.get(outsider.peer_id) is None for peer in peers)
+            assert all(outsider.peer_id not in peer.driver.state.views for peer in peers)
 
     run(main())
 
@@ -177,7 +178,7 @@ if __name__ == "__main__":
 
 
 def test_a_stock_averager_that_knows_the_prefix_gets_into_no_group_and_gets_no_state(tmp_path: Path) -> None:
-    world = World(tmp_path, values=1000, round_tokens=800)
+    world = World(tmp_path, p2pd=True, values=1000, round_tokens=800)
     script = tmp_path / "stock.py"
     script.write_text(_STOCK)
 
@@ -202,12 +203,12 @@ def test_a_stock_averager_that_knows_the_prefix_gets_into_no_group_and_gets_no_s
             await agreed(peers, start + 3)
             for peer in peers:
                 assert all(set(head.weights) <= {other.me for other in peers} for head in peer.heads)
-                assert not torch.any(peer.rounds.head.state.parameters == 7.0)
+                assert not torch.any(peer.driver.head.state.parameters == 7.0)
 
     run(main(), timeout_s=240)
 
 
-def test_a_certificate_that_runs_out_shuts_its_holder_out(tmp_path: Path) -> None:
+def test_a_certificate_that_runs_out_shuts_its_holder_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(tmp_path, values=1000, round_tokens=10**9)
 
     async def main() -> None:
@@ -215,9 +216,10 @@ def test_a_certificate_that_runs_out_shuts_its_holder_out(tmp_path: Path) -> Non
             name, message = f"potluck/{world.card.run}/progress", requests(world, peer)["progress"]
             message.certificate = world.certificate(OUTSIDER)
             assert await member.call(peer.me, name, message, swarm_pb2.Progress, timeout_s=30)
-            known = peer.rounds.book._checked[member.peer_id]
-            peer.rounds.book._checked[member.peer_id] = (known[0], replace(known[1], expires=0))  # time has passed
-            assert not peer.rounds.book.is_admitted(member.peer_id)
+            assert peer.driver.roster.is_admitted(member.peer_id)
+            later = time.time() + 7200
+            monkeypatch.setattr(roster, "time", SimpleNamespace(time=lambda: later))
+            assert not peer.driver.roster.is_admitted(member.peer_id)
             message.certificate = world.certificate(OUTSIDER, lifetime_s=-3600)
             with pytest.raises(NetworkError):
                 await member.call(peer.me, name, message, swarm_pb2.Progress, timeout_s=30)

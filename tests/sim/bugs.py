@@ -69,13 +69,6 @@ def planted(bug: Bug) -> Iterator[None]:
 # ---- the box --------------------------------------------------------------------------------------------------------------
 
 
-def _promise_anything(box: Box, round: int, attempt: int, leader: str) -> Box:
-    """To anybody; and keep none of it."""
-    if round != box.round:
-        return Box(round, attempt, leader, farewells=box.farewells)
-    return replace(box, attempt=max(attempt, box.attempt), leader=leader)
-
-
 def _vote_anywhere(box: Box, round: int, ballot: Ballot, group: group.Group) -> Box:
     """Also in an attempt that was given up."""
     return replace(box, round=round, ballots=(*box.ballots, ballot), group=group)
@@ -199,12 +192,6 @@ def _keep_average_in_memory(member: Member, content: str) -> str:
 
 BELIEVED = ((group, "check_shown", lambda group, terms, acceptors: None),)
 PLANTED: dict[str, Bug] = {
-    "promises are ignored": Bug(
-        ((Box, "promise", _promise_anything), (Box, "is_bound", lambda *args: True), (Box, "vote", _vote_anywhere)),
-        Diverged,
-        RIVALS,
-        6,
-    ),
     "votes are given in any attempt": Bug(
         ((Box, "vote", _vote_anywhere), (Core, "step", _vote_for_what_was_given_up)), Diverged, RIVALS, 6
     ),
