@@ -2,8 +2,8 @@
 
 As soon as `sync.min_peers` members say that they work, those that came first are named: three, or `min_peers` where
 that is more, or all who work where that is fewer. A majority of them makes round 1, so one that goes stops no run.
-The word is signed, kept in the store before anybody is told, and never another one; see `protocol.beginners`. So are the
-words that its owner gives later (`coordinator.standstill`), each of which has the next number.
+The word is signed, kept in the store before anybody is told, and never another one; see `protocol.beginners`. So are
+the words that its owner gives later (`coordinator.standstill`), each of which has the next number.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ ENDS = ("round_tokens", "round_seconds")  # of a round: whoever gives one of the
 
 NEW: Filling = {
     # of runs that begin now; specs that were pinned before have none of it. At 2, whoever has less than a third of the
-    # weight cannot turn an average round, and one of seven costs 5 % of the loss, at 3 it is 10 (`scripts/bench poison`)
+    # weight cannot turn an average round, and one of seven costs 5 % of the loss, at 3 it is 10: `scripts/bench poison`
     "sync": {"clip": 2.0, "rules": 3},
     # the day is filled in by `dated`
     "data": {"rules": 2, "template_date": None},

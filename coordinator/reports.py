@@ -59,7 +59,7 @@ class Reports:
         ledger: where credit goes.
         card: the run.
         on_commit: called after each newly committed round, outside the transaction.
-        named: gives this coordinator's word on who decides, once it is given; None: any that its key has signed will do.
+        named: gives this coordinator's word on who decides, once it is given; None: any that its key signed will do.
     """
 
     def __init__(

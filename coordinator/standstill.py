@@ -1,8 +1,8 @@
 """A run that stands still, and the host's word that lets the rest of it go on. `host` looks each second.
 
-A round is decided by those who made the last one. Where more than half of their weight is gone, the members alone cannot
-go on: they cannot tell whether the others are dead, or only cut off and making rounds of their own. The host can: it sees
-whether anybody reports. It says so in words, and its owner decides:
+A round is decided by those who made the last one. Where more than half of their weight is gone, the members alone
+cannot go on: they cannot tell whether the others are dead, or only cut off and making rounds of their own. The host
+can: it sees whether anybody reports. It says so in words, and its owner decides:
 
     potluck go-on runs/NAME        who is here decides the next round (`protocol.epoch`); what the gone have made unseen
                                    is undone, and when they come back they follow
@@ -108,9 +108,9 @@ class GoingOn:
         elif tip.round and now - self._looked >= AWAY_S and standing.is_still and self._warned_round != tip.round:
             self._warned_round = tip.round
             logger.warning(
-                "the run stands still after round %d: of the %d members that made it, %d are here, and they hold too little "
-                "to decide the next one (missing: %s). It goes on when enough of them are back. If they are gone for good: "
-                "potluck go-on %s",
+                "the run stands still after round %d: of the %d members that made it, %d are here, and they hold too "
+                "little to decide the next one (missing: %s). It goes on when enough of them are back. If they are gone "
+                "for good: potluck go-on %s",
                 tip.round,
                 len(tip.weights),
                 len(standing.here),

@@ -212,7 +212,8 @@ def visit(site: Site, folder: Path, peer: Knowing) -> None:
     """The first member visits the coordinator, as its link does every few seconds."""
     member = site.swarm.members[0]
     held = HeldCertificate(member.identity, member.certificate, time.time() + 3600)
-    CoordinatorLink(site.client, held, Outbox(folder / "outbox"), Nothing(), Nothing(), peer).visit()  # type: ignore[arg-type]
+    outbox, nothing = Outbox(folder / "outbox"), Nothing()
+    CoordinatorLink(site.client, held, outbox, nothing, nothing, peer).visit()  # type: ignore[arg-type]
 
 
 def test_ledger_goes_on_by_itself_when_all_reports_of_a_round_are_lost(site: Site, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ class BeginnersRow(Base):
 
 
 class EpochRow(Base):
-    """The host's words on who decides after a round from which half of the weight is gone: never changed, nor taken back."""
+    """The host's words on who decides after a round from which half of the weight is gone: never changed."""
 
     __tablename__ = "epochs"
     number: Mapped[int] = mapped_column(primary_key=True)
