@@ -109,8 +109,8 @@ class GoingOn:
             self._warned_round = tip.round
             logger.warning(
                 "the run stands still after round %d: of the %d members that made it, %d are here, and they hold too "
-                "little to decide the next one (missing: %s). It goes on when enough of them are back. If they are gone "
-                "for good: potluck go-on %s",
+                "little to decide the next one (missing: %s). It goes on when enough of them are back. If they are "
+                "gone for good: potluck go-on %s",
                 tip.round,
                 len(tip.weights),
                 len(standing.here),
