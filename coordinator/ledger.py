@@ -21,7 +21,7 @@ from contextlib import contextmanager
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from coordinator.store.database import RESTORE, WRITE_TIMEOUT_S, Store, Tables
+from coordinator.store.database import WRITE_TIMEOUT_S, Store, Tables
 from protocol import merkle, note, tlog_proof
 from protocol.checkpoint import LedgerState
 from protocol.errors import FormatError, InputError, NetworkError, RefusedError
@@ -31,7 +31,7 @@ from protocol.tlog_proof import LogProof
 
 logger = logging.getLogger(__name__)
 
-_BY_HAND = f"{RESTORE}; a ledger is never repaired by hand"
+_RESTORE = "restore the run folder from a backup; a ledger is never repaired by hand"
 
 
 class Writing:
@@ -79,7 +79,7 @@ class Ledger:
             with self.writing() as write:
                 write.leaf(first)
         elif self.entry(0) != first.to_bytes():
-            raise InputError("ledger.db: leaf 0 is of another run or another root key", _BY_HAND)
+            raise InputError("ledger.db: leaf 0 is of another run or another root key", _RESTORE)
 
     @property
     def size(self) -> int:
@@ -146,10 +146,10 @@ class Ledger:
             InputError: it does not: the store is older than `where`, or was changed.
         """
         if head.origin != self.origin:
-            raise InputError(f"{where}: of the ledger {head.origin}, expected {self.origin}", _BY_HAND)
+            raise InputError(f"{where}: of the ledger {head.origin}, expected {self.origin}", _RESTORE)
         with self._locked():
             if head.size > self._tree.size or self._tree.root_at(head.size) != head.root:
-                raise InputError(f"ledger.db does not hold the {head.size} leaves that {where} vouches for", _BY_HAND)
+                raise InputError(f"ledger.db does not hold the {head.size} leaves that {where} vouches for", _RESTORE)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -166,21 +166,21 @@ class Ledger:
         with self.store.reading() as tables:
             for index, data in tables.log.leaves():
                 if index != tree.size:
-                    raise InputError(f"ledger.db: leaf {tree.size} is missing", _BY_HAND)
+                    raise InputError(f"ledger.db: leaf {tree.size} is missing", _RESTORE)
                 tree.append(merkle.leaf_hash(data))
             text = tables.log.newest_head()
         if text is None:
             if tree.size:
-                raise InputError(f"ledger.db: {tree.size} leaves, and no signed head", _BY_HAND)
+                raise InputError(f"ledger.db: {tree.size} leaves, and no signed head", _RESTORE)
             return tree, LedgerHead(self.origin, 0, merkle.EMPTY_ROOT), ""
         try:
             head = note.open_head(text, self.verifier)
         except (FormatError, RefusedError) as error:
-            raise InputError(f"ledger.db: the newest head: {error.message}", _BY_HAND) from error
+            raise InputError(f"ledger.db: the newest head: {error.message}", _RESTORE) from error
         if head.size != tree.size:
-            raise InputError(f"ledger.db: expected {head.size} leaves, got {tree.size}", _BY_HAND)
+            raise InputError(f"ledger.db: expected {head.size} leaves, got {tree.size}", _RESTORE)
         if head.root != tree.root:
-            raise InputError(f"ledger.db: a leaf was changed: {self._where_changed(tree)}", _BY_HAND)
+            raise InputError(f"ledger.db: a leaf was changed: {self._where_changed(tree)}", _RESTORE)
         return tree, head, text
 
     def _where_changed(self, tree: merkle.Tree) -> str:

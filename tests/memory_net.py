@@ -62,7 +62,7 @@ class MemoryNode:
         self.network, self.peer_id = network, peer_id
         self.handlers: dict[str, Handler] = {}
         self._serving: set[asyncio.Task[None]] = set()
-        self._writers: dict[asyncio.StreamWriter, tuple[str, str]] = {}  # -> who opened the stream, to whom
+        self.open_writers: dict[asyncio.StreamWriter, tuple[str, str]] = {}  # -> who opened the stream, to whom
 
     async def serve(self, name: str, handler: Handler) -> None:
         self.handlers[name] = handler
@@ -93,7 +93,7 @@ class MemoryNode:
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         their_reader, their_writer = await asyncio.open_unix_connection(sock=theirs)
-        self._writers[writer], other._writers[their_writer] = ends, ends
+        self.open_writers[writer], other.open_writers[their_writer] = ends, ends
         task = asyncio.get_running_loop().create_task(_answer(handler, ends, their_reader, their_writer))
         other._serving.add(task)
         task.add_done_callback(other._serving.discard)
@@ -101,7 +101,7 @@ class MemoryNode:
 
     def end_streams(self, which: Callable[[tuple[str, str]], bool] = lambda ends: True) -> None:
         """Break those between (who opened, to whom)."""
-        for writer, ends in self._writers.items():
+        for writer, ends in self.open_writers.items():
             if which(ends):
                 writer.transport.abort()
 

@@ -179,7 +179,7 @@ def test_made_up_claim_costs_no_work_and_its_update_is_zero(bench: Bench, become
     assert work.model.read().equal(before), "a step changed the model"
     assert work.tokens == TOLD_TOKENS
     made = contribution_of(bench, work.finish())
-    assert made.claim.tokens == MADE_UP_TOKENS
+    assert made.claim.value.tokens == MADE_UP_TOKENS
     assert not made.encoded.decode().any()
     check(bench, made)
 

@@ -18,7 +18,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def test_the_rest_goes_on_by_the_coordinators_word_and_the_gone_follow_when_they_come_back(tmp_path: Path) -> None:
-    world = World(tmp_path, values=1000, spec=make_spec(rules=3), round_tokens=None, round_seconds=1.0, min_peers=2)
+    world = World(
+        tmp_path, p2pd=True, values=1000, spec=make_spec(rules=3), round_tokens=None, round_seconds=1.0, min_peers=2
+    )
 
     async def main() -> None:
         async with contextlib.AsyncExitStack() as stack:

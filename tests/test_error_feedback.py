@@ -6,6 +6,7 @@ With local steps it stays in the trainer's model: `test_training_overlap`.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,16 +14,17 @@ import torch
 from peer.sync.contribution import Contribution, Leftover
 from peer.training.codecs.codec import EncodedUpdate, codec
 from peer.training.work import Update
-from tests.swarm_kit import World, agreed, run, until
+from tests.swarm_kit import World, agreed, run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # hivemind's way to find p2pd
 VALUES = 70_000  # more than a chunk, and a last block that is short
 
 
-def make(world: World, round: int, feedback: torch.Tensor | None, **late: object) -> Contribution:
+def make(world: World, round: int, feedback: torch.Tensor | None, *late: Leftover) -> Contribution:
     update = Update(world.update(0, round), 150, 0, 10, 6)
-    card, me = world.card, world.identity(0)
-    return Contribution.make(update, world.spec, card.run, round, "c" * 64, me, late.get("late"), 0.0, feedback)  # type: ignore[arg-type]
+    return Contribution.make(
+        update, world.spec, world.card.run, round, "c" * 64, world.identity(0), late, 0.0, feedback
+    )
 
 
 @pytest.mark.parametrize("wire", ["int4", "int2", "topk"])
@@ -51,7 +53,7 @@ def test_work_that_comes_late_takes_its_residual_with_it(tmp_path: Path, wire: s
     assert missed.residual is not None
     assert torch.allclose(missed.fresh.encoded.decode() + missed.residual, world.update(0, 2) + before, atol=1e-5)
     left = missed.residual * codec(wire).feedback
-    again = make(world, 3, missed.residual, late=missed.fresh)
+    again = make(world, 3, missed.residual, missed.fresh)
     assert again.residual is not None
     mixed = (world.update(0, 3) * 150 + missed.fresh.encoded.decode() * 75) / 225
     assert torch.allclose(again.encoded.decode() + again.residual, mixed + left, atol=1e-5)
@@ -67,7 +69,7 @@ def test_the_residual_is_made_in_the_memory_of_the_update(tmp_path: Path) -> Non
     world = World(tmp_path, values=VALUES, wire="topk", method="gradient")
     update = Update(world.update(0), 150, 0, 10, 6)
     at = update.vector.data_ptr()
-    made = Contribution.make(update, world.spec, world.card.run, 1, "c" * 64, world.identity(0), None, 0.0)
+    made = Contribution.make(update, world.spec, world.card.run, 1, "c" * 64, world.identity(0), (), 0.0)
     assert made.residual is not None and made.residual.data_ptr() == at
 
 
@@ -81,28 +83,24 @@ def test_late_sparse_work_is_added_where_it_has_values(tmp_path: Path) -> None:
     assert torch.allclose(vector, wanted, atol=1e-6) and 0 < missed.decode().count_nonzero() < VALUES / 30
 
 
-def test_a_member_adds_what_it_has_left_out_to_its_next_update(tmp_path: Path) -> None:
+def test_a_member_adds_what_it_has_left_out_to_its_next_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(tmp_path, values=VALUES, wire="topk", method="gradient", round_tokens=800, min_peers=2)
+    real, checked = Contribution.make, []
+
+    def noted(update: Update, *rest: Any) -> Contribution:
+        feedback, vector = rest[-1], update.vector.clone()
+        before = 0.0 if feedback is None else feedback * codec("topk").feedback
+        made = real(update, *rest)
+        assert made.residual is not None
+        assert torch.allclose(made.encoded.decode() + made.residual, vector + before, atol=1e-5)
+        checked.append(feedback is not None)
+        return made
+
+    monkeypatch.setattr(Contribution, "make", noted)
 
     async def main() -> None:
         async with world.peers(2) as peers:
-            await agreed(peers, 1)
-            made: list[Contribution] = []
-            own = peers[0].rounds.own
-            await until(lambda: own.ready is not None or peers[0].round >= 3)
-            real = own._make_ready
-
-            async def noted(update: Update, base: str) -> None:
-                before = None if own._feedback is None else own._feedback * codec("topk").feedback
-                vector = update.vector.clone()
-                await real(update, base)
-                assert own.ready is not None and before is not None and own._feedback is not None
-                assert torch.allclose(own.ready.encoded.decode() + own._feedback, vector + before, atol=1e-5)
-                made.append(own.ready)
-
-            own._make_ready = noted  # type: ignore[method-assign]
-            at = peers[0].round
-            await agreed(peers, at + 3)
-            assert len(made) >= 2
+            await agreed(peers, 4)
 
     run(main())
+    assert sum(checked) >= 4, "each member's later updates had something to add"

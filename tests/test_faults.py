@@ -85,8 +85,8 @@ def test_engines_in_one_process_can_be_broken_too(tmp_path: Path) -> None:
     faults = Faults(tmp_path / "faults")
 
     async def main() -> None:
-        engine = Injector(faults.folder, "slow").engine()
-        async with World(tmp_path).peers(3, engine=engine) as peers:
+        told = Injector(faults.folder, "slow").telling(lambda round, stage: None)
+        async with World(tmp_path).peers(3, on_stage=told) as peers:
             await agreed(peers, 1)
             number = faults.order(Fault("delay", "reduce", seconds=0.2))
             await until(lambda: (faults.folder / f"{number:04d}.happened").exists())

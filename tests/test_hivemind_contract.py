@@ -55,7 +55,7 @@ def test_p2p_takes_the_arguments_that_we_give() -> None:
 
 
 def test_our_identity_file_gives_our_peer_id(tmp_path: Path) -> None:
-    world = World(tmp_path)
+    world = World(tmp_path, p2pd=True)
 
     async def main() -> None:
         async with p2p(world, 0) as started:
@@ -66,7 +66,7 @@ def test_our_identity_file_gives_our_peer_id(tmp_path: Path) -> None:
 
 def test_the_child_and_its_sockets_are_where_the_reaper_looks(tmp_path: Path) -> None:
     async def main() -> None:
-        async with p2p(World(tmp_path), 0) as started:
+        async with p2p(World(tmp_path, p2pd=True), 0) as started:
             assert "p2pd" in Path(f"/proc/{started._child.pid}/cmdline").read_text()
             for address in (started._daemon_listen_maddr, started._client_listen_maddr):
                 assert str(address["unix"]).lstrip("/").startswith("tmp/hivemind-")
@@ -76,7 +76,7 @@ def test_the_child_and_its_sockets_are_where_the_reaper_looks(tmp_path: Path) ->
 
 
 def test_a_stream_carries_bytes_both_ways_and_names_the_caller(tmp_path: Path) -> None:
-    world, callers = World(tmp_path), []
+    world, callers = World(tmp_path, p2pd=True), []
 
     async def echo(info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         callers.append(info.peer_id.to_base58())
@@ -103,7 +103,7 @@ def test_a_stream_carries_bytes_both_ways_and_names_the_caller(tmp_path: Path) -
 
 def test_the_daemon_connector_is_where_we_open_streams_through(tmp_path: Path) -> None:
     async def main() -> None:
-        async with p2p(World(tmp_path), 0) as started:
+        async with p2p(World(tmp_path, p2pd=True), 0) as started:
             _, writer = await started._client.control.daemon_connector.open_connection()
             writer.close()
             await writer.wait_closed()
@@ -112,7 +112,7 @@ def test_the_daemon_connector_is_where_we_open_streams_through(tmp_path: Path) -
 
 
 def test_connecting_to_nobody_fails_by_a_daemon_error(tmp_path: Path) -> None:
-    world = World(tmp_path)
+    world = World(tmp_path, p2pd=True)
 
     async def main() -> None:
         async with p2p(world, 0) as started:
@@ -137,7 +137,7 @@ class _Picky(RecordValidatorBase):
 
 
 def test_the_dht_stores_by_subkey_what_the_validator_lets_through(tmp_path: Path) -> None:
-    world = World(tmp_path)
+    world = World(tmp_path, p2pd=True)
 
     async def main() -> None:
         async with p2p(world, 0) as first, p2p(world, 1) as second:
@@ -167,7 +167,7 @@ def test_the_dht_stores_by_subkey_what_the_validator_lets_through(tmp_path: Path
 
 def test_p2pd_and_its_reaper_run_in_sessions_of_their_own(tmp_path: Path) -> None:
     async def main() -> None:
-        async with World(tmp_path).node(0) as node:
+        async with World(tmp_path, p2pd=True).node(0) as node:
             p2pd, reaper = node._p2p._child.pid, node._reaper.pid
             assert os.getsid(p2pd) == p2pd and os.getsid(reaper) == reaper and os.getsid(0) not in (p2pd, reaper)
 
@@ -178,7 +178,7 @@ def test_nodes_that_start_at_the_same_time_leave_asyncio_as_it_was(tmp_path: Pat
     original = asyncio.subprocess.create_subprocess_exec
 
     async def main() -> None:
-        world = World(tmp_path)
+        world = World(tmp_path, p2pd=True)
         start = [Node.start(world.identity_path(index), listen="127.0.0.1:0") for index in range(2)]
         for node in await asyncio.gather(*start):
             assert os.getsid(node._p2p._child.pid) == node._p2p._child.pid

@@ -21,17 +21,9 @@ SETTERS = {"setattr", "delattr", "setitem", "delitem", "object", "patch"}  # of 
 
 KNOWN: dict[str, set[str]] = {
     "tests/peer_kit.py": {"Peer.__init__"},
-    "tests/test_swarm_allreduce.py": {
-        "file",
-        "lazy._send_chunks",
-        "liar._send_chunks",
-        "liar.reduction._update",
-        "slow._send_chunks",
-    },
+    "tests/test_handing_on.py": {"file"},
     "tests/test_swarm_exchange.py": {"exchange._CHUNKS_PER_REQUEST"},
     "tests/test_swarm_node.py": {"file"},
-    "tests/test_swarm_parts.py": {"self.group._outer_step", "swarm._find_members", "swarm._rounds.gossip._everyone"},
-    "tests/test_swarm_unadmitted.py": {"peer.rounds.book._checked"},
 }
 
 

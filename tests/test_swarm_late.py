@@ -19,10 +19,9 @@ from protocol.agreement import Agreement
 from protocol.counting import weights
 from protocol.envelope import Envelope
 from protocol.errors import FormatError, VerificationError
-from protocol.last import Last
 from protocol.signed import Signed
 from protocol.statements import Claim, Late, open_claim
-from protocol.succession import check_follows
+from protocol.succession import Last, check_follows
 from tests.swarm_kit import World, run
 from tests.table_kit import Table
 

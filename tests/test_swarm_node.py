@@ -49,7 +49,7 @@ async def serve_echo(node: Node, name: str = "echo") -> list[str]:
 
 def test_a_call_is_answered_and_its_caller_known(tmp_path: Path) -> None:
     async def main() -> None:
-        async with World(tmp_path).nodes(2) as (one, two):
+        async with World(tmp_path, p2pd=True).nodes(2) as (one, two):
             callers = await serve_echo(one)
             sent = swarm_pb2.Progress(round=7)
             assert await two.call(one.peer_id, "echo", sent, swarm_pb2.Progress, timeout_s=30) == sent
@@ -60,7 +60,7 @@ def test_a_call_is_answered_and_its_caller_known(tmp_path: Path) -> None:
 
 def test_a_peer_that_is_not_there_or_does_not_serve_is_a_network_error(tmp_path: Path) -> None:
     async def main() -> None:
-        world = World(tmp_path)
+        world = World(tmp_path, p2pd=True)
         async with world.nodes(2) as (one, two):
             for peer in (one.peer_id, world.identity(9).peer_id):
                 with pytest.raises(NetworkError, match="cannot reach"):
@@ -71,7 +71,7 @@ def test_a_peer_that_is_not_there_or_does_not_serve_is_a_network_error(tmp_path:
 
 def test_a_peer_that_is_silent_is_a_network_error_after_the_deadline(tmp_path: Path) -> None:
     async def main() -> None:
-        async with World(tmp_path).nodes(2) as (one, two):
+        async with World(tmp_path, p2pd=True).nodes(2) as (one, two):
 
             async def silent(peer: str, reader: Any, writer: Any) -> None:
                 await asyncio.sleep(600)
@@ -85,7 +85,7 @@ def test_a_peer_that_is_silent_is_a_network_error_after_the_deadline(tmp_path: P
 
 def test_a_handler_that_refuses_closes_the_stream_and_serves_the_next(tmp_path: Path) -> None:
     async def main() -> None:
-        async with World(tmp_path).nodes(2) as (one, two):
+        async with World(tmp_path, p2pd=True).nodes(2) as (one, two):
             await serve_echo(one)
             async with two.stream(one.peer_id, "echo") as (reader, writer):
                 writer.write(b"\xff\xff\xff\xff")
@@ -97,7 +97,7 @@ def test_a_handler_that_refuses_closes_the_stream_and_serves_the_next(tmp_path: 
 
 def test_one_peer_cannot_hold_more_than_its_share_of_streams(tmp_path: Path) -> None:
     async def main() -> None:
-        async with World(tmp_path).nodes(3) as (one, greedy, modest), contextlib.AsyncExitStack() as stack:
+        async with World(tmp_path, p2pd=True).nodes(3) as (one, greedy, modest), contextlib.AsyncExitStack() as stack:
             held = 0
 
             async def hold(peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -125,7 +125,7 @@ def test_one_peer_cannot_hold_more_than_its_share_of_streams(tmp_path: Path) -> 
 
 def test_addresses_that_cannot_be_reached_or_read_are_left_out(tmp_path: Path) -> None:
     async def main() -> None:
-        world = World(tmp_path)
+        world = World(tmp_path, p2pd=True)
         async with world.nodes(2) as (one, two):
             good, other = (await one.addresses())[0], world.identity(9).peer_id
             wrong = [
@@ -157,7 +157,7 @@ def test_an_unusable_listening_address_is_named(text: str) -> None:
 
 def test_a_taken_port_is_a_network_error_and_leaves_nothing(tmp_path: Path) -> None:
     async def main() -> None:
-        world = World(tmp_path)
+        world = World(tmp_path, p2pd=True)
         async with world.node(0) as one:
             port = (await one.addresses())[0].split("/")[4]
             before = children()
@@ -170,7 +170,7 @@ def test_a_taken_port_is_a_network_error_and_leaves_nothing(tmp_path: Path) -> N
 
 def test_no_socket_is_left_when_p2pd_ends_by_itself(tmp_path: Path) -> None:
     async def main() -> None:
-        async with World(tmp_path).node(0) as node:
+        async with World(tmp_path, p2pd=True).node(0) as node:
             addresses = (node._p2p._daemon_listen_maddr, node._p2p._client_listen_maddr)
             paths = [Path("/" + str(address["unix"]).lstrip("/")) for address in addresses]
             assert paths[0].exists()
@@ -183,7 +183,7 @@ def test_no_socket_is_left_when_p2pd_ends_by_itself(tmp_path: Path) -> None:
 
 def test_the_end_of_p2pd_is_no_traceback_of_hivemind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
-        async with World(tmp_path).node(0) as node, asyncio.timeout(30):
+        async with World(tmp_path, p2pd=True).node(0) as node, asyncio.timeout(30):
             os.kill(node._p2p._child.pid, signal.SIGKILL)
             await node.daemon_ended()
             control = node._p2p._client.control
@@ -206,7 +206,7 @@ def children() -> set[str]:
 
 
 def test_a_members_record_is_found_by_others(tmp_path: Path) -> None:
-    world = World(tmp_path)
+    world = World(tmp_path, p2pd=True)
 
     async def main() -> None:
         async with world.nodes(3) as nodes:
@@ -235,7 +235,7 @@ def signed(world: World, index: int, addresses: list[str] | None = None) -> tupl
 
 
 def test_a_forged_or_foreign_record_is_not_stored_by_honest_nodes(tmp_path: Path) -> None:
-    world = World(tmp_path)
+    world = World(tmp_path, p2pd=True)
 
     async def main() -> None:
         async with world.node(0) as honest, world.node(1, honest) as reader:
@@ -276,7 +276,7 @@ def record(subkey: Any, value: Any, expires: float) -> DHTRecord:
 
 
 def test_the_validator_believes_only_the_peer_itself_and_only_as_long_as_it_signed(tmp_path: Path) -> None:
-    world, validator = World(tmp_path), RecordValidator()
+    world, validator = World(tmp_path, p2pd=True), RecordValidator()
     value, expires = signed(world, 0)
     me, other = world.identity(0).peer_id, world.identity(1).peer_id
     assert validator.validate(record(me, value, expires))
@@ -330,7 +330,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("end", ["kill -9", "close"])
 def test_no_process_and_no_socket_outlives_the_one_that_ran_the_node(tmp_path: Path, end: str) -> None:
-    identity = World(tmp_path).identity_path(0)
+    identity = World(tmp_path, p2pd=True).identity_path(0)
     arguments = [sys.executable, "-c", _CHILD, str(identity), "stay" if end == "kill -9" else "go"]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
@@ -359,7 +359,7 @@ def alive(pid: str) -> bool:
 
 
 def test_a_rendezvous_ends_when_its_input_is_closed(tmp_path: Path) -> None:
-    identity = World(tmp_path).identity_path(0)
+    identity = World(tmp_path, p2pd=True).identity_path(0)
     command = [sys.executable, "-m", "peer.net.rendezvous", "--identity", str(identity), "--listen", "127.0.0.1:0"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
@@ -372,7 +372,7 @@ def test_the_side_that_answers_lets_the_other_one_close_the_stream(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else p2pd may reset the stream, and a reset overtakes the answer: of 4200 calls, one or two were lost."""
-    world = World(tmp_path)
+    world = World(tmp_path, p2pd=True)
 
     async def main() -> None:
         async with world.nodes(2) as (caller, server):

@@ -20,14 +20,23 @@ from coordinator.store.log import LogTable
 from coordinator.store.people import BeginnersTable, MemberTable
 from coordinator.store.published import CheckpointTable, EvaluationTable
 from coordinator.store.rounds import CreditTable, RoundTable
-from coordinator.store.rows import NAME_REPORTERS, SCHEMA_VERSION, Base
+from coordinator.store.rows import (
+    CHECK,
+    GET_VERSION,
+    NAME_REPORTERS,
+    READER,
+    SCHEMA_VERSION,
+    SET_VERSION,
+    WRITER,
+    Base,
+)
 from coordinator.store.waiting import ForkTable, WaitingTable
 from protocol.disk import disk_error, is_full
 from protocol.errors import InputError, NetworkError
 
 BUSY_TIMEOUT_S = 10.0
 WRITE_TIMEOUT_S = 30.0
-RESTORE = "restore the run folder from a backup"
+_RESTORE = "restore the run folder from a backup"
 StoreError = SQLAlchemyError  # whatever the database raises
 StoreAway = OperationalError  # of these: it cannot be used now, since it is busy or the disk is full
 
@@ -62,7 +71,7 @@ class Store:
             self.close()
             if is_full(error, path):
                 raise disk_error(path, error) from error
-            raise InputError(f"{path}: not a database that can be read: {error.orig}", RESTORE) from error
+            raise InputError(f"{path}: not a database that can be read: {error.orig}", _RESTORE) from error
         except InputError:
             self.close()
             raise
@@ -103,9 +112,8 @@ def _engine(path: Path, *, query_only: bool) -> Engine:
 
     def configure(connection: Any, _record: Any) -> None:
         cursor = connection.cursor()
-        pragmas = ("query_only = ON",) if query_only else ("journal_mode = WAL", "synchronous = FULL")
-        for pragma in (*pragmas, "foreign_keys = ON"):
-            cursor.execute(f"PRAGMA {pragma}")
+        for statement in READER if query_only else WRITER:
+            cursor.execute(statement)
         cursor.close()
 
     event.listen(engine, "connect", configure)
@@ -114,12 +122,12 @@ def _engine(path: Path, *, query_only: bool) -> Engine:
 
 def _prepare(engine: Engine, path: Path) -> None:
     with engine.begin() as connection:
-        version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+        version = connection.exec_driver_sql(GET_VERSION).scalar_one()
         if version not in (0, SCHEMA_VERSION):
             raise InputError(f"{path}: expected schema {SCHEMA_VERSION}, got {version}", "use a newer Potluck")
-        damage = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+        damage = connection.exec_driver_sql(CHECK).scalar_one()
         if damage != "ok":
-            raise InputError(f"{path}: the database is damaged: {damage}", RESTORE)
+            raise InputError(f"{path}: the database is damaged: {damage}", _RESTORE)
         Base.metadata.create_all(connection)
         connection.exec_driver_sql(NAME_REPORTERS)
-        connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.exec_driver_sql(SET_VERSION)

@@ -1,4 +1,7 @@
-"""What is stored: one class for each table. A row that was read is plain data; its transaction may be over."""
+"""What is stored: one class for each table, and the SQL that SQLAlchemy has no words for.
+
+A row that was read is plain data; its transaction may be over.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,10 @@ from sqlalchemy import ForeignKey, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 SCHEMA_VERSION = 1
+GET_VERSION, SET_VERSION = "PRAGMA user_version", f"PRAGMA user_version = {SCHEMA_VERSION}"
+CHECK = "PRAGMA quick_check(1)"
+READER = ("PRAGMA query_only = ON", "PRAGMA foreign_keys = ON")  # at each new connection
+WRITER = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA foreign_keys = ON")
 
 
 class Base(DeclarativeBase):

@@ -82,6 +82,7 @@ def _after_the_end(event: Event) -> list[Action]:
 
 # ---- events that are only noted --------------------------------------------------------------------------------------------
 
+
 def _on_heard(state: State, event: e.Heard, now: float) -> list[Action]:
     matters = views.note(state, event.by, event.said, now)
     if event.farewells:

@@ -92,7 +92,7 @@ def probe(folder: Path) -> dict[str, tuple[int, int]]:
     import torch
 
     from peer.sync.contribution import lossy
-    from peer.sync.shelf import Head, Position
+    from peer.sync.shelf import Head, Shelf
     from peer.training.data import load_dataset
     from peer.training.genesis import load_state
     from peer.training.model import load_trainable
@@ -109,16 +109,16 @@ def probe(folder: Path) -> dict[str, tuple[int, int]]:
     found["model"] = peak.take()
     work = LocalWork(model, load_dataset(spec, model.tokenizer, folder / "data"), spec, "probe")
     found["optimizer"] = peak.take()
-    position, residual = Position(Head(state)), None
+    shelf, residual = Shelf(Head(state)), None
     encoded: EncodedUpdate | None = None
     del state
     for number in (1, 2):
-        base = position.head.state
+        base = shelf.head.state
         work.rebase(base, encoded)
         for _ in range(2):
             work.step()
         found[f"work {number}"] = peak.take()
-        position.make_room()
+        shelf.make_room()
         update = work.finish()
         if spec.sync.overlap:
             work.carry_on()
@@ -130,18 +130,18 @@ def probe(folder: Path) -> dict[str, tuple[int, int]]:
         averaged = average.decode()
         found[f"average {number}"] = peak.take()
         candidate = outer_step(spec, base, averaged)
-        position.keep_average(candidate.digest, average)
+        shelf.keep_average(candidate.digest, average)
         del averaged, average
         if not keeps_own(spec):
             encoded = None
         found[f"outer step {number}"] = peak.take()
-        position.advance(Head(candidate))
+        shelf.advance(Head(candidate))
         del base, candidate
         if spec.sync.overlap:
             work.step()
         found[f"ahead {number}"] = peak.take()
         with tempfile.TemporaryDirectory() as kept:
-            position.head.state.save(Path(kept) / "state.safetensors")
+            shelf.head.state.save(Path(kept) / "state.safetensors")
             work.save_optimizer(Path(kept) / "moments.safetensors")
         found[f"save {number}"] = peak.take()
     return found

@@ -18,7 +18,7 @@ from lab import REPOSITORY
 NO_SCREENS = {
     "model_card.py",
     "plot.py",
-    "store.py",
+    "rows.py",
     "words.py",
 }  # files that are written, SQL, and the catalogue's own module
 OURS = {
@@ -48,6 +48,7 @@ NOT_SHOWN = {
     "{}, {} threads",
     "{} | recomputing",
 }
+FORMATS = ("protocol/", "coordinator/run_config")
 MOST_FORMS = 16  # of one text with conditions in it
 
 
@@ -97,7 +98,7 @@ def _hidden(tree: ast.Module, name: str) -> Iterator[ast.AST]:
                 if not any(isinstance(inner, ast.Call) for inner in ast.walk(annotation)):  # options' help stands there
                     yield from ast.walk(annotation)
             case ast.Raise(exc=ast.Call(func=ast.Name(id=kind))) if kind in OURS or (
-                kind == "ValueError" and not name.startswith("protocol/")  # pydantic tells those of the formats
+                kind == "ValueError" and not name.startswith(FORMATS)  # pydantic tells those of the formats
             ):
                 yield from ast.walk(node)
 

@@ -5,20 +5,21 @@ A simulator that does not notice is worth nothing. Where the core stops a bug in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
-from peer.round import attempt, follow, group, quorum, turns
-from peer.round.actions import Action
+from peer.round import attempt, bound, core, follow, group, lead, leave, quorum, tally, turns, word
+from peer.round.actions import Action, Commit, SendVote
 from peer.round.box import Ballot, Box
 from peer.round.core import Core
-from peer.round.events import Averaged
+from peer.round.events import Averaged, Ready
 from peer.round.farewells import Farewells
 from peer.round.state import Average, State
 from protocol import succession
+from protocol.errors import VerificationError
 from protocol.majority import has_majority
 from tests.sim.member import Member
 from tests.sim.plans import LIES, TELLS
@@ -26,8 +27,8 @@ from tests.sim.referee import Broken, Diverged, Stuck
 
 ALL = tuple(kind for kind in TELLS if kind not in LIES)
 TELLERS = ("boast", "split", "lose")
-RIVALS = ("rival", "delay", "twice", "slow", "freeze")  # of such plans, few show what these do
-KILLS = ("shaky", "crash", "blackout", "lose", "split")
+RIVALS = ("rival", "delay", "twice", "slow", "freeze", "hasty")  # of such plans, few show what these do
+KILLS = ("shaky", "crash", "lose", "split")
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,19 @@ class Bug:
         rounds: of the plans in which it is looked for.
     """
 
-    patches: tuple[tuple[Any, str, Any], ...]
+    patches: tuple[Patch, ...]
     breaks: type[Broken]
     faults: tuple[str, ...] = ALL
     rounds: int = 10
+
+
+Patch = tuple[Any, str, Any]
+
+
+def everywhere(function: Callable[..., Any], instead: Callable[..., Any]) -> tuple[Patch, ...]:
+    """The function is replaced in each module of the core that calls it by its name."""
+    name, modules = function.__name__, (attempt, bound, core, follow, lead, leave, tally, word)
+    return tuple((module, name, instead) for module in modules if vars(module).get(name) is function)
 
 
 @contextmanager
@@ -57,13 +67,6 @@ def planted(bug: Bug) -> Iterator[None]:
 
 
 # ---- the box --------------------------------------------------------------------------------------------------------------
-
-
-def _promise_anything(box: Box, round: int, attempt: int, leader: str) -> Box:
-    """To anybody; and keep none of it."""
-    if round != box.round:
-        return Box(round, attempt, leader, farewells=box.farewells)
-    return replace(box, attempt=max(attempt, box.attempt), leader=leader)
 
 
 def _vote_anywhere(box: Box, round: int, ballot: Ballot, group: group.Group) -> Box:
@@ -81,13 +84,17 @@ def _promise_and_forget(box: Box, round: int, attempt: int, leader: str) -> Box:
 _step = Core.step
 
 
-def _go_on_after_giving_up(core: Core, event: Any, now: float) -> list[Action]:
+def _vote_for_what_was_given_up(core: Core, event: Any, now: float) -> list[Action]:
     """An all-reduce that comes to its end is voted on, whatever was promised meanwhile."""
-    state = core.state
-    made = state.newest_group
-    if isinstance(event, Averaged) and made is not None and event.group == made.digest and not state.is_grouped:
-        state.phase = Average(made, now)
-    return _step(core, event, now)
+    state, taken = core.state, core.__dict__.setdefault("taken", {})
+    if state.newest_group is not None:
+        taken[state.newest_group.digest, state.newest_group.attempt] = state.newest_group
+    made = taken.get((event.group, event.attempt)) if isinstance(event, Averaged) else None
+    if made is None or made.round != state.round or (isinstance(state.phase, Average) and state.phase.group is made):
+        return _step(core, event, now)
+    ballot = Ballot(made.attempt, made.digest, event.state)
+    state.box = state.box.vote(state.round, ballot, made)
+    return [SendVote([peer for peer in made.voters if peer != state.config.me], attempt.sign_vote(state, ballot))]
 
 
 _save = attempt.save
@@ -141,9 +148,8 @@ def _by_what_was_heard(state: State, farewells: Farewells) -> dict[str, int]:
 
 # ---- work and states ------------------------------------------------------------------------------------------------------
 
-_abort = attempt.abort
-_weighed, _check_claim = group.Group.weighed, succession.check_claim
-_commit = Member.commit
+_abort, _advance, _averaged = attempt.abort, attempt.advance, Member.averaged
+_check_claim = succession.check_claim
 
 
 def _abort_and_lose(state: State, why: str, now: float, **more: str) -> list[Action]:
@@ -151,8 +157,31 @@ def _abort_and_lose(state: State, why: str, now: float, **more: str) -> list[Act
     return _abort(state, why, now, **more)
 
 
-def _count_late_work_again(member: Member, action: Any) -> None:
-    _commit(member, replace(action, counted=False, is_late=True))
+def _take_any_claim(core: Core, event: Any, now: float) -> list[Action]:
+    """What the trainer hands over is for the round in hand, whenever it comes."""
+    if isinstance(event, Ready) and core.state.own.claim is None:
+        core.state.own.claim = event.claim
+    return _step(core, event, now)
+
+
+def _let_any_claim_in(peer: str, claim: Any, last: Any, spec: Any) -> None:
+    """Whatever round and base it is for."""
+
+
+def _advance_and_count_again(*args: Any) -> list[Action]:
+    """Work is late although it is in the agreement."""
+    return [
+        replace(item, counted=False, is_late=True) if isinstance(item, Commit) else item for item in _advance(*args)
+    ]
+
+
+def _let_late_work_in(peer: str, claim: Any, last: Any, spec: Any) -> None:
+    """Of those, too, that were in the round before."""
+    try:
+        _check_claim(peer, claim, last, spec)
+    except VerificationError as error:
+        if "late" not in error.message:
+            raise
 
 
 def _keep_average_in_memory(member: Member, content: str) -> str:
@@ -161,17 +190,10 @@ def _keep_average_in_memory(member: Member, content: str) -> str:
     return digest
 
 
-_averaged = Member.averaged
-
-LOCKS = (group, "check_shown", lambda group, terms, acceptors: None)
+BELIEVED = ((group, "check_shown", lambda group, terms, acceptors: None),)
 PLANTED: dict[str, Bug] = {
-    "promises are ignored": Bug(
-        ((Box, "promise", _promise_anything), (Box, "is_bound", lambda *args: True), (Box, "vote", _vote_anywhere)),
-        Diverged,
-        RIVALS,
-    ),
     "votes are given in any attempt": Bug(
-        ((Box, "vote", _vote_anywhere), (Core, "step", _go_on_after_giving_up)), Diverged, (*RIVALS, "hasty")
+        ((Box, "vote", _vote_anywhere), (Core, "step", _vote_for_what_was_given_up)), Diverged, RIVALS, 6
     ),
     "votes are forgotten": Bug(((Box, "promise", _promise_and_forget),), Diverged),
     "a crash forgets everything": Bug(((Member, "box_found", lambda member: Box()),), Diverged),
@@ -182,10 +204,16 @@ PLANTED: dict[str, Bug] = {
     "a state is taken for the digest that was asked for": Bug(
         ((Member, "is_asked_for", lambda *args: True),), Diverged
     ),
-    "an aborted round loses the work": Bug(((attempt, "abort", _abort_and_lose),), Broken),
+    "a group averages claims from several bases": Bug(
+        ((Core, "step", _take_any_claim), (succession, "check_claim", _let_any_claim_in)), Broken
+    ),
+    "late work is counted although its author was in the round": Bug(
+        (*everywhere(attempt.advance, _advance_and_count_again), (succession, "check_claim", _let_late_work_in)), Broken
+    ),
+    "an aborted round loses the work": Bug(everywhere(attempt.abort, _abort_and_lose), Broken),
     "a leaver is dropped by those who have heard of it": Bug(((turns, "counted", _without_leavers),), Diverged),
     "a farewell counts for those who have heard of it": Bug(((turns, "counted", _by_what_was_heard),), Stuck),
-    "whoever is ahead is followed": Bug(((follow, "check_chain", lambda *args: None),), Diverged, TELLERS),
-    "what is told is not saved yet": Bug(((attempt, "save", _tell_before_saving),), Diverged, KILLS),
+    "whoever is ahead is followed": Bug(((follow, "check_chain", lambda *args: None),), Diverged, TELLERS, 6),
+    "what is told is not saved yet": Bug(everywhere(attempt.save, _tell_before_saving), Diverged, KILLS),
     "an average is voted for and not on disk": Bug(((Member, "averaged", _keep_average_in_memory),), Stuck, KILLS),
 }

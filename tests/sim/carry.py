@@ -57,7 +57,7 @@ def _send(me: Member, to: str, what: str, event: Any) -> bool:
 
 def _propose(me: Member, action: a.Propose) -> None:
     call = ("propose", me.name, action.attempt)
-    at = (action.round, action.base, action.attempt, action.timeout_s, action.asked)
+    at = (action.round, action.base, action.attempt, action.timeout_s, action.asked, action.word)
     for peer in action.to:
         if not _send(me, peer, "propose", e.Proposed(call, me.name, *at)):
             me.world.tell(1, me, e.Declined(peer, action.attempt, "not reached"))

@@ -15,7 +15,7 @@ from protocol import canonical
 from protocol.agreement import Agreement, group_digest
 from protocol.statements import Vote
 from protocol.succession import Last, counted
-from tests.sim.spec import RUN, SPEC
+from tests.sim.spec import RUN
 
 if TYPE_CHECKING:
     from tests.sim.member import Member
@@ -86,7 +86,7 @@ def made_up_head(liar: Member) -> list[Agreement]:
         liar.held[state] = content
         claim = liar.sign(liar.claim(last, 100))
         vote = Vote(run=RUN, round=last.round + 1, attempt=0, group=group_digest([claim]), base=last.state, state=state)
-        counts = counted({liar.name: claim.value}, last, SPEC)
+        counts = counted({liar.name: claim.value}, last, liar.world.spec)
         found.append(Agreement((claim,), (liar.sign(vote),), {liar.name: ""}, counts))
         last = Last.of(found[-1])
     return found

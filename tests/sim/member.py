@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from protocol.signed import Signed
 from protocol.statements import Claim, Late, UpdateDigest
 from protocol.succession import Last
 from tests.sim import hostile
-from tests.sim.spec import CHUNK_VALUES, RUN, SPEC, VALUES
+from tests.sim.spec import CHUNK_VALUES, RUN, VALUES, WIRE
 from tests.sim.tasks import is_digest_of
 
 if TYPE_CHECKING:
@@ -50,8 +51,26 @@ TIMING = Timing(
     forget_s=400,
 )
 WORK, HAND_OVER = 2, 0.5  # ticks
-UPDATE = UpdateDigest(root="0" * 64, values=VALUES, chunk_values=CHUNK_VALUES, codec=SPEC.sync.wire)
+UPDATE = UpdateDigest(root="0" * 64, values=VALUES, chunk_values=CHUNK_VALUES, codec=WIRE)
 MANY = 10**6  # batches: as many as any tokens need
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Work that was in no round yet; as `peer.sync.contribution.Leftover` has it."""
+
+    works: tuple[int, ...]  # numbers
+    since: int  # the first round that it was done for
+    base: str
+    tokens: int
+    waited: bool = False
+
+    def with_later(self, later: Leftover) -> Leftover:
+        return replace(self, works=(*self.works, *later.works), tokens=self.tokens + later.tokens)
+
+    def statement(self, round: int) -> Late:
+        waited = round - self.since if self.waited else None
+        return Late(base=self.base, tokens=self.tokens, first_batch=0, batches=MANY, waited=waited)
 
 
 @dataclass
@@ -72,14 +91,14 @@ class Member:
         core: None while it is down.
         starts: how often it was started: what began before a kill does not end after it.
         held: states in memory, digest -> sentence.
-        work: numbers of the works in this round's claim.
-        late: what of its work may count in the next claim.
+        ready: what is in this round's claim: work of this round, after what was late in it.
+        left: what of its work may count in the next claim, the oldest first.
         known: what a hostile one remembers of what others have shown it.
     """
 
     def __init__(self, name: str, world: World, disk: Disk) -> None:
         self.name, self.world, self.disk = name, world, disk
-        self.config = Config(name, RUN, SPEC, self.sign, VALUES, CHUNK_VALUES, timing=TIMING)
+        self.config = Config(name, RUN, world.spec, self.sign, VALUES, CHUNK_VALUES, timing=TIMING)
         self.core: Core | None = None
         self.is_dead = False  # for good
         self.next_tick = NEVER
@@ -89,8 +108,8 @@ class Member:
     def _forget(self) -> None:
         """What is in memory alone."""
         self.held = dict(self.disk.state)
-        self.work: tuple[int, ...] = ()
-        self.late: tuple[Late | None, tuple[int, ...]] = (None, ())
+        self.ready: tuple[Leftover, ...] = ()
+        self.left: tuple[Leftover, ...] = ()
         self.is_handing = False
         self.known: dict[str, Any] = {}
 
@@ -118,7 +137,7 @@ class Member:
         self.world.referee.let_go(self.in_hand())
 
     def in_hand(self) -> tuple[int, ...]:
-        return (*self.work, *self.late[1])
+        return tuple(number for work in (*self.ready, *self.left) for number in work.works)
 
     def sign(self, statement: Any) -> Signed[Any]:
         self.signed += 1
@@ -137,10 +156,12 @@ class Member:
         if core.state.own.claim is not None or self.is_handing:
             return
         self.is_handing = True
-        late, works = self.late
-        claim = self.sign(self.claim(core.state.last, world.tokens[self.name], late))
-        self.work, self.late = (world.referee.worked(self.name), *works), (None, ())
-        world.referee.claims[claim.digest] = self.work
+        last, tokens = core.state.last, world.tokens[self.name]
+        late = (functools.reduce(Leftover.with_later, self.left),) if self.left else ()
+        claim = self.sign(self.claim(last, tokens, late[0].statement(last.round + 1) if late else None))
+        fresh = Leftover((world.referee.worked(self.name),), last.round + 1, last.state, tokens)
+        self.ready, self.left = (*late, fresh), ()
+        world.referee.claims[claim.digest] = self.in_hand()
         world.after(HAND_OVER, self, _handed_over, claim)
 
     def claim(self, last: Last, tokens: int, late: Late | None = None) -> Claim:
@@ -153,19 +174,24 @@ class Member:
         content = self.state(agreement.state)
         referee.stands_on(self.name, agreement, content)
         before = self.in_hand()
-        self.late = self._late(action)
-        self.work, self.is_handing = (), False
-        referee.let_go(number for number in before if number not in self.late[1])
+        works = self.ready or self.left
+        self.ready, self.left, self.is_handing = (), (), False
+        for work in works:
+            self._keep_work(work, action)
+        kept = self.in_hand()
+        referee.let_go(number for number in before if number not in kept)
         self.held = {**self.disk.state, agreement.state: content}
         self._begin()
 
-    def _late(self, action: a.Commit) -> tuple[Late | None, tuple[int, ...]]:
-        """What of the work in hand may still count."""
-        if not self.work or action.counted or not action.is_late:
-            return None, ()
-        tokens = self.world.tokens[self.name] * len(self.work)
-        late = Late(base=action.agreement.base, tokens=tokens, first_batch=0, batches=MANY)
-        return late, self.work
+    def _keep_work(self, work: Leftover, action: a.Commit) -> None:
+        """Work for the next claim, unless it is too old by now; as `peer.sync.own_work` does it."""
+        if action.counted:
+            return
+        round = action.agreement.round
+        if round - work.since + 1 <= action.may_wait:
+            self.left = (*self.left, replace(work, waited=True))
+        elif action.is_late and (work.since, work.base) == (round, action.agreement.base):
+            self.left = (replace(work, waited=False),)
 
     # ---- states ------------------------------------------------------------------------------------------------------------
 

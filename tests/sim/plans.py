@@ -1,6 +1,6 @@
 """What goes wrong in a simulated run, as data: drawn by hypothesis or from a seed, replayed, shrunk, told as a story.
 
-A `Plan` says who takes part and which `Fault`s come when; `round_simulator.simulate` plays it, the same way each time.
+A `Plan` says who takes part and which `Fault`s come when; `world.simulate` plays it, the same way each time.
 Hypothesis draws some hundred plans and shrinks those that fail itself. That is too slow for ten thousand rounds, so most
 plans come from a seed (`random_plan`), and `shrink` makes one that fails small by leaving out what it can do without.
 
@@ -78,10 +78,12 @@ class Plan:
     faults: tuple[Fault, ...]
     ticks: int = 4 * ROUND_TICKS
     jitter: int = 0  # a seed for how long messages take; 0: one tick each
+    places: int = 64  # in a group
 
     def story(self) -> str:
         """What happens, for people."""
         pace = "messages take one to three ticks" if self.jitter else "every message takes one tick"
+        pace += f"; groups of {self.places}" if self.places < len(self.members) else ""
         late = [f"{m.name} starts at tick {m.starts}" for m in self.members if m.starts]
         who = [f"{m.name}: weight {m.weight}" for m in self.members]
         return "\n".join(["; ".join([*who, *late, pace]), *(fault.story() for fault in self.faults)])
@@ -117,9 +119,9 @@ def random_plan(seed: int, rounds: int = 10, kinds: tuple[str, ...] = tuple(TELL
     hardship = draw.choice([0.0, 0.2, 0.5])
     whole = [kind for kind in WHOLE if draw.random() < hardship] + ["blind"] * (draw.random() < 0.5)
     faults += [Fault(0, kind, tuple(names), ticks) for kind in dict.fromkeys(whole)]
-    return Plan(
-        tuple(members), tuple(sorted(faults, key=lambda f: f.at)), ticks, draw.choice([0, draw.randint(1, 999)])
-    )
+    faults.sort(key=lambda fault: fault.at)
+    jitter, places = draw.choice([0, draw.randint(1, 999)]), draw.choice([64, 64, 3])
+    return Plan(tuple(members), tuple(faults), ticks, jitter, places)
 
 
 @st.composite
@@ -159,6 +161,8 @@ def _simpler(plan: Plan) -> list[Plan]:
     found += [replace(plan, faults=faults[:i] + faults[i + 1 :]) for i in range(len(faults))]
     if plan.jitter:
         found.append(replace(plan, jitter=0))
+    if plan.places < len(plan.members):
+        found.append(replace(plan, places=64))
     last = max((fault.at for fault in faults), default=0) + 1
     if last < plan.ticks:
         found.append(replace(plan, ticks=last))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from protocol.run_spec import RunSpec
 from tests.kit.builders import make_spec
 
@@ -9,12 +11,12 @@ VALUES, CHUNK_VALUES = 36, 1 << 16
 ROUND_TICKS = 3  # of work, from one agreement to the next proposal
 
 
-def spec(**sync: object) -> RunSpec:
+@cache
+def spec_of(max_group: int) -> RunSpec:
     """The spec of a run whose members average 36 values."""
     base = make_spec(rules=3)
-    fields = {"round_tokens": None, "round_seconds": float(ROUND_TICKS), "min_peers": 1, "max_group": 64} | sync
+    fields = {"round_tokens": None, "round_seconds": float(ROUND_TICKS), "min_peers": 1, "max_group": max_group}
     return base.model_copy(update={"sync": base.sync.model_copy(update=fields)})
 
 
-SPEC = spec()
-RUN = SPEC.digest
+RUN, WIRE = spec_of(64).digest, spec_of(64).sync.wire  # the run's digest is only a name here

@@ -25,6 +25,7 @@ from tests.sim.member import Disk, Member
 from tests.sim.network import Network
 from tests.sim.plans import Fault, Plan
 from tests.sim.referee import Broken, Referee, Stuck
+from tests.sim.spec import spec_of
 
 UNREST = ("usurp", "restless", "shaky")  # what is done each tick
 GOSSIP = 2  # ticks
@@ -44,7 +45,7 @@ class World:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self.plan, self.now = plan, 0.0
+        self.plan, self.now, self.spec = plan, 0.0, spec_of(plan.places)
         self.network, self.referee = Network(plan), Referee()
         self.queue: list[tuple[float, int, Member, int, Do, Any]] = []
         self.number = itertools.count()
