@@ -19,10 +19,7 @@ TESTS = ("tests", "lab")
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 350, 60, 8
 SETTERS = {"setattr", "delattr", "setitem", "delitem", "object", "patch"}  # of monkeypatch; `object`: mock.patch.object
 
-KNOWN: dict[str, set[str]] = {
-    "tests/test_handing_on.py": {"file"},
-    "tests/test_swarm_node.py": {"file"},
-}
+KNOWN: dict[str, set[str]] = {}
 
 
 class Breach(NamedTuple):
