@@ -39,6 +39,7 @@ class Network:
             set()
         )  # (peer id, last part of a stream's name): what it sends there is lost
         self.closed: set[tuple[str, str]] = set()  # the same: it cannot open such streams
+        self.records: dict[str, dict[str, bytes]] = {}  # key -> subkey -> value
 
     def node(self, peer_id: str) -> MemoryNode:
         self.nodes[peer_id] = node = MemoryNode(self, peer_id)
@@ -110,6 +111,13 @@ class MemoryNode:
     async def connect(self, addresses: Iterable[str]) -> set[str]:
         wanted = {address.rpartition("/")[2] for address in addresses}
         return {peer for peer in wanted if peer != self.peer_id and self.network.reaches(self.peer_id, peer)}
+
+    async def store_record(self, key: str, subkey: str, value: bytes, expires: float) -> bool:
+        self.network.records.setdefault(key, {})[subkey] = value
+        return True
+
+    async def find_records(self, key: str) -> dict[str, bytes]:
+        return dict(self.network.records.get(key, {}))
 
     def vanish(self) -> None:
         """As when its machine loses power."""

@@ -7,10 +7,10 @@ import contextlib
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from peer.net.driver import Driver
-from peer.net.pace import Limits
 from peer.net.place import Callbacks, Place, SwarmConfig
 from peer.round.box import Box
 from peer.round.events import CoordinatorSaid
@@ -45,56 +45,60 @@ async def until(condition: Callable[[], Any], timeout_s: float = PATIENCE_S, wha
     return value
 
 
+@dataclass
+class Ways:
+    """What is different about one member.
+
+    Args:
+        tokens, work_s: how much its trainer does for a round, and how long that takes.
+        certificate: None: one that holds.
+        saves, keeps: its disk, for boxes and for heads; may raise OSError.
+        on_stage, on_candidate, on_failure: as `Callbacks` and `Driver` have them.
+    """
+
+    tokens: int = 400
+    work_s: float = 0.0
+    box: Box = field(default_factory=Box)
+    certificate: Callable[[], str] | None = None
+    saves: Callable[[bytes], None] = lambda data: None
+    keeps: Callable[[Head], None] = lambda head: None
+    on_stage: Callable[[int, str], None] = lambda round, stage: None
+    on_candidate: Callable[[SharedState, Average | None], None] = lambda state, average: None
+    on_failure: Told = lambda failure: None
+
+
 class Peer:
     """One driver with a trainer that trains nothing."""
 
     def __init__(
-        self,
-        world: World,
-        index: int,
-        node: Node | MemoryNode,
-        head: Head,
-        *,
-        box: Box | None = None,
-        tokens: int = 400,
-        work_s: float = 0.0,
-        certificate: Callable[[], str] | None = None,
-        on_stage: Callable[[int, str], None] = lambda round, stage: None,
-        on_failure: Told = lambda failure: None,
-        on_candidate: Callable[[SharedState, Average | None], None] = lambda state, average: None,
-        save_box: Callable[[bytes], None] | None = None,
-        keep: Callable[[Head], None] = lambda head: None,
-        **config: Any,
+        self, world: World, index: int, node: Node | MemoryNode, head: Head, ways: Ways, config: SwarmConfig
     ) -> None:
-        self.world, self.index, self.tokens, self.work_s = world, index, tokens, work_s
+        self.world, self.index, self.node, self.ways = world, index, node, ways
+        self.tokens, self.work_s = ways.tokens, ways.work_s
         self.heads: list[Head] = []
         self._first = head.round
         self.reports: list[RoundReport] = []
         self.handed_over: list[str] = []  # bases of the updates
         self.saved: list[bytes] = []
         self.aborted: list[str] = []  # why attempts came to nothing
-        self._keep = keep
-        self.node: Node | MemoryNode = node
-        options = SwarmConfig(**({"limits": Limits(silence_s=2.0, total_s=30.0)} | config))
-        token = world.certificate(index, reducer=options.reduce_only)
-        place = Place(
-            world.identity(index),
-            world.card,
-            certificate or (lambda: token),
-            head,
-            box or Box(),
-            save_box or self.saved.append,
-            config=options,
+        token = world.certificate(index, reducer=config.reduce_only)
+        certificate = ways.certificate or (lambda: token)
+        place = Place(world.identity(index), world.card, certificate, head, ways.box, self._save, config=config)
+        callbacks = Callbacks(
+            self._committed, ways.on_candidate, ways.on_stage, lambda round, attempt, why: self.aborted.append(why)
         )
-        callbacks = Callbacks(self._committed, on_candidate, on_stage, lambda r, a, why: self.aborted.append(why))
-        self.driver = Driver(node, place, callbacks, on_failure)  # type: ignore[arg-type]
+        self.driver = Driver(node, place, callbacks, ways.on_failure)  # type: ignore[arg-type]
         self.driver.post(CoordinatorSaid(0, world.named))
         self.me = self.driver.me
         self._trainer: asyncio.Task[None] | None = None
         self._vanished = False
 
+    def _save(self, data: bytes) -> None:
+        self.ways.saves(data)
+        self.saved.append(data)
+
     async def _committed(self, head: Head, report: RoundReport) -> None:
-        self._keep(head)
+        self.ways.keeps(head)
         self.heads.append(head)
         self.reports.append(report)
 

@@ -13,7 +13,7 @@ import contextlib
 import warnings
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -27,6 +27,8 @@ with warnings.catch_warnings():  # hivemind's layers of experts, which nobody he
     import hivemind  # noqa: F401
 
 from peer.net.node import Node
+from peer.net.pace import Limits
+from peer.net.place import SwarmConfig
 from peer.net.records import RecordValidator
 from peer.round.group import Terms
 from peer.sync.shelf import Head
@@ -42,7 +44,7 @@ from protocol.signed import Signed
 from protocol.statements import Claim, Vote
 from protocol.succession import Last, counted
 from tests.memory_net import Network
-from tests.peer_kit import PATIENCE_S, Peer, quietly, run, until
+from tests.peer_kit import PATIENCE_S, Peer, Ways, quietly, run, until
 
 __all__ = ["Peer", "World", "acquaint", "agreed", "meet", "quietly", "run", "together", "until", "with_chunk"]
 
@@ -67,10 +69,10 @@ class World:
         self.folder = folder
         self.network = None if p2pd else Network()
         base = spec or make_spec(name, rules=2)
-        fields = {"wire": "fp32", "round_tokens": 1000} | sync
+        changes = {"wire": "fp32", "round_tokens": 1000} | sync
         self.spec = base.model_copy(
             update={
-                "sync": base.sync.model_copy(update=fields),
+                "sync": base.sync.model_copy(update=changes),
                 "model": base.model.model_copy(update={"parameters": values, "trainable": values}),
             }
         )
@@ -185,9 +187,12 @@ class World:
 
     @contextlib.asynccontextmanager
     async def peer(self, index: int, *known: Peer, head: Head | None = None, **options: Any) -> AsyncIterator[Peer]:
-        train = options.pop("train", True)
+        """A driver; `options` are those of `Ways` and of `SwarmConfig`."""
+        train, names = options.pop("train", True), {item.name for item in fields(Ways)}
+        ways = Ways(**{name: options.pop(name) for name in names & options.keys()})
+        config = SwarmConfig(**({"limits": Limits(silence_s=2.0, total_s=30.0)} | options))
         async with self.node(index, *(peer.node for peer in known)) as node:
-            peer = Peer(self, index, node, head or Head(self.genesis), **options)
+            peer = Peer(self, index, node, head or Head(self.genesis), ways, config)
             await peer.driver.start()
             peer.driver.gossip.contacts |= {other.node.peer_id for other in known}
             if train:

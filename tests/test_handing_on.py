@@ -1,10 +1,12 @@
-"""A leaver and the run's newest state: it is not gone with whoever alone has it, or its owner is told."""
+"""A leaver and the run's newest state: it is not gone with whoever alone has it, or its owner is told.
+
+Who counts as having it is in `test_last_copy`.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,11 @@ from lab.warm_start import WarmStart
 from peer.handing_on import ALONE_S, ASKED_S, Outcome, hand_on
 from peer.link.client import CoordinatorClient
 from peer.net.last_copy import Copies, giving_s
-from peer.net.own_progress import OwnProgress
 from peer.screen.messages import text
 from peer.training.genesis import load_state
-from protocol import swarm_pb2
 from protocol.errors import NetworkError
 from tests.kit.coordinator import Swarm as Members
 from tests.kit.coordinator import start_host, write_run
-from tests.swarm_kit import Peer, World, agreed, run, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -131,147 +130,6 @@ def test_the_time_to_give_a_state_away_is_in_proportion_to_its_size(size_bytes: 
     assert 20.0 <= giving_s(size_bytes, line) <= giving_s(size_bytes + 10**6, line)
     if line > 1:
         assert giving_s(size_bytes, line) >= 3 * size_bytes / line
-
-
-# ---- who counts as having it -----------------------------------------------------------------------------------------
-
-
-def blind(peer: Peer) -> Callable[[], None]:
-    """It cannot ask others for their heads; returns what ends that."""
-    real = peer.node.stream
-
-    @contextlib.asynccontextmanager
-    async def stream(peer_id: str, name: str, *rest: Any) -> AsyncIterator[Any]:
-        if name.endswith("/head"):
-            raise NetworkError("a firewall")
-        async with real(peer_id, name, *rest) as both:
-            yield both
-
-    def end() -> None:
-        peer.node.stream = real  # type: ignore[method-assign]
-
-    peer.node.stream = stream  # type: ignore[method-assign]
-    return end
-
-
-async def only_one_ahead(one: Peer, other: Peer) -> Callable[[], None]:
-    """`one` has made rounds that `other`, which is there, cannot take over, until what is returned is called."""
-    end = blind(other)
-    await until(lambda: one.round >= 1 and one.driver.lines.is_alive(other.me), what="a round that one has alone")
-    return end
-
-
-def says(monkeypatch: pytest.MonkeyPatch, liar: Peer, change: Callable[[swarm_pb2.Progress, str], None]) -> None:
-    """From now on this member says other things of itself."""
-    real = OwnProgress.to
-
-    def to(own: OwnProgress, peer: str) -> swarm_pb2.Progress:
-        said = real(own, peer)
-        if own is liar.driver.progress:
-            change(said, peer)
-        return said
-
-    monkeypatch.setattr(OwnProgress, "to", to)
-
-
-def test_the_only_one_is_found_out_and_another_that_fetched_its_state_counts(tmp_path: Path) -> None:
-    world = World(tmp_path, values=1000, round_tokens=None, round_seconds=0.5)
-
-    async def main() -> None:
-        async with world.peer(0) as one, world.peer(1, one, train=False) as other:
-            see = await only_one_ahead(one, other)
-            await one.driver.begin_leaving()
-            copies = await one.driver.copies()
-            assert (copies.round, copies.is_newest, copies.holders, copies.others) == (one.round, True, frozenset(), 1)
-            assert copies.run_waits and copies.seconds > 20
-            see()
-            await until(lambda: other.round == one.round, what="the other to fetch from one that is leaving")
-            await until(lambda: one.driver.state.views[other.me].said.base == one.driver.head.digest)
-            assert (await one.driver.copies()).holders == {other.me}
-            at = one.round
-            await one.stop()
-            other.train()
-            await agreed([other], at + 2)
-
-    run(main())
-
-
-def test_who_only_says_that_it_has_the_state_neither_counts_nor_gets_the_weight(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world = World(tmp_path, values=1000, round_tokens=None, round_seconds=0.5)
-
-    def where_the_other_stands(said: swarm_pb2.Progress, to: str, liar: Peer) -> None:
-        view = liar.driver.state.views.get(to)
-        if view is not None:
-            said.round, said.base = view.said.round, view.said.base
-
-    async def main() -> None:
-        async with world.peer(0) as one, world.peer(1, one, train=False) as liar:
-            says(monkeypatch, liar, lambda said, to: where_the_other_stands(said, to, liar))
-            await only_one_ahead(one, liar)
-            await one.driver.begin_leaving()
-            await until(lambda: one.driver.state.views[liar.me].said.base == one.driver.head.digest)
-            copies = await one.driver.copies()
-            assert copies.others == 1 and not copies.holders
-            await one.stop()
-            assert not one.driver.state.box.farewells, "its weight stays its own, for when it comes back"
-
-    run(main())
-
-
-def test_who_says_without_proof_that_it_is_further_on_is_not_believed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world = World(tmp_path, values=1000, round_tokens=None, round_seconds=0.5)
-
-    def further_on(said: swarm_pb2.Progress, to: str) -> None:
-        said.round, said.base = 999, "f" * 64
-
-    async def main() -> None:
-        async with world.peer(0) as one, world.peer(1, one, train=False) as boaster:
-            says(monkeypatch, boaster, further_on)
-            await only_one_ahead(one, boaster)
-            assert (await one.driver.copies()).is_newest
-
-    run(main())
-
-
-def test_who_has_been_left_behind_is_not_needed(tmp_path: Path) -> None:
-    world = World(tmp_path, values=1000, round_tokens=None, round_seconds=0.5)
-
-    async def main() -> None:
-        async with world.peer(0) as one, world.peer(1, one, train=False) as behind:
-            await until(lambda: behind.round >= 1)
-            see = blind(behind)
-            await until(lambda: one.round > behind.round)
-            await until(lambda: behind.driver.state.views[one.me].said.round > behind.driver.state.round)
-            see()
-            assert not (await behind.driver.copies()).is_newest
-
-    run(main())
-
-
-def test_of_members_that_made_the_round_together_none_is_the_only_one(tmp_path: Path) -> None:
-    world = World(tmp_path, values=1000, round_tokens=None, round_seconds=0.7)
-
-    async def main() -> None:
-        async with world.peers(3, work_s=0.1) as peers:
-            one, *others = peers
-            await until(lambda: len(one.driver.head.weights) == 3, what="a round of all")
-            await one.driver.begin_leaving()
-
-            async def is_held() -> bool:
-                copies = await one.driver.copies()
-                return bool(copies.holders) or not copies.is_newest
-
-            while not await is_held():
-                pass
-            await one.stop()
-            assert one.driver.state.box.farewells
-            await agreed(others, max(peer.round for peer in others) + 2)
-
-    run(main())
 
 
 # ---- the coordinator -------------------------------------------------------------------------------------------------

@@ -43,21 +43,26 @@ def test_three_states_for_three_members_commit_nothing() -> None:
 # ---- restarts --------------------------------------------------------------------------------------------------------
 
 
-def voted(lone: Lone) -> Voting:
-    """A member that has voted in a group of b's."""
+def averaging(lone: Lone) -> a.AllReduce:
+    """It has just begun to average in a group of b's."""
     lone.hears("bc")
     lone.works()
     lone.step(lone.proposed("b"))
     group = lone.group("b", lone.mine(), lone.member("b"), lone.member("c"))
     (start,) = of(a.AllReduce, lone.step(e.Grouped("group", "b", group)))
-    lone.step(e.Averaged(start.group.digest, 0, ODD, 0.1))
-    assert isinstance(lone.state.phase, Voting)
-    return lone.state.phase
+    assert isinstance(start, a.AllReduce)
+    return start
+
+
+def averaged(start: a.AllReduce) -> e.Averaged:
+    return e.Averaged(start.group.digest, start.group.attempt, ODD, 0.1)
 
 
 def test_a_member_that_voted_tells_of_it_after_a_restart() -> None:
     before = Lone("me", "bc", round_seconds=100.0)
-    phase = voted(before)
+    before.step(averaged(averaging(before)))
+    phase = before.state.phase
+    assert isinstance(phase, Voting)
     again = Lone("me", "bc", box=before.state.box, round_seconds=100.0)
     again.hears("bc")
     again.works()
@@ -100,19 +105,24 @@ def test_a_promise_that_cannot_be_kept_is_told_to_nobody_and_does_not_stop_the_c
     assert [answer.why for answer in answers] == ["a promise cannot be kept here: a full or broken disk"]
 
 
+def test_a_stage_is_said_before_a_vote_is_on_disk_and_one_after_it_was_told() -> None:
+    """So that the lab can break a member between the two."""
+    lone = Lone("me", "bc", round_seconds=100.0)
+    first = lone.core.step(averaged(averaging(lone)), lone.now)
+    assert first[:-1] == [a.Stage(2, "vote")] and isinstance(first[-1], a.SaveBox)
+    sent, voted = lone.core.step(e.BoxSaved(), lone.now)
+    assert isinstance(sent, a.SendVote) and voted == a.Stage(2, "voted")
+
+
 def test_a_vote_that_cannot_be_kept_is_not_given() -> None:
     lone = Lone("me", "bc", round_seconds=100.0)
-    lone.hears("bc")
-    lone.works()
-    lone.step(lone.proposed("b"))
-    group = lone.group("b", lone.mine(), lone.member("b"), lone.member("c"))
-    (start,) = of(a.AllReduce, lone.step(e.Grouped("group", "b", group)))
+    start = averaging(lone)
 
     def full(box: Box) -> None:
         raise OSError("no space left on device")
 
     lone.saves = full
-    done = lone.step(e.Averaged(start.group.digest, 0, ODD, 0.1))
+    done = lone.step(averaged(start))
     assert not of(a.SendVote, done) and not lone.state.box.ballots
     assert of(a.SendAbort, done)[0].why == "a full or broken disk", "the others need not wait for it"
 

@@ -19,12 +19,7 @@ TESTS = ("tests", "lab")
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 350, 60, 8
 SETTERS = {"setattr", "delattr", "setitem", "delitem", "object", "patch"}  # of monkeypatch; `object`: mock.patch.object
 
-KNOWN: dict[str, set[str]] = {
-    "tests/peer_kit.py": {"Peer.__init__"},
-    "tests/test_handing_on.py": {"file"},
-    "tests/test_swarm_exchange.py": {"exchange._CHUNKS_PER_REQUEST"},
-    "tests/test_swarm_node.py": {"file"},
-}
+KNOWN: dict[str, set[str]] = {}
 
 
 class Breach(NamedTuple):

@@ -1,4 +1,4 @@
-"""State by digest over real nodes: from several sources, some of which vanish or lie; nothing unchecked is loaded."""
+"""State by digest over streams in memory: from several sources, some of which vanish or lie; nothing unchecked is loaded."""
 
 from __future__ import annotations
 
@@ -157,8 +157,7 @@ SPOILS = (
 )
 
 
-def test_what_one_source_spoils_is_fetched_from_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "_CHUNKS_PER_REQUEST", 2)
+def test_what_one_source_spoils_is_fetched_from_another(tmp_path: Path) -> None:
     state = big_state()
 
     async def main() -> None:
@@ -245,8 +244,7 @@ def test_only_the_chunks_that_differ_from_what_is_here_are_fetched(tmp_path: Pat
     run(main())
 
 
-def test_a_fetch_that_failed_goes_on_with_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "_CHUNKS_PER_REQUEST", 1)
+def test_a_fetch_that_failed_goes_on_with_what_it_has(tmp_path: Path) -> None:
     state = big_state()
     size = sum(len(state.chunk(index)) for index in range(state.chunk_count))
 
@@ -265,8 +263,7 @@ def test_a_fetch_that_failed_goes_on_with_what_it_has(tmp_path: Path, monkeypatc
     run(main())
 
 
-def test_hostile_chunk_numbers_are_answered_with_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("peer.net.node.LINGER_S", 0.2)  # that an answerer waits for the other side to close
+def test_hostile_chunk_numbers_are_answered_with_what_there_is(tmp_path: Path) -> None:
     state = big_state(0)
 
     async def main() -> None:

@@ -3,65 +3,47 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from peer.net.node import Node
 from peer.round import lead
-from peer.round.group import Group, Member
+from peer.round.group import Member
 from peer.round.state import Lead
 from peer.training.codecs.codec import EncodedUpdate
-from protocol.errors import NetworkError, VerificationError
+from protocol.errors import VerificationError
 from tests.swarm_kit import Peer, World, acquaint, agreed, run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-def wall_off(*nodes: Node) -> None:
-    """No streams between these nodes, in either direction."""
-    ids = {node.peer_id for node in nodes}
-    for node in nodes:
-        real_stream, real_connect = node.stream, node.connect
-
-        @contextlib.asynccontextmanager
-        async def stream(peer_id: str, name: str, *rest: Any, real: Any = real_stream) -> AsyncIterator[Any]:
-            if peer_id in ids:
-                raise NetworkError("a firewall")
-            async with real(peer_id, name, *rest) as both:
-                yield both
-
-        async def connect(addresses: Any, real: Any = real_connect) -> set[str]:
-            return await real(a for a in addresses if a.rpartition("/")[2] not in ids)
-
-        node.stream, node.connect = stream, connect  # type: ignore[method-assign]
-
-
 def test_two_behind_firewalls_take_part_through_a_third_and_reduce_nothing(tmp_path: Path) -> None:
     world = World(tmp_path, round_tokens=None, round_seconds=0.7, min_peers=3)
+    groups: list[dict[str, int]] = []
 
     async def main() -> None:
         async with contextlib.AsyncExitStack() as stack:
-            peers: list[Peer] = [await stack.enter_async_context(world.peer(index, train=False)) for index in range(3)]
+            peers: list[Peer] = []
+
+            def note(round: int, stage: str) -> None:
+                group = peers[0].driver.state.newest_group
+                if stage == "group" and group is not None:
+                    groups.append({member.peer: member.share for member in group.members})
+
+            for index in range(3):
+                ways = {"on_stage": note} if index == 0 else {}
+                peers.append(await stack.enter_async_context(world.peer(index, train=False, **ways)))
             hub, *walled = peers
-            wall_off(*(peer.node for peer in walled))
-            groups: list[dict[str, int]] = []
-            real = hub.driver.reducing.start
-
-            def start(group: Group, *rest: Any) -> None:
-                groups.append({member.peer: member.share for member in group.members})
-                real(group, *rest)
-
-            hub.driver.reducing.start = start  # type: ignore[method-assign]
+            assert world.network is not None
+            world.network.cut(walled[0].me, walled[1].me)
             await acquaint([hub, walled[0]])
             await acquaint([hub, walled[1]])
             for peer in peers:
                 peer.train()
             await agreed(peers, 2)
             assert not walled[0].driver.lines.is_alive(walled[1].me)
+            assert groups
             for shares in groups:
                 assert shares[hub.me] > 0 and shares[walled[0].me] == shares[walled[1].me] == 0
             for peer in peers:

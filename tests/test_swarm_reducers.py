@@ -1,4 +1,7 @@
-"""Trusted reducers: they reduce for members that nobody reaches, bring no work, have no vote, and can be done without."""
+"""Trusted reducers: they reduce for members that nobody reaches, bring no work, have no vote, and can be done without.
+
+What they do in a round is in `test_round_vanishing`, too.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from peer.round.group import Group, Reducer
+from peer.net import wire
+from peer.net.opening import Opening
+from peer.round import turns
+from peer.round.group import Group, Member, Reducer
 from peer.training.codecs.codec import EncodedUpdate
-from protocol import swarm_pb2
 from protocol.errors import VerificationError
 from tests.swarm_kit import World, acquaint, agreed, run, until
 
@@ -21,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_members_whom_nobody_reaches_average_through_those_that_only_reduce(
     tmp_path: Path, count: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    world = World(tmp_path, values=200_000, round_tokens=None, round_seconds=1.0, min_peers=3, wire="int8")
+    world = World(tmp_path, values=200_000, round_tokens=None, round_seconds=1.5, min_peers=3, wire="int8")
     caplog.set_level(logging.INFO)
 
     async def main() -> None:
@@ -31,91 +36,68 @@ def test_members_whom_nobody_reaches_average_through_those_that_only_reduce(
                 await stack.enter_async_context(world.peer(3 + i, train=False, reduce_only=True)) for i in range(count)
             ]
             await acquaint([*homes, *helpers])
-            await until(lambda: all(len(home.rounds.company.reducers()) == count for home in homes))
-            groups: list[Group] = []
+            everyone = {helper.me for helper in helpers}
+
+            def all_know() -> bool:
+                states = [home.driver.state for home in homes]
+                return all(set(turns.reducers(state, state.now)) == everyone for state in states)
+
+            await until(all_know)
             for home in homes:
-                home.rounds.group.start = noting(groups, home.rounds.group.start)  # type: ignore[method-assign]
                 home.train()
-            await agreed([*homes, *helpers], 3)
+            await agreed([*homes, *helpers], 2)
             for home in homes:
                 agreement = home.heads[-1].agreement
                 assert agreement is not None
                 assert set(agreement.by_peer) == agreement.voters == {peer.me for peer in homes}
-            everyone = {helper.me for helper in helpers}
-            named = [{reducer.peer_id for reducer in group.reducers} for group in groups]
-            assert everyone in named, "all of them reduce, if none is late for a round"
-            for group, reducers in zip(groups, named, strict=True):
-                assert reducers and reducers <= everyone
-                assert not any(member.share for member in group.members)
 
     run(main())
     assert "fetched round" not in caplog.text, "who only reduces has the average, and so the state"
 
 
-def noting(groups: list[Group], start: object):  # type: ignore[no-untyped-def]
-    def noted(group: Group, update: EncodedUpdate | None) -> None:
-        groups.append(group)
-        start(group, update)  # type: ignore[operator]
-
-    return noted
-
-
-def test_a_reducer_that_vanishes_in_mid_round_is_done_without(tmp_path: Path) -> None:
-    world = World(tmp_path, round_tokens=None, round_seconds=0.7, min_peers=2)
+def test_who_is_not_trusted_by_the_host_reduces_for_nobody(tmp_path: Path) -> None:
+    world = World(tmp_path, values=1000, round_tokens=None, round_seconds=0.5, min_peers=2)
+    token = world.certificate(2)
 
     async def main() -> None:
         async with (
             world.peers(2) as peers,
-            world.peer(2, *peers, train=False, reduce_only=True) as helper,
+            world.peer(2, *peers, train=False, reduce_only=True, certificate=lambda: token) as liar,
         ):
-            await until(lambda: any(peer.rounds.group.reduction for peer in [helper]), what="a group with a reducer")
-            await helper.vanish()
-            at = peers[0].round
-            await agreed(peers, at + 3)
-            for peer in peers:
-                assert len(peer.handed_over) == len(set(peer.handed_over)), "work was done twice for one base"
+            await until(lambda: liar.me in peers[0].driver.state.views)
+            await agreed(peers, max(peer.round for peer in peers) + 2)
+            assert not any(peer.driver.state.views[liar.me].said.reduce_only for peer in peers)
+            assert liar.driver.state.newest_group is None, "it was in no group"
 
     run(main())
 
 
-def test_who_is_not_trusted_by_the_host_reduces_for_nobody(tmp_path: Path) -> None:
-    world = World(tmp_path, round_tokens=None, round_seconds=0.7, min_peers=2)
-
-    async def main() -> None:
-        async with world.peers(2) as peers:
-            untrusted = {"reduce_only": True, "certificate": lambda: world.certificate(2)}
-            async with world.peer(2, *peers, train=False, **untrusted) as liar:
-                await until(lambda: peers[0].rounds.book.get(liar.me))
-                at = peers[0].round
-                await agreed(peers, at + 2)
-                assert all(not peer.rounds.company.reducers() for peer in peers)
-                assert liar.rounds.group.since == 0.0, "it was in no group"
-
-    run(main())
-
-
-def a_group(world: World, *reducers: Reducer) -> swarm_pb2.Group:
-    rules = world.rules()
+def a_group(world: World, *reducers: Reducer) -> Group:
     members = []
     for index in range(2):
         encoded = EncodedUpdate.encode(world.update(index), "fp32")
-        data = world.claim(index, encoded).sign(world.identity(index)).data
-        members.append(rules.check_member(data, world.certificate(index), False))
-    return Group.build(rules, 0, members[0].peer_id, members, reducers=reducers).to_message("")
+        claim = world.claim(index, encoded).sign(world.identity(index))
+        members.append(Member(claim.by, claim, world.certificate(index), False, 0))
+    leader = members[0].peer
+    return Group(1, world.genesis.digest, 0, leader, tuple(members), word=world.named, reducers=reducers)
 
 
 def test_a_group_with_a_reducer_that_the_host_does_not_trust_is_refused(tmp_path: Path) -> None:
     world = World(tmp_path, values=1000)
-    leader = world.identity(0).peer_id
+    leader, terms = world.identity(0).peer_id, world.terms(word=world.named)
+
+    def opened(group: Group) -> Group:
+        message = wire.group_message(group, "")
+        return wire.group(message, leader, Opening(world.card.run, world.card.member_key)).weighed(terms)
+
     good = Reducer(world.identity(5).peer_id, world.certificate(5, reducer=True), 1)
-    group = Group.from_message(a_group(world, good), leader, world.rules())
-    assert group.reducers == (good,) and set(group.ranges(3)) == {good.peer_id}
-    with pytest.raises(VerificationError, match="does not trust"):
-        message = a_group(world, Reducer(good.peer_id, world.certificate(5), 1))
-        Group.from_message(message, leader, world.rules())
-    with pytest.raises(VerificationError, match="twice"):
-        a_group(world, good, good)
-    with pytest.raises(VerificationError, match="member as well"):
-        a_group(world, Reducer(leader, world.certificate(0, reducer=True), 1))
-    with pytest.raises(VerificationError, match="nobody in the group can be reached"):
-        a_group(world, Reducer(good.peer_id, good.certificate, 0))
+    group = opened(a_group(world, good))
+    assert group.reducers == (good,) and set(group.ranges(3)) == {good.peer}
+    for bad, why in (
+        ((Reducer(good.peer, world.certificate(5), 1),), "does not trust"),
+        ((good, good), "twice"),
+        ((Reducer(leader, world.certificate(0, reducer=True), 1),), "member as well"),
+        ((Reducer(good.peer, good.certificate, 0),), "nobody in the group can be reached"),
+    ):
+        with pytest.raises(VerificationError, match=why):
+            opened(a_group(world, *bad))

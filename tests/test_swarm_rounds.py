@@ -14,7 +14,6 @@ import torch
 
 from peer.net.box_bytes import from_bytes
 from peer.net.opening import Opening
-from peer.round.box import Box
 from peer.round.events import CoordinatorSaid
 from peer.round.state import Timing
 from peer.sync.shelf import Head
@@ -193,7 +192,7 @@ def test_a_disk_that_is_full_for_a_while_does_not_stop_a_member(tmp_path: Path, 
             raise failures.pop()
 
     async def main() -> None:
-        options: dict[str, Any] = {"save_box": full} if where == "promise" else {"keep": full}
+        options: dict[str, Any] = {"saves": full} if where == "promise" else {"keeps": full}
         async with world.peer(0, **options) as peer:
             await until(lambda: not failures and peer.round >= 5, what="rounds after the failures")
             assert sum("no space left" in why for why in peer.aborted) == 3
@@ -221,7 +220,7 @@ def test_a_member_whom_the_coordinator_has_not_named_waits_for_the_word(tmp_path
     word, world.named = world.named, None  # type: ignore[assignment]
 
     async def main() -> None:
-        async with world.peer(0, box=Box()) as peer:
+        async with world.peer(0) as peer:
             await until(lambda: peer.waiting_for == "wants-a-beginner")
             await asyncio.sleep(0.2)
             assert peer.round == 0

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from peer.net import frames, roster
+from peer.net import frames
+from peer.net.node import Node
 from peer.net.records import members_key, sign_record
+from peer.net.search import Search
 from protocol import swarm_pb2
 from protocol.errors import NetworkError
 from tests.swarm_kit import Peer, World, acquaint, agreed, fixed_ed25519, run, until
@@ -50,20 +51,30 @@ def requests(world: World, peer: Peer) -> dict[str, Any]:
         "abort": swarm_pb2.Abort(**{"round": head.round + 1}, group="a" * 64, reason="because"),
         "head": swarm_pb2.HeadRequest(),
         "state": swarm_pb2.StateRequest(state=head.digest, leaves=True),
+        "average": swarm_pb2.AverageRequest(state=head.digest, chunks=1),
     }
 
 
-@pytest.mark.parametrize("certificate", NOT_ADMITTED)
-def test_without_a_certificate_of_its_own_for_this_run_a_peer_gets_no_answer(tmp_path: Path, certificate: str) -> None:
-    world = World(tmp_path, p2pd=True, values=1000, round_tokens=800)
+async def is_refused(node: Node, peer: Peer, name: str, data: bytes) -> bool:
+    """Whether a member closes a stream on which this is sent, without an answer."""
+    async with node.stream(peer.me, f"potluck/{peer.world.card.run}/{name}") as (reader, writer):
+        writer.write(data)
+        with contextlib.suppress(OSError):  # closed, with more to be read
+            return bool(await asyncio.wait_for(reader.read(), 60) == b"")
+        return True
+
+
+def test_without_a_certificate_of_its_own_for_this_run_a_peer_gets_no_answer(tmp_path: Path) -> None:
+    world = World(tmp_path, values=1000, round_tokens=800)
 
     async def main() -> None:
         async with world.peers(2) as peers, world.node(OUTSIDER, *(peer.node for peer in peers)) as outsider:
-            for name, message in requests(world, peers[0]).items():
-                message.certificate = NOT_ADMITTED[certificate](world)
-                async with outsider.stream(peers[0].me, f"potluck/{world.card.run}/{name}") as (reader, writer):
-                    await frames.send(writer, message, timeout_s=30)
-                    assert await asyncio.wait_for(reader.read(), 60) == b"", f"{name} was answered"
+            for why, certificate in NOT_ADMITTED.items():
+                for name, message in requests(world, peers[0]).items():
+                    message.certificate = certificate(world)
+                    data = message.SerializeToString()
+                    framed = len(data).to_bytes(4, "big") + data
+                    assert await is_refused(outsider, peers[0], name, framed), f"{why}: {name} was answered"
             assert outsider.peer_id not in peers[0].driver.state.views
             assert peers[0].driver.state.box.leader != outsider.peer_id
             await agreed(peers, max(peer.round for peer in peers) + 2)
@@ -90,19 +101,16 @@ def test_a_stranger_that_sends_no_first_message_or_a_large_one_is_cut_off(tmp_pa
 
     async def main() -> None:
         async with world.peers(1) as (peer,), world.node(OUTSIDER, peer.node) as outsider:
-            name = f"potluck/{world.card.run}/group"
-            async with outsider.stream(peer.me, name) as (reader, writer):
-                writer.write((frames.FIRST_FRAME_BYTES + 1).to_bytes(4, "big"))
-                assert await asyncio.wait_for(reader.read(), 60) == b""
-            async with outsider.stream(peer.me, name) as (reader, _):
-                assert await asyncio.wait_for(reader.read(), 60) == b""
+            too_large = (frames.FIRST_FRAME_BYTES + 1).to_bytes(4, "big")
+            assert await is_refused(outsider, peer, "group", too_large)
+            assert await is_refused(outsider, peer, "group", b"")
 
     run(main())
 
 
-def test_members_do_not_believe_an_outsiders_answers_or_its_record(tmp_path: Path) -> None:
-    """It is found in the DHT, it serves all that a member serves, it is asked nothing that matters."""
-    world = World(tmp_path, p2pd=True, values=1000, round_tokens=800)
+def test_members_do_not_believe_an_outsiders_answers(tmp_path: Path) -> None:
+    """It serves all that a member serves, and is asked nothing that matters."""
+    world = World(tmp_path, values=1000, round_tokens=800)
     heard: list[str] = []
 
     async def main() -> None:
@@ -128,19 +136,34 @@ def test_members_do_not_believe_an_outsiders_answers_or_its_record(tmp_path: Pat
                 await frames.send(writer, lie, timeout_s=30)
 
             await outsider.serve(f"potluck/{world.card.run}/progress", progress)
-            value, expires = sign_record(
-                world.identity(OUTSIDER),
-                run=world.card.run,
-                certificate=world.certificate(OUTSIDER, lifetime_s=-3600),
-                addresses=await outsider.addresses(),
-            )
-            await outsider.store_record(members_key(world.card.run), outsider.peer_id, value, expires)
             for peer in peers:
                 peer.driver.gossip.contacts.add(outsider.peer_id)
             await until(lambda: "progress" in heard, what="the members to try the outsider")
             await agreed(peers, max(peer.round for peer in peers) + 3)
             assert set(heard) == {"progress"}
             assert all(outsider.peer_id not in peer.driver.state.views for peer in peers)
+
+    run(main())
+
+
+def test_an_outsiders_record_is_passed_over_and_a_members_is_not(tmp_path: Path) -> None:
+    world = World(tmp_path, values=1000, round_tokens=10**9)
+    ended = {OUTSIDER: world.certificate(OUTSIDER, lifetime_s=-3600), 3: world.certificate(3)}
+
+    async def main() -> None:
+        async with world.peers(1) as (peer,), world.node(OUTSIDER) as outsider, world.node(3) as member:
+            for index, node in ((OUTSIDER, outsider), (3, member)):
+                where = await node.addresses()
+                identity, token = world.identity(index), ended[index]
+                value, expires = sign_record(identity, run=world.card.run, certificate=token, addresses=where)
+                await node.store_record(members_key(world.card.run), node.peer_id, value, expires)
+            token = world.certificate(0)
+            search = Search(peer.node, peer.driver, world.identity(0), lambda: token)  # type: ignore[arg-type]
+            searching = asyncio.create_task(search.forever())
+            await until(lambda: peer.driver.gossip.contacts, what="somebody to be found")
+            assert peer.driver.gossip.contacts == {member.peer_id}
+            searching.cancel()
+            await asyncio.gather(searching, return_exceptions=True)
 
     run(main())
 
@@ -208,20 +231,18 @@ def test_a_stock_averager_that_knows_the_prefix_gets_into_no_group_and_gets_no_s
     run(main(), timeout_s=240)
 
 
-def test_a_certificate_that_runs_out_shuts_its_holder_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_certificate_that_runs_out_shuts_its_holder_out(tmp_path: Path) -> None:
     world = World(tmp_path, values=1000, round_tokens=10**9)
 
     async def main() -> None:
         async with world.peers(1) as (peer,), world.node(OUTSIDER, peer.node) as member:
             name, message = f"potluck/{world.card.run}/progress", requests(world, peer)["progress"]
-            message.certificate = world.certificate(OUTSIDER)
+            message.certificate = world.certificate(OUTSIDER, lifetime_s=2)
             assert await member.call(peer.me, name, message, swarm_pb2.Progress, timeout_s=30)
-            assert peer.driver.roster.is_admitted(member.peer_id)
-            later = time.time() + 7200
-            monkeypatch.setattr(roster, "time", SimpleNamespace(time=lambda: later))
-            assert not peer.driver.roster.is_admitted(member.peer_id)
-            message.certificate = world.certificate(OUTSIDER, lifetime_s=-3600)
-            with pytest.raises(NetworkError):
-                await member.call(peer.me, name, message, swarm_pb2.Progress, timeout_s=30)
+            await until(lambda: not peer.driver.roster.is_admitted(member.peer_id), what="the certificate to end")
+            for token in ("", world.certificate(OUTSIDER, lifetime_s=-3600)):
+                message.certificate = token
+                with pytest.raises(NetworkError):
+                    await member.call(peer.me, name, message, swarm_pb2.Progress, timeout_s=30)
 
     run(main())

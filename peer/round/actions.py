@@ -1,6 +1,6 @@
 """What is to be done, in the order of the list: each is plain data that `Core.step` returns.
 
-`SaveBox` stands alone in its list: whether it was saved is the next event that is stepped, before all others.
+`SaveBox` is the last of its list: whether it was saved is the next event that is stepped, before all others.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ def _vote(state: State, group: Group, digest: str, patience_s: float, now: float
     until = now + state.config.timing.majority_s + patience_s
     vote = sign_vote(state, ballot)
     phase = Voting(group, digest, now, until, vote, gone, sent=now)
-    stages: list[Action] = [Stage(state.round, "vote"), SendVote(others, vote), Stage(state.round, "voted")]
-    return save(state, saved, phase, stages, [])
+    tell: list[Action] = [SendVote(others, vote), Stage(state.round, "voted")]
+    return [Stage(state.round, "vote"), *save(state, saved, phase, tell, [])]
 
 
 # ---- what the others say --------------------------------------------------------------------------------------------------
