@@ -26,7 +26,10 @@ from protocol.errors import PartFailed
 from protocol.parts import Failure
 from tests.swarm_kit import World, agreed, run, until
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:unclosed <StreamWriter:ResourceWarning"),  # what was being said when it ended
+]
 
 
 @contextmanager
@@ -106,7 +109,6 @@ def test_an_address_that_cannot_even_be_tried_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.filterwarnings("ignore:unclosed <StreamWriter:ResourceWarning")  # what was being said when it ended
 def test_a_swarm_whose_thread_has_ended_closes_what_it_opened(tmp_path: Path) -> None:
     with swarm_of_one(tmp_path) as (swarm, told):
 
@@ -120,7 +122,6 @@ def test_a_swarm_whose_thread_has_ended_closes_what_it_opened(tmp_path: Path) ->
     assert swarm._node is not None and swarm._node._p2p._child.returncode is not None
 
 
-@pytest.mark.filterwarnings("ignore:unclosed <StreamWriter:ResourceWarning")  # what was being said when it ended
 def test_a_task_that_hivemind_leaves_behind_is_ended_before_the_loop_is_closed(tmp_path: Path) -> None:
     """Else asyncio complains of it over the owner's prompt: "Task was destroyed but it is pending"."""
     with swarm_of_one(tmp_path) as (swarm, _):

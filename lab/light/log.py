@@ -168,7 +168,7 @@ def _turn(log: MemberLog, due: float, weights: dict[int, dict[str, int]]) -> Tur
         taken=sum(log.peer_id in found for found in weights.values()),
         due=due,
         done=sum(event["tokens"] for number, event in log.handed.items() if number <= last),
-        counted=sum(event["tokens"] + event["late_counted"] + event["waited"] for event in own),
+        counted=sum(event["tokens"] + event["late_counted"] for event in own),
         waiting=sum(event["tokens"] for number, event in log.handed.items() if number > last),
         weight=sum(found.get(log.peer_id, 0) for found in weights.values()),
     )
