@@ -9,6 +9,7 @@ import pytest
 from lab.light.community import run
 from lab.light.log import Turns
 from lab.light.plan import Plan
+from tests.sim.rotation import play
 
 
 def check(found: Turns, plan: Plan, share: float) -> None:
@@ -17,6 +18,19 @@ def check(found: Turns, plan: Plan, share: float) -> None:
     assert set(found.last.values()) == {plan.rounds}
     assert found.lost == 0, [(turn.index, turn.done, turn.counted) for turn in found.turns]
     assert found.worst <= share, [(turn.index, turn.taken, turn.due) for turn in found.turns]
+
+
+@pytest.mark.parametrize("churn", [0.0, 0.05])
+def test_24_members_in_groups_of_8_by_the_rules_alone(churn: float) -> None:
+    fared = play(members=24, places=8, rounds=60, churn=churn, deaf=churn)
+    assert fared.worst <= 0.2 and fared.dropped == 0
+
+
+@pytest.mark.parametrize(("rounds", "share"), [(60, 0.2), (300, 0.05)])
+def test_200_members_in_groups_of_32_that_come_and_go_by_the_rules_alone(rounds: int, share: float) -> None:
+    fared = play(members=200, places=32, rounds=rounds, churn=0.05, deaf=0.02)
+    assert fared.worst <= share
+    assert fared.lost <= 0.002, "it is in the first turns, until all have been in three rounds"
 
 
 @pytest.mark.swarm

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from peer.round import turns, views
 from peer.round.actions import (
     Aborted,
@@ -127,8 +129,12 @@ def take_group(state: State, group: Group, now: float) -> list[Action]:
     return [*started, AllReduce(group)]
 
 
-def advance(state: State, agreement: Agreement, now: float) -> list[Action]:
-    """Stand on a later agreement: everything of the round before is over."""
+def advance(state: State, agreement: Agreement, now: float, passed: Sequence[Agreement] = ()) -> list[Action]:
+    """Stand on a later agreement: everything of the round before is over.
+
+    Args:
+        passed: agreements of rounds in between, as far as they are known.
+    """
     me, last, phase = state.config.me, Last.of(agreement), state.phase
     took_part = me in agreement.weights
     waited_s = now - state.own.since if state.own.claim is not None else 0.0
@@ -151,7 +157,7 @@ def advance(state: State, agreement: Agreement, now: float) -> list[Action]:
         attempts=state.attempts,
         left_out=group.left_out if group is not None and took_part else (),
     )
-    turns.round_made(state, agreement.weights, now)
+    turns.rounds_made(state, [made.weights for made in (*passed, agreement)], now)
     if group is not None:
         state.blame.kept_their_word(group.leader, agreement.weights, now)
     state.vote_before = state.votes.get(me) if rounds == 1 else None

@@ -6,5 +6,6 @@ network    which faults are in force, and what they do to a message
 carry      what a core's actions do in this world            tasks      what of it takes a while
 referee    who looks on, and knows everything
 world      the clock, and a plan from its first tick to its last
+rotation   who is in which round of a run that is larger than its groups: the rules alone, no messages
 bugs       rules to be broken on purpose
 """
