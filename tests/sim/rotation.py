@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from peer.round import turns
 from peer.round.events import Said
-from peer.round.state import State, View
+from peer.round.state import View
 from protocol.counting import counted_worths
 from protocol.last import Last
 from protocol.majority import has_majority
@@ -58,7 +58,9 @@ class Rotation:
         self._tokens = {f"{index:03}": SPEEDS[index % len(SPEEDS)] for index in range(members)}
         self._states = {name: make_core(name, spec, self._last).state for name in self._tokens}
         self._back: dict[str, int] = {}  # who is away -> the round that it is back in
-        self._unheard: dict[str, list[int]] = {name: [] for name in self._tokens}  # rounds whose work is not counted yet
+        self._unheard: dict[str, list[int]] = {
+            name: [] for name in self._tokens
+        }  # rounds whose work is not counted yet
         self._missed: dict[str, list[list[str]]] = {name: [] for name in self._tokens}  # rounds made while it was away
         self.fared = Fared()
 
