@@ -22,7 +22,7 @@ from peer.round import turns, views
 from peer.round.box import Box
 from peer.round.core import Core
 from peer.round.group import Group, Member
-from peer.round.state import Average, Timing
+from peer.round.state import Averaging, Timing
 from protocol import canonical
 from protocol.agreement import Agreement
 from protocol.succession import Last
@@ -165,7 +165,7 @@ class Seat:
 
     def _average(self, group: Group, since: float) -> None:
         phase = self.state.phase
-        if not isinstance(phase, Average) or phase.group is not group:
+        if not isinstance(phase, Averaging) or phase.group is not group:
             return
         missing = sorted(set(group.by_peer) - self.table.joined.get((group.digest, group.attempt), set()))
         if not missing:

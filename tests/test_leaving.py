@@ -22,7 +22,7 @@ from peer.disk.local_peers import ask_to_leave, find_peers
 from peer.disk.run_lock import Process, RunLock, holder, start_of
 from protocol.errors import InputError
 from protocol.invite import Invite
-from protocol.leaving import Leaving
+from protocol.leaving import LeaveSignals
 
 swarm = pytest.mark.swarm
 
@@ -114,8 +114,8 @@ def test_a_second_signal_ends_a_peer_at_once_and_nothing_stays_behind(
 def test_a_second_signal_is_heard_in_the_middle_of_a_long_computation(tmp_path: Path) -> None:
     script = (
         "import time, torch\n"
-        "from protocol.leaving import Leaving\n"
-        "with Leaving(lambda: print('leaving', flush=True)) as leaving:\n"
+        "from protocol.leaving import LeaveSignals\n"
+        "with LeaveSignals(lambda: print('leaving', flush=True)) as leaving:\n"
         "    leaving.graceful = True\n"
         "    print('begun', flush=True)\n"
         "    while True: torch.ones(6000, 6000) @ torch.ones(6000, 6000)\n"
@@ -136,7 +136,7 @@ def test_a_second_signal_is_heard_in_the_middle_of_a_long_computation(tmp_path: 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_heard_at_any_instant_of_waiting_for_it(number: signal.Signals) -> None:
     """Also while the main thread holds the lock of what it waits for; on a busy machine that instant is long."""
-    with Leaving(lambda: None) as leaving:
+    with LeaveSignals(lambda: None) as leaving:
         leaving.graceful = True
         with leaving.stop._cond:
             os.kill(os.getpid(), number)
@@ -148,12 +148,12 @@ def test_a_signal_before_there_are_others_ends_the_process_wherever_it_is_and_wi
     number: signal.Signals,
 ) -> None:
     script = (
-        "from protocol.leaving import Leaving\n"
+        "from protocol.leaving import LeaveSignals\n"
         "def deep(n):\n"
         "    try:\n"
         "        while True: [print('', end='', flush=True) for _ in range(n)]\n"
         "    finally: print('an exception came', flush=True)\n"
-        "with Leaving(lambda: print('leaving'), lambda: print('left', flush=True)):\n"
+        "with LeaveSignals(lambda: print('leaving'), lambda: print('left', flush=True)):\n"
         "    print('begun', flush=True)\n"
         "    deep(100)\n"
     )

@@ -19,7 +19,7 @@ from peer.round.actions import (
 )
 from peer.round.box import Ballot, Box
 from peer.round.group import Group
-from peer.round.state import Average, Bound, Fetching, Keep, Phase, Saving, State, Work
+from peer.round.state import Averaging, Bound, Fetching, Keep, Phase, Saving, State, Work
 from protocol.agreement import Agreement
 from protocol.signed import Signed
 from protocol.statements import Cast, Promise, Vote
@@ -48,7 +48,7 @@ def abort(state: State, why: str, now: float, *, culprit: str = "", told: str = 
     found: list[Action] = list(actions)
     if isinstance(phase, Bound) and phase.call is not None:
         found.append(Decline(phase.call, why))
-    if isinstance(phase, Average):
+    if isinstance(phase, Averaging):
         found.append(StopAllReduce(why))
     if state.is_grouped:
         group: Group = phase.group  # type: ignore[union-attr]
@@ -125,7 +125,7 @@ def take_group(state: State, group: Group, now: float) -> list[Action]:
         state.phase = Fetching(group, group.complete, now, then_commit=False)
         sources = [peer for peer in group.voters if peer != state.config.me]
         return [*started, Fetch(group.complete, sources, keeps=True)]
-    state.phase = Average(group, now)
+    state.phase = Averaging(group, now)
     return [*started, AllReduce(group)]
 
 
@@ -142,7 +142,7 @@ def advance(state: State, agreement: Agreement, now: float, passed: Sequence[Agr
         state.length.waited(waited_s)
     group = state.newest_group
     actions: list[Action] = []
-    if isinstance(phase, Average):
+    if isinstance(phase, Averaging):
         actions.append(StopAllReduce("the round is over"))
     if isinstance(phase, Bound) and phase.call is not None:
         actions.append(Decline(phase.call, f"round {state.round} is over"))

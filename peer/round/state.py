@@ -139,7 +139,7 @@ class Bound:
 
 
 @dataclass(slots=True)
-class Average:
+class Averaging:
     group: Group
     since: float
 
@@ -179,8 +179,8 @@ class Left:
     """Nothing is decided any more."""
 
 
-_GROUPED = (Average, Fetching, Voting)
-Phase = Work | Lead | Bound | Average | Fetching | Voting | Keep | Left
+_GROUPED = (Averaging, Fetching, Voting)
+Phase = Work | Lead | Bound | Averaging | Fetching | Voting | Keep | Left
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from peer.round.attempt import NOTHING, abort, advance, blame, save, sign_vote, 
 from peer.round.box import Ballot
 from peer.round.events import Averaged, Fetched, GaveUp, NotAveraged, NotFetched, Votes
 from peer.round.group import Group
-from peer.round.state import Average, Fetching, State, Voting, Work
+from peer.round.state import Averaging, Fetching, State, Voting, Work
 from protocol.agreement import Agreement
 from protocol.signed import Signed
 from protocol.statements import Vote
@@ -20,7 +20,7 @@ from protocol.statements import Vote
 
 def on_averaged(state: State, event: Averaged, now: float) -> list[Action]:
     phase = state.phase
-    if not isinstance(phase, Average) or (phase.group.digest, phase.group.attempt) != (event.group, event.attempt):
+    if not isinstance(phase, Averaging) or (phase.group.digest, phase.group.attempt) != (event.group, event.attempt):
         return []
     state.usual_s = event.seconds
     if state.config.me not in phase.group.by_peer:  # it only reduces: what the members agree on, it hears from them
@@ -31,7 +31,7 @@ def on_averaged(state: State, event: Averaged, now: float) -> list[Action]:
 
 def on_not_averaged(state: State, event: NotAveraged, now: float) -> list[Action]:
     phase = state.phase
-    if isinstance(phase, Average) and (phase.group.digest, phase.group.attempt) == (event.group, event.attempt):
+    if isinstance(phase, Averaging) and (phase.group.digest, phase.group.attempt) == (event.group, event.attempt):
         return abort(state, event.why, now, culprit=event.culprit)
     return []
 
@@ -54,7 +54,7 @@ def _vote(state: State, group: Group, digest: str, patience_s: float, now: float
     ballot = Ballot(group.attempt, group.digest, digest, completes)
     try:
         saved = state.box.vote(state.round, ballot, group.bare())
-    except box.Bound as error:
+    except box.AlreadyPromised as error:
         return abort(state, error.message, now)
     others = [peer for peer in group.voters if peer != state.config.me]
     gone = frozenset(peer for peer in others if not views.is_alive(state, peer, now))
@@ -119,7 +119,7 @@ def on_gave_up(state: State, event: GaveUp, now: float) -> list[Action]:
     if group is None or (group.digest, group.attempt) != (event.group, event.attempt) or event.by not in group.everyone:
         return []
     said_by = event.by[-8:]
-    if isinstance(state.phase, Average):
+    if isinstance(state.phase, Averaging):
         return abort(state, f"{said_by} gave up: {event.why[:200]}", now, culprit=event.culprit)
     blame(state, event.culprit, f"{event.why[:80]} (by {said_by})", now)
     return []
