@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.processes import CARD_TOKENS_PER_S, WAIT_S, Community, Part, free_ports
+from lab.processes import CARD_TOKENS_PER_S, WAIT_S, Community, LabProcess, free_ports
 from lab.small_community import tiny_run
 from lab.warm_start import WarmStart
 from peer.disk.local_peers import ask_to_leave, find_peers
@@ -172,7 +172,9 @@ def test_ctrl_c_at_any_instant_of_a_start_is_no_traceback(tmp_path: Path, starte
     invite = Invite(addresses=(f"127.0.0.1:{free_ports(1)[0]}",), run="a" * 64, tls="b" * 64, root="c" * 64)
     environment = os.environ | {"POTLUCK_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     for at_ms in (30, 60, 100, 200, 400):
-        peer = Part("join", ["join", str(invite), "--yes", "--json"], tmp_path / f"{at_ms}.log", environment, starter)
+        peer = LabProcess(
+            "join", ["join", str(invite), "--yes", "--json"], tmp_path / f"{at_ms}.log", environment, starter
+        )
         try:
             time.sleep(at_ms / 1000)
             assert peer.stop() in (128 + signal.SIGINT, -signal.SIGINT), at_ms
@@ -204,7 +206,7 @@ def test_a_coordinator_that_was_never_there_is_waited_for(tmp_path: Path, starte
     address = f"127.0.0.1:{free_ports(1)[0]}"
     invite = Invite(addresses=(address,), run="a" * 64, tls="b" * 64, root="c" * 64)
     environment = os.environ | {"POTLUCK_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    peer = Part("join", ["join", str(invite), "--yes", "--json"], tmp_path / "join.log", environment, starter)
+    peer = LabProcess("join", ["join", str(invite), "--yes", "--json"], tmp_path / "join.log", environment, starter)
     try:
         assert address in peer.wait_for("waiting")["reason"]
         assert peer.stop() == 130
