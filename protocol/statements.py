@@ -24,7 +24,7 @@ from protocol.signed import Signed, SignedFields, Statement, open_signed
 MAX_ATTEMPT = 2**31 - 1  # so many that no round uses them up
 MAX_TOKENS = 2**40  # tokens one peer can claim for one round
 LATE_DIVISOR = 2  # tokens of an update that missed its round count for so much less in the next one
-MAX_WAIT = 32  # rounds that work may have waited for its author's turn
+MAX_WAIT = 48  # rounds that work may have waited for its author's turn
 MAX_EPOCH = 10**9
 EPOCH = Field(default=0, ge=0, le=MAX_EPOCH, strict=True)  # of the coordinator's word on who decides; 0: of none
 
