@@ -323,9 +323,9 @@ class Table:
                     self._send(me, peer, action, e.Grouped(("group", name, group.attempt), name, group), lost)
             case a.Accept((_, leader, attempt)):
                 self._send(me, leader, action, e.GroupTaken(name, attempt))
-            case a.SendVote(to, vote):
+            case a.SendVote(to, vote, lacks):
                 for peer in to:
-                    self._send(me, peer, action, e.Votes(name, vote, (), ("vote", name, 0)))
+                    self._send(me, peer, action, e.Votes(name, vote, (), ("vote", name, 0), lacks))
             case a.ShowVotes((_, asker, _), own, others):
                 self._send(me, asker, action, e.Votes(name, own, others))
             case a.SendAbort(to, group, _, attempt, why, culprit):
