@@ -1,4 +1,4 @@
-"""When votes commit a state, and which state an attempt must complete. `test_simulation.py` plays all rules together."""
+"""When votes commit a state, and which an attempt must complete. `test_simulation.py` plays all rules together."""
 
 from __future__ import annotations
 
