@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 from peer.round import attempt, bound, core, follow, group, lead, leave, quorum, tally, turns, word
 from peer.round.actions import Action, Commit, SendVote
-from peer.round.box import Ballot, Box
+from peer.round.box import Ballot, Bound, Box
 from peer.round.core import Core
 from peer.round.events import Averaged, Ready
 from peer.round.farewells import Farewells
@@ -28,6 +28,7 @@ from tests.sim.referee import Broken, Diverged, Stuck
 ALL = tuple(kind for kind in TELLS if kind not in LIES)
 TELLERS = ("boast", "split", "lose")
 RIVALS = ("rival", "delay", "twice", "slow", "freeze", "hasty")  # of such plans, few show what these do
+HASTY = ("hasty", "rival", "slow", "delay", "restless")
 KILLS = ("shaky", "crash", "lose", "split")
 
 
@@ -85,7 +86,7 @@ _step = Core.step
 
 
 def _vote_for_what_was_given_up(core: Core, event: Any, now: float) -> list[Action]:
-    """An all-reduce that comes to its end is voted on, whatever was promised meanwhile."""
+    """An all-reduce that comes to its end is voted on, also after its attempt was left, if the box lets it."""
     state, taken = core.state, core.__dict__.setdefault("taken", {})
     if state.newest_group is not None:
         taken[state.newest_group.digest, state.newest_group.attempt] = state.newest_group
@@ -93,8 +94,24 @@ def _vote_for_what_was_given_up(core: Core, event: Any, now: float) -> list[Acti
     if made is None or made.round != state.round or (isinstance(state.phase, Average) and state.phase.group is made):
         return _step(core, event, now)
     ballot = Ballot(made.attempt, made.digest, event.state)
-    state.box = state.box.vote(state.round, ballot, made)
+    try:
+        state.box = state.box.vote(state.round, ballot, made)
+    except Bound:
+        return []
     return [SendVote([peer for peer in made.voters if peer != state.config.me], attempt.sign_vote(state, ballot))]
+
+
+def _promise_and_keep_nothing(box: Box, round: int, attempt: int, leader: str) -> Box:
+    return box if round == box.round else _promise(box, round, attempt, leader)
+
+
+_take_group = attempt.take_group
+
+
+def _bound_by_the_group_alone(state: State, made: group.Group, now: float) -> list[Action]:
+    """Not by the promise that came before it."""
+    state.box = replace(state.box, round=made.round, attempt=made.attempt, leader=made.leader)
+    return _take_group(state, made, now)
 
 
 _save = attempt.save
@@ -192,6 +209,17 @@ def _keep_average_in_memory(member: Member, content: str) -> str:
 
 BELIEVED = ((group, "check_shown", lambda group, terms, acceptors: None),)
 PLANTED: dict[str, Bug] = {
+    # a member that has left an attempt forgets what it averaged there: so this, too, is broken
+    "promises are ignored": Bug(
+        (
+            (Box, "promise", _promise_and_keep_nothing),
+            (Box, "is_bound", lambda *args: True),
+            *everywhere(attempt.take_group, _bound_by_the_group_alone),
+            (Core, "step", _vote_for_what_was_given_up),
+        ),
+        Diverged,
+        HASTY,
+    ),
     "votes are given in any attempt": Bug(
         ((Box, "vote", _vote_anywhere), (Core, "step", _vote_for_what_was_given_up)), Diverged, RIVALS, 6
     ),
