@@ -102,7 +102,14 @@ def test_a_farewell_is_kept_as_long_as_its_round_is_not_over() -> None:
 
 def test_in_a_new_epoch_nothing_is_left() -> None:
     box = Box().promise(1, 2, "a").vote(1, ballot(2), GROUP).say_farewell(farewell(2))
-    assert box.in_epoch(0) is box and box.in_epoch(1) == Box(epoch=1)
+    assert box.in_epoch(0, 1) is box and box.in_epoch(1, 1) == Box(1, epoch=1)
+
+
+def test_what_is_of_another_epoch_is_over_once_its_round_is() -> None:
+    box = Box(7, 3, "a", epoch=1)
+    assert box.standing_on(1, 6) is box.standing_on(0, 6) is box
+    assert box.standing_on(2, 5) == Box(epoch=2), "a later epoch may have fewer rounds"
+    assert box.standing_on(0, 7) == Box(epoch=0), "and an earlier one may go past it"
 
 
 # ---- the disk -------------------------------------------------------------------------------------------------------
