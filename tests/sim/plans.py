@@ -45,6 +45,9 @@ TELLS = {
     "usurp": "{0} leads, and passes over the votes that it is shown; it shows whose promises it likes",
     "mislead": "{0} votes for states that it has made up",
     "boast": "{0} says that it stands on a later state, of its own making",
+    "blackout": "{all} are killed at the same moment, and started again",
+    "die": "{all} are gone for good, once the host knows of their rounds and another has their state",
+    "word": "the host lets whoever it hears of go on, as soon as they are too few",
 }
 
 
@@ -94,7 +97,7 @@ def _fault(draw: random.Random, names: list[str], ticks: int, worst: list[int], 
     at = min(draw.choice(worst) + draw.randrange(ROUND_TICKS), ticks - 1)
     until = at + draw.choice([1, 2, 4, 8, 16, 3 * ROUND_TICKS])
     least = 2 if kind in ("lose", "delay", "twice") else 1
-    most = len(names) if kind == "rival" else max(len(names) - 1, least)
+    most = len(names) if kind in ("rival", "blackout") else max(len(names) - 1, least)
     count = least if kind in ("lose", "delay", "twice", "crash", "freeze", "leave", "corrupt", *LIES) else 0
     who = draw.sample(names, count or draw.randint(1, most))
     what = draw.choice(MESSAGES) if least == 2 else ""
