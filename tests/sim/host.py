@@ -83,5 +83,6 @@ class Host:
         except RefusedError:
             return None
         self.asks_at = now + PATIENCE
-        self.word = Signed(value, HOST, b"", canonical.sha256_hex(f"{HOST}/{epoch}".encode()))
+        digest = canonical.sha256_hex(f"{HOST}/{epoch}".encode())
+        self.word = Signed(value, HOST, digest.encode(), digest)
         return self.word

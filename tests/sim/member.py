@@ -14,7 +14,7 @@ from peer.round.state import NEVER, Config, Timing
 from protocol import canonical
 from protocol.agreement import Agreement
 from protocol.signed import Signed
-from protocol.statements import Claim, Late, UpdateDigest
+from protocol.statements import MAX_ATTEMPT, Claim, Late, UpdateDigest
 from protocol.succession import Last
 from tests.sim import hostile
 from tests.sim.spec import CHUNK_VALUES, RUN, VALUES, WIRE
@@ -99,7 +99,9 @@ class Member:
 
     def __init__(self, name: str, world: World, disk: Disk) -> None:
         self.name, self.world, self.disk = name, world, disk
-        self.config = Config(name, RUN, world.spec, self.sign, VALUES, CHUNK_VALUES, timing=TIMING)
+        self.config = Config(
+            name, RUN, world.spec, self.sign, VALUES, CHUNK_VALUES, certificate=self.certificate, timing=TIMING
+        )
         self.core: Core | None = None
         self.is_dead = False  # for good
         self.next_tick = NEVER
@@ -145,7 +147,12 @@ class Member:
     def sign(self, statement: Any) -> Signed[Any]:
         self.signed += 1
         digest = canonical.sha256_hex(f"{self.name}/{self.starts}/{self.signed}".encode())
-        return Signed(statement, self.name, b"", digest)
+        if self.world.papers is None:
+            return Signed(statement, self.name, b"", digest)
+        return self.world.papers.keep(Signed(statement, self.name, digest.encode(), digest))
+
+    def certificate(self) -> str:
+        return self.world.papers.certificate(self.name) if self.world.papers else ""
 
     # ---- the trainer ---------------------------------------------------------------------------------------------------
 
@@ -239,6 +246,8 @@ class Member:
         said = e.Said(*at, step_s=1.0, hears=hears, epoch=state.last.epoch)
         if self.world.network.faults and self.world.does(self.name, "boast"):
             return replace(said, round=said.round + 2, base=hostile.made_up_head(self)[-1].state)
+        if self.world.network.faults and self.world.does(self.name, "jump"):
+            return replace(said, attempt=MAX_ATTEMPT)
         return said
 
     def chain_since(self, round: int) -> list[Agreement]:

@@ -23,7 +23,7 @@ ROUND_TICKS = 10  # that a round without faults takes
 MESSAGES = ("", "propose", "answer", "group", "vote")  # which of them a link loses; "": all
 
 WHOLE = ("hasty", "restless", "lossy", "slow", "blind", "shaky")  # some storms are made of these, from first to last
-LIES = ("usurp", "mislead", "boast")  # what a hostile member does; in one plan they are all by the same one
+LIES = ("usurp", "mislead", "boast", "jump")  # what a hostile member does; in one plan they are all by the same one
 TELLS = {
     "crash": "{0} is killed, and started again",
     "freeze": "{0} stands still, then goes on",
@@ -45,7 +45,9 @@ TELLS = {
     "usurp": "{0} leads, and passes over the votes that it is shown; it shows whose promises it likes",
     "mislead": "{0} votes for states that it has made up",
     "boast": "{0} says that it stands on a later state, of its own making",
+    "jump": "{0} says that it is in the last attempt that there is, and asks the others to it",
     "blackout": "{all} are killed at the same moment, and started again",
+    "ended": "the certificates of {all} end, and they get new ones",
     "die": "{all} are gone for good, once the host knows of their rounds and another has their state",
     "word": "the host lets whoever it hears of go on, as soon as they are too few",
 }

@@ -25,6 +25,7 @@ from tests.sim.carry import carry_out
 from tests.sim.host import HOST, Host
 from tests.sim.member import Disk, Member
 from tests.sim.network import Network
+from tests.sim.papers import Papers
 from tests.sim.plans import Fault, Plan
 from tests.sim.referee import Broken, Referee, Stuck
 from tests.sim.spec import spec_of
@@ -44,6 +45,7 @@ class World:
 
     Attributes:
         queue: (tick, number, member, its life, what happens, to what); life 0: it happens whether the member is up or not.
+        papers: None where no certificate ends.
         host: None where nobody needs its word.
         joined: (group, attempt) -> who averages in it.
         tokens: what each member does in a round.
@@ -54,6 +56,7 @@ class World:
         self.network, self.referee = Network(plan), Referee()
         self.queue: list[tuple[float, int, Member, int, Do, Any]] = []
         self.number = itertools.count()
+        self.papers = Papers() if any(fault.kind == "ended" for fault in plan.faults) else None
         self.rounds_in_storm = 0
         self.joined: dict[tuple[str, int], set[str]] = {}
         self.tokens = {member.name: 2 * max(member.weight, 1) for member in plan.members}
@@ -180,6 +183,8 @@ class World:
         """The host's owner gives its word, if it is to be given."""
         self.at(self.now + LOOK, first, self._look, host)
         word = host.go_on(self.now) if host.owners else None
+        if word and self.papers:
+            self.papers.keep(word)
         for member in self.order if word else ():
             if not self.network.is_cut(member.name, HOST) and not self.network.is_frozen(member.name):
                 self.step(member, e.CoordinatorSaid(host.tip.round, word))
@@ -194,6 +199,10 @@ class World:
         if (tip.epoch, tip.round) != newest or not has_state:
             self.at(self.now + 1, first, self._die, names)
             return
+        self.bury(*names)
+
+    def bury(self, *names: str) -> None:
+        """They are gone for good."""
         for name in names:
             self.members[name].stop()
             self.members[name].is_dead = True
@@ -231,6 +240,9 @@ class World:
                 self.members[name].stop()
         elif fault.kind == "die":
             self._die(me, fault.who)
+        elif fault.kind == "ended":
+            assert self.papers is not None
+            self.papers.end(fault.who)
         elif fault.kind == "word":
             assert self.host is not None
             self.host.owners += 1
@@ -251,7 +263,7 @@ class World:
         elif fault.kind == "word":
             assert self.host is not None
             self.host.owners -= 1
-        elif fault.kind != "die":
+        elif fault.kind not in ("die", "ended"):
             self.network.end(fault)
 
     def calm(self) -> None:
