@@ -48,7 +48,7 @@ TELLS = {
     "jump": "{0} says that it is in the last attempt that there is, and asks the others to it",
     "blackout": "{all} are killed at the same moment, and started again",
     "ended": "the certificates of {all} end, and they get new ones",
-    "die": "{all} are gone for good, once the host knows of their rounds and another has their state",
+    "die": "{all} are gone for good, once the host knows of their rounds and others share them",
     "word": "the host lets whoever it hears of go on, as soon as they are too few",
 }
 

@@ -190,13 +190,17 @@ class World:
                 self.step(member, e.CoordinatorSaid(host.tip.round, word))
 
     def _die(self, first: Member, names: tuple[str, ...]) -> None:
-        """They are gone for good, as soon as nothing is lost with them."""
+        """They are gone for good, as soon as the host could let others go on from what they have made, or help to make."""
         assert self.host is not None
         tip = self.host.tip
         newest = max((member.last.epoch, member.last.round) for member in self.order)
-        left = [m for m in self.order if m.name not in names and not m.is_dead]
-        has_state = any(m.core is not None and m.disk.last.state == tip.state and m.name in tip.weights for m in left)
-        if (tip.epoch, tip.round) != newest or not has_state:
+        left = {member.name: member for member in self.order if member.name not in names and not member.is_dead}
+        has_state = any(
+            m.core is not None and m.disk.last.state == tip.state for m in left.values() if m.name in tip.weights
+        )
+        voted = [group for name in names if (group := self.members[name].disk.box.group) is not None]
+        is_shared = all(group.by_peer.keys() & left.keys() for group in voted if group.round > tip.round)
+        if (tip.epoch, tip.round) != newest or not has_state or not is_shared:
             self.at(self.now + 1, first, self._die, names)
             return
         self.bury(*names)
