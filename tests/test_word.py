@@ -21,7 +21,7 @@ from protocol.succession import Last
 from tests.core_kit import BASE, Lone, claim_of, of, signed, spec_of
 
 ODD = "d" * 64
-SPEC = spec_of(rules=3)
+SPEC = spec_of(rules=3, max_group=3)
 
 
 def agreed(last: Last, *names: str, named: Signed[Epoch] | None = None, state: str = "") -> Agreement:
@@ -46,7 +46,7 @@ def said(*peers: str, epoch: int = 1) -> Signed[Epoch]:
 
 
 def lone(box: Box | None = None, last: Last = LAST) -> Lone:
-    return Lone("me", "bcd", last=last, box=box, rules=3, round_seconds=100.0)
+    return Lone("me", "bcd", last=last, box=box, rules=3, max_group=3, round_seconds=100.0)
 
 
 def branch(length: int, *names: str, named: Signed[Epoch] | None = None) -> list[Agreement]:
@@ -141,7 +141,8 @@ def test_who_made_more_rounds_than_the_later_epoch_has_takes_it_and_drops_its_wo
     own = branch(5, "me", "c", "d")
     back = lone(Box(7, 3, "d"), Last.of(own[-1]))
     back.works()
-    later = branch(2, "b", "c", named=said("b", "c"))
+    later = branch(2, "b", "c", "x", named=said("b", "c"))
+    assert Last.of(later[-1]).may_have_waited("me") == 2, "had it been there"
     assert of(a.AskHead, stands(back, "b", later[-1]))
     (fetch,) = of(a.Fetch, back.step(e.HeadShown("b", 0, [FIRST, *later])))
     (done,) = of(a.Commit, back.step(e.Fetched(fetch.state)))
