@@ -82,9 +82,9 @@ def _take_part(invite: Invite, config: PeerConfig, screen: JsonScreen | Terminal
     """Train until the run is over or its owner leaves; ends the program when the answer is not simply yes."""
     from peer.handing_on import Outcome
     from peer.volunteer import Volunteer
-    from protocol.leaving import Leaving
+    from protocol.leaving import LeaveSignals
 
-    with Leaving(
+    with LeaveSignals(
         lambda: screen.step("leaving"), lambda: screen.step("left"), lambda failure: volunteer.failed(failure)
     ) as leaving:
         volunteer = Volunteer(invite, config, screen, leaving)

@@ -6,7 +6,7 @@ import ipaddress
 import logging
 import socket
 
-from coordinator.run_config import Host
+from coordinator.run_config import HostConfig
 from protocol.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def host_of(address: str | None) -> str | None:
     return address.partition(":")[0]
 
 
-def check_addresses(host: Host) -> None:
+def check_addresses(host: HostConfig) -> None:
     """Check that the service and the rendezvous can listen where run.toml says.
 
     Raises:
@@ -91,15 +91,17 @@ def _port(digits: str) -> int | None:
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 5 and int(digits) < 65536 else None
 
 
-def public_address(host: Host, port: int) -> str:
+def public_address(host: HostConfig, port: int) -> str:
     """Where volunteers reach the service: what the host said, or this machine's own address.
 
     Args:
         host: `[host]` of run.toml.
         port: that the service listens on.
 
-    >>> public_address(Host(public_address="example.org"), 4700), public_address(Host(listen="[::1]:0"), 4700)
-    ('example.org:4700', '[::1]:4700')
+    >>> public_address(HostConfig(public_address="example.org"), 4700)
+    'example.org:4700'
+    >>> public_address(HostConfig(listen="[::1]:0"), 4700)
+    '[::1]:4700'
     """
     public = host.public_address
     if public is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Container
 from pathlib import Path
 
 from coordinator.ledger import Ledger
-from coordinator.roster import Roster
+from coordinator.roster import Announcements
 from coordinator.store.database import Tables
 from protocol.run_card import RunCard
 from protocol.status import Alarm, CheckpointStatus, EvaluatedRound, LedgerStatus, PeerStatus, RunStatus, alarm_of
@@ -30,7 +30,7 @@ class Board:
         self,
         ledger: Ledger,
         card: RunCard,
-        roster: Roster,
+        roster: Announcements,
         folder: Path,
         parts_failed: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:

@@ -30,7 +30,7 @@ from coordinator.publisher import Publisher
 from coordinator.receipts import ReceiptDesk
 from coordinator.rendezvous import Rendezvous
 from coordinator.reports import CommittedRound, Reports
-from coordinator.roster import Roster
+from coordinator.roster import Announcements
 from coordinator.run import Run
 from coordinator.run_config import RunConfig
 from coordinator.run_folder import RunFolder
@@ -44,7 +44,7 @@ from protocol.backoff import Backoff
 from protocol.disk import write_file
 from protocol.errors import PotluckError
 from protocol.invite import Invite
-from protocol.leaving import Leaving
+from protocol.leaving import LeaveSignals
 from protocol.parts import Failure, SupervisedThread
 from protocol.rpc import SWARM_VERSION
 from protocol.status import RunStatus
@@ -170,7 +170,7 @@ class Host:
     def _serve(self, run: Run, rendezvous: Rendezvous | None, stack: contextlib.ExitStack) -> None:
         """Put the parts together and open them."""
         folder, store = run.folder, run.ledger.store
-        roster = Roster(lambda: board.worked(), rendezvous.addresses if rendezvous else tuple)
+        roster = Announcements(lambda: board.worked(), rendezvous.addresses if rendezvous else tuple)
         board = self._board = Board(run.ledger, run.card, roster, folder.path, self._parts_failed)
         key, code = folder.membership_key(), self.code(folder)
         beginning = Beginning(store, key, run.card.run, run.card.spec.sync.min_peers, time.monotonic())
@@ -247,7 +247,7 @@ class Host:
         stack.enter_context(rendezvous)
         return rendezvous
 
-    def _tick(self, reports: Reports, board: Board, beginning: Beginning, roster: Roster, run: Run) -> None:
+    def _tick(self, reports: Reports, board: Board, beginning: Beginning, roster: Announcements, run: Run) -> None:
         """Look at waiting reports and at who is to decide, and keep status.json up to date."""
         folder, going_on = run.folder, GoingOn(run.folder.path, beginning.begin_epoch, time.monotonic())
         while True:
@@ -287,7 +287,7 @@ def host(
 
     Raises: as `Host.start` and `Host.wait`.
     """
-    with Leaving(lambda: None) as leaving, Host(config_path, folder, tell=tell) as running:
+    with LeaveSignals(lambda: None) as leaving, Host(config_path, folder, tell=tell) as running:
         leaving.graceful = True
         if on_start is not None:
             on_start(running)

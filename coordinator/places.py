@@ -22,7 +22,7 @@ from urllib.parse import unquote
 from protocol.errors import NetworkError
 
 
-class Place:
+class CountedCall:
     """One call that is counted in."""
 
     def __init__(self, sender: str, end: Callable[[], object]) -> None:
@@ -40,10 +40,10 @@ class Places:
     def __init__(self, *, total: int, each: int) -> None:
         self._total, self._each = total, each
         self._lock = threading.Lock()
-        self._taken: dict[str, list[Place]] = {}  # of each sender, the oldest first
+        self._taken: dict[str, list[CountedCall]] = {}  # of each sender, the oldest first
         self._count = 0
 
-    def take(self, sender: str, end: Callable[[], object]) -> Place:
+    def take(self, sender: str, end: Callable[[], object]) -> CountedCall:
         """Count a call in.
 
         Args:
@@ -52,7 +52,7 @@ class Places:
         Raises:
             NetworkError: this sender has enough, or all is taken by others who have no more than it.
         """
-        place, heaviest = Place(sender, end), None
+        call, heaviest = CountedCall(sender, end), None
         with self._lock:
             mine = len(self._taken.get(sender, ()))
             if mine >= self._each:
@@ -62,32 +62,32 @@ class Places:
                 if len(self._taken[heaviest.sender]) <= mine + 1:
                     raise NetworkError("the coordinator is busy", "try again in some seconds")
                 self._remove(heaviest)
-            self._taken.setdefault(sender, []).append(place)
+            self._taken.setdefault(sender, []).append(call)
             self._count += 1
         if heaviest is not None:
             heaviest.end()
-        return place
+        return call
 
-    def give(self, place: Place) -> None:
+    def give(self, call: CountedCall) -> None:
         """The call is over; harmless twice."""
         with self._lock:
-            if place in self._taken.get(place.sender, ()):
-                self._remove(place)
+            if call in self._taken.get(call.sender, ()):
+                self._remove(call)
 
     @contextmanager
     def taken(self, sender: str, end: Callable[[], object] = lambda: None) -> Iterator[None]:
         """Count a call in for the time of a block. Raises: as `take`."""
-        place = self.take(sender, end)
+        call = self.take(sender, end)
         try:
             yield
         finally:
-            self.give(place)
+            self.give(call)
 
-    def _remove(self, place: Place) -> None:
-        self._taken[place.sender].remove(place)
+    def _remove(self, call: CountedCall) -> None:
+        self._taken[call.sender].remove(call)
         self._count -= 1
-        if not self._taken[place.sender]:
-            del self._taken[place.sender]
+        if not self._taken[call.sender]:
+            del self._taken[call.sender]
 
 
 def network_of(peer: str) -> str:

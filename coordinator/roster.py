@@ -3,7 +3,7 @@
 Kept in memory alone, since all of it is said again within a minute. `service` feeds it; `status` and `publisher` read.
 
     >>> from protocol.keys import PeerIdentity
-    >>> roster = Roster()
+    >>> roster = Announcements()
     >>> me = PeerIdentity.generate().peer_id
     >>> roster.announce(me, ["/ip4/203.0.113.7/tcp/1/p2p/" + me], round=3, tokens_per_s=10.0, states=[], now=0.0)
     >>> len(roster.addresses(besides="another", now=10.0)), len(roster.addresses(besides=me, now=10.0))
@@ -47,7 +47,7 @@ class Presence:
     leaving: bool = False
 
 
-class Roster:
+class Announcements:
     """The members that announced themselves, in the order in which they came.
 
     Args:

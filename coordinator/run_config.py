@@ -67,7 +67,7 @@ class DataSource(DataRules):
     path: str  # the file, relative to run.toml
 
 
-class Host(Section):
+class HostConfig(Section):
     """How this host listens; not part of what is pinned."""
 
     listen: str = "0.0.0.0:4700"  # gRPC
@@ -97,7 +97,7 @@ class RunConfig(Section):
     inner: InnerOptimizer = InnerOptimizer()
     outer: OuterOptimizer = OuterOptimizer()
     publish: Publish = Publish()
-    host: Host = Host()
+    host: HostConfig = HostConfig()
 
     @model_validator(mode="before")
     @classmethod

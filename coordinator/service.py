@@ -16,7 +16,7 @@ from coordinator.places import Places
 from coordinator.publisher import Publisher
 from coordinator.receipts import ReceiptDesk
 from coordinator.reports import Reports
-from coordinator.roster import Roster
+from coordinator.roster import Announcements
 from coordinator.shelf import Offer, ShelfFile
 from coordinator.twins import Twins
 from protocol import certificate, coordinator_pb2
@@ -45,7 +45,7 @@ class CoordinatorService:
         self,
         offer: Offer,
         admission: Admission,
-        roster: Roster,
+        roster: Announcements,
         beginning: Beginning,
         reports: Reports,
         receipts: ReceiptDesk,

@@ -2,7 +2,7 @@
 
 >>> import tempfile
 >>> folder = Path(tempfile.mkdtemp()); _ = (folder / "a.txt").write_bytes(b"hello")
->>> shelf = Shelf(); files = shelf.add_folder(folder)
+>>> shelf = FileShelf(); files = shelf.add_folder(folder)
 >>> files[0].path, b"".join(shelf.read(files[0].sha256, offset=1))
 ('a.txt', b'ello')
 """
@@ -30,7 +30,7 @@ class ShelfFile:
     size_bytes: int
 
 
-class Shelf:
+class FileShelf:
     """Digest -> file; read by many threads."""
 
     def __init__(self) -> None:
@@ -97,12 +97,12 @@ class Offer:
     root_public_pem: bytes
     genesis_files: list[ShelfFile]
     model_files: list[ShelfFile]  # LoRA: of the base model
-    shelf: Shelf
+    shelf: FileShelf
 
     @classmethod
     def of(cls, run: Run) -> Offer:
-        """Raises: as `Shelf.add_folder` and `Shelf.add_checkpoint`."""
-        shelf, evaluator, data = Shelf(), run.evaluator, run.card.spec.data
+        """Raises: as `FileShelf.add_folder` and `FileShelf.add_checkpoint`."""
+        shelf, evaluator, data = FileShelf(), run.evaluator, run.card.spec.data
         shelf.add_file(evaluator.data, data.digest, data.size_bytes)
         return cls(
             card=run.card,

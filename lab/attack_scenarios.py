@@ -22,7 +22,7 @@ from pathlib import Path
 
 from lab import attackers, pacing
 from lab.outcomes import credited_to, divergences
-from lab.processes import Community, Part
+from lab.processes import Community, LabProcess
 from lab.small_community import Inputs, run_config
 from lab.warm_start import WarmStart
 from protocol.keys import PeerIdentity
@@ -149,8 +149,8 @@ class _Play:
     def __init__(self, scenario: Scenario, run: Community, terms: Terms) -> None:
         self.scenario, self.run, self.terms = scenario, run, terms
         self.begin, self.come, self.begin_late = (run.folder / name for name in ("begin", "come", "begin-late"))
-        self.honest: list[Part] = []
-        self.attackers: list[Part] = []
+        self.honest: list[LabProcess] = []
+        self.attackers: list[LabProcess] = []
         self.over = False  # the attackers have been killed
 
     def whole(self) -> Row:
@@ -169,19 +169,19 @@ class _Play:
         self._end(host, ended)
         return self._measure(host, began, ended, said)
 
-    def _start_honest(self, name: str) -> Part:
+    def _start_honest(self, name: str) -> LabProcess:
         number, speeds = int(name.removeprefix("honest-")), self.scenario.speeds
         paced = pacing.environment(speeds[number - 1]) if speeds else {}
         self.run.more_environment[name] = pacing.beginning(self.begin) | paced
         return self.run.peer(name)
 
-    def _start_attacker(self, name: str) -> Part:
+    def _start_attacker(self, name: str) -> LabProcess:
         hostile, late = attackers.environment(self.scenario.attack), self.scenario.after_round > 0
         held = pacing.beginning(self.begin_late) | pacing.coming(self.come) if late else pacing.beginning(self.begin)
         self.run.more_environment[name] = hostile | held
         return self.run.peer(name)
 
-    def _settle(self, parts: list[Part], start: Callable[[str], Part]) -> None:
+    def _settle(self, parts: list[LabProcess], start: Callable[[str], LabProcess]) -> None:
         """Give them time to hear of each other; start those again whose network did not come up."""
         for _ in range(TRIES if parts else 0):
             time.sleep(MEET_S)
@@ -194,7 +194,7 @@ class _Play:
         assert not parts, f"did not stay after {TRIES} starts: {[part.said[-500:] for part in parts if part.ended]}"
 
     @staticmethod
-    def _wait_ready(parts: list[Part]) -> None:
+    def _wait_ready(parts: list[LabProcess]) -> None:
         for part in parts:
             part.wait_for("step", step="finding-members", timeout_s=START_S)
 
@@ -234,7 +234,7 @@ class _Play:
         return bool(rounds) and (len(rounds) == len(events) or newest >= min(rounds) + 2)
 
     @staticmethod
-    def _end(host: Part, ended: str) -> None:
+    def _end(host: LabProcess, ended: str) -> None:
         """Have the host evaluate what it has, and say how the run stands."""
         if ended != "all rounds":
             host.send(signal.SIGINT)
@@ -242,7 +242,7 @@ class _Play:
 
     # ---- what it came to ---------------------------------------------------------------------------------------------
 
-    def _measure(self, host: Part, began: float, ended: str, said: dict[str, int]) -> Row:
+    def _measure(self, host: LabProcess, began: float, ended: str, said: dict[str, int]) -> Row:
         mine, theirs = self._peer_ids()
         status = [event["status"] for event in host.events if "status" in event][-1]
         losses = [(item["round"], item["held_out_loss"]) for item in status["evaluations"]]
@@ -298,7 +298,7 @@ def _shares(run: Community, peers: set[str]) -> dict[int, float]:
     return found
 
 
-def _warnings(part: Part) -> list[str]:
+def _warnings(part: LabProcess) -> list[str]:
     """What a process has logged: without --verbose that is what someone should act on."""
     line = r"^\d{4}-\d\d-\d\d \S+ (?:WARN|ERROR|CRITICAL)\w* (?:peer|coordinator|protocol)[\w.]*: (.*)"
     broken = [text for text in part.said.splitlines() if text.startswith(("Traceback", "error:"))]

@@ -21,7 +21,7 @@ from typing import Any
 
 from lab.faults import Fault, Faults, Happened
 from lab.outcomes import divergences
-from lab.processes import Community, Part
+from lab.processes import Community, LabProcess
 from lab.small_community import Inputs, run_config
 from lab.wan.community import WanCommunity
 from lab.wan.lab import WanLab
@@ -161,7 +161,7 @@ class FaultCommunity:
             self.run = WanCommunity(folder, config, lab, starter=starter, tokens_per_s=TOKENS_PER_S)
         for name in (*self.names, *(f"late{number}" for number in range(9))):
             self.run.more_environment[name] = self.faults.environment(name)
-        self.peers: dict[str, Part] = {}
+        self.peers: dict[str, LabProcess] = {}
         self._late = 0
 
     def __enter__(self) -> FaultCommunity:
@@ -178,7 +178,7 @@ class FaultCommunity:
         self.run.__exit__()
 
     @property
-    def every_part(self) -> list[Part]:
+    def every_part(self) -> list[LabProcess]:
         """All peers that ever were."""
         return [part for part in self.run.parts if part.name != "host"]
 
@@ -227,7 +227,7 @@ class FaultCommunity:
 
     # ---- what is done, and undone ------------------------------------------------------------------------------------
 
-    def _start(self, name: str) -> Part:
+    def _start(self, name: str) -> LabProcess:
         self.peers[name] = self.run.peer(name, "--verbose")
         return self.peers[name]
 
@@ -281,7 +281,7 @@ class FaultCommunity:
 
     # ---- what was seen -----------------------------------------------------------------------------------------------
 
-    def _seen(self, others: dict[str, Part], since: float, commits: list[dict[str, Any]]) -> str:
+    def _seen(self, others: dict[str, LabProcess], since: float, commits: list[dict[str, Any]]) -> str:
         """The others' first words about it, peer ids replaced by names."""
         told = [line for part in others.values() for line in log_lines(part, since) if _TELLING.search(line.text)]
         left_out = [
@@ -313,7 +313,7 @@ class Line:
     text: str
 
 
-def log_lines(part: Part, since: float) -> list[Line]:
+def log_lines(part: LabProcess, since: float) -> list[Line]:
     """What a peer that runs with --verbose has logged since then."""
     found = []
     for line in part.said.splitlines():
@@ -330,7 +330,7 @@ def _lost(parts: Any, since: float, until: float) -> set[tuple[str, str]]:
     return {(found[1], found[2]) for line in lines if (found := _LOST.search(line.text))}
 
 
-def _kept(parts: list[Part], since: float, commits: list[dict[str, Any]]) -> str:
+def _kept(parts: list[LabProcess], since: float, commits: list[dict[str, Any]]) -> str:
     """What became of the work whose attempt came to nothing: used at once "yes", a round later "late", or "no"."""
     found = "yes"
     for part, commit in zip(parts, commits, strict=True):
@@ -341,7 +341,7 @@ def _kept(parts: list[Part], since: float, commits: list[dict[str, Any]]) -> str
     return found
 
 
-def _committed_after(part: Part, since: float, round: int) -> dict[str, Any]:
+def _committed_after(part: LabProcess, since: float, round: int) -> dict[str, Any]:
     """The first agreed round that was not agreed before the fault."""
     return part.wait_for("committed", lambda e: e["time"] > since and e["round"] >= round, timeout_s=COMMIT_S)
 

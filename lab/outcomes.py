@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from lab.processes import Community, Part
+from lab.processes import Community, LabProcess
 
 
 def ledger_entries(run: Community) -> list[dict[str, Any]]:
@@ -19,7 +19,7 @@ def ledger_entries(run: Community) -> list[dict[str, Any]]:
     return [json.loads(data) for (data,) in rows]
 
 
-def divergences(peers: Iterable[Part]) -> dict[int, set[str]]:
+def divergences(peers: Iterable[LabProcess]) -> dict[int, set[str]]:
     """Rounds for which peers committed different states: which ones. Empty, or the protocol is broken."""
     states: dict[int, set[str]] = {}
     for peer in peers:
@@ -52,7 +52,7 @@ def credited_to(run: Community) -> dict[str, int]:
     return dict(tokens)
 
 
-def wrongly_credited(run: Community, peers: Iterable[Part]) -> dict[int, tuple[int, int]]:
+def wrongly_credited(run: Community, peers: Iterable[LabProcess]) -> dict[int, tuple[int, int]]:
     """Rounds for which the ledger holds other tokens than the peers agreed on: round -> (in the ledger, agreed)."""
     agreed = {number: event["tokens"] for peer in peers for number, event in peer.committed().items()}
     found = credited_tokens(run)

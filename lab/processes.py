@@ -40,7 +40,7 @@ CARD_TOKENS_PER_S = 2000.0  # of peers that weigh alike and leave each other the
 Event = dict[str, Any]
 
 
-class Part:
+class LabProcess:
     """One process; its standard output is kept as JSON events, its standard error in a file."""
 
     def __init__(
@@ -170,7 +170,7 @@ class Part:
         return self.wait(timeout_s)
 
 
-def leave_in_turn(peers: Iterable[Part]) -> None:
+def leave_in_turn(peers: Iterable[LabProcess]) -> None:
     """Each leaves when the one before has; only the last one, for whom the run waits then, may have to say so."""
     codes = {peer.name: peer.stop() for peer in peers}
     *others, last = codes.values()
@@ -201,7 +201,7 @@ class Community:
         self._pace = pacing.environment(tokens_per_s) if tokens_per_s else {}
         self.folder = folder
         self.run = folder / "run"
-        self.parts: list[Part] = []
+        self.parts: list[LabProcess] = []
         self._sockets: dict[str, set[Path]] = {}
         self.more_environment: dict[str, dict[str, str]] = {}  # name of a part -> what it has beyond the usual
         ports = free_ports(2) if fixed_ports else [0, 0]
@@ -226,24 +226,24 @@ class Community:
         for path in self.sockets():
             path.unlink(missing_ok=True)
 
-    def host(self, *options: str) -> Part:
+    def host(self, *options: str) -> LabProcess:
         """Start the host, or start it again; returns once volunteers can join."""
         part = self.start("host", "host", str(self.config), "--folder", str(self.run), "--json", *options)
         self.invite = part.wait_for("started")["invite"]
         return part
 
-    def peer(self, name: str, *options: str, invite: str | None = None) -> Part:
+    def peer(self, name: str, *options: str, invite: str | None = None) -> LabProcess:
         """Start a peer, or start it again with the same home."""
         return self.start(
             name, "join", invite or self.invite, "--yes", "--json", "--home", str(self.home(name)),
             "--device", "cpu", "--threads", "1", "--listen", "127.0.0.1:0", *options,
         )  # fmt: skip
 
-    def start(self, name: str, *arguments: str) -> Part:
+    def start(self, name: str, *arguments: str) -> LabProcess:
         """Start `potluck` with these arguments."""
         count = sum(part.name == name for part in self.parts)
         log = self.folder / f"{name}-{count}.log"
-        part = Part(name, list(arguments), log, self.environment(name), self._starter)
+        part = LabProcess(name, list(arguments), log, self.environment(name), self._starter)
         self.parts.append(part)
         return part
 

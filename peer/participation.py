@@ -46,7 +46,7 @@ from protocol.agreement import Agreement
 from protocol.backoff import Backoff
 from protocol.errors import NetworkError, PartFailed, RefusedError
 from protocol.keys import PeerIdentity
-from protocol.leaving import Leaving
+from protocol.leaving import LeaveSignals
 from protocol.parts import MOST_FAILURES, Failure
 from protocol.rpc import Twin, draw_session
 
@@ -87,7 +87,7 @@ class Participation:
         receipts: Receipts,
         config: PeerConfig,
         screen: Screen,
-        leaving: Leaving,
+        leaving: LeaveSignals,
     ) -> None:
         self._client, self._identity, self._admitted = client, identity, admitted
         self._folder, self._receipts, self._config = folder, receipts, config

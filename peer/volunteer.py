@@ -26,7 +26,7 @@ from peer.training.model import load_trainable
 from peer.training.work import LocalWork
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity
-from protocol.leaving import Leaving
+from protocol.leaving import LeaveSignals
 from protocol.parts import Failure
 from protocol.trust import trust
 
@@ -34,7 +34,7 @@ from protocol.trust import trust
 class Volunteer:
     """One peer of one run."""
 
-    def __init__(self, invite: Invite, config: PeerConfig, screen: Screen, leaving: Leaving) -> None:
+    def __init__(self, invite: Invite, config: PeerConfig, screen: Screen, leaving: LeaveSignals) -> None:
         self._invite, self._config, self._screen, self._leaving = invite, config, screen, leaving
         self._identity = PeerIdentity.load_or_create(config.identity_path)
         self._client = CoordinatorClient(invite)

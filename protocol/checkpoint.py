@@ -47,11 +47,11 @@ _STEP = re.compile(r"step-([0-9]{6,9})")
 _ROUND = re.compile(r"round-([0-9]{6,9})\.json")
 
 
-class _Part(BaseModel):
+class _Fields(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Evaluation(_Part):
+class Evaluation(_Fields):
     """How the model did on the held-out split."""
 
     held_out_loss: float = Field(allow_inf_nan=False)  # nats per token
@@ -59,7 +59,7 @@ class Evaluation(_Part):
     tokens: Counter
 
 
-class Contributor(_Part):
+class Contributor(_Fields):
     """One peer's agreed work on this checkpoint's line, from genesis up to its round."""
 
     peer_id: PeerId
@@ -68,7 +68,7 @@ class Contributor(_Part):
     rounds: Round  # how many of them
 
 
-class LedgerState(_Part):
+class LedgerState(_Fields):
     """The ledger head that stands in model/ledger/checkpoint, and how it extends the parent's.
 
     The consistency proof runs from the head in the parent checkpoint's folder to this one; it is empty for genesis
@@ -112,7 +112,7 @@ class LedgerState(_Part):
         merkle.verify_consistency(parent.size, self.size, parent.head.root, self.head.root, proof)
 
 
-class CheckpointInfo(_Part):
+class CheckpointInfo(_Fields):
     """model/checkpoint.json. Run card and root key are claims here: the fingerprint that the user trusts decides."""
 
     version: Annotated[int, Field(ge=1, le=1)] = 1

@@ -5,7 +5,7 @@ Signals reach Python code only between two of the main thread's steps, and one o
 exception out of a handler comes wherever that thread is. So handlers do nothing, and a thread of its own reads the
 signals from the pipe that the interpreter writes them to as they come.
 
-    with Leaving(lambda: print("leaving"), early=lambda: print("left")) as leaving:
+    with LeaveSignals(lambda: print("leaving"), early=lambda: print("left")) as leaving:
         ...                        # prepare: the first Ctrl-C ends the process, for nothing is lost by that
         leaving.graceful = True
         train(..., leaving.stop)   # from here on it sets `stop`
@@ -29,7 +29,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR = "\x1b[?25h"  # a live table hides it
 
 
-class Leaving:
+class LeaveSignals:
     """Catches the two signals while it is entered; in the main thread.
 
     Args:
@@ -52,7 +52,7 @@ class Leaving:
         self._before: dict[int, Any] = {}
         self._terminal: list[Any] | None = None
 
-    def __enter__(self) -> Leaving:
+    def __enter__(self) -> LeaveSignals:
         with contextlib.suppress(termios.error, OSError, ValueError):  # a question may change how the terminal echoes
             self._terminal = termios.tcgetattr(sys.stdin.fileno())
         self._read, self._write = os.pipe()

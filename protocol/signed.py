@@ -41,8 +41,8 @@ class Signed(Generic[T_co]):
     digest: Digest  # of the payload: names the statement, however often it was signed
 
 
-class Part(BaseModel):
-    """Part of something that is signed. No other field is let in, and `later` ones are left out at their defaults."""
+class SignedFields(BaseModel):
+    """Fields of something that is signed. No other field is let in, and `later` ones are left out at their defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     later: ClassVar[frozenset[str]] = frozenset()  # fields that version 1 did not have at first
@@ -55,7 +55,7 @@ class Part(BaseModel):
         return {name: item for name, item in value.items() if name not in self.later or item != fields[name].default}
 
 
-class Statement(Part):
+class Statement(SignedFields):
     """What a peer, or a run's coordinator by its membership key, signs."""
 
     media_type: ClassVar[str]

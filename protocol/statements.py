@@ -19,17 +19,17 @@ from typing import ClassVar
 from pydantic import Field
 
 from protocol.digests import Digest
-from protocol.signed import Part, Signed, Statement, open_signed
+from protocol.signed import Signed, SignedFields, Statement, open_signed
 
 MAX_ATTEMPT = 2**31 - 1  # so many that no round uses them up
 MAX_TOKENS = 2**40  # tokens one peer can claim for one round
 LATE_DIVISOR = 2  # tokens of an update that missed its round count for so much less in the next one
-MAX_WAIT = 16  # rounds that work may have waited for its author's turn
+MAX_WAIT = 48  # rounds that work may have waited for its author's turn
 MAX_EPOCH = 10**9
 EPOCH = Field(default=0, ge=0, le=MAX_EPOCH, strict=True)  # of the coordinator's word on who decides; 0: of none
 
 
-class UpdateDigest(Part):
+class UpdateDigest(SignedFields):
     """Binds a claim to one encoded update."""
 
     root: Digest  # Merkle root over the encoded chunks
@@ -38,7 +38,7 @@ class UpdateDigest(Part):
     codec: str = Field(max_length=32)
 
 
-class Late(Part):
+class Late(SignedFields):
     """Work of rounds that its author was not in; part of the update of the round that it is in.
 
     Without `waited` it missed the round before, because it came too late or its author could not be reached. It was
@@ -111,7 +111,7 @@ class Vote(Statement):
     epoch: int = EPOCH
 
 
-class Cast(Part):
+class Cast(SignedFields):
     """A vote that a member has given before, as it tells of it."""
 
     later: ClassVar[frozenset[str]] = frozenset({"completes"})

@@ -27,11 +27,11 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 PeerId = Annotated[str, Field(max_length=64)]
 
 
-class _Part(BaseModel):
+class _Fields(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")  # a newer coordinator may say more
 
 
-class PeerStatus(_Part):
+class PeerStatus(_Fields):
     """One member, live or not, as the coordinator knows it."""
 
     peer_id: PeerId
@@ -42,7 +42,7 @@ class PeerStatus(_Part):
     last_seen_s: Number | None = None  # seconds since its last announcement; None: not since the coordinator started
 
 
-class EvaluatedRound(_Part):
+class EvaluatedRound(_Fields):
     """The held-out loss of the state after one round."""
 
     round: Count
@@ -51,7 +51,7 @@ class EvaluatedRound(_Part):
     time: Number  # Unix seconds
 
 
-class CheckpointStatus(_Part):
+class CheckpointStatus(_Fields):
     """One published checkpoint, or one that was held back."""
 
     round: Count
@@ -62,7 +62,7 @@ class CheckpointStatus(_Part):
     reason: str = ""  # why it was held back
 
 
-class Alarm(_Part):
+class Alarm(_Fields):
     """The run stays clearly worse than its last published checkpoint: one after the other was held back."""
 
     round: Count  # of the newest one
@@ -79,12 +79,12 @@ class Alarm(_Part):
         )
 
 
-class LedgerStatus(_Part):
+class LedgerStatus(_Fields):
     size: Count
     root: Digest
 
 
-class RunStatus(_Part):
+class RunStatus(_Fields):
     """A run at one moment."""
 
     name: str

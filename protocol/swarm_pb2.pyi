@@ -175,12 +175,14 @@ class Part(_message.Message):
     def __init__(self, certificate: _Optional[str] = ..., group: _Optional[str] = ..., attempt: _Optional[int] = ..., chunk: _Optional[int] = ..., data: _Optional[bytes] = ..., proof: _Optional[_Iterable[bytes]] = ..., error: _Optional[str] = ...) -> None: ...
 
 class VoteMessage(_message.Message):
-    __slots__ = ("certificate", "vote")
+    __slots__ = ("certificate", "vote", "lacks")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     VOTE_FIELD_NUMBER: _ClassVar[int]
+    LACKS_FIELD_NUMBER: _ClassVar[int]
     certificate: str
     vote: bytes
-    def __init__(self, certificate: _Optional[str] = ..., vote: _Optional[bytes] = ...) -> None: ...
+    lacks: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, certificate: _Optional[str] = ..., vote: _Optional[bytes] = ..., lacks: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class VoteReply(_message.Message):
     __slots__ = ("vote", "others")

@@ -26,7 +26,7 @@ from pathlib import Path
 import psutil
 
 from lab.outcomes import counted_twice, divergences
-from lab.processes import Community, Part, leave_in_turn, marked
+from lab.processes import Community, LabProcess, leave_in_turn, marked
 from lab.small_community import run_config, tiny_inputs
 
 NAMES = ("alice", "bob", "carol")
@@ -90,7 +90,7 @@ def soak(run: Community, options: argparse.Namespace) -> list[Sample]:
     return samples
 
 
-def sample(run: Community, peers: list[Part], last: Sample | None, now: float) -> Sample:
+def sample(run: Community, peers: list[LabProcess], last: Sample | None, now: float) -> Sample:
     """One look at everything."""
     rounds = min(peer.round for peer in peers)
     used = [usage(processes_of(run, peer.name)) for peer in peers]

@@ -13,7 +13,7 @@ from peer.net import frames
 from peer.net.allreduce import STREAM, Reduction
 from peer.net.lines import Lines
 from peer.net.node import Node
-from peer.net.pace import Limits, Pace
+from peer.net.pace import Pace, Patience
 from peer.net.roster import Roster
 from peer.net.talk import Talk
 from peer.round.events import Heard, Said
@@ -26,8 +26,8 @@ from protocol.errors import NetworkError, RoundAborted
 from tests.core_kit import after_round_1, make_core
 from tests.swarm_kit import World
 
-LIMITS = Limits(silence_s=600.0, total_s=600.0)  # beyond a test's deadline: only what it is about ends an attempt
-SILENT = Limits(silence_s=4.0, total_s=600.0)  # for those who wait for one; a busy machine is silent for a second
+LIMITS = Patience(silence_s=600.0, total_s=600.0)  # beyond a test's deadline: only what it is about ends an attempt
+SILENT = Patience(silence_s=4.0, total_s=600.0)  # for those who wait for one; a busy machine is silent for a second
 
 
 class Party:
@@ -47,7 +47,7 @@ class Party:
             made.group,
             self.update,
             self.talk,
-            Pace(made.limits),
+            Pace(made.patience),
             aggregator(world.spec.sync.clip),
             self.stages.append,
         )
@@ -90,12 +90,12 @@ class Attempt:
         self,
         world: World,
         nodes: list[Node],
-        limits: Limits = LIMITS,
+        patience: Patience = LIMITS,
         shares: tuple[int, ...] = (),
         claimed: Callable[[EncodedUpdate], EncodedUpdate] = lambda update: update,
         spoilt: Callable[[EncodedUpdate], EncodedUpdate] = lambda update: update,
     ) -> None:
-        self.world, self.limits = world, limits
+        self.world, self.patience = world, patience
         encoded = [EncodedUpdate.encode(world.update(index), world.spec.sync.wire) for index in range(len(nodes))]
         self.updates = [*encoded[:-1], claimed(encoded[-1])]
         self.sent = [*self.updates[:-1], spoilt(self.updates[-1])]

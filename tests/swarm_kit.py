@@ -27,7 +27,7 @@ with warnings.catch_warnings():  # hivemind's layers of experts, which nobody he
     import hivemind  # noqa: F401
 
 from peer.net.node import Node
-from peer.net.pace import Limits
+from peer.net.pace import Patience
 from peer.net.place import SwarmConfig
 from peer.net.records import RecordValidator
 from peer.round.group import Terms
@@ -190,7 +190,7 @@ class World:
         """A driver; `options` are those of `Ways` and of `SwarmConfig`."""
         train, names = options.pop("train", True), {item.name for item in fields(Ways)}
         ways = Ways(**{name: options.pop(name) for name in names & options.keys()})
-        config = SwarmConfig(**({"limits": Limits(silence_s=2.0, total_s=30.0)} | options))
+        config = SwarmConfig(**({"patience": Patience(silence_s=2.0, total_s=30.0)} | options))
         async with self.node(index, *(peer.node for peer in known)) as node:
             peer = Peer(self, index, node, head or Head(self.genesis), ways, config)
             await peer.driver.start()

@@ -22,7 +22,7 @@ from peer.round import turns, views
 from peer.round.box import Box
 from peer.round.core import Core
 from peer.round.group import Group, Member
-from peer.round.state import Average, Timing
+from peer.round.state import Averaging, Timing
 from protocol import canonical
 from protocol.agreement import Agreement
 from protocol.succession import Last
@@ -165,7 +165,7 @@ class Seat:
 
     def _average(self, group: Group, since: float) -> None:
         phase = self.state.phase
-        if not isinstance(phase, Average) or phase.group is not group:
+        if not isinstance(phase, Averaging) or phase.group is not group:
             return
         missing = sorted(set(group.by_peer) - self.table.joined.get((group.digest, group.attempt), set()))
         if not missing:
@@ -323,9 +323,9 @@ class Table:
                     self._send(me, peer, action, e.Grouped(("group", name, group.attempt), name, group), lost)
             case a.Accept((_, leader, attempt)):
                 self._send(me, leader, action, e.GroupTaken(name, attempt))
-            case a.SendVote(to, vote):
+            case a.SendVote(to, vote, lacks):
                 for peer in to:
-                    self._send(me, peer, action, e.Votes(name, vote, (), ("vote", name, 0)))
+                    self._send(me, peer, action, e.Votes(name, vote, (), ("vote", name, 0), lacks))
             case a.ShowVotes((_, asker, _), own, others):
                 self._send(me, asker, action, e.Votes(name, own, others))
             case a.SendAbort(to, group, _, attempt, why, culprit):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.beginning import AWAY_S, Beginning
-from coordinator.roster import WORKING_S, Presence, Roster
+from coordinator.roster import WORKING_S, Announcements, Presence
 from coordinator.store.database import Store
 from protocol.epoch import open_word
 from protocol.errors import NetworkError
@@ -73,7 +73,7 @@ def test_nobody_is_told_before_the_word_is_kept(office: Office, monkeypatch: pyt
 
 
 def test_who_only_reduces_idles_or_is_away_does_not_begin() -> None:
-    roster = Roster()
+    roster = Announcements()
 
     def announce(index: int, speed: float, now: float, reduce_only: bool = False) -> None:
         roster.announce(PEERS[index], [], round=0, tokens_per_s=speed, states=[], now=now, reduce_only=reduce_only)

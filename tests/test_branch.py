@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from coordinator import roster as roster_module
 from coordinator.branch import Verdict, judge
-from coordinator.roster import LIVE_S, MAX_OTHERS, Roster
+from coordinator.roster import LIVE_S, MAX_OTHERS, Announcements
 from protocol.agreement import Agreement, Counts
 from protocol.errors import FormatError, VerificationError
 from protocol.keys import PeerIdentity
@@ -73,14 +73,14 @@ def address(peer_id: str, name: str = "ip4/203.0.113.7") -> str:
 
 
 def test_member_that_falls_silent_is_forgotten_by_the_others() -> None:
-    roster, me = Roster(), PeerIdentity.generate().peer_id
+    roster, me = Announcements(), PeerIdentity.generate().peer_id
     roster.announce(me, [address(me)], round=1, tokens_per_s=1.0, states=[], now=0.0)
     assert roster.addresses(besides="", now=LIVE_S) == [address(me)]
     assert roster.addresses(besides="", now=LIVE_S + 1) == [] and roster.live(LIVE_S + 1) == []
 
 
 def test_answer_names_a_bounded_number_of_others() -> None:
-    roster = Roster()
+    roster = Announcements()
     for _ in range(MAX_OTHERS + 10):
         peer_id = PeerIdentity.generate().peer_id
         roster.announce(peer_id, [address(peer_id)], round=0, tokens_per_s=0.0, states=[], now=0.0)
@@ -91,14 +91,14 @@ def test_identities_without_credit_do_not_crowd_out_the_others(monkeypatch: pyte
     """Neither out of what a member is told, nor out of the roster itself."""
     monkeypatch.setattr(roster_module, "MAX_ROSTER", 1000)
     members = [PeerIdentity.generate().peer_id for _ in range(5)]
-    roster = Roster(lambda: members)
+    roster = Announcements(lambda: members)
     for now, peer_id in enumerate([*members, *(PeerIdentity.generate().peer_id for _ in range(1200))]):
         at = 0.0 if peer_id in members else 1.0 + now / 1e6
         roster.announce(peer_id, [address(peer_id)], round=0, tokens_per_s=1.0, states=[], now=at)
     assert set(members) < roster.seen().keys() and len(roster.seen()) == 1000
     told = roster.addresses(besides=members[0], now=2.0)
     assert {address(peer_id) for peer_id in members[1:]} < set(told) and len(told) == MAX_OTHERS
-    newcomers = Roster(lambda: roster.seen())
+    newcomers = Announcements(lambda: roster.seen())
     for peer_id in [*roster.seen(), me := PeerIdentity.generate().peer_id]:
         newcomers.announce(peer_id, [address(peer_id)], round=0, tokens_per_s=1.0, states=[], now=3.0)
     assert address(me) in newcomers.addresses(besides="", now=3.0), "who is new is found, too"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.processes import CARD_TOKENS_PER_S, Community, Part
+from lab.processes import CARD_TOKENS_PER_S, Community, LabProcess
 from lab.small_community import tiny_run
 from lab.warm_start import WarmStart
 from peer.link.clock import Clock
@@ -100,14 +100,14 @@ def community(
         yield opened
 
 
-def with_clock(community: Community, shifted: WarmStart, name: str, offset_s: float) -> tuple[Part, Path]:
+def with_clock(community: Community, shifted: WarmStart, name: str, offset_s: float) -> tuple[LabProcess, Path]:
     """A peer whose clock is off by what the returned file says."""
     clock = community.folder / f"{name}.clock"
     clock.write_text(str(offset_s))
     environment = community.environment(name) | {"POTLUCK_TEST_CLOCK": str(clock)}
     arguments = ["join", community.invite, "--yes", "--json", "--home", str(community.home(name)), "--device", "cpu"]
     arguments += ["--threads", "1", "--listen", "127.0.0.1:0"]
-    part = Part(name, arguments, community.folder / f"{name}.log", environment, shifted)
+    part = LabProcess(name, arguments, community.folder / f"{name}.log", environment, shifted)
     community.parts.append(part)
     return part, clock
 

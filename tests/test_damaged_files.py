@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.processes import CARD_TOKENS_PER_S, Community, Part
+from lab.processes import CARD_TOKENS_PER_S, Community, LabProcess
 from lab.small_community import tiny_run
 from lab.warm_start import WarmStart
 from peer.disk.outbox import Outbox
@@ -62,7 +62,7 @@ def community(
         assert "Traceback" not in bob.said
 
 
-def train_and_leave(community: Community) -> Part:
+def train_and_leave(community: Community) -> LabProcess:
     """Start alice, and stop her when a round with her work was committed and she has her receipt."""
     alice = community.peer("alice")
     done = alice.wait_for("committed", took_part=True)["round"]

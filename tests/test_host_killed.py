@@ -17,7 +17,7 @@ import pytest
 
 from coordinator.rendezvous import Rendezvous
 from coordinator.store.database import Store
-from lab.processes import WAIT_S, Part
+from lab.processes import WAIT_S, LabProcess
 from lab.warm_start import WarmStart
 from peer.disk.outbox import Outbox
 from peer.link.client import CoordinatorClient
@@ -30,18 +30,18 @@ from tests.kit.coordinator import Swarm, start_host, write_run
 
 
 @contextmanager
-def host_process(config: Path, folder: Path, starter: WarmStart | None) -> Iterator[Part]:
+def host_process(config: Path, folder: Path, starter: WarmStart | None) -> Iterator[LabProcess]:
     """`potluck host` in a process of its own; a starter spares it the imports."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "POTLUCK_HOME": str(folder.parent / "user")}
     log = folder.with_name(f"host-{time.monotonic_ns()}.log")
-    part = Part("host", ["host", str(config), "--folder", str(folder), "--json"], log, environment, starter)
+    part = LabProcess("host", ["host", str(config), "--folder", str(folder), "--json"], log, environment, starter)
     try:
         yield part
     finally:
         part.kill()
 
 
-def invite_of(host: Part) -> Invite:
+def invite_of(host: LabProcess) -> Invite:
     return Invite.parse(host.wait_for("started")["invite"])
 
 

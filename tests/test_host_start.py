@@ -23,7 +23,7 @@ from coordinator.first_start import MAX_NAME_CHARS
 from coordinator.host import Host
 from coordinator.host_screen import HostScreen
 from coordinator.rendezvous import Rendezvous
-from coordinator.run_config import Host as HostSection
+from coordinator.run_config import HostConfig
 from coordinator.store.database import Store
 from protocol import disk
 from protocol.errors import InputError
@@ -134,7 +134,7 @@ def test_a_rendezvous_that_does_not_start_says_why(tmp_path: Path, caplog: pytes
 )
 def test_what_is_no_address_with_a_port_is_named(key: str, text: str) -> None:
     with pytest.raises(InputError, match=f"host.{key}: expected an address with a port from 0 to 65535"):
-        check_addresses(HostSection(**{"listen": "127.0.0.1:0", "swarm_listen": "127.0.0.1:0", key: text}))
+        check_addresses(HostConfig(**{"listen": "127.0.0.1:0", "swarm_listen": "127.0.0.1:0", key: text}))
 
 
 @pytest.mark.parametrize("key", ["listen", "swarm_listen"])
@@ -165,14 +165,14 @@ def test_a_taken_port_is_told_before_anything_is_made(key: str, tmp_path: Path) 
 )
 def test_an_address_that_cannot_serve_is_refused(values: dict[str, str], told: str) -> None:
     with pytest.raises(InputError, match=told):
-        check_addresses(HostSection(**{"listen": "127.0.0.1:0", "swarm_listen": "127.0.0.1:0"} | values))
+        check_addresses(HostConfig(**{"listen": "127.0.0.1:0", "swarm_listen": "127.0.0.1:0"} | values))
 
 
 def test_addresses_that_can_serve_are_taken() -> None:
     for listen in ("127.0.0.1:0", "localhost:0", "0.0.0.0:0"):
-        check_addresses(HostSection(listen=listen, swarm_listen="127.0.0.1:0"))
+        check_addresses(HostConfig(listen=listen, swarm_listen="127.0.0.1:0"))
     for public in ("example.org", "example.org:4700", "2001:db8::1"):
-        check_addresses(HostSection(listen="127.0.0.1:0", swarm_listen="127.0.0.1:47012", public_address=public))
+        check_addresses(HostConfig(listen="127.0.0.1:0", swarm_listen="127.0.0.1:47012", public_address=public))
 
 
 # ---- names, and what is found before a signature ---------------------------------------------------------------------

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from lab.processes import CARD_TOKENS_PER_S, WAIT_S, Community, Part, free_ports
+from lab.processes import CARD_TOKENS_PER_S, WAIT_S, Community, LabProcess, free_ports
 from lab.small_community import tiny_run
 from lab.warm_start import WarmStart
 from peer.disk.local_peers import ask_to_leave, find_peers
 from peer.disk.run_lock import Process, RunLock, holder, start_of
 from protocol.errors import InputError
 from protocol.invite import Invite
-from protocol.leaving import Leaving
+from protocol.leaving import LeaveSignals
 
 swarm = pytest.mark.swarm
 
@@ -114,8 +114,8 @@ def test_a_second_signal_ends_a_peer_at_once_and_nothing_stays_behind(
 def test_a_second_signal_is_heard_in_the_middle_of_a_long_computation(tmp_path: Path) -> None:
     script = (
         "import time, torch\n"
-        "from protocol.leaving import Leaving\n"
-        "with Leaving(lambda: print('leaving', flush=True)) as leaving:\n"
+        "from protocol.leaving import LeaveSignals\n"
+        "with LeaveSignals(lambda: print('leaving', flush=True)) as leaving:\n"
         "    leaving.graceful = True\n"
         "    print('begun', flush=True)\n"
         "    while True: torch.ones(6000, 6000) @ torch.ones(6000, 6000)\n"
@@ -136,7 +136,7 @@ def test_a_second_signal_is_heard_in_the_middle_of_a_long_computation(tmp_path: 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_heard_at_any_instant_of_waiting_for_it(number: signal.Signals) -> None:
     """Also while the main thread holds the lock of what it waits for; on a busy machine that instant is long."""
-    with Leaving(lambda: None) as leaving:
+    with LeaveSignals(lambda: None) as leaving:
         leaving.graceful = True
         with leaving.stop._cond:
             os.kill(os.getpid(), number)
@@ -148,12 +148,12 @@ def test_a_signal_before_there_are_others_ends_the_process_wherever_it_is_and_wi
     number: signal.Signals,
 ) -> None:
     script = (
-        "from protocol.leaving import Leaving\n"
+        "from protocol.leaving import LeaveSignals\n"
         "def deep(n):\n"
         "    try:\n"
         "        while True: [print('', end='', flush=True) for _ in range(n)]\n"
         "    finally: print('an exception came', flush=True)\n"
-        "with Leaving(lambda: print('leaving'), lambda: print('left', flush=True)):\n"
+        "with LeaveSignals(lambda: print('leaving'), lambda: print('left', flush=True)):\n"
         "    print('begun', flush=True)\n"
         "    deep(100)\n"
     )
@@ -172,7 +172,9 @@ def test_ctrl_c_at_any_instant_of_a_start_is_no_traceback(tmp_path: Path, starte
     invite = Invite(addresses=(f"127.0.0.1:{free_ports(1)[0]}",), run="a" * 64, tls="b" * 64, root="c" * 64)
     environment = os.environ | {"POTLUCK_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     for at_ms in (30, 60, 100, 200, 400):
-        peer = Part("join", ["join", str(invite), "--yes", "--json"], tmp_path / f"{at_ms}.log", environment, starter)
+        peer = LabProcess(
+            "join", ["join", str(invite), "--yes", "--json"], tmp_path / f"{at_ms}.log", environment, starter
+        )
         try:
             time.sleep(at_ms / 1000)
             assert peer.stop() in (128 + signal.SIGINT, -signal.SIGINT), at_ms
@@ -204,7 +206,7 @@ def test_a_coordinator_that_was_never_there_is_waited_for(tmp_path: Path, starte
     address = f"127.0.0.1:{free_ports(1)[0]}"
     invite = Invite(addresses=(address,), run="a" * 64, tls="b" * 64, root="c" * 64)
     environment = os.environ | {"POTLUCK_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    peer = Part("join", ["join", str(invite), "--yes", "--json"], tmp_path / "join.log", environment, starter)
+    peer = LabProcess("join", ["join", str(invite), "--yes", "--json"], tmp_path / "join.log", environment, starter)
     try:
         assert address in peer.wait_for("waiting")["reason"]
         assert peer.stop() == 130

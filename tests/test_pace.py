@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peer.net.pace import LEAST_SILENCE_S, Limits, Pace
+from peer.net.pace import LEAST_SILENCE_S, Pace, Patience
 from peer.round.shares import SHARE_CAP, shares
 
 
@@ -52,7 +52,7 @@ def test_with_nothing_measured_all_reduce_the_same() -> None:
 
 
 def test_silence_is_judged_by_what_was_seen_and_doubles_after_a_failure() -> None:
-    pace = Pace(Limits(silence_s=10.0))
+    pace = Pace(Patience(silence_s=10.0))
     assert pace.silence_s == 10.0
     pace.went_well(longest_gap_s=0.1, seconds=1.0)
     assert pace.silence_s == LEAST_SILENCE_S
@@ -65,7 +65,7 @@ def test_silence_is_judged_by_what_was_seen_and_doubles_after_a_failure() -> Non
 
 
 def test_the_whole_may_take_as_long_as_its_bytes_need_until_it_has_been_measured() -> None:
-    pace = Pace(Limits(total_s=100.0))
+    pace = Pace(Patience(total_s=100.0))
     assert pace.total_s(10**9) > 10**9 / 50_000
     pace.went_well(longest_gap_s=0.1, seconds=40.0)
     assert pace.total_s(10**9) == 200.0

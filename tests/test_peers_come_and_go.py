@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab.outcomes import ledger_entries
-from lab.processes import CARD_TOKENS_PER_S, Community, Part, eventually, leave_in_turn
+from lab.processes import CARD_TOKENS_PER_S, Community, LabProcess, eventually, leave_in_turn
 from lab.warm_start import WarmStart
 from protocol.keys import PeerIdentity
 from protocol.last import PROBATION
@@ -64,7 +64,7 @@ def by_the_clock(
         check_receipts(run, list(NAMES), rounds=last)
 
 
-def all_of_them(run: Community) -> list[Part]:
+def all_of_them(run: Community) -> list[LabProcess]:
     """Alice, bob and carol, once rounds are made by all three; whoever of them is not there is started again."""
     peers = [next(part for part in reversed(run.parts) if part.name == name) for name in NAMES]
     peers = [peer if peer.running else run.peer(peer.name) for peer in peers]
@@ -171,7 +171,7 @@ def test_a_run_whose_peers_are_all_gone_goes_on_where_it_was(community: Opener) 
     check_receipts(run, ["alice", "bob"], rounds=left + 2)
 
 
-def leave_together(peers: list[Part], how: signal.Signals) -> int:
+def leave_together(peers: list[LabProcess], how: signal.Signals) -> int:
     """End all peers at once; returns the last round that any of them committed."""
     for peer in peers:
         peer.send(how)

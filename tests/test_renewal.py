@@ -8,7 +8,7 @@ from pathlib import Path
 import jwt
 import pytest
 
-from coordinator.run_config import Host as RunHost
+from coordinator.run_config import HostConfig
 from lab.processes import CARD_TOKENS_PER_S, WAIT_S, Community
 from lab.training_fixtures import write_tiny_llama
 from lab.warm_start import WarmStart
@@ -51,7 +51,7 @@ def test_certificates_are_renewed_while_the_peers_train(
 
 
 def test_a_run_outlives_a_coordinator_that_is_away_for_half_a_day() -> None:
-    lifetime_s = RunHost().certificate_hours * 3600
+    lifetime_s = HostConfig().certificate_hours * 3600
     held = HeldCertificate(ME, "a token", time.time() + lifetime_s)
     left_s = lifetime_s * (1 - RENEW_SHARE)  # the least that a certificate has left when the coordinator goes away
     assert left_s >= 18 * 3600

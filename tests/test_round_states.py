@@ -11,7 +11,9 @@ from peer.round import actions as a
 from peer.round import events as e
 from peer.round.box import Ballot, Box
 from peer.round.state import Timing, Voting
-from tests.core_kit import Lone, of
+from protocol.signed import Signed
+from protocol.statements import Vote
+from tests.core_kit import Lone, of, signed
 from tests.table_kit import Table
 
 ODD = "d" * 64
@@ -112,6 +114,32 @@ def test_a_stage_is_said_before_a_vote_is_on_disk_and_one_after_it_was_told() ->
     assert first[:-1] == [a.Stage(2, "vote")] and isinstance(first[-1], a.SaveBox)
     sent, voted = lone.core.step(e.BoxSaved(), lone.now)
     assert isinstance(sent, a.SendVote) and voted == a.Stage(2, "voted")
+
+
+def vote_of(lone: Lone, name: str, state: str = ODD) -> Signed[Vote]:
+    group = lone.state.newest_group
+    assert group is not None
+    cast = Ballot(group.attempt, group.digest, state)._asdict()
+    return signed(name, Vote(run=lone.spec.digest, round=2, base=lone.state.last.state, **cast))
+
+
+def test_votes_that_one_cannot_hear_come_through_another_and_no_others_do() -> None:
+    """A round of n members must not carry n votes in each of its n answers."""
+    lone = Lone("me", "bc", round_seconds=100.0)
+    averaging(lone)
+    lone.step(e.Votes("b", vote_of(lone, "b")))
+    for lacks, shown in (([], set()), (["b"], {"b"}), (["me", "c", "stranger"], set()), (["b", "c"], {"b"})):
+        (answer,) = of(a.ShowVotes, lone.step(e.Votes("c", vote_of(lone, "c"), (), "call", lacks)))
+        assert {vote.by for vote in answer.others} == shown
+
+
+def test_whoever_misses_votes_asks_those_who_may_have_them() -> None:
+    lone = Lone("me", "bc", round_seconds=100.0)
+    (told,) = of(a.SendVote, lone.step(averaged(averaging(lone))))
+    assert (set(told.to), told.lacks) == ({"b", "c"}, [])
+    lone.step(e.Votes("b", vote_of(lone, "b", "f" * 64)))
+    again = of(a.SendVote, lone.wait(1.5))[0]
+    assert (set(again.to), again.lacks) == ({"b", "c"}, ["c"])
 
 
 def test_a_vote_that_cannot_be_kept_is_not_given() -> None:

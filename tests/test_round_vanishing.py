@@ -11,7 +11,7 @@ from peer.round import actions as a
 from peer.round import events as e
 from peer.round.blame import Blame
 from peer.round.group import Group
-from peer.round.state import Average
+from peer.round.state import Averaging
 from protocol.statements import Promise
 from tests.core_kit import Lone, of, signed
 from tests.table_kit import Seat, Table
@@ -55,7 +55,7 @@ def test_a_member_that_is_silent_in_mid_round_is_left_out_and_no_work_is_lost() 
     assert_no_work_twice(a, b)
 
 
-@pytest.mark.parametrize("phase", ["Bound", "Lead", "Average", "Voting"])
+@pytest.mark.parametrize("phase", ["Bound", "Lead", "Averaging", "Voting"])
 def test_a_member_that_is_killed_in_mid_round_does_not_stop_the_others(phase: str) -> None:
     table = Table("abc")
     table.until(lambda: any(type(seat.state.phase).__name__ == phase for seat in table.seats.values()))
@@ -187,7 +187,7 @@ def test_who_has_done_nothing_is_waited_for_less_than_who_works() -> None:
         lone.hears("b", tokens=tokens)
         lone.works()
         started = lone.now
-        while not isinstance(lone.state.phase, Average):
+        while not isinstance(lone.state.phase, Averaging):
             lone.hears("b", tokens=tokens)
             lone.wait(0.1)
         waited[tokens] = lone.now - started
@@ -235,7 +235,7 @@ def test_an_abort_from_outside_the_group_is_ignored() -> None:
     lone = leading("bc")
     group = averaging(lone, "b", "c")
     assert not lone.step(e.GaveUp("stranger", group.digest, group.attempt, "because", "b"))
-    assert isinstance(lone.state.phase, Average) and not lone.state.blame.spoilt(lone.now)
+    assert isinstance(lone.state.phase, Averaging) and not lone.state.blame.spoilt(lone.now)
 
 
 def test_a_leader_that_proposes_and_sends_no_group_is_not_followed_for_long() -> None:

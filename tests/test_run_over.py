@@ -25,7 +25,7 @@ from peer.volunteer import Volunteer
 from protocol.errors import InputError, NetworkError, RefusedError
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity
-from protocol.leaving import Leaving
+from protocol.leaving import LeaveSignals
 from protocol.rpc import Twin, draw_session
 from tests.kit.coordinator import Site, site_of, write_run
 
@@ -45,7 +45,7 @@ def over(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def join(site: Site, home: Path, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     """What a peer that joins says."""
     capsys.readouterr()
-    peer = Volunteer(site.host.invite, PeerConfig(home), JsonScreen(), Leaving(lambda: None))
+    peer = Volunteer(site.host.invite, PeerConfig(home), JsonScreen(), LeaveSignals(lambda: None))
     assert peer.run()
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 

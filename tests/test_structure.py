@@ -54,6 +54,15 @@ def oversized(source: str) -> Iterator[Breach]:
                 yield Breach(name, node.lineno, f"{name} has {width} parameters, at most {PARAMETERS}")
 
 
+def test_no_two_public_classes_have_one_name() -> None:
+    found: dict[str, list[str]] = {}
+    for name, source in sources(PRODUCT):
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef) and not is_private(node.name):
+                found.setdefault(node.name, []).append(name)
+    assert {name: where for name, where in found.items() if len(where) > 1} == {}
+
+
 def test_every_package_of_the_product_is_installed() -> None:
     told = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     there = {str(Path(name).parent).replace("/", ".") for name, _ in sources(PRODUCT) if "/" in name}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from peer.net.pace import Limits
+from peer.net.pace import Patience
 from tests.reduce_kit import Attempt, all_failed, attempt, meanwhile
 from tests.swarm_kit import run, until
 
@@ -124,7 +124,7 @@ def test_giving_up_tells_every_member_why(tmp_path: Path) -> None:
 
 def test_the_whole_has_a_deadline_of_its_own(tmp_path: Path) -> None:
     async def main() -> None:
-        async with attempt(tmp_path, sync={"values": 10_000}, limits=Limits(silence_s=60, total_s=1)) as made:
+        async with attempt(tmp_path, sync={"values": 10_000}, patience=Patience(silence_s=60, total_s=1)) as made:
             await made.serve()
             assert all_failed(await made.run(made.parties[:2]))
 

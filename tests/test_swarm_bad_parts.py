@@ -68,8 +68,8 @@ def test_a_sender_that_does_not_send_what_it_owes_fails_the_attempt_for_all_and_
     tmp_path: Path, bad: str
 ) -> None:
     async def main() -> None:
-        limits = SILENT if bad == "it stops half way" else LIMITS
-        async with attempt(tmp_path, sync={"values": 400_000}, shares=(1, 0, 0), limits=limits) as made:
+        patience = SILENT if bad == "it stops half way" else LIMITS
+        async with attempt(tmp_path, sync={"values": 400_000}, shares=(1, 0, 0), patience=patience) as made:
             await made.serve(made.parties[:1])
             reducer, _, liar = made.parties
             chunks = range(len(liar.update.chunks))
@@ -87,7 +87,7 @@ def test_a_sender_that_does_not_send_what_it_owes_fails_the_attempt_for_all_and_
 
 def test_a_sender_that_is_silent_fails_the_attempt_for_all_and_is_named(tmp_path: Path) -> None:
     async def main() -> None:
-        async with attempt(tmp_path, limits=SILENT) as made:
+        async with attempt(tmp_path, patience=SILENT) as made:
             await made.serve()
             present = made.parties[:2]
             assert all_failed(await made.run(present))
@@ -120,7 +120,7 @@ def test_a_fast_sender_is_held_until_the_slowest_has_come_nearer(tmp_path: Path)
 
 def test_a_reducer_that_cannot_be_reached_fails_the_attempt_and_is_named(tmp_path: Path) -> None:
     async def main() -> None:
-        async with attempt(tmp_path, limits=SILENT) as made:
+        async with attempt(tmp_path, patience=SILENT) as made:
             gone = made.parties[2]
             await made.serve(made.parties[:2])
             assert all_failed(await made.run(made.parties[:2]))

@@ -15,7 +15,7 @@ from peer.net.box_bytes import from_bytes, to_bytes
 from peer.net.opening import Opening
 from peer.round import actions as a
 from peer.round import events as e
-from peer.round.box import Ballot, Bound, Box
+from peer.round.box import AlreadyPromised, Ballot, Box
 from peer.round.farewells import Farewells
 from peer.round.group import Group, Member
 from peer.training.codecs.codec import EncodedUpdate
@@ -80,7 +80,7 @@ def voted(box: Box, ballot: Ballot) -> Box:
 
 def test_who_has_voted_cannot_hand_its_weight_over() -> None:
     box = voted(Box().promise(1, 0, "a"), Ballot(0, "g", "s"))
-    with pytest.raises(Bound):
+    with pytest.raises(AlreadyPromised):
         box.say_farewell(said(0, "x", attempt=1))
     next_round = said(0, "x", round=2)
     assert box.say_farewell(next_round).farewells == {2: next_round}
@@ -92,14 +92,14 @@ def test_after_a_farewell_no_vote_is_given_in_an_attempt_that_it_does_not_count_
     again = from_bytes(to_bytes(box), Opening(RUN, fixed_ed25519("membership").public_key()))
     assert again.farewells == {1: from_5}
     for each in (box, again):
-        with pytest.raises(Bound, match="handed"):
+        with pytest.raises(AlreadyPromised, match="handed"):
             voted(each, Ballot(4, "g", "s"))
     voted(again.promise(1, 5, "a"), Ballot(5, "g", "s"))
 
 
 def test_a_farewell_is_said_once_a_round() -> None:
     box = Box().say_farewell(said(0, "x", round=3))
-    with pytest.raises(Bound):
+    with pytest.raises(AlreadyPromised):
         box.say_farewell(said(0, "y", round=3))
 
 

@@ -16,7 +16,7 @@ import torch
 from peer.net import frames
 from peer.net.node import Node
 from peer.net.records import members_key, sign_record
-from peer.net.search import Search
+from peer.net.search import MemberSearch
 from protocol import swarm_pb2
 from protocol.errors import NetworkError
 from tests.swarm_kit import Peer, World, acquaint, agreed, fixed_ed25519, run, until
@@ -158,7 +158,7 @@ def test_an_outsiders_record_is_passed_over_and_a_members_is_not(tmp_path: Path)
                 value, expires = sign_record(identity, run=world.card.run, certificate=token, addresses=where)
                 await node.store_record(members_key(world.card.run), node.peer_id, value, expires)
             token = world.certificate(0)
-            search = Search(peer.node, peer.driver, world.identity(0), lambda: token)  # type: ignore[arg-type]
+            search = MemberSearch(peer.node, peer.driver, world.identity(0), lambda: token)  # type: ignore[arg-type]
             searching = asyncio.create_task(search.forever())
             await until(lambda: peer.driver.gossip.contacts, what="somebody to be found")
             assert peer.driver.gossip.contacts == {member.peer_id}

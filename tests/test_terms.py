@@ -13,7 +13,7 @@ from peer.link.answers import RemoteFile, RunDescription
 from peer.link.estimate import terms_of
 from peer.screen.json_lines import JsonScreen
 from peer.screen.terminal import TerminalScreen
-from peer.screen.terms import Terms
+from peer.screen.terms import JoinTerms
 from protocol.invite import Invite
 from protocol.run_card import RunCard
 from protocol.status import EvaluatedRound, LedgerStatus, PeerStatus, RunStatus
@@ -117,7 +117,7 @@ def test_who_only_reduces_sends_to_all(tmp_path: Path) -> None:
     assert reducer.round_bytes == 4 * member.round_bytes
 
 
-def shown(terms: Terms, language: str, capsys: pytest.CaptureFixture[str], **options: bool) -> str:
+def shown(terms: JoinTerms, language: str, capsys: pytest.CaptureFixture[str], **options: bool) -> str:
     screen = TerminalScreen(language, "me", yes=True, **options)
     screen._console.width = 200
     assert screen.agree(terms)

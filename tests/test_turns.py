@@ -9,6 +9,7 @@ import pytest
 from lab.light.community import run
 from lab.light.log import Turns
 from lab.light.plan import Plan
+from tests.sim.rotation import play
 
 
 def check(found: Turns, plan: Plan, share: float) -> None:
@@ -19,9 +20,22 @@ def check(found: Turns, plan: Plan, share: float) -> None:
     assert found.worst <= share, [(turn.index, turn.taken, turn.due) for turn in found.turns]
 
 
+@pytest.mark.parametrize("churn", [0.0, 0.05])
+def test_24_members_in_groups_of_8_by_the_rules_alone(churn: float) -> None:
+    fared = play(members=24, places=8, rounds=60, churn=churn, deaf=churn)
+    assert fared.worst <= 0.2 and fared.dropped == 0
+
+
+@pytest.mark.parametrize(("rounds", "share"), [(60, 0.2), (300, 0.05)])
+def test_200_members_in_groups_of_32_that_come_and_go_by_the_rules_alone(rounds: int, share: float) -> None:
+    fared = play(members=200, places=32, rounds=rounds, churn=0.05, deaf=0.02)
+    assert fared.worst <= share
+    assert fared.dropped == 0
+
+
 @pytest.mark.swarm
 def test_three_times_as_many_members_as_fit_take_turns(tmp_path: Path) -> None:
-    plan = Plan(members=12, max_group=4, rounds=24, round_s=0.5, step_s=0.1)
+    plan = Plan(members=12, max_group=4, rounds=12, round_s=1.5)
     check(Turns.of(run(plan, tmp_path, timeout_s=300)), plan, share=0.5)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lab.processes import CARD_TOKENS_PER_S, Part, eventually
+from lab.processes import CARD_TOKENS_PER_S, LabProcess, eventually
 from lab.training_fixtures import write_tiny_llama
 from lab.wan.community import WanCommunity
 from lab.wan.lab import Counters, Host, WanLab, available
@@ -45,7 +45,7 @@ def small_run(model: Path, data: Path, **run: Any) -> dict[str, Any]:
     }
 
 
-def tell(peers: list[Part], before: dict[str, Counters], after: dict[str, Counters], rounds: int) -> None:
+def tell(peers: list[LabProcess], before: dict[str, Counters], after: dict[str, Counters], rounds: int) -> None:
     """What the rounds cost: shown by `pytest -s`, and when a test fails."""
     for peer in peers:
         events = peer.committed().values()

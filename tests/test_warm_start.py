@@ -14,12 +14,12 @@ from lab.processes import eventually
 KILLED_TEST = """
 import os, signal, sys, time
 from pathlib import Path
-from lab.processes import Part
+from lab.processes import LabProcess
 from lab.warm_start import WarmStart
 folder = Path(sys.argv[1])
 starter = WarmStart()
 invite = sys.argv[2]
-part = Part("join", ["join", invite, "--yes", "--json"], folder / "join.log", dict(os.environ), starter)
+part = LabProcess("join", ["join", invite, "--yes", "--json"], folder / "join.log", dict(os.environ), starter)
 part.wait_for("waiting")
 print(part.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)

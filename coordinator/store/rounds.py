@@ -71,7 +71,7 @@ class RoundTable:
         self._session.flush()
 
 
-class Work(NamedTuple):
+class Granted(NamedTuple):
     """What one peer was granted."""
 
     peer_id: str
@@ -98,15 +98,15 @@ class CreditTable:
         )
         return self._session.scalars(wanted).all()
 
-    def in_leaves(self, first: int, end: int) -> list[Work]:
+    def in_leaves(self, first: int, end: int) -> list[Granted]:
         """What each peer was granted in the leaves from `first` on, up to `end`, which is not among them."""
         wanted = _WORK.where(CreditRow.leaf >= first, CreditRow.leaf < end)
-        return [Work(*row) for row in self._session.execute(wanted)]
+        return [Granted(*row) for row in self._session.execute(wanted)]
 
-    def until(self, round: int) -> list[Work]:
+    def until(self, round: int) -> list[Granted]:
         """What each peer was granted from genesis up to this round, by peer id."""
         wanted = _WORK.where(CreditRow.round <= round).order_by(CreditRow.peer_id)
-        return [Work(*row) for row in self._session.execute(wanted)]
+        return [Granted(*row) for row in self._session.execute(wanted)]
 
     def grant(self, leaf: int, entry: CreditEntry) -> None:
         """Note the credit that a leaf of the log stands for."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import tomlkit
 
-from lab.processes import Community, Part
+from lab.processes import Community, LabProcess
 from lab.wan.lab import WanLab
 from lab.warm_start import WarmProcess, WarmStart
 
@@ -28,7 +28,7 @@ PORT, SWARM_PORT = 4700, 4701
 
 @dataclass(frozen=True)
 class _Starter:
-    """Starts `potluck` on one host of the lab; `Part` takes it for a `WarmStart`."""
+    """Starts `potluck` on one host of the lab; `LabProcess` takes it for a `WarmStart`."""
 
     lab: WanLab
     host: str
@@ -68,10 +68,10 @@ class WanCommunity(Community):
         told["host"] |= {"listen": f"{address}:{PORT}", "swarm_listen": f"{address}:{SWARM_PORT}"}
         self.config.write_text(tomlkit.dumps(told))
 
-    def peer(self, name: str, *options: str, invite: str | None = None) -> Part:
+    def peer(self, name: str, *options: str, invite: str | None = None) -> LabProcess:
         """Start a peer on the lab's host of its name, or start it again with the same home."""
         return super().peer(name, "--listen", f"{self._lab.address(name)}:0", *options, invite=invite)
 
-    def start(self, name: str, *arguments: str) -> Part:
+    def start(self, name: str, *arguments: str) -> LabProcess:
         self._starter = _Starter(self._lab, name, self._warm)  # type: ignore[assignment]
         return super().start(name, *arguments)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from peer.link.answers import RunDescription
-from peer.screen.terms import Terms
+from peer.screen.terms import JoinTerms
 from peer.training.memory import memory_needed_bytes, update_bytes
 from protocol.invite import Invite
 from protocol.run_spec import RunSpec
@@ -22,7 +22,7 @@ _MEASURED_OVER = 6  # evaluations
 
 def terms_of(
     invite: Invite, run: RunDescription, status: RunStatus | None, folder: Path, *, reduce_only: bool = False
-) -> Terms:
+) -> JoinTerms:
     """The terms of a run.
 
     Args:
@@ -37,7 +37,7 @@ def terms_of(
     here = sum(min(_present_bytes(path), size) for path, size in needed.items())
     live = None if status is None else sum(peer.last_seen_s is not None for peer in status.peers)
     travels = 2 * update_bytes(spec)  # to those who average a part each, and what this peer averages to all others
-    return Terms(
+    return JoinTerms(
         card=run.card,
         address=invite.addresses[0],
         root=invite.root,

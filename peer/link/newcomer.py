@@ -24,7 +24,7 @@ from peer.link.estimate import terms_of
 from peer.link.held_certificate import HeldCertificate
 from peer.link.run_files import is_genesis
 from peer.screen.screen import Screen
-from peer.screen.terms import Terms
+from peer.screen.terms import JoinTerms
 from peer.training import nf4
 from protocol import certificate as certificates
 from protocol.backoff import Backoff
@@ -133,7 +133,7 @@ class Newcomer:
         held = self._held(enrollment.certificate, enrollment.expires)
         return Admitted(card, held, files, list(enrollment.swarm_addresses) + self._folder.read_addresses())
 
-    def _terms(self, description: RunDescription) -> Terms:
+    def _terms(self, description: RunDescription) -> JoinTerms:
         try:
             status = self._client.status()
         except (NetworkError, FormatError) as error:  # estimates want it, nothing else does

@@ -61,7 +61,7 @@ async def serve(driver: Driver) -> None:
     async def vote(message: swarm_pb2.VoteMessage, reader: Any, writer: Any, peer: str) -> None:
         call = _call()
         try:
-            event = wire.votes(peer, message.vote, (), call, driver.opening)
+            event = wire.votes_told(peer, message, call, driver.opening)
         except PotluckError:
             event = e.Votes(peer, None, (), call)
         driver.post(event)
@@ -110,8 +110,8 @@ def make(driver: Driver, action: a.Action) -> None:
             sent = wire.group_message(group, certificate)
             for peer in to:
                 driver.talk.spawn(_send_group(driver, peer, sent))
-        case a.SendVote(to, vote):
-            told = swarm_pb2.VoteMessage(certificate=certificate, vote=vote.data)
+        case a.SendVote(to, vote, lacks):
+            told = swarm_pb2.VoteMessage(certificate=certificate, vote=vote.data, lacks=list(lacks))
             for peer in to:
                 driver.talk.spawn(_send_vote(driver, peer, told))
         case a.SendAbort(to):
@@ -149,7 +149,7 @@ async def _send_group(driver: Driver, peer: str, message: swarm_pb2.Group) -> No
 async def _send_vote(driver: Driver, peer: str, message: swarm_pb2.VoteMessage) -> None:
     try:
         reply = await driver.talk.call(peer, "vote", message, swarm_pb2.VoteReply)
-        driver.post(wire.votes(peer, reply.vote, reply.others, None, driver.opening))
+        driver.post(wire.votes_shown(peer, reply, driver.opening))
     except _UNREAD as error:
         logger.debug("vote to %s: %s", peer[-8:], error.message)
 

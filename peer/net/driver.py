@@ -71,7 +71,7 @@ class Driver:
         if place.candidate is not None:
             self.shelf.propose(place.candidate)
         self.own = OwnWork(card, identity, self.shelf)
-        self.pace = Pace(place.config.limits)
+        self.pace = Pace(place.config.patience)
         config = Config(
             self.me,
             card.run,

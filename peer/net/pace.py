@@ -4,7 +4,7 @@ How long a member may be silent in an all-reduce follows from how long the membe
 TCP's retransmission timer does; it doubles after a failure. How fast
 its parts arrived is told to each sender, for `peer.round.shares`: what a sender measures is how fast its buffers fill.
 
-    >>> pace = Pace(Limits())
+    >>> pace = Pace(Patience())
     >>> pace.silence_s                            # nothing measured yet
     10.0
     >>> pace.went_well(longest_gap_s=0.5, seconds=3.0); pace.silence_s
@@ -28,7 +28,7 @@ MEASURED_FROM_BYTES = 256 << 10  # less than that says nothing about a line
 
 
 @dataclass(frozen=True)
-class Limits:
+class Patience:
     """How long to wait in an all-reduce while nothing better is known."""
 
     silence_s: float = 10.0  # a sender that owes parts may be silent this long
@@ -38,11 +38,11 @@ class Limits:
 class Pace:
     """One member's measurements."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
         self._gap_s = 0.0
         self._seconds = 0.0
-        self._silence_s = limits.silence_s
+        self._silence_s = patience.silence_s
         self._arrived: dict[str, float] = {}  # peer id -> bytes/s at which its parts came in
 
     @property
@@ -53,7 +53,7 @@ class Pace:
     @property
     def most_s(self) -> float:
         """The same for a member that is heard otherwise."""
-        return self._limits.silence_s
+        return self._patience.silence_s
 
     @property
     def usual_s(self) -> float:
@@ -63,18 +63,18 @@ class Pace:
     def total_s(self, size: int) -> float:
         """How long an all-reduce of `size` bytes may take, also when all are there and something comes now and then."""
         if self._seconds:
-            return min(max(TIMES_MANY * self._seconds, LEAST_TOTAL_S), self._limits.total_s + size / LEAST_BYTES_S)
-        return self._limits.total_s + size / LEAST_BYTES_S
+            return min(max(TIMES_MANY * self._seconds, LEAST_TOTAL_S), self._patience.total_s + size / LEAST_BYTES_S)
+        return self._patience.total_s + size / LEAST_BYTES_S
 
     def went_well(self, longest_gap_s: float, seconds: float) -> None:
         """An all-reduce succeeded in `seconds`; nobody who owed something was silent for longer than the gap."""
         self._seconds = max(seconds, GAP_MEMORY * self._seconds)
         self._gap_s = max(longest_gap_s, GAP_MEMORY * self._gap_s)
-        self._silence_s = min(max(GAPS_MANY * self._gap_s, LEAST_SILENCE_S), self._limits.silence_s)
+        self._silence_s = min(max(GAPS_MANY * self._gap_s, LEAST_SILENCE_S), self._patience.silence_s)
 
     def failed(self) -> None:
         """An all-reduce failed for want of data: perhaps the deadline was too short."""
-        self._silence_s = min(2 * self._silence_s, self._limits.silence_s)
+        self._silence_s = min(2 * self._silence_s, self._patience.silence_s)
         self._seconds *= 2
 
     # ---- lines -------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from peer.net.pace import Limits
+from peer.net.pace import Patience
 from peer.round.box import Box
 from peer.round.report import RoundReport
 from peer.round.state import Timing
@@ -24,7 +24,7 @@ class SwarmConfig:
     announce: str | None = None
     can_reduce: bool = True  # others can open streams to this peer
     reduce_only: bool = False  # without a trainer; the certificate must say that the host trusts this peer
-    limits: Limits = field(default_factory=Limits)
+    patience: Patience = field(default_factory=Patience)
     timing: Timing = field(default_factory=Timing)
 
 

@@ -23,7 +23,7 @@ RECONNECT_S = 15.0  # before an address is tried again whose peer was reached an
 MAX_CONTACTS = 4096  # addresses remembered, whoever announces more
 
 
-class Search:
+class MemberSearch:
     """Looks for the members of a run, for as long as this member takes part."""
 
     def __init__(self, node: Node, driver: Driver, identity: PeerIdentity, certificate: Callable[[], str]) -> None:

@@ -29,7 +29,7 @@ from peer.net.last_copy import Copies
 from peer.net.node import Node
 from peer.net.place import Callbacks, Place, SwarmConfig
 from peer.net.records import RecordValidator
-from peer.net.search import SEARCH_INTERVAL_S, Search
+from peer.net.search import SEARCH_INTERVAL_S, MemberSearch
 from peer.net.traffic import Traffic
 from peer.round import follow, views
 from peer.round.events import Anchored, CoordinatorSaid, Event
@@ -92,7 +92,7 @@ class Swarm:
         self._thread = SupervisedThread("swarm", self._loop.run_forever, self._closing, self._failed)
         self._node: Node | None = None
         self._driver: Driver | None = None
-        self._search: Search | None = None
+        self._search: MemberSearch | None = None
         self._daemon_ended = threading.Event()
         self._is_quiet = False  # tells nobody that it leaves
         self._failure: Failure | None = None  # of a vital part
@@ -257,7 +257,7 @@ class Swarm:
         return self._driver
 
     @property
-    def _searching(self) -> Search:
+    def _searching(self) -> MemberSearch:
         assert self._search is not None, "the swarm has not been entered"
         return self._search
 
@@ -271,7 +271,7 @@ class Swarm:
             self._identity_path, listen=config.listen, announce=config.announce, validator=RecordValidator()
         )
         self._driver = driver = Driver(node, place, self._callbacks, self._failed)
-        self._search = Search(node, driver, place.identity, place.certificate)
+        self._search = MemberSearch(node, driver, place.identity, place.certificate)
         self._place = None
         driver.addresses = await node.addresses()
         await driver.start()

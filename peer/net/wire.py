@@ -221,10 +221,15 @@ def _check_sizes(message: swarm_pb2.Group, shown: bool) -> None:
 # ---- votes ----------------------------------------------------------------------------------------------------------------
 
 
-def votes(by: str, own: bytes, others: Iterable[bytes], call: object | None, opening: Opening) -> e.Votes:
-    """Votes that a member sends. Raises: FormatError, RefusedError."""
-    passed_on = [opening.statement(Vote, data) for data in list(others)[:MAX_GROUP]]
-    return e.Votes(by, opening.statement(Vote, own) if own else None, passed_on, call)
+def votes_told(by: str, message: swarm_pb2.VoteMessage, call: object, opening: Opening) -> e.Votes:
+    """A member's vote, which waits for this one's. Raises: FormatError, RefusedError."""
+    return e.Votes(by, opening.statement(Vote, message.vote), (), call, list(message.lacks)[:MAX_GROUP])
+
+
+def votes_shown(by: str, reply: swarm_pb2.VoteReply, opening: Opening) -> e.Votes:
+    """A member's answer. Raises: FormatError, RefusedError."""
+    passed_on = [opening.statement(Vote, data) for data in list(reply.others)[:MAX_GROUP]]
+    return e.Votes(by, opening.statement(Vote, reply.vote) if reply.vote else None, passed_on)
 
 
 def votes_reply(action: a.ShowVotes) -> swarm_pb2.VoteReply:

@@ -56,7 +56,7 @@ class Accept:
 
 @dataclass(slots=True)
 class ShowVotes:
-    """To votes: this member's own, and those that the asker may not hear itself."""
+    """To votes: this member's own, and those that the asker lacks."""
 
     call: object
     own: Signed[Vote] | None
@@ -87,6 +87,7 @@ class SendGroup:
 class SendVote:
     to: Sequence[str]
     vote: Signed[Vote]
+    lacks: Sequence[str] = ()  # whose votes others are to pass on
 
 
 @dataclass(slots=True)

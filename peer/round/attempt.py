@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from peer.round import turns, views
 from peer.round.actions import (
     Aborted,
@@ -17,7 +19,7 @@ from peer.round.actions import (
 )
 from peer.round.box import Ballot, Box
 from peer.round.group import Group
-from peer.round.state import Average, Bound, Fetching, Keep, Phase, Saving, State, Work
+from peer.round.state import Averaging, Bound, Fetching, Keep, Phase, Saving, State, Work
 from protocol.agreement import Agreement
 from protocol.signed import Signed
 from protocol.statements import Cast, Promise, Vote
@@ -46,7 +48,7 @@ def abort(state: State, why: str, now: float, *, culprit: str = "", told: str = 
     found: list[Action] = list(actions)
     if isinstance(phase, Bound) and phase.call is not None:
         found.append(Decline(phase.call, why))
-    if isinstance(phase, Average):
+    if isinstance(phase, Averaging):
         found.append(StopAllReduce(why))
     if state.is_grouped:
         group: Group = phase.group  # type: ignore[union-attr]
@@ -123,12 +125,16 @@ def take_group(state: State, group: Group, now: float) -> list[Action]:
         state.phase = Fetching(group, group.complete, now, then_commit=False)
         sources = [peer for peer in group.voters if peer != state.config.me]
         return [*started, Fetch(group.complete, sources, keeps=True)]
-    state.phase = Average(group, now)
+    state.phase = Averaging(group, now)
     return [*started, AllReduce(group)]
 
 
-def advance(state: State, agreement: Agreement, now: float) -> list[Action]:
-    """Stand on a later agreement: everything of the round before is over."""
+def advance(state: State, agreement: Agreement, now: float, passed: Sequence[Agreement] = ()) -> list[Action]:
+    """Stand on a later agreement: everything of the round before is over.
+
+    Args:
+        passed: agreements of rounds in between, as far as they are known.
+    """
     me, last, phase = state.config.me, Last.of(agreement), state.phase
     took_part = me in agreement.weights
     has_changed_branch = last.epoch > state.last.epoch and agreement.base != state.last.state
@@ -137,7 +143,7 @@ def advance(state: State, agreement: Agreement, now: float) -> list[Action]:
         state.length.waited(waited_s)
     group = state.newest_group
     actions: list[Action] = []
-    if isinstance(phase, Average):
+    if isinstance(phase, Averaging):
         actions.append(StopAllReduce("the round is over"))
     if isinstance(phase, Bound) and phase.call is not None:
         actions.append(Decline(phase.call, f"round {state.round} is over"))
@@ -152,7 +158,7 @@ def advance(state: State, agreement: Agreement, now: float) -> list[Action]:
         attempts=state.attempts,
         left_out=group.left_out if group is not None and took_part else (),
     )
-    turns.round_made(state, agreement.weights, now)
+    turns.rounds_made(state, [made.weights for made in (*passed, agreement)], now)
     if group is not None:
         state.blame.kept_their_word(group.leader, agreement.weights, now)
     state.vote_before = state.votes.get(me) if rounds == 1 else None

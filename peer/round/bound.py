@@ -30,7 +30,7 @@ def on_proposed(state: State, event: Proposed, now: float) -> list[Action]:
     phase = state.phase
     try:
         saved = state.box.promise(state.round, event.attempt, event.by)
-    except box.Bound as error:
+    except box.AlreadyPromised as error:
         return [*found, Decline(event.call, error.message, max(error.attempt, 0))]
     if isinstance(phase, Bound):
         if phase.is_joined and phase.leader == event.by:

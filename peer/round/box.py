@@ -22,7 +22,7 @@ shown have carried.
     >>> box.promise(1, 2, "leader-b")
     Traceback (most recent call last):
     ...
-    peer.round.box.Bound: round 1: bound to attempt 3 by leader-a
+    peer.round.box.AlreadyPromised: round 1: bound to attempt 3 by leader-a
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from peer.round.group import Group
 
 
-class Bound(RoundAborted):
+class AlreadyPromised(RoundAborted):
     """A member has promised a later attempt, or another leader. `attempt` is the one it is bound to."""
 
     def __init__(self, message: str, attempt: int) -> None:
@@ -82,12 +82,12 @@ class Box:
         """Join an attempt: none below it will be joined or voted in any more.
 
         Raises:
-            Bound: promised a later attempt, or this one to another leader.
+            AlreadyPromised: promised a later attempt, or this one to another leader.
         """
         if round < self.round:
-            raise Bound(f"round {round} is over", self.attempt)
+            raise AlreadyPromised(f"round {round} is over", self.attempt)
         if round == self.round and (attempt < self.attempt or (attempt == self.attempt and leader != self.leader)):
-            raise Bound(f"round {round}: bound to attempt {self.attempt} by {self.leader[-8:]}", self.attempt)
+            raise AlreadyPromised(f"round {round}: bound to attempt {self.attempt} by {self.leader[-8:]}", self.attempt)
         if round == self.round:
             return self if self.is_bound(round, attempt, leader) else replace(self, attempt=attempt, leader=leader)
         kept = {number: said for number, said in self.farewells.items() if number >= round}
@@ -97,15 +97,15 @@ class Box:
         """Vote, in the attempt that was promised and in no other, and for one state only.
 
         Raises:
-            Bound: promised another attempt since.
+            AlreadyPromised: promised another attempt since.
         """
         if (round, ballot.attempt) != (self.round, self.attempt):
-            raise Bound(f"round {round}: attempt {ballot.attempt} was given up", self.attempt)
+            raise AlreadyPromised(f"round {round}: attempt {ballot.attempt} was given up", self.attempt)
         if round in self.farewells and ballot.attempt < self.farewells[round].value.attempt:
-            raise Bound(f"round {round}: this member has handed its weight over", self.attempt)
+            raise AlreadyPromised(f"round {round}: this member has handed its weight over", self.attempt)
         earlier = [other for other in self.ballots if other.attempt == ballot.attempt]
         if earlier and earlier != [ballot]:
-            raise Bound(f"round {round}: voted for another state in attempt {ballot.attempt}", self.attempt)
+            raise AlreadyPromised(f"round {round}: voted for another state in attempt {ballot.attempt}", self.attempt)
         if earlier:
             return self
         same = [other for other in self.ballots if (other.group, other.state) == (ballot.group, ballot.state)]
@@ -115,11 +115,11 @@ class Box:
         """Hand this member's weight in a round to another; nobody may hear of it before this is saved.
 
         Raises:
-            Bound: it has voted in this round, or said farewell to it before.
+            AlreadyPromised: it has voted in this round, or said farewell to it before.
         """
         round = said.value.round
         if round < self.round or (round == self.round and self.ballots) or round in self.farewells:
-            raise Bound(f"round {round}: voted, or handed over already", self.attempt)
+            raise AlreadyPromised(f"round {round}: voted, or handed over already", self.attempt)
         assert said.value.attempt >= self.next_attempt(round)
         return replace(self, farewells={**self.farewells, round: said})
 

@@ -8,7 +8,7 @@ core.step(Tick(), core.state.wake_at)         # when nothing else has happened u
 Work ──▶ Lead ───────────┐        claims and promises are gathered; the group follows from them
   │ ───▶ Bound ──────────┤        a promise to another leader; its group is checked
   │                      ▼
-  │                  Average / Fetching ──▶ Voting ──▶ Keep ──▶ Work, in the next round
+  │                  Averaging / Fetching ──▶ Voting ──▶ Keep ──▶ Work, in the next round
   └─ a later head that follows from this one's ────────▲
 """
 
@@ -24,7 +24,7 @@ from peer.round.attempt import FULL_DISK, NOTHING, abort, save, wake
 from peer.round.box import Box
 from peer.round.events import Event
 from peer.round.length import RoundLength
-from peer.round.state import NEVER, Average, Bound, Config, Fetching, Keep, Lead, Left, State, Voting, Work
+from peer.round.state import NEVER, Averaging, Bound, Config, Fetching, Keep, Lead, Left, State, Voting, Work
 from protocol.succession import Last
 
 MOST_STEPS = 10  # phases that one event may lead through
@@ -222,7 +222,7 @@ _GO_ON: dict[type, Callable[[State, float], list[Action]]] = {
     Work: lead.watch,
     Lead: lead.go_on,
     Bound: bound.go_on,
-    Average: lambda state, now: [],
+    Averaging: lambda state, now: [],
     Fetching: lambda state, now: [],
     Voting: tally.go_on,
     Keep: lambda state, now: [],

@@ -145,6 +145,7 @@ class Votes:
     own: Signed[Vote] | None
     others: Sequence[Signed[Vote]] = ()
     call: object | None = None
+    lacks: Sequence[str] = ()  # whose votes it would have, too
 
 
 @dataclass(slots=True)

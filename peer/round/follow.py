@@ -209,7 +209,7 @@ def on_fetched(state: State, event: Fetched, now: float) -> list[Action]:
         or isinstance(state.phase, _BUSY)
     ):
         return []
-    return advance(state, head, now)
+    return advance(state, head, now, chain[:-1])
 
 
 def on_not_fetched(state: State, event: NotFetched, now: float) -> list[Action]:

@@ -15,7 +15,7 @@ from peer.round.actions import Action, CloseWork, Propose, SendGroup, Stage
 from peer.round.attempt import NOTHING, abort, check_attempt, own_promise, save, take_group, wake
 from peer.round.events import Declined, GroupTaken, Joined
 from peer.round.group import MAX_LEFT_OUT, MAX_REASON, MAX_REDUCERS, Group, Member, Reducer
-from peer.round.state import Average, Lead, State, View
+from peer.round.state import Averaging, Lead, State, View
 from protocol import canonical
 from protocol.errors import PotluckError, RoundAborted, VerificationError
 
@@ -121,7 +121,7 @@ def on_declined(state: State, event: Declined, now: float) -> list[Action]:
 def on_group_taken(state: State, event: GroupTaken, now: float) -> list[Action]:
     """A member has taken the group that this one made, or has not: then nobody need wait for the all-reduce."""
     phase = state.phase
-    if not event.why or not isinstance(phase, Average) or phase.group.attempt != event.attempt:
+    if not event.why or not isinstance(phase, Averaging) or phase.group.attempt != event.attempt:
         return NOTHING
     if phase.group.leader != state.config.me:
         return NOTHING

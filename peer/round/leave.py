@@ -61,7 +61,7 @@ def _farewell(state: State, round: int, now: float) -> box.Box | None:
     said = Farewell(run=state.config.run, round=round, successor=successor, attempt=attempt, epoch=state.epoch)
     try:
         return state.box.say_farewell(state.config.sign(said))
-    except box.Bound:  # it has voted: it is waited for
+    except box.AlreadyPromised:  # it has voted: it is waited for
         return None
 
 

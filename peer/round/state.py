@@ -139,7 +139,7 @@ class Bound:
 
 
 @dataclass(slots=True)
-class Average:
+class Averaging:
     group: Group
     since: float
 
@@ -179,8 +179,8 @@ class Left:
     """Nothing is decided any more."""
 
 
-_GROUPED = (Average, Fetching, Voting)
-Phase = Work | Lead | Bound | Average | Fetching | Voting | Keep | Left
+_GROUPED = (Averaging, Fetching, Voting)
+Phase = Work | Lead | Bound | Averaging | Fetching | Voting | Keep | Left
 
 
 @dataclass(slots=True)
@@ -242,7 +242,6 @@ class State:
     blame: Blame = field(default_factory=Blame)
     idle: dict[str, int] = field(default_factory=dict)  # peer id -> rounds that it was here for and did nothing in
     debts: dict[str, float] = field(default_factory=dict)  # peer id -> rounds that it was due in, less those it was in
-    been: set[str] = field(default_factory=set)  # members that were in a round
     search: Search = field(default_factory=Search)
     length: RoundLength = field(default_factory=lambda: RoundLength(overlap=False))
     usual_s: float = 0.0  # how long an all-reduce has taken lately; 0: not measured

@@ -10,7 +10,7 @@ from peer.round.attempt import NOTHING, abort, advance, blame, save, sign_vote, 
 from peer.round.box import Ballot
 from peer.round.events import Averaged, Fetched, GaveUp, NotAveraged, NotFetched, Votes
 from peer.round.group import Group
-from peer.round.state import Average, Fetching, State, Voting, Work
+from peer.round.state import Averaging, Fetching, State, Voting, Work
 from protocol.agreement import Agreement
 from protocol.signed import Signed
 from protocol.statements import Vote
@@ -20,7 +20,7 @@ from protocol.statements import Vote
 
 def on_averaged(state: State, event: Averaged, now: float) -> list[Action]:
     phase = state.phase
-    if not isinstance(phase, Average) or (phase.group.digest, phase.group.attempt) != (event.group, event.attempt):
+    if not isinstance(phase, Averaging) or (phase.group.digest, phase.group.attempt) != (event.group, event.attempt):
         return []
     state.usual_s = event.seconds
     if state.config.me not in phase.group.by_peer:  # it only reduces: what the members agree on, it hears from them
@@ -31,7 +31,7 @@ def on_averaged(state: State, event: Averaged, now: float) -> list[Action]:
 
 def on_not_averaged(state: State, event: NotAveraged, now: float) -> list[Action]:
     phase = state.phase
-    if isinstance(phase, Average) and (phase.group.digest, phase.group.attempt) == (event.group, event.attempt):
+    if isinstance(phase, Averaging) and (phase.group.digest, phase.group.attempt) == (event.group, event.attempt):
         return abort(state, event.why, now, culprit=event.culprit)
     return []
 
@@ -54,14 +54,14 @@ def _vote(state: State, group: Group, digest: str, patience_s: float, now: float
     ballot = Ballot(group.attempt, group.digest, digest, completes)
     try:
         saved = state.box.vote(state.round, ballot, group.bare())
-    except box.Bound as error:
+    except box.AlreadyPromised as error:
         return abort(state, error.message, now)
     others = [peer for peer in group.voters if peer != state.config.me]
     gone = frozenset(peer for peer in others if not views.is_alive(state, peer, now))
     until = now + state.config.timing.majority_s + patience_s
     vote = sign_vote(state, ballot)
     phase = Voting(group, digest, now, until, vote, gone, sent=now)
-    tell: list[Action] = [SendVote(others, vote), Stage(state.round, "voted")]
+    tell: list[Action] = [SendVote(others, vote, sorted(gone)), Stage(state.round, "voted")]
     return [Stage(state.round, "vote"), *save(state, saved, phase, tell, [])]
 
 
@@ -83,7 +83,7 @@ def on_votes(state: State, event: Votes, now: float) -> list[Action]:
     if event.call is None:
         return [] if isinstance(state.phase, Voting) else NOTHING
     mine = state.votes.get(state.config.me) or state.vote_before
-    return [ShowVotes(event.call, mine, _held_for(state, event.by, group))]
+    return [ShowVotes(event.call, mine, _held_for(state, event, group))]
 
 
 def _group_in_hand(state: State) -> Group | None:
@@ -101,14 +101,14 @@ def _take(state: State, vote: Signed[Vote]) -> None:
         state.votes[vote.by] = vote
 
 
-def _held_for(state: State, peer: str, group: Group | None) -> list[Signed[Vote]]:
-    """The others' votes for the same group in the same attempt as one's own, of its voters only."""
-    like = state.votes.get(peer)
+def _held_for(state: State, asked: Votes, group: Group | None) -> list[Signed[Vote]]:
+    """Of the votes that somebody lacks, those for the same group in the same attempt as its own, of its voters only."""
+    like = state.votes.get(asked.by)
     if like is None or group is None or like.value.group != group.digest:
         return []
     wanted = (like.value.group, like.value.attempt)
-    members = set(group.voters) - {peer, state.config.me}
-    votes = [vote for voter, vote in state.votes.items() if voter in members]
+    lacking = set(group.voters) & set(asked.lacks) - {asked.by, state.config.me}
+    votes = [vote for voter, vote in state.votes.items() if voter in lacking]
     return [vote for vote in votes if (vote.value.group, vote.value.attempt) == wanted]
 
 
@@ -119,7 +119,7 @@ def on_gave_up(state: State, event: GaveUp, now: float) -> list[Action]:
     if group is None or (group.digest, group.attempt) != (event.group, event.attempt) or event.by not in group.everyone:
         return []
     said_by = event.by[-8:]
-    if isinstance(state.phase, Average):
+    if isinstance(state.phase, Averaging):
         return abort(state, f"{said_by} gave up: {event.why[:200]}", now, culprit=event.culprit)
     blame(state, event.culprit, f"{event.why[:80]} (by {said_by})", now)
     return []
@@ -173,7 +173,10 @@ def _go_on_waiting(
     phase.sent = now
     missing = [peer for peer in group.voters if peer != state.config.me and peer not in cast]
     again = [peer for peer in missing if views.is_alive(state, peer, now)]
-    return [SendVote(again, phase.vote)] if again else []
+    have = [peer for peer in cast if peer != state.config.me and views.is_alive(state, peer, now)]
+    if have:  # one that others may have reached: another one each time
+        again.append(have[int(now - phase.since) % len(have)])
+    return [SendVote(again, phase.vote, missing)] if again else []
 
 
 def _cast(state: State, group: Group) -> dict[str, Signed[Vote]]:

@@ -8,7 +8,7 @@ Who waits for its turn works on, and its work counts in full when it comes (`pro
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -21,9 +21,9 @@ from protocol.majority import has_majority
 
 IDLE_ROUNDS = 2  # in which a member did nothing: then it is asked seldom
 IDLE_ASKED_EVERY = 8  # rounds
-MOST_OWED = 16.0  # rounds: who was away for long does not fill the groups alone
+MOST_OWED = 16.0  # rounds: who could not be asked for long does not fill the groups alone
+KNOWN_DEBTS = 4096  # of members that are gone: whoever comes back owes, or is owed, what it was
 KNOWN_ACCEPTORS = 3  # remembered: by the farewells that were heard, and by those of the groups in hand
-NEWCOMERS = 4  # one in so many of the places that are free is for those that were in no round yet
 
 
 @dataclass(frozen=True)
@@ -164,15 +164,9 @@ def to_ask(state: State, there: list[View], now: float, attempt: int = 0) -> lis
         return found
     deciding = acceptors(state)
     by_debt = sorted(found, key=lambda view: (-state.debts.get(view.peer, 0.0), _drawn(state.round, view.peer)))
-    chosen = _deciding(state, by_debt, deciding, attempt)[:places]
+    chosen = _deciding(state, by_debt, deciding, attempt)
     names = {view.peer for view in chosen}
-    free = [view for view in by_debt if view.peer not in names]
-    left = places - len(chosen)
-    been = state.been | deciding.keys() | state.last.recent.keys()
-    known = [view for view in free if view.peer in been]
-    new = [view for view in free if view.peer not in been]
-    share = max(left // NEWCOMERS, 1, left - len(known)) if new else 0
-    return [*chosen, *new[: min(share, left)], *known][:places]
+    return [*chosen, *(view for view in by_debt if view.peer not in names)][:places]
 
 
 def _deciding(state: State, by_debt: list[View], deciding: dict[str, int], attempt: int) -> list[View]:
@@ -221,18 +215,29 @@ def to_avoid(state: State, there: list[View], now: float) -> set[str]:
     return spoilt if is_enough else set()
 
 
-def round_made(state: State, members: Collection[str], now: float) -> None:
-    """A round was made by these; to be told before this member stands on it."""
+def rounds_made(state: State, groups: Sequence[Collection[str]], now: float) -> None:
+    """Rounds were made by these, one after the other; to be told before this member stands on the last of them."""
     there = others(state, now)
-    idle = (view.peer for view in there if not view.said.tokens and view.peer not in members)
+    idle = (view.peer for view in there if not view.said.tokens and view.peer not in groups[-1])
     state.idle = {peer: state.idle.get(peer, 0) + 1 for peer in idle}
-    state.been.update(members)
-    live = {state.config.me, *(view.peer for view in there), *members}
-    share = len(members) / len(live)
-    owed = {peer: state.debts.get(peer, 0.0) + share - (peer in members) for peer in live}
-    state.debts = {peer: min(max(debt, -MOST_OWED), MOST_OWED) for peer, debt in owed.items()}
-    if len(state.been) > 4 * len(live) + 4096:
-        state.been = set(live)
+    here, debts = {state.config.me, *(view.peer for view in _waiting(state, now))}, state.debts
+    for members in groups:
+        live = here | set(members)
+        share = len(members) / len(live)
+        for peer in live:
+            debt = debts.get(peer, 0.0) + share - (peer in members)
+            debts[peer] = min(max(debt, -MOST_OWED), MOST_OWED)
+    if len(debts) > 4 * len(here) + KNOWN_DEBTS:
+        state.debts = {peer: debts[peer] for peer in here}
+
+
+def _waiting(state: State, now: float) -> list[View]:
+    """The others that train, also those that stand on the next round already, or not yet on this one."""
+    return [
+        view
+        for view in views.alive(state, now)
+        if not view.said.reduce_only and not view.said.leaving and abs(view.said.round - state.round) <= 1
+    ]
 
 
 def why_unasked(state: State, asked: Collection[str], now: float) -> dict[str, str]:

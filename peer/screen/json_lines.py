@@ -10,7 +10,7 @@ from typing import Any
 
 from peer.round.report import RoundReport
 from peer.screen.messages import text
-from peer.screen.terms import Terms
+from peer.screen.terms import JoinTerms
 from peer.sync.shelf import Head
 from peer.trainer import WorkReport
 
@@ -22,7 +22,7 @@ class JsonScreen:
         self._told = ("waiting", "")
         self._problem: tuple[str, str | None] = ("", None)
 
-    def agree(self, terms: Terms) -> bool:
+    def agree(self, terms: JoinTerms) -> bool:
         self._write(
             "terms",
             run=terms.card.run,

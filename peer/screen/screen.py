@@ -8,7 +8,7 @@ from typing import Protocol
 from peer.disk.receipts import Receipts
 from peer.round.report import RoundReport
 from peer.screen.messages import Reason
-from peer.screen.terms import Terms
+from peer.screen.terms import JoinTerms
 from peer.sync.shelf import Head
 from peer.trainer import WorkReport
 from protocol.parts import Failure
@@ -17,7 +17,7 @@ from protocol.parts import Failure
 class Screen(Protocol):
     """One of the two."""
 
-    def agree(self, terms: Terms) -> bool:
+    def agree(self, terms: JoinTerms) -> bool:
         """Show the run's terms; whether the owner agrees."""
 
     def fetching(self, name: str, done_bytes: int, size_bytes: int) -> None: ...

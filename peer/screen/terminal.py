@@ -18,7 +18,7 @@ from peer.round.report import STAGES, RoundReport
 from peer.screen.download_bar import DownloadBar
 from peer.screen.messages import text
 from peer.screen.rounds import describe, name_left_out
-from peer.screen.terms import Terms, duration
+from peer.screen.terms import JoinTerms, duration
 from peer.sync.shelf import Head
 from peer.trainer import WorkReport
 from protocol import words
@@ -52,7 +52,7 @@ class TerminalScreen:
         self._left_out = ""  # of the newest round that left somebody out
         self._averaging = False
 
-    def agree(self, terms: Terms) -> bool:
+    def agree(self, terms: JoinTerms) -> bool:
         say = self._text
         table = Table(show_header=False, box=None, padding=(0, 2))
         for key, value in self._rows(terms):
@@ -66,7 +66,7 @@ class TerminalScreen:
             return False
         return self._console.input(say("ask"), markup=False).strip().lower() in ("y", "yes", "是")
 
-    def _rows(self, terms: Terms) -> Iterator[tuple[str, str]]:
+    def _rows(self, terms: JoinTerms) -> Iterator[tuple[str, str]]:
         """What is told of a run: a key of `peer.screen.messages`, and what there is to say."""
         say, spec = self._text, terms.card.spec
         yield "run", spec.run.name
@@ -91,13 +91,13 @@ class TerminalScreen:
             parts = [spec.method.kind, spec.method.base, spec.sync.method, spec.sync.wire]
             yield "details", f"{', '.join(parts)}, {spec.sync.fragments}; {terms.card.run}"
 
-    def _traffic(self, terms: Terms) -> str:
+    def _traffic(self, terms: JoinTerms) -> str:
         hourly = terms.traffic_bytes_per_hour
         if hourly is None:
             return self._text("traffic-by-round", size=_bytes(terms.round_bytes))
         return self._text("traffic-by-hour", size=_bytes(hourly))
 
-    def _lasts(self, terms: Terms) -> str:
+    def _lasts(self, terms: JoinTerms) -> str:
         say, rounds = self._text, terms.card.spec.run.rounds
         at = "" if terms.round is None else say("now-at", round=terms.round)
         if not rounds:

@@ -16,7 +16,7 @@ _TALK_BYTES_PER_HOUR = 5_000_000  # of members among each other beside the updat
 
 
 @dataclass(frozen=True)
-class Terms:
+class JoinTerms:
     """What taking part means."""
 
     card: RunCard

@@ -215,7 +215,7 @@ async def _peer(job: dict[str, Any]) -> None:
     from coordinator.presets import NEW
     from peer.net.allreduce import STREAM, Reduction
     from peer.net.node import Node
-    from peer.net.pace import Limits, Pace
+    from peer.net.pace import Pace, Patience
     from peer.net.records import RecordValidator
     from peer.net.roster import Roster
     from peer.net.talk import Talk
@@ -246,7 +246,7 @@ async def _peer(job: dict[str, Any]) -> None:
         async with asyncio.timeout(READY_S):
             while not await node.connect(earlier["addresses"]):
                 await asyncio.sleep(1)
-    group, pace = _group(world, others, share=0 if job["reducers"] else 1), Pace(Limits(SILENCE_S, total_s=3600.0))
+    group, pace = _group(world, others, share=0 if job["reducers"] else 1), Pace(Patience(SILENCE_S, total_s=3600.0))
     for other in (*group.members, *group.reducers):
         roster.admit(other.peer, other.certificate)
     reduction = Reduction(group, update, talk, pace, aggregator(NEW["sync"]["clip"]))

@@ -31,7 +31,7 @@ import psutil
 
 from lab import pacing
 from lab.outcomes import counted_twice, divergences, wrongly_credited
-from lab.processes import Community, Part
+from lab.processes import Community, LabProcess
 from lab.small_community import run_config, tiny_inputs
 from lab.warm_start import WarmStart
 
@@ -81,7 +81,7 @@ class Churn:
         self.run, self.options, self.dice = run, options, random.Random(options.seed)
         self.names = [f"peer-{number}" for number in range(1, options.peers + 1)]
         self.present = {name: Presence() for name in self.names}
-        self.parts: dict[str, Part] = {}
+        self.parts: dict[str, LabProcess] = {}
         self.ends: list[tuple[float, str, str]] = []  # (when, whose, kind) of faults that are to be undone
         self.injected: list[tuple[float, str, str]] = []
         for name in self.names:
@@ -92,7 +92,7 @@ class Churn:
         self.present[name].come()
 
     @property
-    def peers(self) -> list[Part]:
+    def peers(self) -> list[LabProcess]:
         """All processes of peers that ever were."""
         return [part for part in self.run.parts if part.name != "host"]
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import pacing
-from lab.processes import Part
+from lab.processes import LabProcess
 from lab.small_community import Inputs, llama_inputs, real_inputs, run_config
 from lab.wan.community import WanCommunity
 from lab.wan.lab import Host, WanLab, available
@@ -131,7 +131,7 @@ def weights_bytes(model: Path) -> int:
     return sum(path.stat().st_size for path in model.glob("*.safetensors"))
 
 
-def round_seconds(peer: Part) -> float:
+def round_seconds(peer: LabProcess) -> float:
     """From its first round to its last, a round's mean."""
     times = sorted((number, event["time"]) for number, event in peer.committed().items())
     return (times[-1][1] - times[0][1]) / (times[-1][0] - times[0][0])

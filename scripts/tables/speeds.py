@@ -25,7 +25,7 @@ from typing import Any
 
 from lab import pacing
 from lab.outcomes import counted_twice, divergences
-from lab.processes import Community, Part
+from lab.processes import Community, LabProcess
 from lab.small_community import Inputs, real_inputs, run_config
 from lab.warm_start import WarmStart
 
@@ -103,7 +103,7 @@ def open_run(folder: Path, inputs: Inputs, options: argparse.Namespace, starter:
     return Community(folder, config, starter=starter)
 
 
-def start(run: Community, speeds: list[float]) -> tuple[Part, list[Part]]:
+def start(run: Community, speeds: list[float]) -> tuple[LabProcess, list[LabProcess]]:
     """The host, and a peer of each speed."""
     host = run.host()
     for number, speed in enumerate(speeds):
@@ -111,7 +111,7 @@ def start(run: Community, speeds: list[float]) -> tuple[Part, list[Part]]:
     return host, [run.peer(f"peer-{number}") for number in range(len(speeds))]
 
 
-def measure(name: str, host: Part, peers: list[Part], options: argparse.Namespace) -> Arm:
+def measure(name: str, host: LabProcess, peers: list[LabProcess], options: argparse.Namespace) -> Arm:
     """From the first round of all to the last."""
     rounds = peers[0].committed()
     begin = min(number for number, event in rounds.items() if event["members"] == len(peers))
@@ -134,7 +134,7 @@ def measure(name: str, host: Part, peers: list[Part], options: argparse.Namespac
     )
 
 
-def evaluations(host: Part) -> list[dict[str, Any]]:
+def evaluations(host: LabProcess) -> list[dict[str, Any]]:
     """What the host has evaluated so far."""
     told = [event["status"]["evaluations"] for event in list(host.events) if event["event"] == "status"]
     return list(told[-1]) if told else []

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lab import pacing
-from lab.processes import Part
+from lab.processes import LabProcess
 from lab.small_community import Inputs
 from lab.wan.community import WanCommunity
 from lab.wan.lab import Host, WanLab
@@ -68,7 +68,7 @@ def _spec(folder: Path) -> RunSpec:
     return RunCard.open((folder / "run-card.json").read_bytes(), root).spec
 
 
-def _watch_ours(course: Course, lab: WanLab, peers: list[Part], trace: Trace) -> float | None:
+def _watch_ours(course: Course, lab: WanLab, peers: list[LabProcess], trace: Trace) -> float | None:
     """Until the budget is used up, or the limit; when the victim was killed."""
     killed_at = None
     while time.time() < trace.started + course.limit_s:
@@ -83,7 +83,7 @@ def _watch_ours(course: Course, lab: WanLab, peers: list[Part], trace: Trace) ->
     return killed_at
 
 
-def _sum_up_ours(course: Course, peers: list[Part], trace: Trace, killed_at: float | None) -> None:
+def _sum_up_ours(course: Course, peers: list[LabProcess], trace: Trace, killed_at: float | None) -> None:
     """Busy: what the tokens of all finished work take at the card's speed, and the time since, in which it works on."""
     shares, slow = [], []
     overlap = PRESETS[course.arm][course.kind]["sync"].get("overlap", False)
@@ -104,7 +104,7 @@ def _sum_up_ours(course: Course, peers: list[Part], trace: Trace, killed_at: flo
 
 
 @contextmanager
-def _states_kept(run: WanCommunity, peer: Part, kept: Path, trace: Trace) -> Iterator[None]:
+def _states_kept(run: WanCommunity, peer: LabProcess, kept: Path, trace: Trace) -> Iterator[None]:
     """Copy each state that this peer commits, or the average that led to it, while it is on its disk."""
     kept.mkdir()
     done = threading.Event()

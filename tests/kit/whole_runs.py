@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.outcomes import divergences, ledger_entries
-from lab.processes import Community, Part, eventually
+from lab.processes import Community, LabProcess, eventually
 from protocol.checkpoint import step_name
 from protocol.keys import PeerIdentity, fingerprint, load_public_pem
 from protocol.verify import verify_receipt
@@ -35,7 +35,7 @@ def small_run(model: Path, data: Path, sections: dict[str, dict[str, Any]]) -> d
     return config
 
 
-def tell(peers: list[Part]) -> None:
+def tell(peers: list[LabProcess]) -> None:
     """Print what the rounds cost; shown by `pytest -s`, and when a test fails."""
     for peer in peers:
         assert "Traceback" not in peer.said, peer.said
@@ -51,19 +51,19 @@ def tell(peers: list[Part]) -> None:
             print(f"  more than one attempt: {attempts}")
 
 
-def check_agreement(peers: list[Part], rounds: range) -> None:
+def check_agreement(peers: list[LabProcess], rounds: range) -> None:
     """Every peer committed each of these rounds, to the same state, and different rounds to different states."""
     states = [[peer.committed()[number]["state"] for number in rounds] for peer in peers]
     assert all(of_one == states[0] for of_one in states)
     assert len(set(states[0])) == len(states[0])
 
 
-def check_same_states(peers: list[Part]) -> None:
+def check_same_states(peers: list[LabProcess]) -> None:
     """No two peers committed different states for one round."""
     assert not divergences(peers)
 
 
-def check_ledger(run: Community, peers: list[Part]) -> int:
+def check_ledger(run: Community, peers: list[LabProcess]) -> int:
     """One credit for each (round, peer), each round's credits what its members agreed on; returns the newest round."""
     credits = [entry for entry in ledger_entries(run) if entry["type"] == "credit"]
     assert max(Counter((entry["round"], entry["peer_id"]) for entry in credits).values()) == 1

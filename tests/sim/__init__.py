@@ -7,5 +7,6 @@ papers     certificates, where some end
 carry      what a core's actions do in this world            tasks      what of it takes a while
 referee    who looks on, and knows everything               host       its ledger, and its word where they are too few
 world      the clock, and a plan from its first tick to its last
+rotation   who is in which round of a run that is larger than its groups: the rules alone, no messages
 bugs       rules to be broken on purpose
 """

@@ -18,7 +18,7 @@ from peer.round.box import Ballot, Bound, Box
 from peer.round.core import Core
 from peer.round.events import Averaged, Ready
 from peer.round.farewells import Farewells
-from peer.round.state import Average, State
+from peer.round.state import Averaging, State
 from protocol import succession
 from protocol.epoch import Word
 from protocol.errors import VerificationError
@@ -97,7 +97,7 @@ def _vote_for_what_was_given_up(core: Core, event: Any, now: float) -> list[Acti
     if state.newest_group is not None:
         taken[state.newest_group.digest, state.newest_group.attempt] = state.newest_group
     made = taken.get((event.group, event.attempt)) if isinstance(event, Averaged) else None
-    if made is None or made.round != state.round or (isinstance(state.phase, Average) and state.phase.group is made):
+    if made is None or made.round != state.round or (isinstance(state.phase, Averaging) and state.phase.group is made):
         return _step(core, event, now)
     ballot = Ballot(made.attempt, made.digest, event.state)
     try:

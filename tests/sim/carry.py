@@ -79,7 +79,7 @@ def _send_group(me: Member, action: a.SendGroup) -> None:
 
 def _send_vote(me: Member, action: a.SendVote) -> None:
     for peer in action.to:
-        _send(me, peer, "vote", e.Votes(me.name, action.vote, (), ("vote", me.name, 0)))
+        _send(me, peer, "vote", e.Votes(me.name, action.vote, (), ("vote", me.name, 0), action.lacks))
 
 
 def _send_abort(me: Member, action: a.SendAbort) -> None:
