@@ -6,7 +6,7 @@ import pytest
 
 from peer.net import box_bytes
 from peer.net.opening import Opening
-from peer.round.box import Ballot, Bound, Box
+from peer.round.box import AlreadyPromised, Ballot, Box
 from peer.round.group import Group
 from protocol.errors import FormatError
 from protocol.keys import PeerIdentity
@@ -31,7 +31,7 @@ def farewell(round: int = 1, attempt: int = 0) -> Signed[Farewell]:
 
 def test_a_later_attempt_is_promised_and_an_earlier_one_refused() -> None:
     box = Box().promise(1, 3, "a").promise(1, 4, "b")
-    with pytest.raises(Bound) as caught:
+    with pytest.raises(AlreadyPromised) as caught:
         box.promise(1, 3, "a")
     assert caught.value.attempt == 4
 
@@ -39,12 +39,12 @@ def test_a_later_attempt_is_promised_and_an_earlier_one_refused() -> None:
 def test_one_attempt_is_promised_to_one_leader_and_again_to_the_same() -> None:
     box = Box().promise(1, 0, "a")
     assert box.promise(1, 0, "a") == box
-    with pytest.raises(Bound):
+    with pytest.raises(AlreadyPromised):
         box.promise(1, 0, "b")
 
 
 def test_a_round_that_is_over_is_not_joined_again() -> None:
-    with pytest.raises(Bound, match="over"):
+    with pytest.raises(AlreadyPromised, match="over"):
         Box().promise(5, 0, "a").promise(4, 9, "a")
 
 
@@ -60,14 +60,14 @@ def test_a_new_round_starts_with_no_votes_and_any_attempt() -> None:
 def test_a_vote_in_another_attempt_than_the_one_promised_is_refused() -> None:
     box = Box().promise(1, 2, "a")
     for round, attempt in [(1, 1), (1, 3), (2, 2), (0, 2)]:
-        with pytest.raises(Bound, match="given up"):
+        with pytest.raises(AlreadyPromised, match="given up"):
             box.vote(round, ballot(attempt), GROUP)
 
 
 def test_a_second_state_or_group_in_one_attempt_is_refused_and_the_same_vote_twice_is_one() -> None:
     box = Box().promise(1, 0, "a").vote(1, ballot(0), GROUP)
     for other in (ballot(0, state=T), ballot(0, group="h")):
-        with pytest.raises(Bound, match="another state"):
+        with pytest.raises(AlreadyPromised, match="another state"):
             box.vote(1, other, GROUP)
     assert box.vote(1, ballot(0), GROUP) is box
 
@@ -84,13 +84,13 @@ def test_votes_for_one_state_are_kept_and_those_for_an_earlier_one_are_over() ->
 
 def test_who_has_voted_or_said_farewell_says_none_any_more() -> None:
     for box in (Box().promise(1, 0, "a").vote(1, ballot(0), GROUP), Box().say_farewell(farewell()), Box(2)):
-        with pytest.raises(Bound):
+        with pytest.raises(AlreadyPromised):
             box.say_farewell(farewell(attempt=1))
 
 
 def test_after_a_farewell_there_is_no_vote_in_the_attempts_before_it() -> None:
     box = Box().promise(1, 3, "a").say_farewell(farewell(attempt=4))
-    with pytest.raises(Bound, match="handed its weight over"):
+    with pytest.raises(AlreadyPromised, match="handed its weight over"):
         box.vote(1, ballot(3), GROUP)
     assert box.promise(1, 4, "a").vote(1, ballot(4), GROUP).ballots
 

@@ -61,14 +61,14 @@ def test_who_has_done_nothing_for_rounds_is_asked_seldom_until_it_has_work() -> 
     scene.says("idle", "slow")
     for _ in range(IDLE_ROUNDS):
         assert set(scene.asked) == {"idle", "slow"}, "a newcomer may just have begun"
-        turns.round_made(scene.state, {"me"}, scene.now)
+        turns.rounds_made(scene.state, [{"me"}], scene.now)
     assert scene.asked == []
     scene.says("slow", tokens=5)
     assert scene.asked == ["slow"]
     later = Scene("me", "", last=Last(IDLE_ASKED_EVERY - 1, BASE, {"me": 100}))
     later.says("idle")
     for _ in range(IDLE_ROUNDS):
-        turns.round_made(later.state, {"me"}, later.now)
+        turns.rounds_made(later.state, [{"me"}], later.now)
     assert later.asked == ["idle"], "it may be slow rather than idle"
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from coordinator import standstill
 from peer.round import attempt, follow, quorum, word
-from peer.round.box import Bound, Box
+from peer.round.box import AlreadyPromised, Box
 from peer.round.state import Voting
 from protocol.majority import has_majority
 from protocol.statements import MAX_ATTEMPT
@@ -184,7 +184,7 @@ WITHOUT: dict[str, tuple[Callable[[], None], Bug, type[Exception]]] = {
     "undone rounds bind whoever made them": (
         lambda: test_who_was_gone_comes_back_and_follows_also_from_rounds_of_its_own("split"),
         Bug(((Box, "standing_on", lambda box, *args: box),), Broken),
-        Bound,
+        AlreadyPromised,
     ),
     "the ledger helps only whoever has fewer rounds": (
         lambda: test_who_was_gone_comes_back_and_follows_also_from_rounds_of_its_own("split"),

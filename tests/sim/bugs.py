@@ -14,7 +14,7 @@ from unittest.mock import patch
 from peer.round import attempt, bound, core, follow, group, lead, leave, quorum, tally, turns, word
 from peer.round import state as states
 from peer.round.actions import Action, Commit, SendVote
-from peer.round.box import Ballot, Bound, Box
+from peer.round.box import AlreadyPromised, Ballot, Box
 from peer.round.core import Core
 from peer.round.events import Averaged, Ready
 from peer.round.farewells import Farewells
@@ -102,7 +102,7 @@ def _vote_for_what_was_given_up(core: Core, event: Any, now: float) -> list[Acti
     ballot = Ballot(made.attempt, made.digest, event.state)
     try:
         state.box = state.box.vote(state.round, ballot, made)
-    except Bound:
+    except AlreadyPromised:
         return []
     return [SendVote([peer for peer in made.voters if peer != state.config.me], attempt.sign_vote(state, ballot))]
 
