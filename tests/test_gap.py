@@ -183,6 +183,17 @@ def test_member_knows_the_chain_to_its_head_or_sends_none(office: Office) -> Non
     assert restarted.chain_to_head(3) == [], "with a hole it would be of no use"
 
 
+def test_member_that_has_left_a_branch_shows_no_round_of_it(office: Office) -> None:
+    shelf, heads = Shelf(Head(office.swarm.state)), list[Head]()
+    for number in range(1, 6):
+        agreement = office.swarm.round(seed=number)
+        heads.append(Head(office.swarm.state, agreement))
+        shelf.advance(heads[-1])
+    shelf.advance(third := heads[2])  # in truth another third round, of a later epoch
+    assert third.agreement is not None and shelf.chain_to_head(2) == [third.agreement.to_bytes()]
+    assert shelf.chain_to_head(0) == shelf.chain_to_head(3) == []
+
+
 # ---- with the service ------------------------------------------------------------------------------------------------
 
 

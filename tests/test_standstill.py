@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.roster import Presence
-from coordinator.standstill import ANSWERED, ASKED, AWAY_S, GoingOn, Standing, ask, named
+from coordinator.standstill import ANSWERED, ASKED, AWAY_S, HERE_S, STILL_S, GoingOn, Standing, ask, named
 from protocol.epoch import Epoch
 from protocol.errors import InputError, RefusedError
 from protocol.keys import PeerIdentity
@@ -24,9 +24,9 @@ TIP = Last(7, STATE, dict.fromkeys(IDS, 100))
 NOW = 10_000.0
 
 
-def seen(*indices: int, ago_s: float = 1.0, leaving: bool = False) -> dict[str, Presence]:
+def seen(*indices: int, ago_s: float = 1.0, leaving: bool = False, at: int = 7) -> dict[str, Presence]:
     return {
-        IDS[index]: Presence(IDS[index], (), 8, 1.0, frozenset(), NOW - ago_s, leaving=leaving) for index in indices
+        IDS[index]: Presence(IDS[index], (), at, 1.0, frozenset(), NOW - ago_s, leaving=leaving) for index in indices
     }
 
 
@@ -34,6 +34,13 @@ def test_a_run_stands_still_when_those_who_are_here_hold_no_majority() -> None:
     assert Standing.of(TIP, seen(0), NOW).is_still
     assert not Standing.of(TIP, seen(0, 1, 2), NOW).is_still
     assert not Standing.of(TIP, seen(0, 1, 2, 3), NOW).is_still
+
+
+def test_where_most_are_here_it_stands_still_when_somebody_is_gone_and_no_round_comes_for_long() -> None:
+    """Only the gone know which of two states was committed, or speak for the weight of one that has left."""
+    assert Standing.of(TIP, seen(0, 1, 2), NOW, STILL_S).is_still
+    assert not Standing.of(TIP, seen(0, 1, 2), NOW, STILL_S - 1).is_still
+    assert not Standing.of(TIP, seen(0, 1, 2, 3), NOW, STILL_S).is_still, "a round may take long"
 
 
 def test_who_was_not_heard_for_long_or_leaves_is_gone() -> None:
@@ -48,12 +55,20 @@ def test_a_stranger_who_is_here_decides_nothing() -> None:
     assert word == Epoch(epoch=1, run=RUN, round=7, state=STATE, peers={IDS[2]: 100})
 
 
+@pytest.mark.parametrize("at", [6, 8])
+def test_who_does_not_stand_where_the_word_begins_is_not_named(at: int) -> None:
+    word = named(TIP, Standing.of(TIP, seen(0) | seen(1, at=at), NOW), RUN, 1)
+    assert set(word.peers) == {IDS[0]}
+
+
 @pytest.mark.parametrize(
     ("tip", "who", "why"),
     [
         (Last(0, STATE), seen(0), "no round was agreed yet"),
         (TIP, seen(0, 1, 2), "does not stand still"),
         (TIP, {}, "nobody of those who made round 7"),
+        (TIP, seen(0, at=6), "nobody of those who made round 7"),
+        (TIP, seen(0) | seen(1, ago_s=HERE_S + 1), "may not be gone"),
     ],
 )
 def test_a_word_that_would_be_wrong_is_not_given(tip: Last, who: Mapping[str, Presence], why: str) -> None:

@@ -114,6 +114,18 @@ def test_a_member_that_was_in_the_round_keeps_nothing_of_what_it_finishes_late(t
     run(main())
 
 
+def test_work_for_rounds_that_were_undone_is_in_no_claim(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+
+    async def main() -> None:
+        earlier = [desk.round(), desk.round()]
+        assert await desk.hand_over() is not None, "for round 3"
+        desk.own.committed(Commit(earlier[0], False, 0, False, -1, 0.0, 1, ()))
+        assert desk.own.waiting_tokens == 0
+
+    run(main())
+
+
 def test_who_misses_a_round_is_late_and_who_misses_several_at_once_is_not() -> None:
     table = Table("abl")
     late = table["l"]

@@ -187,7 +187,7 @@ class CoordinatorLink:
         self.has_told = leaving
         peer.heard(answer)
         peer.clock_off(self._client.clock.offset_s)
-        if answer.round > own.round and peer.wants_anchor():
+        if answer.round and peer.wants_anchor():
             newest = self._client.agreement(token)
             if newest is not None:
                 peer.anchored(newest)

@@ -31,7 +31,7 @@ from peer.net.place import Callbacks, Place, SwarmConfig
 from peer.net.records import RecordValidator
 from peer.net.search import SEARCH_INTERVAL_S, MemberSearch
 from peer.net.traffic import Traffic
-from peer.round import views
+from peer.round import follow, views
 from peer.round.events import Anchored, CoordinatorSaid, Event
 from peer.round.report import RoundReport
 from peer.round.state import View
@@ -183,7 +183,7 @@ class Swarm:
     @property
     def wants_anchor(self) -> bool:
         """Others are so far ahead that they cannot show all the way from here: the coordinator's ledger can."""
-        return self._rounds.state.search.wants_anchor
+        return follow.lacks_anchor(self._rounds.state)
 
     def set_anchor(self, agreement: Agreement) -> None:
         """A round as the coordinator's ledger has it, its signatures checked."""

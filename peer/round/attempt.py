@@ -137,6 +137,7 @@ def advance(state: State, agreement: Agreement, now: float, passed: Sequence[Agr
     """
     me, last, phase = state.config.me, Last.of(agreement), state.phase
     took_part = me in agreement.weights
+    has_changed_branch = last.epoch > state.last.epoch and agreement.base != state.last.state
     waited_s = now - state.own.since if state.own.claim is not None else 0.0
     if took_part:
         state.length.waited(waited_s)
@@ -150,7 +151,7 @@ def advance(state: State, agreement: Agreement, now: float, passed: Sequence[Agr
     done = Commit(
         agreement,
         counted=took_part,
-        may_wait=last.may_have_waited(me),
+        may_wait=0 if has_changed_branch else last.may_have_waited(me),
         is_late=not took_part and agreement.base == state.last.state,
         rounds=rounds,
         waited_s=waited_s,
@@ -161,7 +162,7 @@ def advance(state: State, agreement: Agreement, now: float, passed: Sequence[Agr
     if group is not None:
         state.blame.kept_their_word(group.leader, agreement.weights, now)
     state.vote_before = state.votes.get(me) if rounds == 1 else None
-    state.last = last
+    state.last, state.box = last, state.box.standing_on(last.epoch, last.round)
     state.farewells = {number: known for number, known in state.farewells.items() if number >= state.round}
     state.votes, state.gave_up, state.newest_group = {}, set(), None
     state.own.tokens, state.own.is_called, state.own.claim = 0, False, None

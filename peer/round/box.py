@@ -123,9 +123,18 @@ class Box:
         assert said.value.attempt >= self.next_attempt(round)
         return replace(self, farewells={**self.farewells, round: said})
 
-    def in_epoch(self, epoch: int) -> Box:
-        """The box as it is once the coordinator has said anew who decides: what was promised and voted before is undone."""
-        return self if epoch == self.epoch else Box(epoch=epoch)
+    def in_epoch(self, epoch: int, round: int) -> Box:
+        """The box once the coordinator has said anew who decides a round: what was promised and voted before is undone."""
+        return self if epoch == self.epoch else Box(round, epoch=epoch)
+
+    def standing_on(self, epoch: int, round: int) -> Box:
+        """The box of a member that stands on a round: what is of an earlier epoch is over.
+
+        What is of a later one is over, too, once the round that it was for is passed without it: no vote can be given in
+        it any more, and those who count there take silence for a vote.
+        """
+        is_over = epoch > self.epoch or (epoch < self.epoch and round >= self.round)
+        return Box(epoch=epoch) if is_over else self
 
     def is_bound(self, round: int, attempt: int, leader: str) -> bool:
         """Whether this very attempt is the last one promised."""

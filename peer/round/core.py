@@ -20,7 +20,7 @@ from typing import Any
 from peer.round import attempt, bound, follow, lead, leave, tally, views, word
 from peer.round import events as e
 from peer.round.actions import Aborted, Action, Decline, Stage
-from peer.round.attempt import FULL_DISK, NOTHING, abort, wake
+from peer.round.attempt import FULL_DISK, NOTHING, abort, save, wake
 from peer.round.box import Box
 from peer.round.events import Event
 from peer.round.length import RoundLength
@@ -38,7 +38,8 @@ class Core:
         length = RoundLength(overlap=sync.overlap, fragments=sync.fragments)
         self.state = State(config, last, box, now, length=length, round_started=now)
         self.state.gossip_s = config.timing.gossip_s
-        ballot = box.voted(self.state.round)
+        self.state.box = box = box.standing_on(last.epoch, last.round)
+        ballot = box.voted(self.state.round) if box.epoch == last.epoch else None
         if ballot is not None and box.group is not None:
             self.state.votes[config.me] = attempt.sign_vote(self.state, ballot)
         views.take_farewells(self.state, box.farewells.values())
@@ -135,7 +136,7 @@ def _on_box_saved(state: State, event: e.BoxSaved, now: float) -> list[Action]:
 def _on_box_not_saved(state: State, event: e.BoxNotSaved, now: float) -> list[Action]:
     saving, state.saving = state.saving, None
     assert saving is not None
-    if saving.phase is None:  # a farewell: its author is waited for
+    if saving.phase is None:  # a farewell, and its author is waited for; or the coordinator's word, to be heard again
         return saving.unless
     why = f"cannot keep a promise or a vote: {event.why}"
     return [*abort(state, why, now, told=FULL_DISK), *saving.unless]
@@ -184,7 +185,9 @@ def _on_ready(state: State, event: e.Ready, now: float) -> list[Action]:
 
 def _on_coordinator_said(state: State, event: e.CoordinatorSaid, now: float) -> list[Action]:
     state.ledger_round = event.ledger_round
-    return word.take(state, event.word, now)
+    epoch = state.box.epoch
+    actions = word.take(state, event.word, now)
+    return actions if state.box.epoch == epoch else [*actions, *save(state, state.box, None, [], [])]
 
 
 _HANDLERS: dict[type, Callable[[State, Any, float], list[Action]]] = {

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from peer.round import views
+from peer.round import views, word
 from peer.round.actions import Action, AskHead, Fetch
 from peer.round.attempt import advance, wake
 from peer.round.events import Anchored, Fetched, HeadNotShown, HeadShown, NotFetched
@@ -115,7 +115,7 @@ def on_head_shown(state: State, event: HeadShown, now: float) -> list[Action]:
     except Unshown:
         search.wants_anchor = True
         anchor = search.anchor
-        if anchor is not None and anchor.round > max(event.since, state.last.round):
+        if anchor is not None and event.since != anchor.round and outranks(Last.of(anchor), state.last):
             patience_s = views.patience_s(state, event.by) + state.config.timing.head_soon_s
             search.asked, search.asked_at = event.by, now + 2 * patience_s
             return [AskHead(event.by, anchor.round, patience_s)]
@@ -138,11 +138,15 @@ def _checked(state: State, event: HeadShown) -> list[Agreement]:
         Unshown: some of them are not here, or, from genesis on, nothing shows who may begin.
         FormatError, RefusedError: one of them does not hold, or does not follow.
     """
-    chain, spec, mine, named = list(event.chain), state.config.spec, state.last, state.word
+    chain, spec, mine = list(event.chain), state.config.spec, state.last
+    is_void = word.is_void(state)
+    named = None if is_void else state.word
     if not chain or not outranks(Last.of(chain[-1]), mine):
         raise VerificationError(f"it offers no later round than {mine.round}")
+    if chain[-1].epoch < state.box.epoch and not is_void:
+        raise VerificationError(f"it is of epoch {chain[-1].epoch}, and this member has promised in {state.box.epoch}")
     anchor = state.search.anchor
-    if anchor is not None and event.since == anchor.round > mine.round:
+    if anchor is not None and event.since == anchor.round and outranks(Last.of(anchor), mine):
         mine = Last.of(anchor)
         if (chain[-1].round, chain[-1].state) == (mine.round, mine.state):
             return chain[-1:]
@@ -164,9 +168,19 @@ def check_chain(spec: RunSpec, last: Last, chain: Sequence[Agreement], named: Si
     succession.check_chain(chain, last, spec, named)
 
 
+def lacks_anchor(state: State) -> bool:
+    """Whether a round as the coordinator's ledger has it would help: others cannot show all the way from here.
+
+    Where they stand in a later epoch, the ledger may have fewer rounds than this member has made: they are undone.
+    """
+    mine = state.last
+    is_behind = state.ledger_round > mine.round or any(view.said.epoch > mine.epoch for view in state.views.values())
+    return state.search.wants_anchor and is_behind
+
+
 def on_anchored(state: State, event: Anchored, now: float) -> list[Action]:
     """A round as the coordinator's ledger has it."""
-    if event.agreement.round > state.last.round:
+    if outranks(Last.of(event.agreement), state.last):
         state.search.anchor = event.agreement
         state.search.retry_at = min(state.search.retry_at, now)
         state.search.failed.clear()

@@ -7,10 +7,12 @@ the round before is void, and rounds that were made unseen are undone.
 
 from __future__ import annotations
 
+from peer.round import views
 from peer.round.actions import Action
-from peer.round.attempt import abort
+from peer.round.attempt import abort, sign_vote
 from peer.round.state import Bound, Lead, State
 from protocol.epoch import Epoch, Word
+from protocol.majority import has_majority
 from protocol.signed import Signed
 from protocol.succession import decides_after
 
@@ -29,10 +31,26 @@ def take(state: State, word: Signed[Word] | None, now: float) -> list[Action]:
     found: list[Action] = []
     if state.is_grouped or isinstance(state.phase, Lead | Bound):
         found = abort(state, "the coordinator has said anew who decides", now)
-    state.box = state.box.in_epoch(state.epoch)
+    state.box = box = state.box.in_epoch(state.epoch, state.round)
     state.votes, state.gave_up, state.newest_group, state.farewells = {}, set(), None, {}
+    ballot = box.voted(state.round)
+    if ballot is not None:  # cast by this very word, before a restart
+        state.votes[state.config.me] = sign_vote(state, ballot)
+    views.take_farewells(state, box.farewells.values())
     state.attempts, state.retry_at = 0, now
     return found
+
+
+def is_void(state: State) -> bool:
+    """Whether nobody can go on by the newest word any more: too many of those whom it names have gone past its round without
+    it, because they did not hear it in time."""
+    word = state.word.value if state.word else None
+    if not isinstance(word, Epoch):
+        return False
+    stands = {view.peer: (view.said.epoch, view.said.round - 1) for view in state.views.values()}
+    stands[state.config.me] = (state.last.epoch, state.last.round)
+    past = {peer for peer, (epoch, round) in stands.items() if epoch < word.epoch and round > word.round}
+    return not has_majority(word.weights.keys() - past, word.weights)
 
 
 def _number(word: Signed[Word]) -> int:

@@ -89,7 +89,7 @@ class OwnWork:
         if last is None or last.counted:
             return
         round = last.agreement.round
-        if round - work.since + 1 <= last.may_wait:
+        if 0 < round - work.since + 1 <= last.may_wait:
             self._left = (*self._left, replace(work, waited=True))
             logger.info("round %d was made by others; %d tokens of this peer wait for its turn", round, work.tokens)
         elif last.is_late and work.since == round and work.base == last.agreement.base:

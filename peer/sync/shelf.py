@@ -66,8 +66,11 @@ class Shelf:
         self._candidates = [*others, candidate][-MOST_CANDIDATES:]
 
     def advance(self, head: Head) -> None:
+        before = self.head.agreement
         self._previous, self._candidates, self.head = self.head.state, [], head
         if head.agreement is not None:
+            if before is not None and head.agreement.base != before.state:  # rounds are missing, or were undone
+                self._agreements.clear()
             self._agreements.append((head.round, head.agreement.to_bytes()))
             while sum(len(data) for _, data in self._agreements) > MAX_CHAIN_BYTES:
                 self._agreements.popleft()

@@ -12,22 +12,29 @@ from typing import Any
 from unittest.mock import patch
 
 from peer.round import attempt, bound, core, follow, group, lead, leave, quorum, tally, turns, word
+from peer.round import state as states
 from peer.round.actions import Action, Commit, SendVote
-from peer.round.box import Ballot, Box
+from peer.round.box import AlreadyPromised, Ballot, Box
 from peer.round.core import Core
 from peer.round.events import Averaged, Ready
 from peer.round.farewells import Farewells
 from peer.round.state import Averaging, State
 from protocol import succession
+from protocol.epoch import Word
 from protocol.errors import VerificationError
 from protocol.majority import has_majority
+from protocol.succession import Last
 from tests.sim.member import Member
+from tests.sim.papers import Paper, Papers
 from tests.sim.plans import LIES, TELLS
 from tests.sim.referee import Broken, Diverged, Stuck
 
 ALL = tuple(kind for kind in TELLS if kind not in LIES)
 TELLERS = ("boast", "split", "lose")
 RIVALS = ("rival", "delay", "twice", "slow", "freeze", "hasty")  # of such plans, few show what these do
+HASTY = ("hasty", "rival", "slow", "delay", "restless")
+LEAVES = ("leave", "lose", "split")
+WORDS = ("word", "split", "crash", "blackout")
 KILLS = ("shaky", "crash", "lose", "split")
 
 
@@ -85,7 +92,7 @@ _step = Core.step
 
 
 def _vote_for_what_was_given_up(core: Core, event: Any, now: float) -> list[Action]:
-    """An all-reduce that comes to its end is voted on, whatever was promised meanwhile."""
+    """An all-reduce that comes to its end is voted on, also after its attempt was left, if the box lets it."""
     state, taken = core.state, core.__dict__.setdefault("taken", {})
     if state.newest_group is not None:
         taken[state.newest_group.digest, state.newest_group.attempt] = state.newest_group
@@ -93,8 +100,24 @@ def _vote_for_what_was_given_up(core: Core, event: Any, now: float) -> list[Acti
     if made is None or made.round != state.round or (isinstance(state.phase, Averaging) and state.phase.group is made):
         return _step(core, event, now)
     ballot = Ballot(made.attempt, made.digest, event.state)
-    state.box = state.box.vote(state.round, ballot, made)
+    try:
+        state.box = state.box.vote(state.round, ballot, made)
+    except AlreadyPromised:
+        return []
     return [SendVote([peer for peer in made.voters if peer != state.config.me], attempt.sign_vote(state, ballot))]
+
+
+def _promise_and_keep_nothing(box: Box, round: int, attempt: int, leader: str) -> Box:
+    return box if round == box.round else _promise(box, round, attempt, leader)
+
+
+_take_group = attempt.take_group
+
+
+def _bound_by_the_group_alone(state: State, made: group.Group, now: float) -> list[Action]:
+    """Not by the promise that came before it."""
+    state.box = replace(state.box, round=made.round, attempt=made.attempt, leader=made.leader)
+    return _take_group(state, made, now)
 
 
 _save = attempt.save
@@ -133,6 +156,11 @@ def _only_the_group(voters: set[str], acceptors: Mapping, group: Mapping, comple
     return has_majority(voters, group)
 
 
+def _the_group_completes(voters: set[str], acceptors: Mapping, group: Mapping, completes: bool) -> bool:
+    """Whoever is in it, newcomers, too, and whatever the acceptors say."""
+    return has_majority(voters, group) and (completes or has_majority(voters, acceptors))
+
+
 # ---- leavers --------------------------------------------------------------------------------------------------------------
 
 
@@ -144,6 +172,28 @@ def _without_leavers(state: State, farewells: Farewells) -> dict[str, int]:
 
 def _by_what_was_heard(state: State, farewells: Farewells) -> dict[str, int]:
     return state.farewells_now().acceptors(turns.weights(state))
+
+
+# ---- the coordinator's word -------------------------------------------------------------------------------------------------
+
+
+def _number_of_the_last(last: Last, word: Word | None) -> int:
+    return last.epoch
+
+
+def _is_longer(one: Last, other: Last) -> bool:
+    return one.round > other.round
+
+
+def _keep_what_was_before(box: Box, epoch: int, round: int) -> Box:
+    return replace(box, epoch=epoch)
+
+
+_member = Papers.member
+
+
+def _only_those_that_hold(papers: Papers, token: str, *, accept_expired: bool = False) -> Paper:
+    return _member(papers, token)
 
 
 # ---- work and states ------------------------------------------------------------------------------------------------------
@@ -192,6 +242,17 @@ def _keep_average_in_memory(member: Member, content: str) -> str:
 
 BELIEVED = ((group, "check_shown", lambda group, terms, acceptors: None),)
 PLANTED: dict[str, Bug] = {
+    # a member that has left an attempt forgets what it averaged there: so this, too, is broken
+    "promises are ignored": Bug(
+        (
+            (Box, "promise", _promise_and_keep_nothing),
+            (Box, "is_bound", lambda *args: True),
+            *everywhere(attempt.take_group, _bound_by_the_group_alone),
+            (Core, "step", _vote_for_what_was_given_up),
+        ),
+        Diverged,
+        HASTY,
+    ),
     "votes are given in any attempt": Bug(
         ((Box, "vote", _vote_anywhere), (Core, "step", _vote_for_what_was_given_up)), Diverged, RIVALS, 6
     ),
@@ -211,9 +272,22 @@ PLANTED: dict[str, Bug] = {
         (*everywhere(attempt.advance, _advance_and_count_again), (succession, "check_claim", _let_late_work_in)), Broken
     ),
     "an aborted round loses the work": Bug(everywhere(attempt.abort, _abort_and_lose), Broken),
-    "a leaver is dropped by those who have heard of it": Bug(((turns, "counted", _without_leavers),), Diverged),
-    "a farewell counts for those who have heard of it": Bug(((turns, "counted", _by_what_was_heard),), Stuck),
+    "a leaver is dropped by those who have heard of it": Bug(((turns, "counted", _without_leavers),), Diverged, LEAVES),
+    "a farewell counts for those who have heard of it": Bug(((turns, "counted", _by_what_was_heard),), Stuck, LEAVES),
     "whoever is ahead is followed": Bug(((follow, "check_chain", lambda *args: None),), Diverged, TELLERS, 6),
     "what is told is not saved yet": Bug(everywhere(attempt.save, _tell_before_saving), Diverged, KILLS),
     "an average is voted for and not on disk": Bug(((Member, "averaged", _keep_average_in_memory),), Stuck, KILLS),
+    "a vote of newcomers completes": Bug(((quorum, "is_committed", _the_group_completes),), Diverged, KILLS),
+    "ended certificates do not count in what was voted on": Bug(
+        ((Papers, "member", _only_those_that_hold),), Stuck, ("ended", "shaky", "freeze", "crash", "blackout")
+    ),
+    "votes do not say by which word they are": Bug(
+        ((succession, "epoch_after", _number_of_the_last), (states, "epoch_after", _number_of_the_last)),
+        Diverged,
+        WORDS,
+    ),
+    "what was voted before a word binds after it": Bug(
+        ((Box, "in_epoch", _keep_what_was_before),), Stuck, ("die", "wrong", "split", "crash")
+    ),
+    "the longer branch is followed, whatever the word": Bug(everywhere(follow.outranks, _is_longer), Stuck, WORDS),
 }

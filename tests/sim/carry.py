@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from peer.round import actions as a
 from peer.round import events as e
 from peer.round.group import Member as Grouped
+from protocol.errors import RefusedError
 from tests.sim import hostile, tasks
 
 if TYPE_CHECKING:
@@ -65,8 +66,14 @@ def _propose(me: Member, action: a.Propose) -> None:
 
 def _send_group(me: Member, action: a.SendGroup) -> None:
     attempt = action.group.attempt
+    papers = me.world.papers
     for peer in action.to:
-        if not _send(me, peer, "group", e.Grouped(("group", me.name, attempt), me.name, action.group)):
+        try:
+            group = papers.carried(action.group, shown=False) if papers else action.group
+        except RefusedError as error:
+            me.world.tell(2, me, e.GroupTaken(peer, attempt, error.message))
+            continue
+        if not _send(me, peer, "group", e.Grouped(("group", me.name, attempt), me.name, group)):
             me.world.tell(1, me, e.GroupTaken(peer, attempt, "not reached", reached=False))
 
 
@@ -86,8 +93,14 @@ def _send_abort(me: Member, action: a.SendAbort) -> None:
 def _join(me: Member, action: a.Join) -> None:
     _, leader, attempt = action.call  # type: ignore[misc]
     claim = me.core.state.own.claim  # type: ignore[union-attr]
-    shown = ((action.vote, action.group),) if action.vote and action.group else ()
-    made = Grouped(me.name, claim, "", True)
+    papers = me.world.papers
+    made = Grouped(me.name, claim, me.config.certificate(), True)
+    try:
+        group = papers.carried(action.group, shown=True) if papers and action.group else action.group
+    except RefusedError as error:
+        me.world.tell(2, me.world.members[leader], e.Declined(me.name, attempt, error.message))
+        return
+    shown = ((action.vote, group),) if action.vote and group else ()
     event = e.Joined(me.name, attempt, made, action.promise, shown, action.farewells, action.unheard)
     if not _send(me, leader, "answer", event):
         me.world.tell(NO_ANSWER, me.world.members[leader], e.Declined(me.name, attempt, "no answer"))

@@ -13,7 +13,7 @@ from peer.round.group import Group
 from peer.round.state import Lead, Work
 from protocol import canonical
 from protocol.agreement import Agreement, group_digest
-from protocol.statements import Vote
+from protocol.statements import MAX_ATTEMPT, Vote
 from protocol.succession import Last, counted
 from tests.sim.spec import RUN
 
@@ -63,6 +63,8 @@ def bent(me: Member, action: Any) -> Any:
     if isinstance(action, a.SendGroup) and me.world.does(me.name, "usurp"):
         shown: Mapping[str, Group] = {item.digest: item for item in action.group.voted}
         return a.SendGroup(action.to, replace(action.group, voted=tuple({**me.known, **shown}.values())))
+    if isinstance(action, a.Propose) and me.world.does(me.name, "jump"):
+        return replace(action, attempt=MAX_ATTEMPT)
     return action
 
 

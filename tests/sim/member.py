@@ -14,7 +14,7 @@ from peer.round.state import NEVER, Config, Timing
 from protocol import canonical
 from protocol.agreement import Agreement
 from protocol.signed import Signed
-from protocol.statements import Claim, Late, UpdateDigest
+from protocol.statements import MAX_ATTEMPT, Claim, Late, UpdateDigest
 from protocol.succession import Last
 from tests.sim import hostile
 from tests.sim.spec import CHUNK_VALUES, RUN, VALUES, WIRE
@@ -93,16 +93,20 @@ class Member:
         held: states in memory, digest -> sentence.
         ready: what is in this round's claim: work of this round, after what was late in it.
         left: what of its work may count in the next claim, the oldest first.
+        stood: where it stands: epoch and round.
         known: what a hostile one remembers of what others have shown it.
     """
 
     def __init__(self, name: str, world: World, disk: Disk) -> None:
         self.name, self.world, self.disk = name, world, disk
-        self.config = Config(name, RUN, world.spec, self.sign, VALUES, CHUNK_VALUES, timing=TIMING)
+        self.config = Config(
+            name, RUN, world.spec, self.sign, VALUES, CHUNK_VALUES, certificate=self.certificate, timing=TIMING
+        )
         self.core: Core | None = None
         self.is_dead = False  # for good
         self.next_tick = NEVER
         self.starts = self.signed = 0
+        self.stood = 0, disk.last.round
         self._forget()
 
     def _forget(self) -> None:
@@ -123,6 +127,7 @@ class Member:
     def start(self) -> None:
         """Begin with nothing but what is on disk."""
         self.core = Core(self.config, self.disk.last, self.box_found(), self.world.now)
+        self.stood = self.disk.last.epoch, self.disk.last.round
         self.starts += 1
         self.next_tick = NEVER
         self._forget()
@@ -142,7 +147,12 @@ class Member:
     def sign(self, statement: Any) -> Signed[Any]:
         self.signed += 1
         digest = canonical.sha256_hex(f"{self.name}/{self.starts}/{self.signed}".encode())
-        return Signed(statement, self.name, b"", digest)
+        if self.world.papers is None:
+            return Signed(statement, self.name, b"", digest)
+        return self.world.papers.keep(Signed(statement, self.name, digest.encode(), digest))
+
+    def certificate(self) -> str:
+        return self.world.papers.certificate(self.name) if self.world.papers else ""
 
     # ---- the trainer ---------------------------------------------------------------------------------------------------
 
@@ -172,7 +182,8 @@ class Member:
         """Stand on an agreement; what is not in it may be part of the next claim."""
         referee, agreement = self.world.referee, action.agreement
         content = self.state(agreement.state)
-        referee.stands_on(self.name, agreement, content)
+        referee.stands_on(self.name, self.stood, agreement, content)
+        self.stood = agreement.epoch, agreement.round
         before = self.in_hand()
         works = self.ready or self.left
         self.ready, self.left, self.is_handing = (), (), False
@@ -188,7 +199,7 @@ class Member:
         if action.counted:
             return
         round = action.agreement.round
-        if round - work.since + 1 <= action.may_wait:
+        if 0 < round - work.since + 1 <= action.may_wait:
             self.left = (*self.left, replace(work, waited=True))
         elif action.is_late and (work.since, work.base) == (round, action.agreement.base):
             self.left = (replace(work, waited=False),)
@@ -217,7 +228,9 @@ class Member:
         return digest
 
     def keep(self, agreement: Agreement) -> None:
-        """The head has come to the disk."""
+        """The head has come to the disk; of another branch than the one before, or of a later round, nothing else is."""
+        if agreement.base != self.disk.last.state:
+            self.disk.chain.clear()
         self.disk.last, self.disk.chain[agreement.round] = Last.of(agreement), agreement
         self.disk.state = {agreement.state: self.state(agreement.state)}
 
@@ -229,16 +242,22 @@ class Member:
         state = self.core.state
         attempt = max(state.box.attempt, 0) if state.box.round == state.round else 0
         leaving, hears = state.leaving is not None, len(state.views)
-        said = e.Said(state.round, state.last.state, state.own.tokens, attempt, leaving, step_s=1.0, hears=hears)
+        at = state.round, state.last.state, state.own.tokens, attempt, leaving
+        said = e.Said(*at, step_s=1.0, hears=hears, epoch=state.last.epoch)
         if self.world.network.faults and self.world.does(self.name, "boast"):
             return replace(said, round=said.round + 2, base=hostile.made_up_head(self)[-1].state)
+        if self.world.network.faults and self.world.does(self.name, "jump"):
+            return replace(said, attempt=MAX_ATTEMPT)
         return said
 
     def chain_since(self, round: int) -> list[Agreement]:
+        """The agreements of the rounds after one, up to the newest; that alone where some are not here."""
         if self.world.network.faults and self.world.does(self.name, "boast"):
             return hostile.made_up_head(self)
         chain, last = self.disk.chain, self.disk.last.round
-        return [chain[number] for number in range(round + 1, last + 1) if number in chain]
+        found = [chain[number] for number in range(round + 1, last) if number in chain]
+        newest = [chain[last]] if last in chain else []
+        return [*found, *newest] if len(found) == last - round - 1 else newest
 
 
 def _handed_over(me: Member, claim: Signed[Claim]) -> None:

@@ -23,7 +23,7 @@ ROUND_TICKS = 10  # that a round without faults takes
 MESSAGES = ("", "propose", "answer", "group", "vote")  # which of them a link loses; "": all
 
 WHOLE = ("hasty", "restless", "lossy", "slow", "blind", "shaky")  # some storms are made of these, from first to last
-LIES = ("usurp", "mislead", "boast")  # what a hostile member does; in one plan they are all by the same one
+LIES = ("usurp", "mislead", "boast", "jump")  # what a hostile member does; in one plan they are all by the same one
 TELLS = {
     "crash": "{0} is killed, and started again",
     "freeze": "{0} stands still, then goes on",
@@ -45,6 +45,11 @@ TELLS = {
     "usurp": "{0} leads, and passes over the votes that it is shown; it shows whose promises it likes",
     "mislead": "{0} votes for states that it has made up",
     "boast": "{0} says that it stands on a later state, of its own making",
+    "jump": "{0} says that it is in the last attempt that there is, and asks the others to it",
+    "blackout": "{all} are killed at the same moment, and started again",
+    "ended": "the certificates of {all} end, and they get new ones",
+    "die": "{all} are gone for good, once the host knows of their rounds and others share them",
+    "word": "the host lets whoever it hears of go on, as soon as they are too few",
 }
 
 
@@ -94,7 +99,7 @@ def _fault(draw: random.Random, names: list[str], ticks: int, worst: list[int], 
     at = min(draw.choice(worst) + draw.randrange(ROUND_TICKS), ticks - 1)
     until = at + draw.choice([1, 2, 4, 8, 16, 3 * ROUND_TICKS])
     least = 2 if kind in ("lose", "delay", "twice") else 1
-    most = len(names) if kind == "rival" else max(len(names) - 1, least)
+    most = len(names) if kind in ("rival", "blackout") else max(len(names) - 1, least)
     count = least if kind in ("lose", "delay", "twice", "crash", "freeze", "leave", "corrupt", *LIES) else 0
     who = draw.sample(names, count or draw.randint(1, most))
     what = draw.choice(MESSAGES) if least == 2 else ""

@@ -15,20 +15,25 @@ from heapq import heapify, heappop, heappush
 from typing import Any
 
 from peer.round import events as e
+from peer.round import turns
 from peer.round.state import NEVER
 from protocol import canonical
 from protocol.majority import acceptors_after
 from protocol.succession import Last
 from tests.sim import hostile
 from tests.sim.carry import carry_out
+from tests.sim.host import HOST, Host
 from tests.sim.member import Disk, Member
 from tests.sim.network import Network
+from tests.sim.papers import Papers
 from tests.sim.plans import Fault, Plan
 from tests.sim.referee import Broken, Referee, Stuck
 from tests.sim.spec import spec_of
 
+HOSTED = ("die", "word")  # of which a host must know
 UNREST = ("usurp", "restless", "shaky")  # what is done each tick
 GOSSIP = 2  # ticks
+LOOK = 2  # ticks: how often the host looks whether the run stands still
 CALM_TICKS = 400
 SOON = 3  # rounds: the one in hand, and two
 
@@ -40,6 +45,8 @@ class World:
 
     Attributes:
         queue: (tick, number, member, its life, what happens, to what); life 0: it happens whether the member is up or not.
+        papers: None where no certificate ends.
+        host: None where nobody needs its word.
         joined: (group, attempt) -> who averages in it.
         tokens: what each member does in a round.
     """
@@ -49,6 +56,7 @@ class World:
         self.network, self.referee = Network(plan), Referee()
         self.queue: list[tuple[float, int, Member, int, Do, Any]] = []
         self.number = itertools.count()
+        self.papers = Papers() if any(fault.kind == "ended" for fault in plan.faults) else None
         self.rounds_in_storm = 0
         self.joined: dict[tuple[str, int], set[str]] = {}
         self.tokens = {member.name: 2 * max(member.weight, 1) for member in plan.members}
@@ -58,6 +66,7 @@ class World:
         first = Last(1, digest, weights, base=canonical.sha256_hex(b"genesis"))
         self.members = {m.name: Member(m.name, self, Disk(first, {digest: content})) for m in plan.members}
         self.order = list(self.members.values())
+        self.host = Host(first, self.spec) if any(fault.kind in HOSTED for fault in plan.faults) else None
 
     @property
     def rounds(self) -> int:
@@ -70,7 +79,7 @@ class World:
             return False
         state = self.members[name].core.state  # type: ignore[union-attr]
         successors = {peer: said.value.successor for peer, said in state.farewells_now().by_peer.items()}
-        deciding = (dict(state.last.weights), acceptors_after(state.last.weights, successors))
+        deciding = (turns.weights(state), acceptors_after(turns.weights(state), successors))
         return all(2 * weights.get(name, 0) < sum(weights.values()) for weights in deciding)
 
     # ---- time --------------------------------------------------------------------------------------------------------------
@@ -143,6 +152,9 @@ class World:
             if hidden and (network.is_cut(me.name, other.name) or network.is_frozen(other.name)):
                 continue
             self.step(other, event)
+        if self.host is not None and not network.is_cut(me.name, HOST):
+            for said in self.host.announced(me, self.now):
+                self.step(me, said)
 
     def _lead_out_of_turn(self, me: Member, asked: list[str]) -> None:
         if me.core is not None and not self.network.is_frozen(me.name):
@@ -165,6 +177,40 @@ class World:
             if draw.random() < 0.1 and me.core is not None:
                 self.restart(me)
 
+    # ---- the host ----------------------------------------------------------------------------------------------------------
+
+    def _look(self, first: Member, host: Host) -> None:
+        """The host's owner gives its word, if it is to be given."""
+        self.at(self.now + LOOK, first, self._look, host)
+        word = host.go_on(self.now) if host.owners else None
+        if word and self.papers:
+            self.papers.keep(word)
+        for member in self.order if word else ():
+            if not self.network.is_cut(member.name, HOST) and not self.network.is_frozen(member.name):
+                self.step(member, e.CoordinatorSaid(host.tip.round, word))
+
+    def _die(self, first: Member, names: tuple[str, ...]) -> None:
+        """They are gone for good, as soon as the host could let others go on from what they have made, or help to make."""
+        assert self.host is not None
+        tip = self.host.tip
+        newest = max((member.last.epoch, member.last.round) for member in self.order)
+        left = {member.name: member for member in self.order if member.name not in names and not member.is_dead}
+        has_state = any(
+            m.core is not None and m.disk.last.state == tip.state for m in left.values() if m.name in tip.weights
+        )
+        voted = [group for name in names if (group := self.members[name].disk.box.group) is not None]
+        is_shared = all(group.by_peer.keys() & left.keys() for group in voted if group.round > tip.round)
+        if (tip.epoch, tip.round) != newest or not has_state or not is_shared:
+            self.at(self.now + 1, first, self._die, names)
+            return
+        self.bury(*names)
+
+    def bury(self, *names: str) -> None:
+        """They are gone for good."""
+        for name in names:
+            self.members[name].stop()
+            self.members[name].is_dead = True
+
     # ---- a plan --------------------------------------------------------------------------------------------------------------
 
     def storm(self) -> None:
@@ -178,6 +224,8 @@ class World:
             self.at(fault.until, first, self._end, fault)
         if any(fault.kind in UNREST for fault in self.plan.faults):
             self.at(0.5, self.order[0], self._unrest)
+        if self.host is not None:
+            self.at(LOOK, self.order[0], self._look, self.host)
         self.run_until(self.plan.ticks)
         self.rounds_in_storm = self.rounds
 
@@ -191,8 +239,17 @@ class World:
         self._start(me)
 
     def _begin(self, me: Member, fault: Fault) -> None:
-        if fault.kind == "crash":
-            me.stop()
+        if fault.kind in ("crash", "blackout"):
+            for name in fault.who:
+                self.members[name].stop()
+        elif fault.kind == "die":
+            self._die(me, fault.who)
+        elif fault.kind == "ended":
+            assert self.papers is not None
+            self.papers.end(fault.who)
+        elif fault.kind == "word":
+            assert self.host is not None
+            self.host.owners += 1
         elif fault.kind == "leave":
             if me.core is not None:
                 self.step(me, e.Leave(hands_over=True))
@@ -204,33 +261,45 @@ class World:
     def _end(self, me: Member, fault: Fault) -> None:
         if fault.kind == "leave" and me.core is not None:
             me.stop()
-        if fault.kind in ("crash", "leave"):
-            self._start(me)
-        else:
+        if fault.kind in ("crash", "leave", "blackout"):
+            for name in fault.who if fault.kind == "blackout" else fault.who[:1]:
+                self._start(self.members[name])
+        elif fault.kind == "word":
+            assert self.host is not None
+            self.host.owners -= 1
+        elif fault.kind not in ("die", "ended"):
             self.network.end(fault)
 
     def calm(self) -> None:
-        """Everyone is back, nothing is lost."""
+        """Whoever is alive is back, nothing is lost; and the host lets them go on, if they are too few."""
         self.network.clear()
-        planned = (self._begin, self._end, self._unrest, self._start)
+        planned = (self._begin, self._end, self._unrest, self._start, self._die)
         self.queue = [item for item in self.queue if item[4] not in planned]
         heapify(self.queue)
         for member in self.order:
             if member.core is not None and member.core.state.leaving is not None:
                 member.stop()
             self._start(member)
-        newest = max(member.last.round for member in self.order)
-        stood, count = self.referee.stood, len(self.order)
+        alive = [member for member in self.order if not member.is_dead]
+        if self.host is not None:
+            self.host.owners = len(alive) < len(self.order)
+        newest, known = max(self._place(member) for member in alive), set(self.referee.states)
+        stood = self.referee.stood
         stood.clear()
         for _ in range(CALM_TICKS):
             self.run_until(self.now + 1)
-            together = [round for round, names in stood.items() if round > newest and len(names) == count]
+            together = [place for place, names in stood.items() if place > newest and len(names) == len(alive)]
             if together:
-                if min(together) > newest + SOON:
-                    raise Stuck(f"together only in round {min(together)}; the network healed in round {newest}")
+                epoch, round = min(together)
+                if sum(place[0] == epoch and place[1] <= round for place in self.referee.states.keys() - known) > SOON:
+                    raise Stuck(f"together only in {min(together)}; the network healed in {newest}")
                 return
-        where = ", ".join(f"{member.name} at round {member.last.round}" for member in self.order)
-        raise Stuck(f"{CALM_TICKS} ticks after the network healed in round {newest}: {where}")
+        where = ", ".join(f"{member.name} at {self._place(member)}" for member in alive)
+        raise Stuck(f"{CALM_TICKS} ticks after the network healed in epoch and round {newest}: {where}")
+
+    @staticmethod
+    def _place(member: Member) -> tuple[int, int]:
+        return member.last.epoch, member.last.round
 
 
 _TICK = e.Tick()
