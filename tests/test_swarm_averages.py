@@ -1,4 +1,6 @@
-"""Who missed a round makes its state from the round's average, as it travelled; a wrong average costs nothing but its bytes."""
+"""Who missed a round makes its state from the round's average, as it travelled; a wrong average costs nothing but its
+bytes.
+"""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from tests.swarm_kit import World, run, until
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-# ---- streams ------------------------------------------------------------------------------------------------------------
+# ---- streams ---------------------------------------------------------------------------------------------------------
 
 
 async def serve_echo(node: Node, name: str = "echo") -> list[str]:
@@ -199,7 +199,7 @@ def children() -> set[str]:
     return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
-# ---- what is left behind ------------------------------------------------------------------------------------------------
+# ---- what is left behind ---------------------------------------------------------------------------------------------
 
 _CHILD = """
 import asyncio, sys, warnings

@@ -1,4 +1,6 @@
-"""Who is not admitted gets nothing and gives nothing: not a stock hivemind averager, not a process that speaks our streams."""
+"""Who is not admitted gets nothing and gives nothing: not a stock hivemind averager, not a process that speaks our
+streams.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 OUTSIDER = 8
 
-# ---- a process that speaks our streams --------------------------------------------------------------------------------------
+# ---- a process that speaks our streams -------------------------------------------------------------------------------
 
 NOT_ADMITTED: dict[str, Callable[[World], str]] = {
     "none": lambda world: "",
@@ -168,7 +170,7 @@ def test_an_outsiders_record_is_passed_over_and_a_members_is_not(tmp_path: Path)
     run(main())
 
 
-# ---- a stock averager -------------------------------------------------------------------------------------------------------
+# ---- a stock averager ------------------------------------------------------------------------------------------------
 
 _STOCK = """
 import json, sys, warnings

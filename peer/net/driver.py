@@ -1,7 +1,8 @@
-"""The driver: turns messages and clocks into events for the round's core, and carries out the actions that come of them.
+"""The driver: turns messages and clocks into events for the round's core, and carries out the actions that come of
+them.
 
-One queue, one consumer. Whatever takes time (calls, the all-reduce, fetching, the disk) is a task that ends in one event.
-Deadlines of decisions are the core's; those of bytes stay here.
+One queue, one consumer. Whatever takes time (calls, the all-reduce, fetching, the disk) is a task that ends in one
+event. Deadlines of decisions are the core's; those of bytes stay here.
 
     driver = Driver(place, talk, callbacks)
     await driver.start()
@@ -187,7 +188,8 @@ class Driver:
         self.post(e.Worked(tokens, step_s))
 
     async def finish_work(self, update: Update, base: str) -> Head:
-        """Hand over a finished update, which is used up; returns the next head, whether this update is part of it or not.
+        """Hand over a finished update, which is used up; returns the next head, whether this update is part of it or
+        not.
 
         Raises:
             RoundAborted: this member is leaving.
@@ -338,7 +340,7 @@ class Driver:
             kept = replace(kept, why=str(error))
         self.post(kept)
 
-    # ---- gossip --------------------------------------------------------------------------------------------------------
+    # ---- gossip ------------------------------------------------------------------------------------------------------
 
     def _known(self) -> set[str]:
         return set(self.state.views)

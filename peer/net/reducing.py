@@ -1,4 +1,5 @@
-"""Reducing: this member's part in the all-reduce of its groups, one after the other, and the state that comes of each."""
+"""Reducing: this member's part in the all-reduce of its groups, one after the other, and the state that comes of each.
+"""
 
 from __future__ import annotations
 

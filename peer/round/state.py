@@ -1,4 +1,6 @@
-"""The state of a member in the rounds: plain data, changed by `Core.step` alone; whoever else looks at it changes nothing."""
+"""The state of a member in the rounds: plain data, changed by `Core.step` alone; whoever else looks at it changes
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +102,7 @@ class Own:
     since: float = 0.0  # when that was
 
 
-# ---- phases -------------------------------------------------------------------------------------------------------------
+# ---- phases ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
