@@ -1,5 +1,6 @@
-"""A run's members without a model: the update of a round is any vector. They talk in memory, or over p2pd's loopback
-sockets.
+"""A run's members without a model: the update of a round is any vector.
+
+They talk in memory, or over p2pd's loopback sockets.
 
 world = World(tmp_path)
 async with world.node(0) as node: ...                     a node in memory; with `p2pd=True` a real one

@@ -16,8 +16,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def reference(made: Attempt) -> torch.Tensor:
-    """The weighted mean of the decoded updates, in float64; of sparse ones over those who sent a value, if more than
-    one.
+    """The weighted mean of the decoded updates, in float64.
+
+    Of sparse ones it is over those who sent a value, if more than one did.
     """
     weights = [made.group.weights[party.me] for party in made.parties]
     parts = [update.decode().double() * weight for update, weight in zip(made.updates, weights, strict=True)]

@@ -210,7 +210,8 @@ from peer.net.node import Node
 async def main():
     node = await Node.start(Path(sys.argv[1]), listen="127.0.0.1:0")
     p2p = node._p2p
-    print(p2p._child.pid, node._reaper.pid, p2p._daemon_listen_maddr["unix"], p2p._client_listen_maddr["unix"], flush=True)
+    sockets = p2p._daemon_listen_maddr["unix"], p2p._client_listen_maddr["unix"]
+    print(p2p._child.pid, node._reaper.pid, *sockets, flush=True)
     await asyncio.sleep(60 if sys.argv[2] == "stay" else 0)
     await node.close()
 

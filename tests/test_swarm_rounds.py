@@ -1,5 +1,6 @@
-"""Rounds of whole drivers: they commit, or abort and keep the work. Two of these over p2pd, the others over a network
-in memory.
+"""Rounds of whole drivers: they commit, or abort and keep the work.
+
+Two of these run over p2pd, the others over a network in memory.
 
 What the rules decide when somebody vanishes, lies or gets another state is in `test_round_*`.
 """

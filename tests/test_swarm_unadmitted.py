@@ -1,6 +1,4 @@
-"""Who is not admitted gets nothing and gives nothing: not a stock hivemind averager, not a process that speaks our
-streams.
-"""
+"""Who is not admitted gets and gives nothing: not a stock hivemind averager, not a process that speaks our streams."""
 
 from __future__ import annotations
 
@@ -193,7 +191,8 @@ def main():
     with averager.get_tensors() as tensors:
         same = bool(torch.equal(tensors[0], torch.full((1000,), 7.0)))
     found = dht.get(prefix + "/members", latest=True)
-    print(json.dumps({"group": list(map(str, group)) if group else None, "state": state is not None, "same": same}), flush=True)
+    names = list(map(str, group)) if group else None
+    print(json.dumps({"group": names, "state": state is not None, "same": same}), flush=True)
     averager.shutdown()
     dht.shutdown()
 

@@ -120,9 +120,7 @@ class StateFetch:
         return leaves
 
     async def _worker(self, source: str, assembler: StateAssembler, queue: list[list[int]]) -> bool:
-        """Fetch runs of chunks from one member until there are none left, or it fails; whether it gave all it was
-        asked.
-        """
+        """Fetch runs of chunks from one member until none are left, or it fails; whether it gave all it was asked."""
         while queue:
             wanted = queue.pop(0)
             try:

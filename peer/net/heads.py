@@ -132,8 +132,7 @@ class Heads:
         return state
 
     async def _from_averages(self, chain: list[Agreement], sources: list[str]) -> SharedState | None:
-        """What the averages of the rounds since this member's head lead to; None when they are too large or not to be
-        had.
+        """What the averages of the rounds since this member's head lead to; None when too large or not to be had.
 
         Args:
             chain: the agreements from there on.

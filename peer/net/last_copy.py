@@ -36,8 +36,7 @@ class Copies:
 
     Args:
         round: its round.
-        is_newest: whether the run may still need it: it is not the genesis, nor the last round's, nor older than
-            another's.
+        is_newest: the run may still need it: it is not the genesis, nor the last round's, nor older than another's.
         holders: others that stay and have it.
         others: how many stay, whatever they have.
         run_waits: whether no round can be made any more when this member is gone and nobody speaks for it.

@@ -1,5 +1,6 @@
-"""The wire: messages to events, actions to messages. What comes from outside is bounded, then opened; nothing is
-decided.
+"""The wire: messages to events, actions to messages.
+
+What comes from outside is bounded, then opened; nothing is decided.
 """
 
 from __future__ import annotations

@@ -150,8 +150,7 @@ class Commit:
 
     Args:
         counted: this member's work is in it. If not, it may be part of its next claim:
-        may_wait: in full, because it waited for its turn, when it was done in so many rounds at most, this one
-            included;
+        may_wait: in full, because it waited for its turn, when done in so many rounds at most, this one included;
         is_late: or counting less, because it missed this round.
         rounds: since the state that it stood on before.
     """

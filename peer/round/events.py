@@ -139,8 +139,7 @@ class NotAveraged:
 
 @dataclass(slots=True)
 class Votes:
-    """Votes that a member sends: its own, and those of others that it passes on. With a call it waits for this one's.
-    """
+    """Votes that a member sends: its own, and others' that it passes on. With a call it waits for this one's."""
 
     by: str
     own: Signed[Vote] | None
@@ -250,8 +249,7 @@ class CoordinatorSaid:
 
 @dataclass(slots=True)
 class Anchored:
-    """A round as the coordinator's ledger has it, for a member that is so far behind that the others cannot show all.
-    """
+    """A round as the coordinator's ledger has it, for a member so far behind that the others cannot show all."""
 
     agreement: Agreement
 

@@ -77,8 +77,7 @@ def look(state: State, now: float) -> list[Action]:
 def _since(state: State, epoch: int) -> int:
     """From which round on others are to show how they came to stand where they do.
 
-    In a later epoch that may be another branch: this member may have made rounds that the coordinator's word has
-        undone.
+    In a later epoch that may be another branch: the coordinator's word may have undone rounds that this member made.
     """
     return state.last.round if epoch <= state.last.epoch else max(state.last.round - BRANCH_ROUNDS, 0)
 
@@ -133,8 +132,7 @@ def on_head_shown(state: State, event: HeadShown, now: float) -> list[Action]:
 
 
 def _checked(state: State, event: HeadShown) -> list[Agreement]:
-    """The agreements from this member's round, or from the ledger's, to the head that is shown, each following the one
-    before.
+    """The agreements from this member's round, or the ledger's, to the head shown, each following the one before.
 
     Raises:
         Unshown: some of them are not here, or, from genesis on, nothing shows who may begin.

@@ -1,5 +1,4 @@
-"""Leading: when this member asks the others for their claims, how long it waits, and what group it makes of the
-answers.
+"""Leading: when this member asks the others for claims, how long it waits, and what group it makes of the answers.
 
 Nobody waits for a member that is gone, and why each was left out is kept.
 """
@@ -229,9 +228,7 @@ def _witnesses(state: State, members: dict[str, Member], farewells: Any) -> list
 def _shared(
     state: State, joining: dict[str, Member], phase: Lead, attempt: int, now: float
 ) -> tuple[list[Member], tuple[Reducer, ...]]:
-    """The members in their order, with their shares of the reducing, and who reduces for them: then they reduce
-    nothing.
-    """
+    """The members in order, with their shares of the reducing, and who reduces for them: then they reduce nothing."""
 
     def order(member: Member) -> str:
         return canonical.sha256_hex(f"{state.round}/{attempt}/{member.peer}".encode())

@@ -129,9 +129,7 @@ def on_gave_up(state: State, event: GaveUp, now: float) -> list[Action]:
 
 
 def go_on(state: State, now: float) -> list[Action]:
-    """Count; commit what has its majority, once the rest had a moment to vote, too; give up what can have none any
-    more.
-    """
+    """Count; commit what has its majority, once the rest had a moment to vote, too; give up what can get none now."""
     phase, timing = state.phase, state.config.timing
     assert isinstance(phase, Voting)
     group = phase.group

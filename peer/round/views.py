@@ -110,9 +110,7 @@ def together(state: State, now: float) -> list[View]:
 
 
 def ahead(state: State, now: float) -> list[View]:
-    """Live members that say they stand further than this one: in a later epoch, or in a later round; the furthest
-    first.
-    """
+    """Live members that say they stand further than this one: in a later epoch or round; the furthest first."""
     epoch, round = state.last.epoch, state.round
     found = [
         view

@@ -42,9 +42,10 @@ def take(state: State, word: Signed[Word] | None, now: float) -> list[Action]:
 
 
 def is_void(state: State) -> bool:
-    """Whether nobody can go on by the newest word any more: too many of those whom it names have gone past its round
-    without
-    it, because they did not hear it in time."""
+    """Whether nobody can go on by the newest word any more.
+
+    Too many of those whom it names have then gone past its round without it, because they did not hear it in time.
+    """
     word = state.word.value if state.word else None
     if not isinstance(word, Epoch):
         return False

@@ -95,8 +95,7 @@ class Shelf:
         return chain if len(chain) == len(wanted) else []
 
     def chain_to_head(self, round: int) -> list[bytes]:
-        """The agreements of the rounds after this one, up to the head's; empty when some are gone, or there are none.
-        """
+        """The agreements of the rounds after this one, up to the head's; empty when some are gone or there are none."""
         before, agreement = self.chain_since(round), self.head.agreement
         is_whole = agreement is not None and round + 1 + len(before) == self.head.round
         return [*before, agreement.to_bytes()] if agreement is not None and is_whole else []

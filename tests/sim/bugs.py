@@ -1,5 +1,4 @@
-"""Bugs to plant in the core: each replaces public functions of `peer.round` (or what a disk does), and says what must
-break.
+"""Bugs to plant in the core: each replaces public functions of `peer.round` (or of a disk), and says what must break.
 
 A simulator that does not notice is worth nothing. Where the core stops a bug in two places, both are broken.
 """

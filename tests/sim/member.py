@@ -221,16 +221,14 @@ class Member:
         return is_digest_of(digest, content)
 
     def averaged(self, content: str) -> str:
-        """The all-reduce is done: what led to its state is on disk before a vote for it is. Returns the state's digest.
-        """
+        """The all-reduce is done: what led to its state is on disk before a vote for it. Returns the state's digest."""
         digest = canonical.sha256_hex(content.encode())
         self.held[digest] = content
         self.disk.averaged = {digest: content}
         return digest
 
     def keep(self, agreement: Agreement) -> None:
-        """The head has come to the disk; of another branch than the one before, or of a later round, nothing else is.
-        """
+        """The head has come to the disk; if it is of another branch, or of a later round, nothing else is there."""
         if agreement.base != self.disk.last.state:
             self.disk.chain.clear()
         self.disk.last, self.disk.chain[agreement.round] = Last.of(agreement), agreement

@@ -24,8 +24,7 @@ class Paper:
 
 
 class Papers:
-    """What `peer.net.opening.Opening` is in the product: a statement's bytes are its digest, a certificate is
-    "name/number".
+    """Stands for `peer.net.opening.Opening`: a statement's bytes are its digest, a certificate is "name/number".
 
     Attributes:
         newest: name -> the number of its newest certificate; all before have ended.

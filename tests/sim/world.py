@@ -3,8 +3,7 @@
     simulate(random_plan(7))      # raises Broken, or one of its kinds, with the plan's story, when a rule does not hold
 
 Everything but the core is made up: a state's digest is that of a sentence, a signature is a name, time is counted in
-    ticks
-and goes from event to event. What `referee` says is checked all the time; and once the network is quiet, everyone
+ticks and goes from event to event. What `referee` says is checked all the time; and once the network is quiet, everyone
 stands on one head within two rounds.
 """
 
@@ -45,8 +44,7 @@ class World:
     """The members, the network between them, and who looks on.
 
     Attributes:
-        queue: (tick, number, member, its life, what happens, to what); life 0: it happens whether the member is up or
-            not.
+        queue: (tick, number, member, its life, what happens, to what); life 0: whether the member is up or not.
         papers: None where no certificate ends.
         host: None where nobody needs its word.
         joined: (group, attempt) -> who averages in it.
@@ -192,8 +190,7 @@ class World:
                 self.step(member, e.CoordinatorSaid(host.tip.round, word))
 
     def _die(self, first: Member, names: tuple[str, ...]) -> None:
-        """They are gone for good, as soon as the host could let others go on from what they have made, or help to make.
-        """
+        """They are gone for good, once the host could let others go on from what they have made, or help to make."""
         assert self.host is not None
         tip = self.host.tip
         newest = max((member.last.epoch, member.last.round) for member in self.order)
