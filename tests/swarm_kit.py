@@ -1,4 +1,6 @@
-"""A run's members without a model: the update of a round is any vector. They talk in memory, or over p2pd's loopback sockets.
+"""A run's members without a model: the update of a round is any vector.
+
+They talk in memory, or over p2pd's loopback sockets.
 
 world = World(tmp_path)
 async with world.node(0) as node: ...                     a node in memory; with `p2pd=True` a real one
@@ -131,7 +133,7 @@ class World:
                 await meet(node, *nodes[:index])
             yield nodes
 
-    # ---- claims ---------------------------------------------------------------------------------------------------------
+    # ---- claims ------------------------------------------------------------------------------------------------------
 
     def update(self, index: int, round: int = 1) -> torch.Tensor:
         """A member's update, another one for each member and round."""
@@ -175,7 +177,7 @@ class World:
         }
         return Terms(**(fields | changes))
 
-    # ---- drivers ----------------------------------------------------------------------------------------------------------
+    # ---- drivers -----------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
     async def peers(self, count: int, **options: Any) -> AsyncIterator[list[Peer]]:

@@ -16,7 +16,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def reference(made: Attempt) -> torch.Tensor:
-    """The weighted mean of the decoded updates, in float64; of sparse ones over those who sent a value, if more than one."""
+    """The weighted mean of the decoded updates, in float64.
+
+    Of sparse ones it is over those who sent a value, if more than one did.
+    """
     weights = [made.group.weights[party.me] for party in made.parties]
     parts = [update.decode().double() * weight for update, weight in zip(made.updates, weights, strict=True)]
     total = torch.full_like(parts[0], sum(weights))
@@ -27,7 +30,7 @@ def reference(made: Attempt) -> torch.Tensor:
     return torch.stack(parts).sum(0) / total
 
 
-# ---- when all is well -----------------------------------------------------------------------------------------------------
+# ---- when all is well ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -90,7 +93,7 @@ def test_more_members_than_chunks_leave_some_with_nothing_to_reduce(tmp_path: Pa
     run(main())
 
 
-# ---- strangers and streams ------------------------------------------------------------------------------------------------
+# ---- strangers and streams -------------------------------------------------------------------------------------------
 
 
 def test_a_second_stream_of_a_member_is_refused_and_harms_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Who missed a round makes its state from the round's average, as it travelled; a wrong average costs nothing but its bytes."""
+"""Who missed a round makes its state from the round's average, as it travelled; a wrong one costs only its bytes."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from tests.swarm_kit import run, until, with_chunk
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-# ---- bad senders ----------------------------------------------------------------------------------------------------------
+# ---- bad senders -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_fast_sender_is_held_until_the_slowest_has_come_nearer(tmp_path: Path)
     run(main())
 
 
-# ---- bad reducers ---------------------------------------------------------------------------------------------------------
+# ---- bad reducers ----------------------------------------------------------------------------------------------------
 
 
 def test_a_reducer_that_cannot_be_reached_fails_the_attempt_and_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""State by digest over streams in memory: from several sources, some of which vanish or lie; nothing unchecked is loaded."""
+"""State by digest over streams in memory: some sources vanish, some lie; nothing unchecked is loaded."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def test_who_misses_a_round_is_late_and_who_misses_several_at_once_is_not() -> N
     assert late.commits[1].rounds > 1 and not late.commits[1].is_late
 
 
-# ---- what others believe -------------------------------------------------------------------------------------------------
+# ---- what others believe ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_claim_without_late_work_is_signed_as_it_always_was(tmp_path: Path) ->
     assert isinstance(open_claim(signed.data).value, Claim)
 
 
-# ---- the contribution ------------------------------------------------------------------------------------------------------
+# ---- the contribution ------------------------------------------------------------------------------------------------
 
 
 def test_a_contribution_keeps_its_own_work_apart_from_what_was_late(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def said(index: int, successor: str, *, round: int = 1, attempt: int = 0, run: s
     return Farewell(run=run, round=round, successor=successor, attempt=attempt).sign(identity)
 
 
-# ---- who speaks for whom ------------------------------------------------------------------------------------------------
+# ---- who speaks for whom ---------------------------------------------------------------------------------------------
 
 
 weights_of = st.dictionaries(st.sampled_from(NAMES), st.integers(1, 10), min_size=1)
@@ -71,7 +71,7 @@ def test_chains_are_followed_and_members_of_a_circle_speak_for_themselves() -> N
     assert set(acceptors_after({"a": 5, "b": 1}, {"a": "b", "b": "a"})) == {"a", "b"}
 
 
-# ---- the leaver's box ---------------------------------------------------------------------------------------------------
+# ---- the leaver's box ------------------------------------------------------------------------------------------------
 
 
 def voted(box: Box, ballot: Ballot) -> Box:
@@ -122,7 +122,7 @@ def test_a_farewell_is_saved_before_it_is_told(disk: str) -> None:
     assert len(saved) == (0 if disk == "full" else 2)
 
 
-# ---- what others believe ------------------------------------------------------------------------------------------------
+# ---- what others believe ---------------------------------------------------------------------------------------------
 
 
 def test_a_farewell_that_somebody_else_signed_is_refused(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_farewells_of_strangers_and_for_other_rounds_are_not_kept() -> None:
     assert isinstance(lone.state.farewells_now(), Farewells) and set(lone.state.farewells_now().by_peer) == {"b"}
 
 
-# ---- who stays ------------------------------------------------------------------------------------------------------------
+# ---- who stays -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("leaves", [True, False])

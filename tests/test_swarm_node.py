@@ -29,7 +29,7 @@ from tests.swarm_kit import World, run, until
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-# ---- streams ------------------------------------------------------------------------------------------------------------
+# ---- streams ---------------------------------------------------------------------------------------------------------
 
 
 async def serve_echo(node: Node, name: str = "echo") -> list[str]:
@@ -199,7 +199,7 @@ def children() -> set[str]:
     return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
-# ---- what is left behind ------------------------------------------------------------------------------------------------
+# ---- what is left behind ---------------------------------------------------------------------------------------------
 
 _CHILD = """
 import asyncio, sys, warnings
@@ -210,7 +210,8 @@ from peer.net.node import Node
 async def main():
     node = await Node.start(Path(sys.argv[1]), listen="127.0.0.1:0")
     p2p = node._p2p
-    print(p2p._child.pid, node._reaper.pid, p2p._daemon_listen_maddr["unix"], p2p._client_listen_maddr["unix"], flush=True)
+    sockets = p2p._daemon_listen_maddr["unix"], p2p._client_listen_maddr["unix"]
+    print(p2p._child.pid, node._reaper.pid, *sockets, flush=True)
     await asyncio.sleep(60 if sys.argv[2] == "stay" else 0)
     await node.close()
 

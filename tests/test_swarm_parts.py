@@ -130,7 +130,7 @@ def test_a_task_that_hivemind_leaves_behind_is_ended_before_the_loop_is_closed(t
     assert not [task for task in asyncio.all_tasks(swarm._loop) if not task.done()]
 
 
-# ---- a group that breaks by a mistake of one member's ------------------------------------------------------------------
+# ---- a group that breaks by a mistake of one member's ----------------------------------------------------------------
 
 
 def test_the_others_go_on_without_a_member_whose_program_fails_in_every_group(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Rounds of whole drivers: they commit, or abort and keep the work. Two of these over p2pd, the others over a network in memory.
+"""Rounds of whole drivers: they commit, or abort and keep the work.
+
+Two of these run over p2pd, the others over a network in memory.
 
 What the rules decide when somebody vanishes, lies or gets another state is in `test_round_*`.
 """
@@ -32,7 +34,7 @@ def small(tmp_path: Path, **options: Any) -> World:
     return World(tmp_path, **({"values": SMALL} | options))
 
 
-# ---- over p2pd --------------------------------------------------------------------------------------------------------------
+# ---- over p2pd -------------------------------------------------------------------------------------------------------
 
 
 def test_rounds_commit_with_one_state_for_all_and_every_claim_in_them(tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ def test_a_member_that_is_killed_in_mid_round_does_not_stop_the_others(tmp_path:
     run(main())
 
 
-# ---- in memory --------------------------------------------------------------------------------------------------------------
+# ---- in memory -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wire", ["int8", "topk"])

@@ -1,4 +1,4 @@
-"""Who is not admitted gets nothing and gives nothing: not a stock hivemind averager, not a process that speaks our streams."""
+"""Who is not admitted gets and gives nothing: not a stock hivemind averager, not a process that speaks our streams."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 OUTSIDER = 8
 
-# ---- a process that speaks our streams --------------------------------------------------------------------------------------
+# ---- a process that speaks our streams -------------------------------------------------------------------------------
 
 NOT_ADMITTED: dict[str, Callable[[World], str]] = {
     "none": lambda world: "",
@@ -168,7 +168,7 @@ def test_an_outsiders_record_is_passed_over_and_a_members_is_not(tmp_path: Path)
     run(main())
 
 
-# ---- a stock averager -------------------------------------------------------------------------------------------------------
+# ---- a stock averager ------------------------------------------------------------------------------------------------
 
 _STOCK = """
 import json, sys, warnings
@@ -191,7 +191,8 @@ def main():
     with averager.get_tensors() as tensors:
         same = bool(torch.equal(tensors[0], torch.full((1000,), 7.0)))
     found = dht.get(prefix + "/members", latest=True)
-    print(json.dumps({"group": list(map(str, group)) if group else None, "state": state is not None, "same": same}), flush=True)
+    names = list(map(str, group)) if group else None
+    print(json.dumps({"group": names, "state": state is not None, "same": same}), flush=True)
     averager.shutdown()
     dht.shutdown()
 

@@ -73,7 +73,7 @@ class Peer(Protocol):
         """It is here."""
 
     def chain_since(self, round: int) -> list[bytes]:
-        """The agreements of the rounds after one, oldest first, which the ledger lacks; empty when they are not known."""
+        """The agreements of the rounds after one, oldest first, which the ledger lacks; empty when not known."""
 
     def credited(self) -> None:
         """There are new receipts."""

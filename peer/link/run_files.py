@@ -1,8 +1,8 @@
 """A run's files from its coordinator: genesis, base model and data, each held against what vouches for it.
 
 `CoordinatorClient.fetch_run_files` calls this; while the coordinator is away `admission` asks whether what is on disk
-will do. What is already there and whole is not fetched again. The genesis is verified here, as the signed checkpoint that
-it is, by the root key in the invite, and nowhere else on its way into a model; all else has its digest in the run spec.
+will do. What is there and whole is not fetched again. The genesis is verified here, as the signed checkpoint that it
+is, by the root key in the invite, and nowhere else on its way into a model; all else has its digest in the run spec.
 """
 
 from __future__ import annotations

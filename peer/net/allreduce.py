@@ -1,11 +1,12 @@
 """The all-reduce of one attempt: a butterfly, as hivemind's, with what that one lacks.
 
-Each reducer owns a range of chunks. A member opens one stream to each reducer, sends its chunks of that range and gets the
-averaged ones back on the same stream. What differs from hivemind's: a chunk counts only with a Merkle proof that its
-sender claimed it before the group formed; weights come from the claims; chunks are averaged in group order, whenever they
-came, by the run's `peer.training.aggregate`; the average is encoded once and all members, the reducer too, decode the same bytes; and a part that does not
-come fails the attempt for everybody instead of being averaged without. Nothing has a fixed time: bytes that come, however
-slowly, are progress; see `peer.net.pace` for how long there may be none.
+Each reducer owns a range of chunks. A member opens one stream to each reducer, sends its chunks of that range and gets
+the averaged ones back on the same stream. What differs from hivemind's: a chunk counts only with a Merkle proof that
+its sender claimed it before the group formed; weights come from the claims; chunks are averaged in group order,
+whenever they came, by the run's `peer.training.aggregate`; the average is encoded once and all members, the reducer
+too, decode the same bytes; and a part that does not come fails the attempt for everybody instead of being averaged
+without. Nothing has a fixed time: bytes that come, however slowly, are progress; see `peer.net.pace` for how long there
+may be none.
 
 Who only reduces takes part with no update of its own, and gets all averages, as the members do.
 
@@ -161,7 +162,10 @@ class Reduction:
             self._failure.exception()  # seen: nobody may be waiting for it any more
 
     def _to_blame(self, peer: str, error: PotluckError) -> str:
-        """Whose fault it is: bad data are their sender's; a stream that ends is not, for it ends when its other side has given up too."""
+        """Whose fault it is: bad data are their sender's; that a stream ends is not.
+
+        It also ends when its other side has given up.
+        """
         return "" if isinstance(error, NetworkError) and self._lines.is_alive(peer) else peer
 
     async def _watch(self) -> None:

@@ -25,7 +25,7 @@ ANSWER_MOST_S = 90.0  # for the core to answer a call: its own deadlines are sho
 _UNREAD = (NetworkError, FormatError, RefusedError)
 
 
-# ---- what others ask ----------------------------------------------------------------------------------------------------
+# ---- what others ask -------------------------------------------------------------------------------------------------
 
 
 async def serve(driver: Driver) -> None:
@@ -95,7 +95,7 @@ def heard(driver: Driver, peer: str, message: swarm_pb2.Progress) -> e.Heard:
     return e.Heard(peer, wire.said(message, reduces=driver.roster.reduces(peer)), farewells)
 
 
-# ---- what this member asks ----------------------------------------------------------------------------------------------
+# ---- what this member asks -------------------------------------------------------------------------------------------
 
 
 def make(driver: Driver, action: a.Action) -> None:

@@ -1,4 +1,4 @@
-"""The daemon: what has to be done around p2pd, hivemind's libp2p process, so that it neither outlives us nor dies with a Ctrl-C."""
+"""The daemon: what p2pd, hivemind's libp2p process, needs so that it neither outlives us nor dies with a Ctrl-C."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNREACHABLE = (P2PDaemonError, P2PHandlerError, OSError, TimeoutError, asyncio.I
 
 
 def tell_of_failed_task(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """As asyncio tells of a failed task that nobody waited for; of hivemind's own, which fail when p2pd ends, in the log only.
+    """As asyncio tells of a failed task nobody waited for; of hivemind's, which fail when p2pd ends, only in the log.
 
     That p2pd has ended is told by who waits for `Node.daemon_ended`; a traceback beside it would alarm the owner.
     """

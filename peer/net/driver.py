@@ -1,7 +1,7 @@
-"""The driver: turns messages and clocks into events for the round's core, and carries out the actions that come of them.
+"""The driver: turns messages and clocks into events for the round's core, and carries out the actions that follow.
 
-One queue, one consumer. Whatever takes time (calls, the all-reduce, fetching, the disk) is a task that ends in one event.
-Deadlines of decisions are the core's; those of bytes stay here.
+One queue, one consumer. Whatever takes time (calls, the all-reduce, fetching, the disk) is a task that ends in one
+event. Deadlines of decisions are the core's; those of bytes stay here.
 
     driver = Driver(place, talk, callbacks)
     await driver.start()
@@ -125,7 +125,7 @@ class Driver:
         """Say where in the round this member is: one of `peer.round.report.STAGES`."""
         self._callbacks.on_stage(self.state.round, name)
 
-    # ---- starting and stopping -------------------------------------------------------------------------------------
+    # ---- starting and stopping ---------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Serve the other members, and begin to talk to them."""
@@ -170,7 +170,7 @@ class Driver:
         self._copies = await self._last_copy.look()
         return self._copies
 
-    # ---- the trainer's side ----------------------------------------------------------------------------------------
+    # ---- the trainer's side ------------------------------------------------------------------------------------------
 
     def begin_work(self) -> Head:
         """The trainer starts from the head that this returns."""
@@ -187,7 +187,7 @@ class Driver:
         self.post(e.Worked(tokens, step_s))
 
     async def finish_work(self, update: Update, base: str) -> Head:
-        """Hand over a finished update, which is used up; returns the next head, whether this update is part of it or not.
+        """Hand over a finished update, which is used up; returns the next head, whether this update is in it or not.
 
         Raises:
             RoundAborted: this member is leaving.
@@ -326,7 +326,8 @@ class Driver:
         self._missed_rounds = 0 if well or self.state.config.reduce_only else self._missed_rounds + 1
         if self._missed_rounds == MISSED_MANY:
             logger.warning(
-                "%d rounds in a row were made without this peer: its line or its card is too slow for rounds this short",
+                "%d rounds in a row were made without this peer: "
+                "its line or its card is too slow for rounds this short",
                 MISSED_MANY,
             )
 
@@ -338,7 +339,7 @@ class Driver:
             kept = replace(kept, why=str(error))
         self.post(kept)
 
-    # ---- gossip --------------------------------------------------------------------------------------------------------
+    # ---- gossip ------------------------------------------------------------------------------------------------------
 
     def _known(self) -> set[str]:
         return set(self.state.views)

@@ -1,8 +1,8 @@
 """State by digest: serving it to other members, and fetching it from several of them, each chunk checked as it comes.
 
-Nothing is loaded that does not match a digest that a majority signed. Only chunks that differ from what is here are fetched.
-A member that no longer has a state says so, and the fetcher asks the next one; chunks already checked are kept, also when
-the fetch fails and is tried again later.
+Nothing is loaded that does not match a digest that a majority signed. Only chunks that differ from what is here are
+fetched. A member that no longer has a state says so, and the fetcher asks the next one; chunks already checked are
+kept, also when the fetch fails and is tried again later.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class StateFetch:
         return leaves
 
     async def _worker(self, source: str, assembler: StateAssembler, queue: list[list[int]]) -> bool:
-        """Fetch runs of chunks from one member until there are none left, or it fails; whether it gave all it was asked."""
+        """Fetch runs of chunks from one member until none are left, or it fails; whether it gave all it was asked."""
         while queue:
             wanted = queue.pop(0)
             try:

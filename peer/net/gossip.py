@@ -1,7 +1,7 @@
 """Gossip: every fraction of a second members tell each other what they have done. Nobody waits for it.
 
-Each pair keeps one stream open, whoever opened it, and both tell over it: opening one costs ten times what a message does.
-Each message is answered by the other's own, so whoever was asked lately need not ask.
+Each pair keeps one stream open, whoever opened it, and both tell over it: opening one costs ten times what a message
+does. Each message is answered by the other's own, so whoever was asked lately need not ask.
 """
 
 from __future__ import annotations

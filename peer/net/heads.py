@@ -1,8 +1,8 @@
 """Heads over the network: showing others where this member stands, asking where they do, and getting their states.
 
 The agreement is checked signature by signature, the manifest against the digest that was signed, each chunk against the
-manifest. Where the averages since its own head are small, a member takes those and makes the state itself. Which head is
-followed says the core (`peer.round.follow`).
+manifest. Where the averages since its own head are small, a member takes those and makes the state itself. Which head
+is followed says the core (`peer.round.follow`).
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Heads:
         return state
 
     async def _from_averages(self, chain: list[Agreement], sources: list[str]) -> SharedState | None:
-        """What the averages of the rounds since this member's head lead to; None when they are too large or not to be had.
+        """What the averages of the rounds since this member's head lead to; None when too large or not to be had.
 
         Args:
             chain: the agreements from there on.

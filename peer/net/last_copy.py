@@ -1,7 +1,7 @@
 """The last copy: whether the run's newest state would be gone with this member, and which of the others have it.
 
-`peer.handing_on` asks while this member leaves. What another says of itself is cheap, so only these count as having it: who
-was in the agreement on it and stands there, and who gives a piece of it, drawn at random, that is right.
+`peer.handing_on` asks while this member leaves. What another says of itself is cheap, so only these count as having it:
+who was in the agreement on it and stands there, and who gives a piece of it, drawn at random, that is right.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Copies:
 
     Args:
         round: its round.
-        is_newest: whether the run may still need it: it is not the genesis, nor the last round's, nor older than another's.
+        is_newest: the run may still need it: it is not the genesis, nor the last round's, nor older than another's.
         holders: others that stay and have it.
         others: how many stay, whatever they have.
         run_waits: whether no round can be made any more when this member is gone and nobody speaks for it.

@@ -248,8 +248,8 @@ class Node:
 async def _let_it_close(reader: asyncio.StreamReader) -> None:
     """Wait until the other side, which has all that was sent then, closes the stream.
 
-    p2pd answers the end of our connection to it with a reset of the stream, and a reset overtakes what the other side has
-    not read yet: one answer in a thousand was lost.
+    p2pd answers the end of our connection to it with a reset of the stream, and a reset overtakes what the other side
+    has not read yet: one answer in a thousand was lost.
     """
     with contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(LINGER_S):

@@ -1,8 +1,8 @@
 """Pace: what was measured of the members' lines, and the deadlines that follow from it.
 
-How long a member may be silent in an all-reduce follows from how long the members were silent in those that went well, as
-TCP's retransmission timer does; it doubles after a failure. How fast
-its parts arrived is told to each sender, for `peer.round.shares`: what a sender measures is how fast its buffers fill.
+How long a member may be silent in an all-reduce follows from how long the members were silent in those that went well,
+as TCP's retransmission timer does; it doubles after a failure. How fast its parts arrived is told to each sender, for
+`peer.round.shares`: what a sender measures is how fast its buffers fill.
 
     >>> pace = Pace(Patience())
     >>> pace.silence_s                            # nothing measured yet

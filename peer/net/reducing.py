@@ -1,4 +1,4 @@
-"""Reducing: this member's part in the all-reduce of its groups, one after the other, and the state that comes of each."""
+"""Reducing: this member's part in the all-reduce of its groups, one after the other, and the state that each gives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search for other members: saying where this one is, and looking who else is there, in the DHT and at known addresses."""
+"""The search: saying where this member is, and looking who else is there, in the DHT and at known addresses."""
 
 from __future__ import annotations
 

@@ -67,11 +67,11 @@ class Swarm:
     """Everything between the trainer and the other members.
 
     Args:
-        on_commit: called in a thread with each new head, what is to be said of its round, and the average that led to it,
-            if that is known; the next round begins when it returns.
+        on_commit: called in a thread with each new head, what is to be said of its round, and the average that led to
+            it, if that is known; the next round begins when it returns.
         on_candidate: called in a thread before this member votes for a state: keeps what led to it.
         on_failure: told of each part that fails by a mistake of ours. When a vital one has ended, every call of the
-            trainer's raises PartFailed: the swarm can do nothing any more, and another may be made from what is on disk.
+            trainer's raises PartFailed: the swarm can do nothing more, and another may be made from what is on disk.
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class Swarm:
         self._loop.call_soon_threadsafe(self._rounds.worked, tokens, step_s)
 
     def hand_over(self, update: Update, base: str) -> Future[Head]:
-        """Hand over an update, which is used up; `next_head` tells what comes of it. Raises: DaemonEnded, PartFailed."""
+        """Hand over an update, which is used up; `next_head` tells the outcome. Raises: DaemonEnded, PartFailed."""
         self.check()
         return asyncio.run_coroutine_threadsafe(self._rounds.finish_work(update, base), self._loop)
 

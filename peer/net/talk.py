@@ -133,7 +133,10 @@ class Talk:
             failed("task", task.exception(), self._on_failure, vital=False)
 
     async def close(self) -> None:
-        """End what was spawned; waits `CLOSE_S` at most, for a task may miss its cancellation (asyncio.wait_for loses some)."""
+        """End what was spawned; waits `CLOSE_S` at most.
+
+        A task may miss its cancellation: asyncio.wait_for loses some.
+        """
         self._closing, tasks = True, list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -1,4 +1,7 @@
-"""The wire: messages to events, actions to messages. What comes from outside is bounded, then opened; nothing is decided."""
+"""The wire: messages to events, actions to messages.
+
+What comes from outside is bounded, then opened; nothing is decided.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def _sane(value: float) -> float:
     return value if 0 <= value < 1e12 else 0.0
 
 
-# ---- progress -----------------------------------------------------------------------------------------------------------
+# ---- progress --------------------------------------------------------------------------------------------------------
 
 
 def said(message: swarm_pb2.Progress, *, reduces: bool) -> e.Said:
@@ -74,7 +77,7 @@ def farewells(envelopes: Iterable[bytes], opening: Opening) -> list[Signed[Farew
     return [opening.statement(Farewell, data) for data in found]
 
 
-# ---- proposals ------------------------------------------------------------------------------------------------------------
+# ---- proposals -------------------------------------------------------------------------------------------------------
 
 
 def proposal(action: a.Propose, certificate: str) -> swarm_pb2.Proposal:
@@ -131,7 +134,7 @@ def joined(reply: swarm_pb2.ProposalReply, by: str, attempt: int, opening: Openi
     )
 
 
-# ---- groups ---------------------------------------------------------------------------------------------------------------
+# ---- groups ----------------------------------------------------------------------------------------------------------
 
 
 def group_message(item: Group, certificate: str) -> swarm_pb2.Group:
@@ -218,7 +221,7 @@ def _check_sizes(message: swarm_pb2.Group, shown: bool) -> None:
         raise VerificationError("a group that was voted on is shown without what led to it")
 
 
-# ---- votes ----------------------------------------------------------------------------------------------------------------
+# ---- votes -----------------------------------------------------------------------------------------------------------
 
 
 def votes_told(by: str, message: swarm_pb2.VoteMessage, call: object, opening: Opening) -> e.Votes:

@@ -23,7 +23,7 @@ class SaveBox:
     box: Box
 
 
-# ---- answers to calls ---------------------------------------------------------------------------------------------------
+# ---- answers to calls ------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ class ShowVotes:
     others: Sequence[Signed[Vote]]
 
 
-# ---- calls --------------------------------------------------------------------------------------------------------------
+# ---- calls -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -114,7 +114,7 @@ class TellEveryone:
     """What this member says of itself, at once."""
 
 
-# ---- tasks --------------------------------------------------------------------------------------------------------------
+# ---- tasks -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -150,7 +150,7 @@ class Commit:
 
     Args:
         counted: this member's work is in it. If not, it may be part of its next claim:
-        may_wait: in full, because it waited for its turn, when it was done in so many rounds at most, this one included;
+        may_wait: in full, because it waited for its turn, when done in so many rounds at most, this one included;
         is_late: or counting less, because it missed this round.
         rounds: since the state that it stood on before.
     """

@@ -1,4 +1,7 @@
-"""An attempt at a round: how it is promised, given up, or leads to a new head. `lead`, `bound`, `tally` and `follow` call this."""
+"""An attempt at a round: how it is promised, given up, or leads to a new head.
+
+`lead`, `bound`, `tally` and `follow` call this.
+"""
 
 from __future__ import annotations
 

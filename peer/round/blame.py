@@ -1,9 +1,9 @@
 """Blame: whom this member leaves out for a while, and why.
 
     blame    a member spoilt a group: it is left out of the next ones, if a round can be made without it
-    balked   a member had joined an attempt and refused the group: another leader may have come between, so the first is free
-    strike   a leader asked and sent no group after it: after a few times it is not followed for a while, each time longer
-    silent   a member was asked and did not answer: after a few times it is not asked for a while, unless its vote decides
+    balked   a member had joined an attempt and refused its group: another leader may have come between, so once is free
+    strike   a leader asked and then sent no group: after a few times it is not followed for a while, each time longer
+    silent   a member did not answer when asked: after a few times it is not asked for a while, unless its vote decides
 
 Nothing here is proof of anything: a wrong word costs the blamed a few seconds, and its work is used in the next round.
 """

@@ -5,18 +5,18 @@ with weights for votes: the acceptors of round r are the members of round r-1's 
 there. An *attempt* is a ballot number.
 
     promise    a member that has joined attempt a joins and votes in no attempt below a
-    lock       a state that may already have been committed in an earlier attempt must be completed before another is tried
-    commit     a state is committed when its voters, in one attempt, hold a majority of the acceptors' weight *and*, unless
-               the attempt completes one that was averaged before, of the weight claimed in the group that it averages
+    lock       a state that an earlier attempt may already have committed must be completed before another is tried
+    commit     a state is committed when its voters, in one attempt, hold a majority of the acceptors' weight *and*,
+               unless the attempt completes one averaged before, of the weight claimed in the group that it averages
 
     farewell   a member that leaves hands its weight in the round to another that stays. Each attempt counts by the
                farewells that its leader puts into the group, never by what one has heard otherwise
 
-Two majorities share a member, that member keeps its promise, and so there is never a second state. With farewells, whoever
-speaks for a weight in one attempt and somebody else in a later one: the weight's owner may not sign a farewell after its
-vote; its farewell counts from an attempt on that is later than all it has promised; it tells of it with every promise,
-also after it has come back, and joins no group that does not carry it; and leaders pass on what the groups they are
-shown have carried.
+Two majorities share a member, that member keeps its promise, and so there is never a second state. With farewells, one
+may speak for a weight in one attempt and somebody else in a later one. So the weight's owner may not sign a farewell
+after its vote; its farewell counts from an attempt on that is later than all it has promised; it tells of it with every
+promise, also after it has come back, and joins no group that does not carry it; and leaders pass on what the groups
+they are shown have carried.
 
     >>> box = Box().promise(1, 3, "leader-a")
     >>> box.promise(1, 2, "leader-b")
@@ -124,14 +124,14 @@ class Box:
         return replace(self, farewells={**self.farewells, round: said})
 
     def in_epoch(self, epoch: int, round: int) -> Box:
-        """The box once the coordinator has said anew who decides a round: what was promised and voted before is undone."""
+        """The box once the coordinator has said anew who decides a round: earlier promises and votes are undone."""
         return self if epoch == self.epoch else Box(round, epoch=epoch)
 
     def standing_on(self, epoch: int, round: int) -> Box:
         """The box of a member that stands on a round: what is of an earlier epoch is over.
 
-        What is of a later one is over, too, once the round that it was for is passed without it: no vote can be given in
-        it any more, and those who count there take silence for a vote.
+        What is of a later one is over, too, once the round that it was for is passed without it: no vote can be given
+        in it any more, and those who count there take silence for a vote.
         """
         is_over = epoch > self.epoch or (epoch < self.epoch and round >= self.round)
         return Box(epoch=epoch) if is_over else self

@@ -81,7 +81,7 @@ def _after_the_end(event: Event) -> list[Action]:
     return [Decline(call, "I am leaving")] if call is not None and not isinstance(event, e.Votes) else []
 
 
-# ---- events that are only noted --------------------------------------------------------------------------------------------
+# ---- events that are only noted --------------------------------------------------------------------------------------
 
 
 def _on_heard(state: State, event: e.Heard, now: float) -> list[Action]:
@@ -117,7 +117,7 @@ def _on_answered(state: State, event: e.Answered, now: float) -> list[Action]:
     return NOTHING
 
 
-# ---- the disk, the trainer, the coordinator -------------------------------------------------------------------------------
+# ---- the disk, the trainer, the coordinator --------------------------------------------------------------------------
 
 
 def _on_box_saved(state: State, event: e.BoxSaved, now: float) -> list[Action]:

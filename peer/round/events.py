@@ -64,7 +64,7 @@ class Answered:
     seconds: float | None
 
 
-# ---- a leader's calls, and the answers to them ------------------------------------------------------------------------
+# ---- a leader's calls, and the answers to them -----------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -116,7 +116,7 @@ class GroupTaken:
     reached: bool = True
 
 
-# ---- in a group -------------------------------------------------------------------------------------------------------
+# ---- in a group ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -139,7 +139,7 @@ class NotAveraged:
 
 @dataclass(slots=True)
 class Votes:
-    """Votes that a member sends: its own, and those of others that it passes on. With a call it waits for this one's."""
+    """Votes that a member sends: its own, and others' that it passes on. With a call it waits for this one's."""
 
     by: str
     own: Signed[Vote] | None
@@ -157,7 +157,7 @@ class GaveUp:
     culprit: str = ""
 
 
-# ---- states -----------------------------------------------------------------------------------------------------------
+# ---- states ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -187,7 +187,7 @@ class NotFetched:
     why: str
 
 
-# ---- disk ---------------------------------------------------------------------------------------------------------------
+# ---- disk ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -208,7 +208,7 @@ class Kept:
     why: str = ""
 
 
-# ---- the trainer, the owner, the coordinator ----------------------------------------------------------------------------
+# ---- the trainer, the owner, the coordinator -------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -249,7 +249,7 @@ class CoordinatorSaid:
 
 @dataclass(slots=True)
 class Anchored:
-    """A round as the coordinator's ledger has it, for a member that is so far behind that the others cannot show all."""
+    """A round as the coordinator's ledger has it, for a member so far behind that the others cannot show all."""
 
     agreement: Agreement
 

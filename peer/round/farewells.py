@@ -1,4 +1,7 @@
-"""Farewells: which members of the last agreement leave in a round, and who speaks for their weight. The rules: `peer.round.box`."""
+"""Farewells: which members of the last agreement leave in a round, and who speaks for their weight.
+
+The rules: `peer.round.box`.
+"""
 
 from __future__ import annotations
 

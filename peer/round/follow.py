@@ -1,9 +1,9 @@
 """Following: a member that is behind takes the head of the others, if it follows from its own.
 
-A head is taken if each round on the way to it follows the one before (`protocol.succession`), and for no other reason: how
-many stand on it says nothing. Who is so far behind that the others no longer hold all agreements in between starts from
-one that the coordinator has in its ledger. All this goes on beside what the member does otherwise: whoever is slow to show
-or to give a head holds up nothing.
+A head is taken if each round on the way to it follows the one before (`protocol.succession`), and for no other reason:
+how many stand on it says nothing. Who is so far behind that the others no longer hold all agreements in between starts
+from one that the coordinator has in its ledger. All this goes on beside what the member does otherwise: whoever is slow
+to show or to give a head holds up nothing.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def look(state: State, now: float) -> list[Action]:
 def _since(state: State, epoch: int) -> int:
     """From which round on others are to show how they came to stand where they do.
 
-    In a later epoch that may be another branch: this member may have made rounds that the coordinator's word has undone.
+    In a later epoch that may be another branch: the coordinator's word may have undone rounds that this member made.
     """
     return state.last.round if epoch <= state.last.epoch else max(state.last.round - BRANCH_ROUNDS, 0)
 
@@ -132,7 +132,7 @@ def on_head_shown(state: State, event: HeadShown, now: float) -> list[Action]:
 
 
 def _checked(state: State, event: HeadShown) -> list[Agreement]:
-    """The agreements from this member's round, or from the ledger's, to the head that is shown, each following the one before.
+    """The agreements from this member's round, or the ledger's, to the head shown, each following the one before.
 
     Raises:
         Unshown: some of them are not here, or, from genesis on, nothing shows who may begin.
@@ -187,7 +187,7 @@ def on_anchored(state: State, event: Anchored, now: float) -> list[Action]:
     return []
 
 
-# ---- the state of a head ----------------------------------------------------------------------------------------------------
+# ---- the state of a head ---------------------------------------------------------------------------------------------
 
 
 def is_searched(state: State, digest: str) -> bool:

@@ -91,7 +91,10 @@ class Terms:
 
 @dataclass(frozen=True)
 class Group:
-    """The members of an attempt, and what shows that they may make it. `weighed` has checked it; before, nothing is believed."""
+    """The members of an attempt, and what shows that they may make it.
+
+    `weighed` has checked it; before, nothing is believed.
+    """
 
     round: int
     base: str
@@ -114,7 +117,7 @@ class Group:
         """The same with what its claims count for, once it is found to keep the rules.
 
         Raises:
-            VerificationError: too small or too large, somebody twice, nobody who can reduce, or a claim for another round.
+            VerificationError: too small or large, somebody twice, nobody who can reduce, or a claim for another round.
         """
         sync, claims = terms.spec.sync, {member.peer: member.claim.value for member in self.members}
         if (self.round, self.base) != (terms.round, terms.base):

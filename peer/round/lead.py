@@ -1,4 +1,4 @@
-"""Leading: when this member asks the others for their claims, how long it waits, and what group it makes of the answers.
+"""Leading: when this member asks the others for claims, how long it waits, and what group it makes of the answers.
 
 Nobody waits for a member that is gone, and why each was left out is kept.
 """
@@ -84,7 +84,7 @@ def patience_s(state: State, there: list[View]) -> float:
     return min(max(3 * slowest, timing.propose_least_s), timing.propose_most_s)
 
 
-# ---- answers --------------------------------------------------------------------------------------------------------------
+# ---- answers ---------------------------------------------------------------------------------------------------------
 
 
 def on_joined(state: State, event: Joined, now: float) -> list[Action]:
@@ -160,8 +160,8 @@ def go_on(state: State, now: float) -> list[Action]:
 def _is_enough_time(state: State, phase: Lead, waiting: list[str], now: float) -> bool:
     """Whether those that have not answered have had their time.
 
-    Those whose votes decide have the proposal's own, however slow they say they are, and more on a slow line; who has done
-    nothing yet in this round has a third of it.
+    Those whose votes decide have the proposal's own, however slow they say they are, and more on a slow line; who has
+    done nothing yet in this round has a third of it.
     """
     alive = [peer for peer in waiting if views.is_alive(state, peer, now)]
     if not alive:
@@ -174,7 +174,7 @@ def _is_enough_time(state: State, phase: Lead, waiting: list[str], now: float) -
     return now - phase.started > most_s
 
 
-# ---- the group --------------------------------------------------------------------------------------------------------------
+# ---- the group -------------------------------------------------------------------------------------------------------
 
 
 def _choose(state: State, phase: Lead, now: float) -> Group:
@@ -228,7 +228,7 @@ def _witnesses(state: State, members: dict[str, Member], farewells: Any) -> list
 def _shared(
     state: State, joining: dict[str, Member], phase: Lead, attempt: int, now: float
 ) -> tuple[list[Member], tuple[Reducer, ...]]:
-    """The members in their order, with their shares of the reducing, and who reduces for them: then they reduce nothing."""
+    """The members in order, with their shares of the reducing, and who reduces for them: then they reduce nothing."""
 
     def order(member: Member) -> str:
         return canonical.sha256_hex(f"{state.round}/{attempt}/{member.peer}".encode())

@@ -1,9 +1,10 @@
-"""Length: how long to work in a round where the run says `round_seconds = "auto"`: so long that averaging takes little of the time.
+"""Length: how long to work in a round with `round_seconds = "auto"`: so long that averaging takes little of the time.
 
-5 % where a trainer waits for it; where it does not wait, half, and with fragments nine tenths: a base that is older by some
-steps costs more than bytes do.
-Whoever leads goes by what the last exchanges took here, from the end of its own work to the new state: the group's slowest
-line is in that, as it is in every other member's.
+5 % where a trainer waits for it; where it does not wait, half, and with fragments nine tenths: a base that is older by
+some steps costs more than bytes do.
+
+Whoever leads goes by what the last exchanges took here, from the end of its own work to the new state: the group's
+slowest line is in that, as it is in every other member's.
 
     >>> length = RoundLength(overlap=False)
     >>> length.seconds

@@ -31,13 +31,13 @@ def must_complete(
 ) -> Ballot | None:
     """The state that may already be committed somewhere, given what the members of a new attempt say they voted for.
 
-    Whoever could vote for a state and did not answer may have voted for it. A state is free to be dropped only when even
-    with all of their votes it cannot have had its majorities. Votes for one state of one group count together, whatever
-    attempt they were cast in: a member tells of its newest one for each state only.
+    Whoever could vote for a state and did not answer may have voted for it. A state is free to be dropped only when
+    even with all of their votes it cannot have had its majorities. Votes for one state of one group count together,
+    whatever attempt they were cast in: a member tells of its newest one for each state only.
 
     In the attempt that averaged a state it needed the group's majority, too; in one that completes it, the acceptors'
-    alone. Had it been committed in such a one, a majority had voted in it, and one of those who answer now is among them.
-    So where none of them has, only the first counts.
+    alone. Had it been committed in such a one, a majority had voted in it, and one of those who answer now is among
+    them. So where none of them has, only the first counts.
 
     Args:
         answers: member -> the ballots it cast in this round; empty for one that cast none.

@@ -1,4 +1,4 @@
-"""The state of a member in the rounds: plain data, changed by `Core.step` alone; whoever else looks at it changes nothing."""
+"""The state of a member in the rounds: plain data, changed by `Core.step` alone; others look and change nothing."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Own:
     since: float = 0.0  # when that was
 
 
-# ---- phases -------------------------------------------------------------------------------------------------------------
+# ---- phases ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from protocol.agreement import Agreement
 from protocol.signed import Signed
 from protocol.statements import Vote
 
-# ---- a state to vote for ------------------------------------------------------------------------------------------------
+# ---- a state to vote for ---------------------------------------------------------------------------------------------
 
 
 def on_averaged(state: State, event: Averaged, now: float) -> list[Action]:
@@ -65,7 +65,7 @@ def _vote(state: State, group: Group, digest: str, patience_s: float, now: float
     return [Stage(state.round, "vote"), *save(state, saved, phase, tell, [])]
 
 
-# ---- what the others say --------------------------------------------------------------------------------------------------
+# ---- what the others say ---------------------------------------------------------------------------------------------
 
 
 def on_votes(state: State, event: Votes, now: float) -> list[Action]:
@@ -125,11 +125,11 @@ def on_gave_up(state: State, event: GaveUp, now: float) -> list[Action]:
     return []
 
 
-# ---- counting -----------------------------------------------------------------------------------------------------------
+# ---- counting --------------------------------------------------------------------------------------------------------
 
 
 def go_on(state: State, now: float) -> list[Action]:
-    """Count; commit what has its majority, once the rest had a moment to vote, too; give up what can have none any more."""
+    """Count; commit what has its majority, once the rest had a moment to vote, too; give up what can get none now."""
     phase, timing = state.phase, state.config.timing
     assert isinstance(phase, Voting)
     group = phase.group

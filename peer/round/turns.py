@@ -1,9 +1,9 @@
 """Turns: whether a round can be made, who leads it, and who is asked to it.
 
-A run may have more members than a group has places. Then each is asked in its share of the rounds: what it is owed grows
-with each round that it was there for, and is paid by each that it was in. Of the acceptors, whose votes decide, just over
-5/8 of the weight are asked, so that the others' places are free; the group itself may then turn over within a few rounds.
-Who waits for its turn works on, and its work counts in full when it comes (`protocol.statements.Late.waited`).
+A run may have more members than a group has places. Then each is asked in its share of the rounds: what it is owed
+grows with each round that it was there for, and is paid by each that it was in. Of the acceptors, whose votes decide,
+just over 5/8 of the weight are asked, so that the others' places are free; the group itself may then turn over in a few
+rounds. Who waits for its turn works on, and its work counts in full when it comes (`protocol.statements.Late.waited`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _drawn(round: int, peer: str) -> str:
     return canonical.sha256_hex(f"{round}/{peer}".encode())
 
 
-# ---- who is there -------------------------------------------------------------------------------------------------------
+# ---- who is there ----------------------------------------------------------------------------------------------------
 
 
 def weights(state: State) -> dict[str, int]:
@@ -54,7 +54,7 @@ def acceptors(state: State) -> dict[str, int]:
 
 
 def counted(state: State, farewells: Farewells) -> dict[str, int]:
-    """Who speaks for how much in an attempt: by the farewells that its group carries, whatever one has heard otherwise."""
+    """Who speaks for how much in an attempt: by the farewells that its group carries, whatever was heard otherwise."""
     known = state.acceptors
     for last, word, said, found in known:
         if said is farewells and last is state.last and word is state.word:
@@ -154,7 +154,7 @@ def falls_silent(state: State, there: list[View], now: float) -> bool:
     return any(now - view.heard > most_s for view in there if view.said.tokens or view.peer in deciding)
 
 
-# ---- whom to ask --------------------------------------------------------------------------------------------------------
+# ---- whom to ask -----------------------------------------------------------------------------------------------------
 
 
 def to_ask(state: State, there: list[View], now: float, attempt: int = 0) -> list[View]:
@@ -170,7 +170,7 @@ def to_ask(state: State, there: list[View], now: float, attempt: int = 0) -> lis
 
 
 def _deciding(state: State, by_debt: list[View], deciding: dict[str, int], attempt: int) -> list[View]:
-    """Of the acceptors those that are asked first: just over 5/8 of the weight; after a failure all, the heaviest first."""
+    """The acceptors that are asked first: just over 5/8 of the weight; after a failure all, the heaviest first."""
     there = [view for view in by_debt if view.peer in deciding]
     if attempt:
         return sorted(there, key=lambda view: -deciding[view.peer])
@@ -184,7 +184,7 @@ def _deciding(state: State, by_debt: list[View], deciding: dict[str, int], attem
 
 
 def _candidates(state: State, there: list[View], now: float) -> list[View]:
-    """Those whose votes decide, the heaviest first; then who has done something; then the rest, in another order each round."""
+    """Those whose votes decide, the heaviest first; then who has done something; then the rest, shuffled each round."""
     deciding, round = acceptors(state), state.round
     without = to_avoid(state, there, now)
     resting = state.blame.silent(now) | _resting(state, there)

@@ -110,7 +110,7 @@ def together(state: State, now: float) -> list[View]:
 
 
 def ahead(state: State, now: float) -> list[View]:
-    """Live members that say they stand further than this one: in a later epoch, or in a later round; the furthest first."""
+    """Live members that say they stand further than this one: in a later epoch or round; the furthest first."""
     epoch, round = state.last.epoch, state.round
     found = [
         view
@@ -133,7 +133,7 @@ def lines(state: State) -> dict[str, float]:
     return {view.peer: view.said.up_bytes_s for view in state.views.values()} | {state.config.me: up_bytes_s(state)}
 
 
-# ---- farewells ------------------------------------------------------------------------------------------------------------
+# ---- farewells -------------------------------------------------------------------------------------------------------
 
 
 def take_farewells(state: State, said: Iterable[Signed[Farewell]]) -> None:
@@ -157,7 +157,7 @@ def farewells_to_tell(state: State) -> list[Signed[Farewell]]:
     return [item for known in state.farewells.values() for item in known.signed]
 
 
-# ---- what this member says of itself --------------------------------------------------------------------------------------
+# ---- what this member says of itself ---------------------------------------------------------------------------------
 
 
 def own_said(state: State, now: float) -> Said:

@@ -1,8 +1,8 @@
 """The coordinator's word: who decides a round where the members' own rules cannot say, and what it undoes.
 
-Of round 1 the beginners decide, and that word is final. Where half of the last agreed weight is gone for good, or only the
-gone know which of two states was committed, the host names who goes on (`protocol.epoch`): what was promised and voted in
-the round before is void, and rounds that were made unseen are undone.
+Of round 1 the beginners decide, and that word is final. Where half of the last agreed weight is gone for good, or only
+the gone know which of two states was committed, the host names who goes on (`protocol.epoch`): what was promised and
+voted in the round before is void, and rounds that were made unseen are undone.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ def take(state: State, word: Signed[Word] | None, now: float) -> list[Action]:
 
 
 def is_void(state: State) -> bool:
-    """Whether nobody can go on by the newest word any more: too many of those whom it names have gone past its round without
-    it, because they did not hear it in time."""
+    """Whether nobody can go on by the newest word any more.
+
+    Too many of those whom it names have then gone past its round without it, because they did not hear it in time.
+    """
     word = state.word.value if state.word else None
     if not isinstance(word, Epoch):
         return False

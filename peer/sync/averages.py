@@ -1,9 +1,9 @@
-"""A round's average, kept as it travelled: who missed a round makes the new state from it, instead of fetching that whole.
+"""A round's average, kept as it travelled: who missed a round makes the new state from it, without fetching that whole.
 
 So does who starts again: most rounds are on disk as their averages (`peer.disk.kept_states`).
 
-An int4 average is an eighth of the state's size, an int2 one of a sixth of the values a ninetieth. Nobody signs it. What
-it leads to is signed: if that is another state than the agreed one, it is thrown away, and the state itself is fetched.
+An int4 average is an eighth of the state's size, an int2 one of a sixth of the values a ninetieth. Nobody signs it.
+What it leads to is signed: if that is not the agreed state, it is thrown away, and the state itself is fetched.
 """
 
 from __future__ import annotations
@@ -60,7 +60,11 @@ class Average:
         return state
 
     def save(self, path: Path) -> None:
-        """Write it to a file, whole or not at all. Raises: InputError: the disk is full, or the folder cannot be written."""
+        """Write it to a file, whole or not at all.
+
+        Raises:
+            InputError: the disk is full, or the folder cannot be written.
+        """
         tensors = {
             "data": torch.frombuffer(bytearray(b"".join(self.chunks)), dtype=torch.uint8),
             "sizes": torch.tensor([len(chunk) for chunk in self.chunks]),

@@ -5,9 +5,9 @@ An update that missed its round is not thrown away: it is part of its author's n
 author, counts in full, however many rounds it waited. Where the trainer keeps in its model what the others do not have
 (`peer.training.work.keeps_own`), it is in there already; else it is added.
 
-What a lossy codec leaves out is not lost either. With local steps it stays in the trainer's model. With gradients it is the
-contribution's `residual` (error feedback, Seide et al. 2014), of which `Codec.feedback` is added to the author's next
-update, whether this one is part of its round or comes late.
+What a lossy codec leaves out is not lost either. With local steps it stays in the trainer's model. With gradients it is
+the contribution's `residual` (error feedback, Seide et al. 2014), of which `Codec.feedback` is added to the author's
+next update, whether this one is part of its round or comes late.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class OwnWork:
         self._keep(Leftover.of(update, self._shelf.head.round, base, encoded))
 
     def _keep(self, work: Leftover) -> None:
-        """Keep work for the next claim, unless it is too old by now or the round was made with other work of this member."""
+        """Keep work for the next claim, unless it is too old or the round was made with other work of this member."""
         last = self._last
         if last is None or last.counted:
             return

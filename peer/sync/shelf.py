@@ -1,8 +1,8 @@
 """The shelf: a member's newest committed state, and the states that it can still give to others.
 
 Beside the head, one state is kept: the one before, which others may be fetching, or, once room was made for it, the
-candidate that is being voted on. The last rounds' averages are kept as they travelled, as far as they are small: who missed
-a round needs no more (`peer.sync.averages`).
+candidate that is being voted on. The last rounds' averages are kept as they travelled, as far as they are small: who
+missed a round needs no more (`peer.sync.averages`).
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Shelf:
         return chain if len(chain) == len(wanted) else []
 
     def chain_to_head(self, round: int) -> list[bytes]:
-        """The agreements of the rounds after this one, up to the head's; empty when some are gone, or there are none."""
+        """The agreements of the rounds after this one, up to the head's; empty when some are gone or there are none."""
         before, agreement = self.chain_since(round), self.head.agreement
         is_whole = agreement is not None and round + 1 + len(before) == self.head.round
         return [*before, agreement.to_bytes()] if agreement is not None and is_whole else []

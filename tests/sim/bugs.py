@@ -1,4 +1,4 @@
-"""Bugs to plant in the core: each replaces public functions of `peer.round` (or what a disk does), and says what must break.
+"""Bugs to plant in the core: each replaces public functions of `peer.round` (or of a disk), and says what must break.
 
 A simulator that does not notice is worth nothing. Where the core stops a bug in two places, both are broken.
 """
@@ -73,7 +73,7 @@ def planted(bug: Bug) -> Iterator[None]:
         yield
 
 
-# ---- the box --------------------------------------------------------------------------------------------------------------
+# ---- the box ---------------------------------------------------------------------------------------------------------
 
 
 def _vote_anywhere(box: Box, round: int, ballot: Ballot, group: group.Group) -> Box:
@@ -130,7 +130,7 @@ def _tell_before_saving(
     return [*actions, first]
 
 
-# ---- quorums --------------------------------------------------------------------------------------------------------------
+# ---- quorums ---------------------------------------------------------------------------------------------------------
 
 _must_complete = quorum.must_complete
 
@@ -161,7 +161,7 @@ def _the_group_completes(voters: set[str], acceptors: Mapping, group: Mapping, c
     return has_majority(voters, group) and (completes or has_majority(voters, acceptors))
 
 
-# ---- leavers --------------------------------------------------------------------------------------------------------------
+# ---- leavers ---------------------------------------------------------------------------------------------------------
 
 
 def _without_leavers(state: State, farewells: Farewells) -> dict[str, int]:
@@ -174,7 +174,7 @@ def _by_what_was_heard(state: State, farewells: Farewells) -> dict[str, int]:
     return state.farewells_now().acceptors(turns.weights(state))
 
 
-# ---- the coordinator's word -------------------------------------------------------------------------------------------------
+# ---- the coordinator's word ------------------------------------------------------------------------------------------
 
 
 def _number_of_the_last(last: Last, word: Word | None) -> int:
@@ -196,7 +196,7 @@ def _only_those_that_hold(papers: Papers, token: str, *, accept_expired: bool = 
     return _member(papers, token)
 
 
-# ---- work and states ------------------------------------------------------------------------------------------------------
+# ---- work and states -------------------------------------------------------------------------------------------------
 
 _abort, _advance, _averaged = attempt.abort, attempt.advance, Member.averaged
 _check_claim = succession.check_claim

@@ -42,7 +42,7 @@ def _save(me: Member, action: a.SaveBox) -> None:
         world.step(me, e.BoxSaved())
 
 
-# ---- calls ----------------------------------------------------------------------------------------------------------------
+# ---- calls -----------------------------------------------------------------------------------------------------------
 
 
 def _send(me: Member, to: str, what: str, event: Any) -> bool:
@@ -87,7 +87,7 @@ def _send_abort(me: Member, action: a.SendAbort) -> None:
         _send(me, peer, "", e.GaveUp(me.name, action.group, action.attempt, action.why, action.culprit))
 
 
-# ---- answers: to a call, which is (what, who asks, attempt) ---------------------------------------------------------------
+# ---- answers: to a call, which is (what, who asks, attempt) ----------------------------------------------------------
 
 
 def _join(me: Member, action: a.Join) -> None:

@@ -122,7 +122,7 @@ class Member:
         """Where it stands; of one that is down, where it stood."""
         return self.core.state.last if self.core else self.disk.last
 
-    # ---- starting and ending -------------------------------------------------------------------------------------------
+    # ---- starting and ending -----------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin with nothing but what is on disk."""
@@ -154,7 +154,7 @@ class Member:
     def certificate(self) -> str:
         return self.world.papers.certificate(self.name) if self.world.papers else ""
 
-    # ---- the trainer ---------------------------------------------------------------------------------------------------
+    # ---- the trainer -------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         self.world.tell(WORK, self, e.Worked(self.world.tokens[self.name], 1.0))
@@ -204,7 +204,7 @@ class Member:
         elif action.is_late and (work.since, work.base) == (round, action.agreement.base):
             self.left = (replace(work, waited=False),)
 
-    # ---- states ------------------------------------------------------------------------------------------------------------
+    # ---- states ------------------------------------------------------------------------------------------------------
 
     def state(self, digest: str) -> str:
         """The state of a digest, if it is here; a sentence, or empty."""
@@ -221,20 +221,20 @@ class Member:
         return is_digest_of(digest, content)
 
     def averaged(self, content: str) -> str:
-        """The all-reduce is done: what led to its state is on disk before a vote for it is. Returns the state's digest."""
+        """The all-reduce is done: what led to its state is on disk before a vote for it. Returns the state's digest."""
         digest = canonical.sha256_hex(content.encode())
         self.held[digest] = content
         self.disk.averaged = {digest: content}
         return digest
 
     def keep(self, agreement: Agreement) -> None:
-        """The head has come to the disk; of another branch than the one before, or of a later round, nothing else is."""
+        """The head has come to the disk; if it is of another branch, or of a later round, nothing else is there."""
         if agreement.base != self.disk.last.state:
             self.disk.chain.clear()
         self.disk.last, self.disk.chain[agreement.round] = Last.of(agreement), agreement
         self.disk.state = {agreement.state: self.state(agreement.state)}
 
-    # ---- what is asked of it -------------------------------------------------------------------------------------------
+    # ---- what is asked of it -----------------------------------------------------------------------------------------
 
     def said(self) -> e.Said:
         """What it tells the others of itself."""

@@ -24,7 +24,7 @@ class Paper:
 
 
 class Papers:
-    """What `peer.net.opening.Opening` is in the product: a statement's bytes are its digest, a certificate is "name/number".
+    """Stands for `peer.net.opening.Opening`: a statement's bytes are its digest, a certificate is "name/number".
 
     Attributes:
         newest: name -> the number of its newest certificate; all before have ended.
@@ -52,7 +52,7 @@ class Papers:
         made = wire.group_message(group.bare() if shown else group, "")
         return wire.group(made, group.leader, self, shown=shown)  # type: ignore[arg-type]
 
-    # ---- as `Opening` has it -------------------------------------------------------------------------------------------
+    # ---- as `Opening` has it -----------------------------------------------------------------------------------------
 
     def statement(self, kind: type, data: bytes) -> Signed[Any]:
         return self.statements[data]

@@ -1,8 +1,8 @@
 """What goes wrong in a simulated run, as data: drawn by hypothesis or from a seed, replayed, shrunk, told as a story.
 
-A `Plan` says who takes part and which `Fault`s come when; `world.simulate` plays it, the same way each time.
-Hypothesis draws some hundred plans and shrinks those that fail itself. That is too slow for ten thousand rounds, so most
-plans come from a seed (`random_plan`), and `shrink` makes one that fails small by leaving out what it can do without.
+A `Plan` says who takes part and which `Fault`s come when; `world.simulate` plays it, the same way each time. Hypothesis
+draws some hundred plans and shrinks those that fail itself. That is too slow for ten thousand rounds, so most plans
+come from a seed (`random_plan`), and `shrink` makes one that fails small by leaving out what it can do without.
 
     >>> plan = Plan((Member("a", 1), Member("b", 3)), (Fault(4, "crash", ("b",), 9),))
     >>> print(plan.story())

@@ -1,8 +1,8 @@
 """The referee: looks on, knows everything, and says what may not be.
 
 No two members stand on different states of one round in one epoch, and nobody goes back to an earlier epoch, or a round
-in it; a group averages claims for its own round and base only; no work is in two agreements of one branch, and work that is
-in none was dropped knowingly.
+in it; a group averages claims for its own round and base only; no work is in two agreements of one branch, and work
+that is in none was dropped knowingly.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Referee:
             if (claim.value.round, claim.value.base) != (agreement.round, agreement.base):
                 raise Broken(f"{_named(place)} averages {claim.value}")
 
-    # ---- work --------------------------------------------------------------------------------------------------------------
+    # ---- work --------------------------------------------------------------------------------------------------------
 
     def worked(self, name: str) -> int:
         """A member has done some work; returns its number."""

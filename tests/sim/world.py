@@ -2,9 +2,9 @@
 
     simulate(random_plan(7))      # raises Broken, or one of its kinds, with the plan's story, when a rule does not hold
 
-Everything but the core is made up: a state's digest is that of a sentence, a signature is a name, time is counted in ticks
-and goes from event to event. What `referee` says is checked all the time; and once the network is quiet, everyone stands
-on one head within two rounds.
+Everything but the core is made up: a state's digest is that of a sentence, a signature is a name, time is counted in
+ticks and goes from event to event. What `referee` says is checked all the time; and once the network is quiet, everyone
+stands on one head within two rounds.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class World:
     """The members, the network between them, and who looks on.
 
     Attributes:
-        queue: (tick, number, member, its life, what happens, to what); life 0: it happens whether the member is up or not.
+        queue: (tick, number, member, its life, what happens, to what); life 0: whether the member is up or not.
         papers: None where no certificate ends.
         host: None where nobody needs its word.
         joined: (group, attempt) -> who averages in it.
@@ -82,7 +82,7 @@ class World:
         deciding = (turns.weights(state), acceptors_after(turns.weights(state), successors))
         return all(2 * weights.get(name, 0) < sum(weights.values()) for weights in deciding)
 
-    # ---- time --------------------------------------------------------------------------------------------------------------
+    # ---- time --------------------------------------------------------------------------------------------------------
 
     def after(self, ticks: float, me: Member, do: Do, what: Any) -> None:
         """Have something happen to a member, if it is not killed before."""
@@ -134,7 +134,7 @@ class World:
             do(me, what)
         self.now = end
 
-    # ---- what happens by itself ----------------------------------------------------------------------------------------------
+    # ---- what happens by itself --------------------------------------------------------------------------------------
 
     def _gossip(self, me: Member, _: None) -> None:
         """What a member tells all others of itself, now and then."""
@@ -177,7 +177,7 @@ class World:
             if draw.random() < 0.1 and me.core is not None:
                 self.restart(me)
 
-    # ---- the host ----------------------------------------------------------------------------------------------------------
+    # ---- the host ----------------------------------------------------------------------------------------------------
 
     def _look(self, first: Member, host: Host) -> None:
         """The host's owner gives its word, if it is to be given."""
@@ -190,7 +190,7 @@ class World:
                 self.step(member, e.CoordinatorSaid(host.tip.round, word))
 
     def _die(self, first: Member, names: tuple[str, ...]) -> None:
-        """They are gone for good, as soon as the host could let others go on from what they have made, or help to make."""
+        """They are gone for good, once the host could let others go on from what they have made, or help to make."""
         assert self.host is not None
         tip = self.host.tip
         newest = max((member.last.epoch, member.last.round) for member in self.order)
@@ -211,7 +211,7 @@ class World:
             self.members[name].stop()
             self.members[name].is_dead = True
 
-    # ---- a plan --------------------------------------------------------------------------------------------------------------
+    # ---- a plan ------------------------------------------------------------------------------------------------------
 
     def storm(self) -> None:
         for planned in self.plan.members:
