@@ -220,7 +220,7 @@ def rounds_made(state: State, groups: Sequence[Collection[str]], now: float) -> 
     there = others(state, now)
     idle = (view.peer for view in there if not view.said.tokens and view.peer not in groups[-1])
     state.idle = {peer: state.idle.get(peer, 0) + 1 for peer in idle}
-    here, debts = {state.config.me, *(view.peer for view in _waiting(state, now))}, state.debts
+    here, debts = {state.config.me, *(view.peer for view in _at_work(state, now))}, state.debts
     for members in groups:
         live = here | set(members)
         share = len(members) / len(live)
@@ -231,7 +231,7 @@ def rounds_made(state: State, groups: Sequence[Collection[str]], now: float) -> 
         state.debts = {peer: debts[peer] for peer in here}
 
 
-def _waiting(state: State, now: float) -> list[View]:
+def _at_work(state: State, now: float) -> list[View]:
     """The others that train, also those that stand on the next round already, or not yet on this one."""
     return [
         view
