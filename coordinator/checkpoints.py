@@ -22,7 +22,7 @@ from typing import Any
 from coordinator import model_card
 from coordinator.ledger import Ledger
 from coordinator.run_folder import RunFolder, move_into_place, sync_tree
-from coordinator.store.database import Tables
+from coordinator.store.database import RESTORE, Tables
 from coordinator.store.rows import CheckpointRow, EvaluationRow
 from protocol import canonical, checkpoint, disk
 from protocol.checkpoint import CheckpointInfo, Contributor, Evaluation, step_name
@@ -154,7 +154,7 @@ class Checkpoints:
             elif row.round in needed:
                 raise InputError(
                     f"{final}: this checkpoint stands in the ledger, and its folder is gone",
-                    "restore the run folder from a backup",
+                    RESTORE,
                 )
         for draft in self._folder.checkpoints.glob(".*.draft"):
             shutil.rmtree(draft, ignore_errors=True)

@@ -21,7 +21,7 @@ from coordinator.first_start import Tell, first_start, source_of
 from coordinator.run import Run, make_card, open_ledger
 from coordinator.run_config import RunConfig
 from coordinator.run_folder import RunFolder
-from coordinator.store.database import Store
+from coordinator.store.database import RESTORE, Store
 from peer.training.data_file import check_file
 from protocol import checkpoint, note
 from protocol.errors import InputError, PotluckError, RunSpecError
@@ -33,8 +33,6 @@ from protocol.state import StateManifest
 from protocol.verify import verify_checkpoint
 
 logger = logging.getLogger(__name__)
-
-_RESTORE = "restore the run folder from a backup"
 
 
 def open_run(config_path: Path, config: RunConfig, folder: RunFolder, tell: Tell = logger.info) -> Run:
@@ -84,13 +82,13 @@ def _later_start(config_path: Path, folder: RunFolder, data: Path) -> Run:
     try:
         spec = RunSpec.from_bytes(folder.run_json.read_bytes())
     except PotluckError as error:
-        raise InputError(f"{folder.run_json}: {error.message}", _RESTORE) from error
+        raise InputError(f"{folder.run_json}: {error.message}", RESTORE) from error
     _check_same(RunConfig.load(config_path, spec), spec, folder, data, config_path)
     root = folder.root_key()
     card, card_bytes = _read_card(folder, spec, root)
     lora = folder.base_model if spec.method.kind == "lora" else None
     if lora is not None and base_model.model_digest(lora) != spec.model.digest:
-        raise InputError(f"{lora}: the base model was changed", _RESTORE)
+        raise InputError(f"{lora}: the base model was changed", RESTORE)
     with contextlib.ExitStack() as failed:
         ledger = open_ledger(folder, card, root)
         failed.callback(ledger.store.close)
@@ -111,11 +109,11 @@ def _read_card(folder: RunFolder, spec: RunSpec, root: RootKey) -> tuple[RunCard
     """The run card, and its signed bytes. Raises: InputError: it is not the one that belongs to this folder."""
     data = folder.run_card.read_bytes()
     if len(data) > MAX_RUN_CARD_BYTES:
-        raise InputError(f"{folder.run_card}: too long for a run card", _RESTORE)
+        raise InputError(f"{folder.run_card}: too long for a run card", RESTORE)
     try:
         card = RunCard.open(data, root.public_key)
     except PotluckError as error:
-        raise InputError(f"{folder.run_card}: {error.message}", _RESTORE) from error
+        raise InputError(f"{folder.run_card}: {error.message}", RESTORE) from error
     if card != make_card(folder, spec, card.genesis):
         raise InputError(
             f"{folder.path}: the run card names other keys or another spec than lie in the folder",
@@ -132,7 +130,7 @@ def _verified_genesis(folder: RunFolder, root: RootKey) -> StateManifest:
     """
     report = verify_checkpoint(folder.genesis, trusted={root.keyid})
     if not report.ok:
-        raise InputError(f"{folder.genesis}: {report.verdict}", _RESTORE)
+        raise InputError(f"{folder.genesis}: {report.verdict}", RESTORE)
     return checkpoint.read_info(folder.genesis).state
 
 

@@ -36,7 +36,7 @@ from protocol.errors import InputError, NetworkError
 
 BUSY_TIMEOUT_S = 10.0
 WRITE_TIMEOUT_S = 30.0
-_RESTORE = "restore the run folder from a backup"
+RESTORE = "restore the run folder from a backup"
 StoreError = SQLAlchemyError  # whatever the database raises
 StoreAway = OperationalError  # of these: it cannot be used now, since it is busy or the disk is full
 
@@ -71,7 +71,7 @@ class Store:
             self.close()
             if is_full(error, path):
                 raise disk_error(path, error) from error
-            raise InputError(f"{path}: not a database that can be read: {error.orig}", _RESTORE) from error
+            raise InputError(f"{path}: not a database that can be read: {error.orig}", RESTORE) from error
         except InputError:
             self.close()
             raise
@@ -127,7 +127,7 @@ def _prepare(engine: Engine, path: Path) -> None:
             raise InputError(f"{path}: expected schema {SCHEMA_VERSION}, got {version}", "use a newer Potluck")
         damage = connection.exec_driver_sql(CHECK).scalar_one()
         if damage != "ok":
-            raise InputError(f"{path}: the database is damaged: {damage}", _RESTORE)
+            raise InputError(f"{path}: the database is damaged: {damage}", RESTORE)
         Base.metadata.create_all(connection)
         connection.exec_driver_sql(NAME_REPORTERS)
         connection.exec_driver_sql(SET_VERSION)
