@@ -43,10 +43,10 @@ from protocol import disk
 from protocol.backoff import Backoff
 from protocol.disk import write_file
 from protocol.errors import PotluckError
+from protocol.invite import VERSION as INVITE_VERSION
 from protocol.invite import Invite
 from protocol.leaving import LeaveSignals
 from protocol.parts import Failure, SupervisedThread
-from protocol.rpc import SWARM_VERSION
 from protocol.status import RunStatus
 
 logger = logging.getLogger(__name__)
@@ -208,7 +208,7 @@ class Host:
             tls=identity.digest,
             root=run.root.keyid,
             code=code,
-            version=SWARM_VERSION,
+            version=INVITE_VERSION,
         )
         self._write_invites(folder)
 

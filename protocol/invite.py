@@ -2,8 +2,9 @@
 
 potluck1.<base64url of a payload>.<first 8 hex digits of its SHA-256>
 
-The payload is canonical JSON; in version 2, which is for members that speak version 2 (`protocol.rpc.SWARM_VERSION`),
-after `TO_OLDER_ONES`. A Potluck of before stops at that part, which has a key twice, and prints the key.
+The payload is canonical JSON; in version 2 it stands after `TO_OLDER_ONES`. A Potluck of before, which would not
+understand the members, stops at that part, which has a key twice, and prints the key. Later ones are told when they
+announce themselves (`protocol.rpc.SWARM_VERSION`).
 
 {"addresses":["203.0.113.7:4700"],"code":"…","root":"<fingerprint>","run":"<digest>","tls":"<certificate's SHA-256>"}
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,6 +30,7 @@ from protocol.digests import Digest
 from protocol.errors import FormatError
 
 MAX_INVITE_CHARS = 4096
+VERSION: Final = 2  # of invites that are written now
 PREFIX = "potluck1."
 _UPDATE = "this run needs a newer Potluck: git pull, or pip install -U potluck"
 TO_OLDER_ONES = f'{{"{_UPDATE}":0,"{_UPDATE}":0}}'.encode()

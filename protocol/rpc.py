@@ -18,7 +18,7 @@ from protocol.agreement import MAX_AGREEMENT_BYTES
 from protocol.errors import FormatError
 from protocol.keys import PeerIdentity, verify_peer_signature
 
-SWARM_VERSION: Final = 2  # of what members say to each other; whoever announces a lower one is told to update
+SWARM_VERSION: Final = 3  # of what members say to each other; whoever announces a lower one is told to update
 TLS_NAME = "potluck"  # the name in the coordinator's certificate, whatever its address
 HINT_KEY = "potluck-hint-bin"  # trailing metadata: an error's hint, UTF-8
 MAX_MESSAGE_BYTES = MAX_AGREEMENT_BYTES + (1 << 20)  # either way
