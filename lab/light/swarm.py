@@ -52,10 +52,8 @@ def _committed(me: str, head: Head, report: RoundReport) -> Event:
 def _claimed(claim: Any) -> Event:
     """A member's own tokens in a round: those of the round, and how many of older ones count."""
     if claim is None:
-        return {"tokens": 0, "late": 0, "late_counted": 0, "waited": 0}
-    late, waited = (claim.late.tokens, claim.late.waited or 0) if claim.late else (0, 0)
-    counted = claim.late.worth if claim.late else 0
-    return {"tokens": claim.tokens, "late": late, "late_counted": counted, "waited": waited}
+        return {"tokens": 0, "late_counted": 0}
+    return {"tokens": claim.tokens, "late_counted": claim.late.worth if claim.late else 0}
 
 
 def traffic(swarm: Swarm) -> Event:
