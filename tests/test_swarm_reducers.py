@@ -45,7 +45,7 @@ def test_members_whom_nobody_reaches_average_through_those_that_only_reduce(
             await until(all_know)
             for home in homes:
                 home.train()
-            await agreed([*homes, *helpers], 2)
+            await agreed([*homes, *helpers], 3)
             for home in homes:
                 agreement = home.heads[-1].agreement
                 assert agreement is not None
