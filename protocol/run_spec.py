@@ -89,6 +89,27 @@ class DataRules(Section):
     later: ClassVar[frozenset[str]] = frozenset({"rules", "template_date"})
 
 
+class SequenceRules(Section):
+    """How prepared data become sequences of tokens (`[sequences]` beside `[[data]]`); as in `DataRules`."""
+
+    sequence_length: int = Field(default=512, ge=8, le=1 << 20)  # tokens
+    packing: bool = True
+    held_out: float = Field(default=0.002, gt=0, lt=0.5)  # share of records that nobody trains on
+    held_out_sequences: int = Field(default=256, ge=1, le=100_000)  # of them, that are evaluated
+    template_date: Day | None = None
+    mirrors: tuple[Annotated[str, Field(pattern=r"^https?://", max_length=500)], ...] = ()  # folders with the shards
+
+
+class SourceRules(Section):
+    """One source of prepared data."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+    kind: Literal["text", "jsonl", "chat"] = "text"
+    text_field: Short = "text"  # jsonl
+    license: Short  # SPDX id
+    weight: Positive = 1.0  # how often it is drawn from, against the others
+
+
 class Method(Section):
     kind: Literal["full", "lora"] = "full"
     rank: int = Field(default=16, ge=1, le=1024)  # lora
@@ -195,6 +216,12 @@ class PinnedData(DataRules):
         if self.kind == "chat" and self.rules > 1 and self.template_date is None:
             raise ValueError("template_date is missing: without it chats would give other tokens each day")
         return self
+
+
+class PinnedDataSet(SequenceRules):
+    sources: Annotated[tuple[SourceRules, ...], Field(min_length=1, max_length=64)]
+    digest: Digest  # SHA-256 of the manifest: `protocol.data_manifest`
+    size_bytes: int = Field(ge=1)  # of the manifest
 
 
 class RunSpec(Section):
