@@ -25,8 +25,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     SerializerFunctionWrapHandler,
+    Tag,
     ValidationError,
     model_serializer,
     model_validator,
@@ -211,6 +213,10 @@ class PinnedData(DataRules):
     digest: Digest  # SHA-256 of the file
     size_bytes: int = Field(ge=1)
 
+    @property
+    def licenses(self) -> tuple[str, ...]:
+        return (self.license,)
+
     @model_validator(mode="after")
     def _a_day_for_templates(self) -> PinnedData:
         if self.kind == "chat" and self.rules > 1 and self.template_date is None:
@@ -223,6 +229,16 @@ class PinnedDataSet(SequenceRules):
     digest: Digest  # SHA-256 of the manifest: `protocol.data_manifest`
     size_bytes: int = Field(ge=1)  # of the manifest
 
+    @property
+    def licenses(self) -> tuple[str, ...]:
+        """Each once, in the order of the sources."""
+        return tuple(dict.fromkeys(source.license for source in self.sources))
+
+
+def _file_or_set(value: Any) -> str:
+    sources = "sources" in value if isinstance(value, dict) else isinstance(value, PinnedDataSet)
+    return "set" if sources else "file"
+
 
 class RunSpec(Section):
     """What is pinned: no path, no address, nothing of the host's machine."""
@@ -230,7 +246,9 @@ class RunSpec(Section):
     version: Literal[1] = 1
     run: RunSection
     model: PinnedModel
-    data: PinnedData
+    data: Annotated[
+        Annotated[PinnedData, Tag("file")] | Annotated[PinnedDataSet, Tag("set")], Discriminator(_file_or_set)
+    ]
     method: Method
     sync: Sync
     inner: InnerOptimizer

@@ -15,10 +15,12 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from peer.link.client import CoordinatorClient
+from peer.link.downloads import STREAM_TIMEOUT_S, fetch, read_url
 from protocol.backoff import Backoff
 from protocol.data_manifest import ShardEntry
 from protocol.disk import disk_error
@@ -31,6 +33,34 @@ Source = Callable[[ShardEntry, Path], object]  # brings a shard to a path, verif
 WAIT_S = 3600.0  # for one shard, while no source gives it
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 CLOSE_S = 5.0
+CALL_S, ATTEMPTS = 10.0, 3  # of a mirror: then the next source is asked
+
+
+def from_mirror(base: str) -> Source:
+    """Shards from a folder on the web: `BASE/DIGEST.safetensors`."""
+
+    def bring(entry: ShardEntry, path: Path) -> None:
+        url = f"{base.rstrip('/')}/{entry.digest}.safetensors"
+
+        def read(offset: int) -> Iterator[bytes]:
+            return read_url(url, offset, CALL_S, STREAM_TIMEOUT_S)
+
+        fetch(read, path.name, entry.digest, entry.size_bytes, path, None, ATTEMPTS)
+
+    return bring
+
+
+def from_coordinator(client: CoordinatorClient, certificate: Callable[[], str]) -> Source:
+    """Shards from the run's coordinator.
+
+    Args:
+        certificate: gives the member's of the moment.
+    """
+
+    def bring(entry: ShardEntry, path: Path) -> None:
+        client.fetch_file(certificate(), entry.digest, entry.size_bytes, path)
+
+    return bring
 
 
 class ShardCache:

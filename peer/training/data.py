@@ -35,7 +35,7 @@ from peer.training.notes import LONG, UNKNOWN, UNPREDICTED, Notes
 from peer.training.records import Record, check_records, read_records, read_text
 from peer.training.repeats import repeated
 from protocol.errors import InputError
-from protocol.run_spec import DataRules, RunSpec
+from protocol.run_spec import DataRules, PinnedDataSet, RunSpec
 
 __all__ = ["Dataset", "Sequences", "draw", "load_dataset"]
 NO_LOSS = -100  # torch.nn.functional.cross_entropy's ignore_index
@@ -168,6 +168,8 @@ def load_dataset(spec: RunSpec, tokenizer: Any, data_path: Path) -> Dataset:
     Raises:
         InputError: unreadable, a bad record (its line is named), or too little data.
     """
+    if isinstance(spec.data, PinnedDataSet):
+        raise ValueError("prepared data are opened by `peer.training.dataset.sharded`")
     return build_dataset(spec.data, tokenizer, data_path)
 
 
