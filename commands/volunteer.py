@@ -31,6 +31,9 @@ def join(
         str, typer.Option(help="Address and port for other members; port 0: any free one.")
     ] = "0.0.0.0:0",
     announce: Annotated[str | None, typer.Option(help="Host name or address others reach you by, if another.")] = None,
+    data_cache: Annotated[
+        float, typer.Option(min=0.1, help="GB on disk for the run's data, where they are fetched in parts.")
+    ] = 5.0,
     reduce_only: Annotated[
         bool,
         typer.Option(
@@ -61,6 +64,7 @@ def join(
         device=usable_device(device),
         threads=threads,
         precision=precision,
+        cache_bytes=int(data_cache * 1e9),
         swarm=SwarmConfig(listen=listen, announce=announce, reduce_only=reduce_only),
     )
     _take_part(parsed, config, _screen(config, yes=yes, as_json=json_output, details=verbose))

@@ -13,12 +13,14 @@ import torch
 
 from coordinator.uploads import PARAMETERS
 from peer.training.data import Dataset, load_dataset
+from peer.training.dataset.shard_folder import ShardFolder
+from peer.training.dataset.sharded import prepared_dataset
 from peer.training.evaluate import held_out_loss
 from peer.training.model import TrainableModel, load_tokenizer, load_trainable
 from peer.training.quiet import no_progress_bars
 from protocol.checkpoint import Evaluation
 from protocol.errors import VerificationError
-from protocol.run_spec import RunSpec
+from protocol.run_spec import PinnedDataSet, RunSpec
 
 
 class Evaluator:
@@ -27,7 +29,7 @@ class Evaluator:
     Args:
         genesis_model: the `model/` folder of the genesis.
         base_model: LoRA: the base model's folder.
-        data: the run's data file.
+        data: the run's data file, or the folder of its prepared data.
         dataset: what it holds, if it was read before.
     """
 
@@ -49,7 +51,11 @@ class Evaluator:
     def dataset(self) -> Dataset:
         """What the data file holds, read when first needed. Raises: InputError: it cannot be read."""
         if self._dataset is None:
-            self._dataset = load_dataset(self._spec, load_tokenizer(self.genesis_model), self.data)
+            if isinstance(self._spec.data, PinnedDataSet):
+                shards = ShardFolder(self.data)
+                self._dataset = prepared_dataset(self._spec, shards.manifest, shards, self._loaded().rows)
+            else:
+                self._dataset = load_dataset(self._spec, load_tokenizer(self.genesis_model), self.data)
         return self._dataset
 
     def load(self, state_folder: Path) -> None:

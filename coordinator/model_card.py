@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from protocol.checkpoint import Contributor, Evaluation
 from protocol.run_card import RunCard
+from protocol.run_spec import PinnedData, RunSpec
 
 MAX_NAMED = 100  # contributors in the table; checkpoint.json names all
 
@@ -60,7 +61,7 @@ their own machines with Potluck. Run `{card.run}`.
 ## Model, data, licences
 
 - base model: {spec.model.name}, licence {spec.model.license}
-- data: SHA-256 `{spec.data.digest}`, {spec.data.size_bytes:,} bytes, licence {spec.data.license}
+{_data(spec)}
 
 {_HOW_TO_VERIFY.format(fingerprint=fingerprint)}"""
 
@@ -86,13 +87,26 @@ ledger that lists every contribution.
 def license_text(card: RunCard) -> str:
     """LICENSE: what the model and the data are licensed under."""
     spec = card.spec
+    named = dict.fromkeys([spec.model.license, *spec.data.licenses])
+    links = "\n".join(f"https://spdx.org/licenses/{name}.html" for name in named)
     return f"""This model was made from {spec.model.name}, licensed under {spec.model.license},
-and trained on data licensed under {spec.data.license} (SHA-256 {spec.data.digest}).
+and trained on data licensed under {" and ".join(spec.data.licenses)} (SHA-256 {spec.data.digest}).
 
 The texts of licences with an SPDX identifier are at
-https://spdx.org/licenses/{spec.model.license}.html
-https://spdx.org/licenses/{spec.data.license}.html
+{links}
 """
+
+
+def _data(spec: RunSpec) -> str:
+    data = spec.data
+    if isinstance(data, PinnedData):
+        return f"- data: SHA-256 `{data.digest}`, {data.size_bytes:,} bytes, licence {data.license}"
+    total = sum(source.weight for source in data.sources)
+    lines = [f"- data: {len(data.sources)} sources, SHA-256 of their manifest `{data.digest}`"]
+    lines += [
+        f"  - {item.name}: {item.weight / total:.1%}, {item.kind}, licence {item.license}" for item in data.sources
+    ]
+    return "\n".join(lines)
 
 
 def _table(contributors: Sequence[Contributor]) -> str:

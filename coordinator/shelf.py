@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.run import Run
+from peer.training.dataset.shard_folder import ShardFolder
 from protocol import checkpoint
 from protocol.errors import InputError
 from protocol.files import file_sha256, hash_folder, list_files, open_regular
@@ -21,6 +22,7 @@ from protocol.keys import public_pem
 from protocol.model_signature import ModelSignature
 from protocol.rpc import PART_BYTES
 from protocol.run_card import RunCard
+from protocol.run_spec import PinnedDataSet
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,12 @@ class FileShelf:
         """Offer one file whose digest is known."""
         self._files[sha256] = (path, size_bytes)
 
+    def add_shards(self, shards: ShardFolder, data: PinnedDataSet) -> None:
+        """Offer prepared data; each shard was hashed when it was written, and whoever fetches it does so again."""
+        self.add_file(shards.manifest_path, data.digest, data.size_bytes)
+        for entry in (*shards.manifest.shards, shards.manifest.held_out):
+            self.add_file(shards.path(entry), entry.digest, entry.size_bytes)
+
     def read(self, sha256: str, offset: int) -> Iterator[bytes]:
         """The bytes from `offset` on, at most 1 MiB at a time.
 
@@ -103,7 +111,10 @@ class Offer:
     def of(cls, run: Run) -> Offer:
         """Raises: as `FileShelf.add_folder` and `FileShelf.add_checkpoint`."""
         shelf, evaluator, data = FileShelf(), run.evaluator, run.card.spec.data
-        shelf.add_file(evaluator.data, data.digest, data.size_bytes)
+        if isinstance(data, PinnedDataSet):
+            shelf.add_shards(ShardFolder(evaluator.data), data)
+        else:
+            shelf.add_file(evaluator.data, data.digest, data.size_bytes)
         return cls(
             card=run.card,
             card_bytes=run.card_bytes,

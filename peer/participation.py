@@ -65,6 +65,7 @@ class PeerConfig:
     device: str = "cpu"
     threads: int | None = None  # CPU threads for torch; None: torch's choice
     precision: str = "auto"  # of the forward and backward passes: auto, bf16, fp16, fp32
+    cache_bytes: int = 5 << 30  # that prepared data may take on disk
     swarm: SwarmConfig = field(default_factory=SwarmConfig)
 
     @property

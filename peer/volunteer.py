@@ -10,6 +10,7 @@ When the coordinator is away and this peer has joined before, what is on disk is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,16 +20,22 @@ from peer.disk.receipts import Receipts
 from peer.handing_on import Outcome
 from peer.link.client import CoordinatorClient
 from peer.link.newcomer import Admitted, Newcomer, RunOver
+from peer.link.shard_cache import ShardCache, from_coordinator, from_mirror
 from peer.participation import Participation, PeerConfig
 from peer.screen.screen import Screen, tell_failure, tell_over
 from peer.training.data import load_dataset
+from peer.training.dataset.sharded import Shards, prepared_dataset
 from peer.training.model import load_trainable
 from peer.training.work import LocalWork
+from protocol.data_manifest import DataManifest
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity
 from protocol.leaving import LeaveSignals
 from protocol.parts import Failure
+from protocol.run_spec import PinnedDataSet
 from protocol.trust import trust
+
+OpenShards = Callable[[Admitted], Shards]
 
 
 class Volunteer:
@@ -55,7 +62,13 @@ class Volunteer:
             folder = PeerFolder(config.home, self._invite.run)
             stack.callback(folder.close)
             newcomer = Newcomer(
-                self._invite, self._client, self._identity, folder, self._screen, reduce_only=reduce_only
+                self._invite,
+                self._client,
+                self._identity,
+                folder,
+                self._screen,
+                reduce_only=reduce_only,
+                cache_bytes=config.cache_bytes,
             )
             admitted = newcomer.admit()
             if admitted is None:
@@ -67,7 +80,7 @@ class Volunteer:
             work = None
             if not reduce_only:
                 sizes = folder.place("micro-batch.json")
-                work = load_work(admitted, self._identity.peer_id, config, self._screen, sizes)
+                work = load_work(admitted, self._identity.peer_id, config, self._screen, sizes, self._shards(stack))
             self._screen.step("reducing" if reduce_only else "finding-members")
             self.took_part = True
             receipts = self._receipts(folder)
@@ -77,6 +90,19 @@ class Volunteer:
             participation.take_part(work)
             self.outcome = participation.outcome
         return True
+
+    def _shards(self, stack: ExitStack) -> OpenShards:
+        """What opens the cache of the run's prepared data, until the peer has left."""
+
+        def open_shards(admitted: Admitted) -> ShardCache:
+            data, held = admitted.card.spec.data, admitted.certificate
+            assert isinstance(data, PinnedDataSet)
+            sources = [*map(from_mirror, data.mirrors), from_coordinator(self._client, lambda: held.token)]
+            folder = admitted.files.data.parent / "shards"
+            cache = ShardCache(folder, sources, self._config.cache_bytes, self.failed)
+            return stack.enter_context(cache)
+
+        return open_shards
 
     def failed(self, failure: Failure) -> None:
         """A part of this program has failed by a mistake of ours: the owner is told."""
@@ -99,11 +125,14 @@ class Volunteer:
         )
 
 
-def load_work(admitted: Admitted, peer_id: str, config: PeerConfig, screen: Screen, sizes: Path) -> LocalWork:
+def load_work(
+    admitted: Admitted, peer_id: str, config: PeerConfig, screen: Screen, sizes: Path, open_shards: OpenShards
+) -> LocalWork:
     """The model and the data of a run, ready to train.
 
     Args:
         sizes: where it is remembered how many sequences a pass takes on this card.
+        open_shards: opens the cache for prepared data.
 
     Raises:
         PotluckError: files that are no model or no data, or that do not fit each other.
@@ -116,6 +145,10 @@ def load_work(admitted: Admitted, peer_id: str, config: PeerConfig, screen: Scre
     spec, files = admitted.card.spec, admitted.files
     model = load_trainable(spec, files.genesis / "model", files.base_model, config.device)
     screen.step("reading-data")
-    dataset = load_dataset(spec, model.tokenizer, files.data)
+    if isinstance(spec.data, PinnedDataSet):
+        manifest = DataManifest.from_bytes(files.data.read_bytes())
+        dataset = prepared_dataset(spec, manifest, open_shards(admitted), model.rows)
+    else:
+        dataset = load_dataset(spec, model.tokenizer, files.data)
     model.check_fits(dataset)
     return LocalWork(model, dataset, spec, peer_id, wanted=config.precision, sizes=sizes)

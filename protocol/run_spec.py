@@ -25,8 +25,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     SerializerFunctionWrapHandler,
+    Tag,
     ValidationError,
     model_serializer,
     model_validator,
@@ -87,6 +89,27 @@ class DataRules(Section):
     rules: Literal[1, 2] = 1  # how the file becomes tokens: `peer.training.data`; new runs have 2
     template_date: Day | None = None  # chat: what templates are told the day is (UTC); default: that of the first start
     later: ClassVar[frozenset[str]] = frozenset({"rules", "template_date"})
+
+
+class SequenceRules(Section):
+    """How prepared data become sequences of tokens (`[sequences]` beside `[[data]]`); as in `DataRules`."""
+
+    sequence_length: int = Field(default=512, ge=8, le=1 << 20)  # tokens
+    packing: bool = True
+    held_out: float = Field(default=0.002, gt=0, lt=0.5)  # share of records that nobody trains on
+    held_out_sequences: int = Field(default=256, ge=1, le=100_000)  # of them, that are evaluated
+    template_date: Day | None = None
+    mirrors: tuple[Annotated[str, Field(pattern=r"^https?://", max_length=500)], ...] = ()  # folders with the shards
+
+
+class SourceRules(Section):
+    """One source of prepared data."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+    kind: Literal["text", "jsonl", "chat"] = "text"
+    text_field: Short = "text"  # jsonl
+    license: Short  # SPDX id
+    weight: Positive = 1.0  # how often it is drawn from, against the others
 
 
 class Method(Section):
@@ -190,11 +213,31 @@ class PinnedData(DataRules):
     digest: Digest  # SHA-256 of the file
     size_bytes: int = Field(ge=1)
 
+    @property
+    def licenses(self) -> tuple[str, ...]:
+        return (self.license,)
+
     @model_validator(mode="after")
     def _a_day_for_templates(self) -> PinnedData:
         if self.kind == "chat" and self.rules > 1 and self.template_date is None:
             raise ValueError("template_date is missing: without it chats would give other tokens each day")
         return self
+
+
+class PinnedDataSet(SequenceRules):
+    sources: Annotated[tuple[SourceRules, ...], Field(min_length=1, max_length=64)]
+    digest: Digest  # SHA-256 of the manifest: `protocol.data_manifest`
+    size_bytes: int = Field(ge=1)  # of the manifest
+
+    @property
+    def licenses(self) -> tuple[str, ...]:
+        """Each once, in the order of the sources."""
+        return tuple(dict.fromkeys(source.license for source in self.sources))
+
+
+def _file_or_set(value: Any) -> str:
+    sources = "sources" in value if isinstance(value, dict) else isinstance(value, PinnedDataSet)
+    return "set" if sources else "file"
 
 
 class RunSpec(Section):
@@ -203,7 +246,9 @@ class RunSpec(Section):
     version: Literal[1] = 1
     run: RunSection
     model: PinnedModel
-    data: PinnedData
+    data: Annotated[
+        Annotated[PinnedData, Tag("file")] | Annotated[PinnedDataSet, Tag("set")], Discriminator(_file_or_set)
+    ]
     method: Method
     sync: Sync
     inner: InnerOptimizer

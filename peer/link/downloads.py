@@ -51,6 +51,7 @@ def fetch(
     size_bytes: int,
     destination: Path,
     progress: Progress | None,
+    attempts: int = FETCH_ATTEMPTS,
 ) -> Path:
     """Bring one file to `destination` from a source that can be read from any offset; returns `destination`.
 
@@ -59,7 +60,7 @@ def fetch(
         name: what `progress` is told.
 
     Raises:
-        NetworkError: the source failed `FETCH_ATTEMPTS` times in a row without a new byte.
+        NetworkError: the source failed `attempts` times in a row without a new byte.
         VerificationError: twice the wrong bytes; once may be a leftover of an earlier attempt.
     """
     if is_complete(destination, sha256, size_bytes):
@@ -86,7 +87,7 @@ def fetch(
             if download.received > before:
                 backoff.worked()
             pause_s = backoff.failed()
-            if backoff.failures >= FETCH_ATTEMPTS:
+            if backoff.failures >= attempts:
                 raise broken
             time.sleep(pause_s)
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from peer.link.answers import RunDescription
+from peer.link.run_files import data_path
 from peer.screen.terms import JoinTerms
 from peer.training.memory import memory_needed_bytes, update_bytes
 from protocol.invite import Invite
-from protocol.run_spec import RunSpec
+from protocol.run_spec import PinnedDataSet, RunSpec
 from protocol.status import RunStatus
 
 _KEPT_CHECKPOINTS = 2  # as far back as a peer keeps rounds: `peer.disk.kept_states.KEPT_STATES`
@@ -21,29 +22,39 @@ _MEASURED_OVER = 6  # evaluations
 
 
 def terms_of(
-    invite: Invite, run: RunDescription, status: RunStatus | None, folder: Path, *, reduce_only: bool = False
+    invite: Invite,
+    run: RunDescription,
+    status: RunStatus | None,
+    folder: Path,
+    *,
+    reduce_only: bool = False,
+    cache_bytes: int = 0,
 ) -> JoinTerms:
     """The terms of a run.
 
     Args:
         status: how the run stands; None: the coordinator did not say.
         folder: the run's folder here.
+        cache_bytes: that prepared data may take.
     """
     spec = run.card.spec
     needed = {folder / "step-000000" / file.path: file.size_bytes for file in run.genesis_files}
     if not reduce_only:
         needed |= {folder / "base-model" / file.path: file.size_bytes for file in run.model_files}
-        needed[folder / "data" / "data"] = spec.data.size_bytes
+        needed[data_path(folder, spec)] = spec.data.size_bytes
     here = sum(min(_present_bytes(path), size) for path, size in needed.items())
     live = None if status is None else sum(peer.last_seen_s is not None for peer in status.peers)
     travels = 2 * update_bytes(spec)  # to those who average a part each, and what this peer averages to all others
+    kept = _kept_bytes(spec, reduce_only=reduce_only)
+    if isinstance(spec.data, PinnedDataSet) and not reduce_only:
+        kept += cache_bytes
     return JoinTerms(
         card=run.card,
         address=invite.addresses[0],
         root=invite.root,
         download_bytes=sum(needed.values()) - here,
         here_bytes=here,
-        disk_bytes=sum(needed.values()) + _kept_bytes(spec, reduce_only=reduce_only),
+        disk_bytes=sum(needed.values()) + kept,
         memory_bytes=memory_needed_bytes(spec, reduce_only=reduce_only),
         round=None if status is None else status.round,
         members=live,

@@ -22,7 +22,7 @@ from peer.link.clock import ClockWrong, tell_clock
 from peer.link.downloads import is_complete
 from peer.link.estimate import terms_of
 from peer.link.held_certificate import HeldCertificate
-from peer.link.run_files import is_genesis
+from peer.link.run_files import data_path, is_genesis
 from peer.screen.screen import Screen
 from peer.screen.terms import JoinTerms
 from peer.training import nf4
@@ -71,10 +71,11 @@ class Newcomer:
         screen: Screen,
         *,
         reduce_only: bool = False,
+        cache_bytes: int = 0,
     ) -> None:
         self._invite, self._client, self._identity = invite, client, identity
         self._folder, self._screen = folder, screen
-        self._reduce_only = reduce_only
+        self._reduce_only, self._cache_bytes = reduce_only, cache_bytes
         self._agreed = False
 
     def admit(self) -> Admitted | RunOver | None:
@@ -139,7 +140,14 @@ class Newcomer:
         except (NetworkError, FormatError) as error:  # estimates want it, nothing else does
             logger.info("the coordinator does not say how the run stands: %s", error.message)
             status = None
-        return terms_of(self._invite, description, status, self._folder.path, reduce_only=self._reduce_only)
+        return terms_of(
+            self._invite,
+            description,
+            status,
+            self._folder.path,
+            reduce_only=self._reduce_only,
+            cache_bytes=self._cache_bytes,
+        )
 
     # ---- while the coordinator is away -------------------------------------------------------------------------------
 
@@ -187,7 +195,7 @@ class Newcomer:
         """The run's files, if all of them are what the card pins."""
         path, spec = self._folder.path, card.spec
         base = path / "base-model" if spec.method.kind == "lora" and not self._reduce_only else None
-        files = RunFiles(path / "step-000000", base, path / "data" / "data")
+        files = RunFiles(path / "step-000000", base, data_path(path, spec))
         try:
             whole = is_genesis(files.genesis, card, self._invite.root)
             if not self._reduce_only:

@@ -19,7 +19,7 @@ from protocol.disk import set_aside
 from protocol.errors import VerificationError
 from protocol.keys import fingerprint, load_public_pem
 from protocol.run_card import RunCard
-from protocol.run_spec import PinnedData
+from protocol.run_spec import PinnedData, PinnedDataSet, RunSpec
 from protocol.verify import verify_checkpoint
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def fetch_run_files(
 
     Raises: as `CoordinatorClient.fetch_file`; VerificationError: the genesis does not hold, and was deleted.
     """
-    genesis, base_model, data = folder / "step-000000", folder / "base-model", folder / "data" / "data"
+    genesis, base_model, data = folder / "step-000000", folder / "base-model", data_path(folder, run.card.spec)
 
     def bring(files: Iterable[RemoteFile], into: Path) -> None:
         for file in files:
@@ -71,6 +71,11 @@ def fetch_run_files(
     return RunFiles(genesis, base_model if run.model_files else None, data)
 
 
+def data_path(folder: Path, spec: RunSpec) -> Path:
+    """Where a run's data lie: the file, or the manifest of what was prepared."""
+    return folder / "data" / ("manifest.json" if isinstance(spec.data, PinnedDataSet) else "data")
+
+
 def is_genesis(genesis: Path, card: RunCard, root: str) -> bool:
     """Whether a folder is the run's genesis, whole and signed.
 
@@ -88,9 +93,13 @@ def is_genesis(genesis: Path, card: RunCard, root: str) -> bool:
 
 
 def _fetch_data(
-    client: CoordinatorClient, pinned: PinnedData, certificate: str, destination: Path, progress: Progress | None
+    client: CoordinatorClient,
+    pinned: PinnedData | PinnedDataSet,
+    certificate: str,
+    destination: Path,
+    progress: Progress | None,
 ) -> None:
-    if pinned.url is None:
+    if isinstance(pinned, PinnedDataSet) or pinned.url is None:
         client.fetch_file(certificate, pinned.digest, pinned.size_bytes, destination, progress)
         return
     url = pinned.url

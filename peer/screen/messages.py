@@ -79,6 +79,7 @@ _MESSAGES = {
     "data-text": "plain text, {size}",
     "data-jsonl": "texts, {size}",
     "data-chat": "conversations, {size}",
+    "data-prepared": "{names}, fetched in parts as they are needed",
     "data-from": "{data}, from {place}",
     "download": "to download",
     "partly-here": " (besides {size} that are here already)",

@@ -22,6 +22,7 @@ from peer.screen.terms import JoinTerms, duration
 from peer.sync.shelf import Head
 from peer.trainer import WorkReport
 from protocol import words
+from protocol.run_spec import PinnedDataSet, RunSpec
 
 _REFRESH_S = 0.25
 _AVERAGING = STAGES[STAGES.index("group") : STAGES.index("kept")]  # what is said when "kept" comes: the round is over
@@ -75,10 +76,7 @@ class TerminalScreen:
         whole = spec.model.parameters == spec.model.trainable
         model = say("model-whole" if whole else "model-part", name=spec.model.name, total=total, trainable=trained)
         yield "model", say("with-licence", what=model, licence=spec.model.license)
-        data = say(f"data-{spec.data.kind}", size=_bytes(spec.data.size_bytes))
-        if spec.data.url is not None:
-            data = say("data-from", data=data, place=urllib.parse.urlsplit(spec.data.url).netloc)
-        yield "data", say("with-licence", what=data, licence=spec.data.license)
+        yield "data", self._data(spec)
         here = say("partly-here", size=_bytes(terms.here_bytes)) if terms.here_bytes else ""
         yield "download", _bytes(terms.download_bytes) + here
         yield "disk", say("about", what=_bytes(terms.disk_bytes))
@@ -90,6 +88,17 @@ class TerminalScreen:
         if self._details:
             parts = [spec.method.kind, spec.method.base, spec.sync.method, spec.sync.wire]
             yield "details", f"{', '.join(parts)}, {spec.sync.fragments}; {terms.card.run}"
+
+    def _data(self, spec: RunSpec) -> str:
+        say, data = self._text, spec.data
+        if isinstance(data, PinnedDataSet):
+            names = ", ".join(source.name for source in data.sources)
+            licences = ", ".join(dict.fromkeys(source.license for source in data.sources))
+            return say("with-licence", what=say("data-prepared", names=names), licence=licences)
+        told = say(f"data-{data.kind}", size=_bytes(data.size_bytes))
+        if data.url is not None:
+            told = say("data-from", data=told, place=urllib.parse.urlsplit(data.url).netloc)
+        return say("with-licence", what=told, licence=data.license)
 
     def _traffic(self, terms: JoinTerms) -> str:
         hourly = terms.traffic_bytes_per_hour

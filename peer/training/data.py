@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -35,12 +35,32 @@ from peer.training.notes import LONG, UNKNOWN, UNPREDICTED, Notes
 from peer.training.records import Record, check_records, read_records, read_text
 from peer.training.repeats import repeated
 from protocol.errors import InputError
-from protocol.run_spec import DataRules, RunSpec
+from protocol.run_spec import DataRules, PinnedDataSet, RunSpec
 
 __all__ = ["Dataset", "Sequences", "draw", "load_dataset"]
 NO_LOSS = -100  # torch.nn.functional.cross_entropy's ignore_index
 _WIDTHS = 32  # tokens; a batch's width is a multiple, so that a device sees few different ones
 _HELD_OUT = b"potluck-held-out-v1\n"
+
+
+class TrainingData(Protocol):
+    """What a peer draws from. `rows` are whatever `draw` gave."""
+
+    @property
+    def longest(self) -> int:
+        """T of the longest sequence that there may be."""
+
+    def draw(self, seed: int, round: int, peer_id: str, first: int, count: int) -> list[Any]:
+        """Draws `first` to `first + count - 1` of a peer for a round."""
+
+    def example(self) -> Any:
+        """Any row, to try a pass on."""
+
+    def counts(self, rows: Sequence[Any]) -> tuple[int, int]:
+        """(tokens that are predicted, tokens that are read) in these sequences; padding is in neither."""
+
+    def batch(self, rows: Sequence[Any], device: str | torch.device = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+        """(tokens_BT, labels_BT), int64; labels are the tokens, or -100 where there is no loss (not shifted)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,21 +85,44 @@ class Sequences:
         """How many tokens of each sequence are predicted; the first of a sequence never is."""
         return tuple(self.loss_ST[:, 1:].sum(dim=1).tolist())
 
+    @property
+    def longest(self) -> int:
+        return self.tokens_ST.shape[1]
+
+    def draw(self, seed: int, round: int, peer_id: str, first: int, count: int) -> list[int]:
+        return draw(seed, round, peer_id, first, count, len(self))
+
+    def example(self) -> int:
+        return 0
+
+    def counts(self, rows: Sequence[int]) -> tuple[int, int]:
+        return sum(self.loss_tokens[row] for row in rows), sum(self.lengths[row] for row in rows)
+
     def width(self, indices: Sequence[int]) -> int:
         """T of a batch of these sequences: padding that all of them have is left out."""
-        longest = max(self.lengths[row] for row in indices)
-        return min(-(-longest // _WIDTHS) * _WIDTHS, self.tokens_ST.shape[1])
+        return batch_width(max(self.lengths[row] for row in indices), self.longest)
 
     def batch(self, indices: Sequence[int], device: str | torch.device = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
-        """(tokens_BT, labels_BT), int64; labels are the tokens, or -100 where there is no loss (not shifted)."""
         rows, width = torch.tensor(indices, dtype=torch.int64), self.width(indices)
-        tokens_BT = self.tokens_ST[rows, :width].to(torch.int64)
-        labels_BT = tokens_BT.masked_fill(~self.loss_ST[rows, :width], NO_LOSS)
-        if torch.device(device).type != "cuda":
-            return tokens_BT.to(device), labels_BT.to(device)
-        # from other memory torch would wait until the device has done all that it was asked for
-        pinned = tokens_BT.pin_memory(), labels_BT.pin_memory()
-        return pinned[0].to(device, non_blocking=True), pinned[1].to(device, non_blocking=True)
+        return batch_on(self.tokens_ST[rows, :width], self.loss_ST[rows, :width], device)
+
+
+def batch_width(longest: int, most: int) -> int:
+    """T of a batch whose longest sequence has so many tokens."""
+    return min(-(-longest // _WIDTHS) * _WIDTHS, most)
+
+
+def batch_on(
+    tokens_BT: torch.Tensor, loss_BT: torch.Tensor, device: str | torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(tokens_BT, labels_BT) as `TrainingData.batch` gives them, on the device."""
+    tokens_BT = tokens_BT.to(torch.int64)
+    labels_BT = tokens_BT.masked_fill(~loss_BT, NO_LOSS)
+    if torch.device(device).type != "cuda":
+        return tokens_BT.to(device), labels_BT.to(device)
+    # from other memory torch would wait until the device has done all that it was asked for
+    pinned = tokens_BT.pin_memory(), labels_BT.pin_memory()
+    return pinned[0].to(device, non_blocking=True), pinned[1].to(device, non_blocking=True)
 
 
 class Dataset:
@@ -91,7 +134,7 @@ class Dataset:
     """
 
     def __init__(
-        self, train: Sequences, held_out: Sequences | Callable[[], Sequences], notes: Notes | None = None
+        self, train: TrainingData, held_out: Sequences | Callable[[], Sequences], notes: Notes | None = None
     ) -> None:
         self.train, self._held_out, self._notes = train, held_out, notes or Notes()
 
@@ -125,6 +168,8 @@ def load_dataset(spec: RunSpec, tokenizer: Any, data_path: Path) -> Dataset:
     Raises:
         InputError: unreadable, a bad record (its line is named), or too little data.
     """
+    if isinstance(spec.data, PinnedDataSet):
+        raise ValueError("prepared data are opened by `peer.training.dataset.sharded`")
     return build_dataset(spec.data, tokenizer, data_path)
 
 

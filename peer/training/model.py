@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from peer.training import adapter, base_files, nf4, weights
-from peer.training.data import NO_LOSS, Dataset
+from peer.training.data import NO_LOSS, Dataset, Sequences
 from peer.training.loading import loading
 from peer.training.quiet import no_progress_bars, no_reports
 from peer.training.recompute import recompute_layers
@@ -137,6 +137,15 @@ def positions_in(model: torch.nn.Module) -> int | None:
     return min(tables, default=None)
 
 
+def _check_positions(longest: int, positions: int | None) -> None:
+    """Raises: InputError: a sequence of so many tokens has no place in the model."""
+    if positions is not None and longest > positions:
+        raise InputError(
+            f"the data hold a sequence of {longest} tokens, the model has {positions} positions",
+            f"set data.sequence_length to at most {positions}",
+        )
+
+
 class TrainableModel:
     """A causal LM whose trainable parameters are one flat fp32 vector.
 
@@ -208,27 +217,31 @@ class TrainableModel:
             reduction="sum",
         )
 
+    @property
+    def rows(self) -> int:
+        """Of the embeddings: tokens that there may be."""
+        found: int = self.model.get_input_embeddings().weight.shape[0]
+        return found
+
     def check_fits(self, dataset: Dataset) -> None:
         """Check that this model has a row for each token of the data, and a place for each in a sequence.
 
         Raises:
             InputError: it has not.
         """
-        rows: int = self.model.get_input_embeddings().weight.shape[0]
-        positions = positions_in(self.model)
+        rows, positions = self.rows, positions_in(self.model)
+        if not isinstance(dataset.train, Sequences):  # its shards are held against the rows when they are read
+            _check_positions(dataset.train.longest, positions)
+            return
         for part in (part for part in (dataset.train, dataset.held_out) if part.lengths):
-            highest, longest = int(part.tokens_ST.max()), max(part.lengths)
+            highest = int(part.tokens_ST.max())
             if highest >= rows:
                 token = self.tokenizer.convert_ids_to_tokens(highest)
                 raise InputError(
                     f"the data hold token {highest} ({token}), the model has {rows} rows of embeddings",
                     "take the tokenizer that belongs to the model, or leave that token out of the data",
                 )
-            if positions is not None and longest > positions:
-                raise InputError(
-                    f"the data hold a sequence of {longest} tokens, the model has {positions} positions",
-                    f"set data.sequence_length to at most {positions}",
-                )
+            _check_positions(max(part.lengths), positions)
 
     def recompute(self) -> bool:
         """From now on need less memory and more time for a pass; False if that is so already, or this model cannot."""

@@ -13,12 +13,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
 from peer.training import micro_batch, precision
-from peer.training.data import Sequences
+from peer.training.data import TrainingData
 from peer.training.device import Stopwatch, device_name, is_out_of_memory, let_go_of_memory
 from peer.training.memory import activation_bytes
 from peer.training.micro_batch import MicroBatch
@@ -62,7 +63,7 @@ class Passes:
     def __init__(
         self,
         model: TrainableModel,
-        sequences: Sequences,
+        sequences: TrainingData,
         spec: RunSpec,
         wanted: str = "fp32",
         sizes: Path | None = None,
@@ -91,7 +92,7 @@ class Passes:
         self._model.gradient_N.zero_()
         self._scale.grow()
 
-    def attempt(self, rows: Sequence[int]) -> Passed | Failed:
+    def attempt(self, rows: Sequence[Any]) -> Passed | Failed:
         """Add the gradient of the summed loss of these sequences, times `scale`.
 
         Raises:
@@ -114,11 +115,11 @@ class Passes:
             return Failed(spoilt=True)
         self._scale.passed()
         # in full sequences: a batch of short ones is no sign of speed, and one with much padding is slow
-        full = self._sequences.tokens_ST.shape[1] * len(rows) / sum(self._sequences.lengths[row] for row in rows)
+        full = self._sequences.longest * len(rows) / self._sequences.counts(rows)[1]
         self._size.passed(len(rows), seconds * full)
         return Passed(loss)
 
-    def _pass(self, rows: Sequence[int], used: Precision) -> torch.Tensor:
+    def _pass(self, rows: Sequence[Any], used: Precision) -> torch.Tensor:
         batch = self._sequences.batch(rows, self._model.device)
         with precision.autocast(self._model.device, used):
             loss = self._model.loss(*batch)
@@ -170,7 +171,7 @@ class Passes:
         try:
             for _ in range(micro_batch.PASSES):
                 clock = Stopwatch(self._model.device, True)
-                self._pass([0], used)
+                self._pass([self._sequences.example()], used)
                 fastest = min(fastest, clock.seconds())
         except (RuntimeError, TypeError) as error:  # what torch says where it has no such kernels
             logger.info("%s does not do here: %s", used, str(error).partition("\n")[0][:200])

@@ -35,12 +35,12 @@ import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from peer.training.codecs.codec import EncodedUpdate, codec
-from peer.training.data import Dataset, draw
+from peer.training.data import Dataset
 from peer.training.inner_optimizer import InnerAdamW, put_aside
 from peer.training.model import TrainableModel
 from peer.training.passes import Failed, Passes
@@ -240,8 +240,7 @@ class LocalWork:
             if passed.spoilt:
                 self._forget_pending()
             rows = self._next_rows()
-        counts, lengths = self.dataset.train.loss_tokens, self.dataset.train.lengths
-        count = _Count(len(rows), sum(counts[row] for row in rows), sum(lengths[row] for row in rows))
+        count = _Count(len(rows), *self.dataset.train.counts(rows))
         self._pending = self._pending.plus(count)
         if self._diloco and self._pending.sequences >= self.spec.inner.batch:
             self._optimizer_step()
@@ -289,12 +288,12 @@ class LocalWork:
         self._pending = _Count()
         self._passes.clear()
 
-    def _next_rows(self) -> list[int]:
+    def _next_rows(self) -> list[Any]:
         """Which sequences the next pass takes."""
         first, size = self.sequences, self._passes.most
         if self._diloco:  # an optimizer step takes exactly `inner.batch`
             size = min(size, self.spec.inner.batch - self._pending.sequences)
-        return draw(self.spec.run.seed, self.round, self.peer_id, first, size, len(self.dataset.train))
+        return self.dataset.train.draw(self.spec.run.seed, self.round, self.peer_id, first, size)
 
     @torch.no_grad()
     def _optimizer_step(self) -> None:
