@@ -228,7 +228,7 @@ def _of_text(chunk: Chunk, length: int, tokenizer: Any, found: ChunkFindings) ->
         text = "".join(line.value for line in lines)
         ids = next(encode_each(tokenizer, [(lines[0].where, text)]))
         if isinstance(ids, InputError):
-            ids = _line_by_line(tokenizer, lines, found)
+            text, ids = _line_by_line(tokenizer, lines, found)
         if not parts and chunk.start == 0:
             front = missing(front_of(tokenizer, text), ids)
         parts.append(np.asarray(ids, dtype=np.int32))
@@ -249,15 +249,17 @@ def _text_lines(chunk: Chunk, found: ChunkFindings) -> Iterator[Located]:
     found.notes.count(CRLF, crlf)
 
 
-def _line_by_line(tokenizer: Any, lines: list[Located], found: ChunkFindings) -> list[int]:
-    """The tokens of those lines that have some."""
-    good: list[int] = []
+def _line_by_line(tokenizer: Any, lines: list[Located], found: ChunkFindings) -> tuple[str, list[int]]:
+    """(text, tokens) of those lines that have some."""
+    good: list[str] = []
+    tokens: list[int] = []
     for line, ids in zip(lines, encode_each(tokenizer, lines), strict=True):
         if isinstance(ids, InputError):
             found.refuse(line.where, ids)
         else:
-            good += ids
-    return good
+            good.append(line.value)
+            tokens += ids
+    return "".join(good), tokens
 
 
 def _batches(items: Iterable[Located], most: int, chars: int) -> Iterator[list[Located]]:
