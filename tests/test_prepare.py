@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coordinator.dataset.chunk_files import DataFolder, Job
+from coordinator.dataset.chunk_files import ChunkJob, DataFolder
 from coordinator.dataset.chunks import chunks_of
 from coordinator.dataset.sources import files_of
 from lab import REPOSITORY
@@ -95,7 +95,7 @@ def test_a_file_that_has_changed_is_prepared_again_and_one_that_changes_meanwhil
     (file,) = files_of(source(), tmp_path, print)
     write_records(path, [text.upper() for text in texts(100)])
     os.utime(path, ns=(1, 1))
-    job = Job((source(),), rules(), plain(), DataFolder(tmp_path / "data"))
+    job = ChunkJob((source(),), rules(), plain(), DataFolder(tmp_path / "data"))
     chunk = next(chunks_of(0, file))
     with pytest.raises(InputError, match=r"wood\.jsonl: has changed since the preparation began"):
         job.do(chunk)
@@ -230,7 +230,7 @@ def test_a_large_chunk_becomes_several_shards(tmp_path: Path, monkeypatch: pytes
 PREPARE = """
 import sys, time
 from pathlib import Path
-from coordinator.dataset.chunk_files import Job
+from coordinator.dataset.chunk_files import ChunkJob
 from protocol.errors import PotluckError
 from tests.kit.preparing import prepared, source
 if __name__ == "__main__":

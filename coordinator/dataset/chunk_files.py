@@ -17,7 +17,7 @@ from pathlib import Path
 
 from coordinator.dataset.chunks import Chunk
 from coordinator.dataset.findings import ChunkFindings
-from coordinator.dataset.kept_out import KeptOut, Place, as_shard, lay
+from coordinator.dataset.kept_out import KeptOut, KeptPlace, as_shard, lay
 from coordinator.dataset.plain_tokenizer import PlainTokenizer
 from coordinator.dataset.sources import check_unchanged
 from coordinator.dataset.tokenize import records_of
@@ -62,7 +62,7 @@ class DoneChunk:
     """A chunk that is prepared."""
 
     shards: list[ShardEntry]
-    kept_out: list[Place]
+    kept_out: list[KeptPlace]
     found: ChunkFindings
 
     def to_bytes(self) -> bytes:
@@ -76,7 +76,7 @@ class DoneChunk:
         try:
             value = json.loads(folder.chunk(key).read_bytes())
             shards = [ShardEntry(*entry) for entry in value["shards"]]
-            kept_out = [Place(int(place, 16), tokens) for place, tokens in value["kept_out"]]
+            kept_out = [KeptPlace(int(place, 16), tokens) for place, tokens in value["kept_out"]]
             there = all(folder.shard(entry.digest).stat().st_size == entry.size_bytes for entry in shards)
             there = there and (not kept_out or folder.kept_out(key).is_file())
             return cls(shards, kept_out, ChunkFindings.from_json(value)) if there else None
@@ -85,7 +85,7 @@ class DoneChunk:
 
 
 @dataclass(frozen=True)
-class Job:
+class ChunkJob:
     """What a process needs to prepare any chunk."""
 
     sources: tuple[SourceRules, ...]

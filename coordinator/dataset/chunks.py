@@ -28,7 +28,7 @@ class Chunk(NamedTuple):
     file: SourceFile
     start: int  # bytes; of a table: groups of rows
     end: int
-    size_bytes: int  # of the file
+    size_bytes: int  # of the file, about
     kind: Literal["lines", "parquet", "arrow"] = "lines"
 
 
@@ -44,8 +44,10 @@ def chunks_of(source: int, file: SourceFile, chunk_bytes: int = CHUNK_BYTES) -> 
             end = min(start + chunk_bytes, file.size_bytes)
             yield Chunk(source, file, start, end, end - start)
     else:
-        for first, last, size in columns.groups(file, kind, chunk_bytes):
-            yield Chunk(source, file, first, last, size, kind)
+        found = list(columns.groups(file, kind, chunk_bytes))
+        whole = max(1, sum(size for _, _, size in found))  # before it was compressed
+        for first, last, size in found:
+            yield Chunk(source, file, first, last, file.size_bytes * size // whole, kind)
 
 
 def owned_lines(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:

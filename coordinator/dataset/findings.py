@@ -112,7 +112,7 @@ class Named(NamedTuple):
         return f"{self.source}: {self.file}: {where} {self.line}: {self.reason}"
 
 
-class Report:
+class DataReport:
     """Hears of every chunk, file by file, in order."""
 
     def __init__(self) -> None:

@@ -15,14 +15,14 @@ from peer.training.dataset.shard import Shard
 from peer.training.records import Record
 
 
-class Place(NamedTuple):
+class KeptPlace(NamedTuple):
     """Where a record that is kept out falls, and how long it is."""
 
     value: int  # below 2**64
     tokens: int
 
 
-def lowest(places: Sequence[Place], tokens: int) -> list[int]:
+def lowest(places: Sequence[KeptPlace], tokens: int) -> list[int]:
     """Which records have the lowest places, in that order: as many as have so many tokens, and no copies."""
     kept: list[int] = []
     size, before = 0, -1
@@ -46,17 +46,17 @@ class KeptOut:
     def __init__(self, tokens: int) -> None:
         self._most = tokens
         self._size = 0
-        self._places: list[Place] = []
+        self._places: list[KeptPlace] = []
         self._records: list[Record] = []
 
     def add(self, place: int, record: Record) -> None:
-        self._places.append(Place(place, len(record.tokens)))
+        self._places.append(KeptPlace(place, len(record.tokens)))
         self._records.append(record)
         self._size += len(record.tokens)
         if self._size > 2 * self._most and len(self._records) > 1:
             self._prune()
 
-    def records(self) -> tuple[list[Place], list[Record]]:
+    def records(self) -> tuple[list[KeptPlace], list[Record]]:
         """Those with the lowest places, in that order."""
         self._prune()
         return self._places, self._records

@@ -21,14 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.dataset import columns
-from coordinator.dataset.chunk_files import DataFolder, DoneChunk, Job
+from coordinator.dataset.chunk_files import ChunkJob, DataFolder, DoneChunk
 from coordinator.dataset.chunks import CHUNK_BYTES, Chunk, chunks_of
-from coordinator.dataset.findings import Report
-from coordinator.dataset.kept_out import Place, first_of, lay, lowest
+from coordinator.dataset.findings import DataReport
+from coordinator.dataset.kept_out import KeptPlace, first_of, lay, lowest
 from coordinator.dataset.plain_tokenizer import PlainTokenizer
 from coordinator.dataset.sources import SourceFile, files_of
 from coordinator.dataset.tokenize import check_tokenizer
-from coordinator.dataset.workers import Workers
+from coordinator.dataset.workers import ChunkWorkers
 from coordinator.run_config import SourceConfig
 from peer.training.dataset.shard import Shard, token_type
 from peer.training.records import Record
@@ -60,7 +60,7 @@ class Prepared:
     manifest: DataManifest
     root: str  # SHA-256 of the manifest
     sequences: SequenceRules  # with the day that chat templates are told
-    report: Report
+    report: DataReport
     progress: Progress
 
 
@@ -93,14 +93,14 @@ def prepare(
     with _locked(here):
         here.clear_up()
         rules = _dated(sources, sequences, here)
-        job = Job(tuple(sources), rules, tokenizer, here)
+        job = ChunkJob(tuple(sources), rules, tokenizer, here)
         return _Preparation(job, sources, base, chunk_bytes, tell, show).run(processes)
 
 
 class _Preparation:
     def __init__(
         self,
-        job: Job,
+        job: ChunkJob,
         sources: Sequence[SourceConfig],
         base: Path,
         chunk_bytes: int,
@@ -117,13 +117,13 @@ class _Preparation:
                 columns.check_installed(file)
         size = sum(file.size_bytes for files in self._files for file in files)
         self._progress = Progress(0, size, 0, 0, 0, 0)
-        self._report = Report()
+        self._report = DataReport()
         self._shards: list[list[ShardEntry]] = [[] for _ in sources]
-        self._kept_out: list[tuple[Place, str, int]] = []  # with the chunk's key, and which of its records
+        self._kept_out: list[tuple[KeptPlace, str, int]] = []  # with the chunk's key, and which of its records
 
     def run(self, processes: int) -> Prepared:
         self._show(self._progress)
-        with Workers(processes, self._job) as workers:
+        with ChunkWorkers(processes, self._job) as workers:
             for number in range(len(self._sources)):
                 self._prepare_source(number, workers)
         job = self._job
@@ -142,7 +142,7 @@ class _Preparation:
         write_file(job.folder.manifest, data)
         return Prepared(manifest, canonical.sha256_hex(data), job.sequences, self._report, self._progress)
 
-    def _prepare_source(self, number: int, workers: Workers) -> None:
+    def _prepare_source(self, number: int, workers: ChunkWorkers) -> None:
         source = self._sources[number]
         self._report.begin(source.name)
         waiting: deque[tuple[Chunk, Future[None] | None]] = deque()
@@ -180,7 +180,7 @@ class _Preparation:
             except InputError as error:  # of a table
                 self._leave_out(source, file, error.message, error.hint)
 
-    def _hear(self, source: SourceConfig, chunk: Chunk, future: Future[None] | None, workers: Workers) -> bool:
+    def _hear(self, source: SourceConfig, chunk: Chunk, future: Future[None] | None, workers: ChunkWorkers) -> bool:
         """Take a chunk into the manifest, when it is done; False: nothing of its file from here on."""
         key = self._job.key(chunk)
         if future is not None:
@@ -204,9 +204,9 @@ class _Preparation:
         self._kept_out += [(place, key, row) for row, place in enumerate(done.kept_out)]
         if len(self._kept_out) > _PRUNED_AT:
             self._kept_out = self._lowest()
-        now, size = self._progress, chunk.end - chunk.start if chunk.kind == "lines" else chunk.size_bytes
+        now, size = self._progress, chunk.size_bytes
         self._progress = Progress(
-            min(now.size_bytes, now.done_bytes + size),
+            now.done_bytes + size,
             now.size_bytes,
             now.old_bytes + (size if future is None else 0),
             now.tokens + found.tokens,
@@ -243,7 +243,7 @@ class _Preparation:
         rules = self._job.sequences
         return rules.held_out_sequences * rules.sequence_length
 
-    def _lowest(self) -> list[tuple[Place, str, int]]:
+    def _lowest(self) -> list[tuple[KeptPlace, str, int]]:
         return [self._kept_out[number] for number in lowest([item[0] for item in self._kept_out], self._most())]
 
     def _held_out(self) -> Shard:
@@ -266,7 +266,7 @@ class _Preparation:
         return first_of(shard, rules.held_out_sequences)
 
 
-def _check(source: SourceConfig, job: Job) -> None:
+def _check(source: SourceConfig, job: ChunkJob) -> None:
     with _of_source(source):
         check_tokenizer(source, job.sequences, job.tokenizer)
 

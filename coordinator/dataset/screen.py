@@ -24,7 +24,8 @@ class PrepareScreen:
         self._console = Console(stderr=True, highlight=False)
         self._bar: Progress | None = None
         self._task = TaskID(0)
-        self._began = self._last_line = time.monotonic()
+        self._last_line = time.monotonic()
+        self._began: float | None = None  # when it first heard how far it is
 
     def __enter__(self) -> PrepareScreen:
         return self
@@ -40,6 +41,7 @@ class PrepareScreen:
 
     def show(self, progress: prepare.Progress) -> None:
         """How far it is."""
+        self._began = self._began or time.monotonic()
         if self._as_json:
             return
         speed = self._tokens_per_s(progress)
@@ -83,7 +85,7 @@ class PrepareScreen:
         sys.stdout.write("".join(words.shown(words.told(line)) + "\n" for line in lines))
 
     def _tokens_per_s(self, progress: prepare.Progress) -> float:
-        return progress.new_tokens / max(1e-3, time.monotonic() - self._began)
+        return progress.new_tokens / max(1e-3, time.monotonic() - (self._began or 0.0))
 
     def _write_json(self, prepared: prepare.Prepared, folder: str, speed: float) -> None:
         value = {
@@ -94,6 +96,6 @@ class PrepareScreen:
             "held_out": prepared.manifest.held_out._asdict(),
             "template_date": prepared.sequences.template_date,
             "new_tokens": prepared.progress.new_tokens,
-            "tokens_per_s": round(speed, 1),
+            "tokens_per_s": round(speed, 3),
         }
         sys.stdout.write(json.dumps(value) + "\n")

@@ -83,7 +83,7 @@ def opened(file: SourceFile) -> Iterator[BinaryIO]:
         size = {"size": file.size_bytes} if file.location.startswith("http") else {}
         handle = stack.enter_context(system.open(path, "rb", block_size=_REMOTE_BLOCK_BYTES, **size))
         if not handle.seekable():
-            raise InputError(f"{file.name}: its server sends no parts of files", "fetch the file, and give its path")
+            raise _no_ranges(file.name)
         yield handle
 
 
@@ -99,8 +99,14 @@ def reaching(name: str) -> Iterator[None]:
     except ImportError as error:
         raise InputError(f"{name}: cannot be read with what is installed: {shown(error)}", EXTRA) from error
     except Exception as error:  # each library has errors of its own
+        if "range requests" in str(error):
+            raise _no_ranges(name) from error
         reason = shown(error) or type(error).__name__
         raise NetworkError(f"{name}: cannot be fetched: {reason}", "try again; it goes on from here") from error
+
+
+def _no_ranges(name: str) -> InputError:
+    return InputError(f"{name}: its server sends no parts of files", "fetch the file, and give its path")
 
 
 def check_unchanged(file: SourceFile) -> None:
@@ -154,7 +160,8 @@ def _saved_files(source: SourceConfig, folder: str) -> list[str]:
 
 def _taken(source: SourceConfig, names: Iterable[str], tell: Callable[[str], None]) -> list[str]:
     """Those of a folder that hold data of the kind, by their endings."""
-    taken, left = [], []
+    taken: list[str] = []
+    left: list[str] = []
     for name in names:
         is_data = PurePosixPath(name).suffix.lower() in ENDINGS[source.kind]
         (taken if is_data else left).append(name)

@@ -96,25 +96,14 @@ def _lines(chunk: Chunk, found: ChunkFindings) -> Iterator[Located]:
             return
         for line in owned_lines(file, chunk.start, chunk.end):
             found.lines += 1
-            if chunk.start == 0 and found.lines == 1:
-                line = line.removeprefix(BOM)
+            first = chunk.start == 0 and found.lines == 1
             where = f"{chunk.file.name}: line {found.lines}"
             try:
-                # only of a file's first line its encoding and its line ends can be told
-                text = text_of(chunk.file.name, found.lines, line) if chunk.start == 0 else _later(chunk, found, line)
+                text = text_of(chunk.file.name, found.lines, line.removeprefix(BOM) if first else line, first=first)
             except InputError as error:
                 found.refuse(where, error)
                 continue
             yield Located(where, text)
-
-
-def _later(chunk: Chunk, found: ChunkFindings, line: bytes) -> str:
-    """`text_of` a line that is not the first of its file. Raises: InputError: by its number in the chunk."""
-    try:
-        return text_of("", 2, line)
-    except InputError as error:
-        reason = error.message.removeprefix(": line 2")
-        raise InputError(f"{chunk.file.name}: line {found.lines}{reason}", error.hint) from error
 
 
 def _values(chunk: Chunk, source: SourceRules, found: ChunkFindings) -> Iterator[Located]:

@@ -17,23 +17,23 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from types import TracebackType
 
-from coordinator.dataset.chunk_files import Job
+from coordinator.dataset.chunk_files import ChunkJob
 from coordinator.dataset.chunks import Chunk
 from protocol.errors import InputError, NetworkError
 
 PAUSES_S = (1.0, 5.0, 25.0)  # before a chunk whose file could not be reached is tried again
 
-_job: list[Job] = []  # of a process that was started here
+_job: list[ChunkJob] = []  # of a process that was started here
 
 
-class Workers(contextlib.AbstractContextManager["Workers"]):
+class ChunkWorkers(contextlib.AbstractContextManager["ChunkWorkers"]):
     """Those of one preparation.
 
     Args:
         processes: how many; 0: chunks are prepared in this one, where they are handed in.
     """
 
-    def __init__(self, processes: int, job: Job) -> None:
+    def __init__(self, processes: int, job: ChunkJob) -> None:
         self._job = job
         self._pool: ProcessPoolExecutor | None = None
         if processes:
@@ -55,7 +55,7 @@ class Workers(contextlib.AbstractContextManager["Workers"]):
 
     @staticmethod
     def take_back(future: Future[None]) -> None:
-        """Wait until a chunk is done. Raises: InputError: as `Job.do`, or its process was killed."""
+        """Wait until a chunk is done. Raises: InputError: as `ChunkJob.do`, or its process was killed."""
         try:
             future.result()
         except BrokenProcessPool as error:
@@ -76,7 +76,7 @@ def _killed() -> InputError:
 # ---- in such a process -----------------------------------------------------------------------------------------------
 
 
-def _begin(job: Job) -> None:
+def _begin(job: ChunkJob) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes have all cores already
     threading.Thread(target=_end_with_parent, daemon=True).start()

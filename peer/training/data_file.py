@@ -86,23 +86,24 @@ def numbered_lines(path: Path, rules: int) -> Iterator[tuple[int, str]]:
                 file.seek(0)
             while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
-                yield number, text_of(path, number, line, rules)
+                yield number, text_of(path, number, line, rules, first=number == 1)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}", "give the path of the run's data file") from error
 
 
-def text_of(path: Path | str, number: int, line: bytes, rules: int = 2) -> str:
+def text_of(path: Path | str, number: int, line: bytes, rules: int = 2, *, first: bool) -> str:
     """A line as text.
 
     Args:
         path: as errors name the file.
         line: all of it, or its first MAX_LINE_BYTES + 1 bytes.
+        first: it is the first of its file.
 
     Raises:
         InputError: as `numbered_lines`; begins with file and line.
     """
     if rules > 1:
-        _check_line(path, number, line)
+        _check_line(path, number, line, first)
     if len(line) > MAX_LINE_BYTES:
         raise InputError(
             f"{path}: line {number}: expected at most {MAX_LINE_BYTES} bytes",
@@ -139,11 +140,11 @@ def check_head(path: Path | str, head: bytes) -> None:
         )
 
 
-def _check_line(path: Path | str, number: int, line: bytes) -> None:
+def _check_line(path: Path | str, number: int, line: bytes, first: bool) -> None:
     """Raises: InputError: NUL bytes in the line, or only carriage returns as line ends."""
     if 0 in line:
         encoding = _wide_encoding(line)
-        if number > 1:  # where the line was cut, its first byte may belong to the one before
+        if not first:  # where the line was cut, its first byte may belong to the one before
             encoding = encoding[:6]
         if encoding:
             raise InputError(f"{path}: line {number}: NUL bytes, as {encoding} text has them", _converted(encoding))
@@ -151,7 +152,7 @@ def _check_line(path: Path | str, number: int, line: bytes) -> None:
             f"{path}: line {number}: holds NUL bytes, as binary files do",
             "give a text file; `tr -d '\\000' < OLD > NEW` takes stray ones out",
         )
-    if number == 1 and b"\r" in line and not line.endswith(b"\n"):
+    if first and b"\r" in line and not line.endswith(b"\n"):
         raise InputError(
             f"{path}: line 1: carriage returns where line ends should be", "`tr '\\r' '\\n' < OLD > NEW` mends it"
         )

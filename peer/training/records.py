@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,19 +28,18 @@ from peer.training.chat import Chats, encode_by_transformers, messages_of
 from peer.training.chat_template import told
 from peer.training.conversation import Conversation, conversation_of, json_type
 from peer.training.data_file import numbered_lines
+from peer.training.json_line import WHOLE_PAIRS, json_object
 from peer.training.notes import EMPTY_TEXTS, LIKE_JSONL, Notes
 from peer.training.repeats import normal_form
 from protocol.errors import InputError
 from protocol.run_spec import DataRules, SourceRules
-from protocol.shown import named, shown
+from protocol.shown import named
 
 TEXT_PIECE_BYTES = 1 << 16  # part of what makes tokens the same everywhere: do not change
 
 _BATCH_PIECES = 8
 _BATCH_RECORDS = 256
 _HELD_OUT_TOKENS, _HELD_OUT = b"potluck-held-out-v1\n", b"potluck-held-out-v2\n"
-_WHOLE_PAIRS = r"write both halves (\ud83d\ude00), or the character itself"
-_ONE_A_LINE = "a JSONL file has one JSON object on each line; `jq -c . OLD > NEW` writes it so"
 
 Placed = tuple[str, str]  # where it stands (file and line), text
 
@@ -246,7 +245,7 @@ def _values(data: DataRules, path: Path, notes: Notes) -> Iterator[tuple[str, An
         if data.rules > 1:
             value: Any = value_of(line, where, data, notes, first=first)
         else:
-            found = _json_object(line, where, data.rules, first)
+            found = json_object(line, where, data.rules, first)
             is_text = data.kind == "jsonl"
             value = _text_field(found, data, where, notes) if is_text else messages_of(found, where)
         first = False
@@ -265,7 +264,7 @@ def value_of(line: str, where: str, data: DataRules | SourceRules, notes: Notes,
     Raises:
         InputError: a bad record.
     """
-    return value_of_object(_json_object(line, where, 2, first), where, data, notes)
+    return value_of_object(json_object(line, where, 2, first), where, data, notes)
 
 
 def value_of_object(
@@ -288,68 +287,9 @@ def _text_field(value: dict[str, Any], data: DataRules | SourceRules, where: str
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{where}: half of a surrogate pair in {data.text_field!r}", _WHOLE_PAIRS) from error
+        raise InputError(f"{where}: half of a surrogate pair in {data.text_field!r}", WHOLE_PAIRS) from error
     notes.unused(name for name in value if name != data.text_field and value[name] not in (None, "", [], {}))
     return text
-
-
-def _json_object(line: str, where: str, rules: int, first: bool) -> dict[str, Any]:
-    try:
-        value = json.loads(line, object_pairs_hook=_once if rules > 1 else None)
-    except json.JSONDecodeError as error:
-        if first and line.lstrip().startswith("["):
-            raise InputError(
-                f"{where}: a JSON array, not JSONL", "`jq -c '.[]' OLD > NEW` writes each on a line"
-            ) from error
-        raise InputError(f"{where}: not JSON: {error.msg} at column {error.colno}", _ONE_A_LINE) from error
-    except _Twice as error:
-        raise InputError(
-            f"{where}: the field '{shown(error)}' stands twice in one object", "leave one of them"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON: {shown(error)}", _ONE_A_LINE) from error
-    if isinstance(value, list) and first:
-        raise InputError(f"{where}: a JSON array, not JSONL", "`jq -c '.[]' OLD > NEW` writes each on a line")
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: expected a JSON object, got {json_type(value)}", _ONE_A_LINE)
-    if rules > 1 and "\\u" in line:
-        check_texts(value, where)
-    return value
-
-
-class _Twice(Exception):
-    """A field stands twice in one object; its name."""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                raise _Twice(name)
-            seen.add(name)
-    return value
-
-
-def check_texts(record: dict[str, Any], where: str) -> None:
-    """Raises: InputError: a text or a name in the record that is no text: half of a surrogate pair, or NUL."""
-    waiting: list[tuple[str, Any]] = list(record.items())
-    texts = [(name, name) for name in record]
-    while waiting:
-        field, part = waiting.pop()
-        if isinstance(part, str):
-            texts.append((field, part))
-        elif isinstance(part, dict):
-            texts += [(field, name) for name in part]
-            waiting += [(field, item) for item in part.values()]
-        elif isinstance(part, list):
-            waiting += [(field, item) for item in part]
-    for field, text in texts:
-        if "\0" in text:
-            raise InputError(f"{where}: a NUL character in '{shown(field)}'", "take it out: no text has one")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise InputError(f"{where}: half of a surrogate pair in '{shown(field)}'", _WHOLE_PAIRS)
 
 
 def _encode_all(tokenizer: Any, texts: list[Placed]) -> Iterator[list[int]]:
@@ -359,7 +299,7 @@ def _encode_all(tokenizer: Any, texts: list[Placed]) -> Iterator[list[int]]:
         yield ids
 
 
-def encode_each(tokenizer: Any, texts: list[Placed]) -> Iterator[list[int] | InputError]:
+def encode_each(tokenizer: Any, texts: Sequence[Placed]) -> Iterator[list[int] | InputError]:
     """The tokens of each text, or why it has none."""
     try:
         encodings = _encodings(tokenizer, texts)
@@ -373,7 +313,7 @@ def encode_each(tokenizer: Any, texts: list[Placed]) -> Iterator[list[int] | Inp
         yield encoding.ids
 
 
-def _encodings(tokenizer: Any, texts: list[Placed]) -> list[Any]:
+def _encodings(tokenizer: Any, texts: Sequence[Placed]) -> list[Any]:
     # the backend, and not the tokenizer's own call: no warning about long texts, no truncation, no special tokens;
     # "fast" leaves out offsets, which take twice the time of the tokens
     encode = tokenizer.backend_tokenizer.encode_batch_fast
