@@ -81,10 +81,7 @@ def test_a_host_prepares_and_reads_what_came_of_it(tmp_path: Path, llama: Path, 
 def test_the_tokenizer_that_workers_have_gives_the_tokens_of_the_model_s_own(llama: Path, tmp_path: Path) -> None:
     whole = load_tokenizer(llama)
     plain, again = (tokenizer_of(ModelSource(path=str(llama), license="MIT"), tmp_path, tmp_path) for _ in range(2))
-    assert (
-        plain == PlainTokenizer.of(whole)
-        and plain.digest == tokenizer_of(ModelSource(path=str(llama), license="MIT"), tmp_path, tmp_path).digest
-    )
+    assert plain == again == PlainTokenizer.of(whole)
     text = "When everyone brings wood, the fire burns high. 柴"
     assert plain.backend_tokenizer.encode(text, add_special_tokens=False).ids == whole.encode(
         text, add_special_tokens=False

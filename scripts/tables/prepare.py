@@ -82,11 +82,11 @@ HEAD = f"{'data':>8} {'processes':>10} {'MB/s':>7} {'tokens/s':>11} {'memory':>8
 
 def row(result: dict[str, Any]) -> str:
     size = result["gb"] * 1e9
-    days = TB / size * result["wall_s"] / 86400
+    days, shards_gb = TB / size * result["wall_s"] / 86400, result["disk_bytes"] * TB / size / 1e9
     return (
         f"{result['gb']:5.1f} GB {result['processes']:10} {size / 1e6 / result['wall_s']:7.2f} "
         f"{result['tokens'] / result['wall_s']:11,.0f} {result['peak_bytes'] / 1e6:5,.0f} MB "
-        f"{result['disk_bytes'] / 1e6:5,.0f} MB   {days:.1f} days, {result['disk_bytes'] * TB / size / 1e9:,.0f} GB of shards"
+        f"{result['disk_bytes'] / 1e6:5,.0f} MB   {days:.1f} days, {shards_gb:,.0f} GB of shards"
     )
 
 
