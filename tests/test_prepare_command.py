@@ -70,7 +70,7 @@ def test_a_host_prepares_and_reads_what_came_of_it(tmp_path: Path, llama: Path, 
     assert (again["root"], again["new_tokens"], again["sources"][0]["bad"]) == (root, 0, 1)
     try:
         chinese = run("data", "prepare", "run.toml", "--processes", "1", "--lang", "zh")
-        check_chinese(chinese.stdout.replace("wood", "").replace("MB", "").replace(root, ""))
+        check_chinese(chinese.stdout.replace("wood", "").replace("a number", "").replace("MB", "").replace(root, ""))
         (tmp_path / "run.toml").write_text(TOML.format(model=llama).replace("skip", "stop"))
         refused = run("data", "prepare", "run.toml", "--processes", "1", "--lang", "zh")
         assert refused.code == 2 and "b.jsonl：第 1 行" in refused.stderr
