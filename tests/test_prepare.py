@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,8 +21,10 @@ from hypothesis import strategies as st
 
 from coordinator.dataset.chunk_files import ChunkJob, DataFolder
 from coordinator.dataset.chunks import chunks_of
+from coordinator.dataset.kept_out import KeptOut
 from coordinator.dataset.sources import files_of
 from lab import REPOSITORY
+from peer.training.records import Record
 from peer.training.repeats import normal_form
 from protocol.data_manifest import DataManifest
 from protocol.errors import InputError
@@ -158,6 +161,16 @@ def test_the_held_out_shard_has_the_lowest_places_of_all_and_no_more_than_are_ev
     whole = prepared(tmp_path, source(), sequences=rules(held_out_sequences=5, held_out=0.2), chunk_bytes=1 << 20)
     assert sequences(tmp_path / "data", [whole.manifest.held_out]) == of_few, "however the files are cut"
     assert few.manifest.sources == more.manifest.sources, "what is not evaluated is not trained on either"
+
+
+def test_of_what_is_kept_out_no_chunk_holds_more_than_may_be_evaluated() -> None:
+    kept, most = KeptOut(tokens=100), 0
+    for number in range(1000):
+        kept.add(number * 617 % 1000, Record.of(np.arange(10)))
+        most = max(most, len(kept.held))
+    assert most <= 21
+    places, records = kept.records()
+    assert [place.value for place in places] == list(range(10)) and len(records) == 10
 
 
 # ---- sequences -------------------------------------------------------------------------------------------------------

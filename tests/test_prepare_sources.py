@@ -17,6 +17,7 @@ from coordinator.dataset.sources import files_of
 from coordinator.run_config import DataSource, RunConfig, SourceConfig
 from protocol.errors import InputError, NetworkError, RunSpecError
 from protocol.run_spec import SequenceRules
+from tests.kit.data_fixtures import TOOLS
 from tests.kit.hub_server import Hub, serve
 from tests.kit.preparing import both_sides, plain, prepared, rules, source, write_records
 
@@ -106,12 +107,20 @@ def test_chats_of_a_table_are_those_of_json(tmp_path: Path) -> None:
     ]
     for turn in turns[::2]:
         del turn[1]["name"]
-    made = table({"messages": turns})
+    tools = [[{"type": "function", "function": {"name": "weather", "description": "rain"}}] for _ in TEXTS]
+    for tool in tools[::3]:
+        del tool[0]["function"]["description"]
+    made = table({"messages": turns, "tools": tools})
     import pyarrow.parquet
 
     pyarrow.parquet.write_table(made, tmp_path / "chats.parquet")
-    (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": turn}) + "\n" for turn in turns))
-    dated: dict[str, Any] = {"sequences": rules(template_date="2026-12-01"), "chunk_bytes": 1 << 20}
+    records = [{"messages": turn, "tools": tool} for turn, tool in zip(turns, tools, strict=True)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    dated: dict[str, Any] = {
+        "sequences": rules(template_date="2026-12-01"),
+        "chunk_bytes": 1 << 20,
+        "tokenizer": plain(TOOLS),
+    }
     paths = ("chats.parquet", "chats.jsonl")
     by_table, by_json = (prepared(tmp_path, source("chats", kind="chat", path=path), **dated) for path in paths)
     assert by_table.root == by_json.root

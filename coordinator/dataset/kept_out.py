@@ -47,24 +47,24 @@ class KeptOut:
         self._most = tokens
         self._size = 0
         self._places: list[KeptPlace] = []
-        self._records: list[Record] = []
+        self.held: list[Record] = []
 
     def add(self, place: int, record: Record) -> None:
         self._places.append(KeptPlace(place, len(record.tokens)))
-        self._records.append(record)
+        self.held.append(record)
         self._size += len(record.tokens)
-        if self._size > 2 * self._most and len(self._records) > 1:
+        if self._size > 2 * self._most and len(self.held) > 1:
             self._prune()
 
     def records(self) -> tuple[list[KeptPlace], list[Record]]:
         """Those with the lowest places, in that order."""
         self._prune()
-        return self._places, self._records
+        return self._places, self.held
 
     def _prune(self) -> None:
         kept = lowest(self._places, self._most)
         self._places = [self._places[number] for number in kept]
-        self._records = [self._records[number] for number in kept]
+        self.held = [self.held[number] for number in kept]
         self._size = sum(place.tokens for place in self._places)
 
 
