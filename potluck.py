@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import typer
 
-from commands import anyone, identity, volunteer
+from commands import anyone, data, identity, volunteer
 from commands.host import go_on, host
 from protocol import words
 from protocol.errors import PotluckError
@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 for verb in (host, go_on, volunteer.join, volunteer.leave, anyone.fetch, anyone.verify, anyone.status):
     app.command()(verb)
+app.add_typer(data.app, name="data")
 app.add_typer(identity.app, name="identity")
 
 

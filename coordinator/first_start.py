@@ -51,7 +51,7 @@ def first_start(config_path: Path, config: RunConfig, folder: RunFolder, data: P
         InputError: the model or the data cannot be used, or the disk is full.
         NetworkError: the model's hub cannot be reached.
     """
-    check_data(config.data, data)
+    check_data(config.data_file, data)
     build = folder.path / "genesis.building"
     for path in (folder.run_json, folder.run_card, *folder.path.glob("ledger.db*")):
         path.unlink(missing_ok=True)
@@ -94,11 +94,11 @@ def _look(base: Path, config: RunConfig, folder: RunFolder, data: Path, tell: Te
 
     def look(plan: Path) -> None:  # at all but the weights, before these come from a hub
         nonlocal dataset
-        check_plan(plan, config.method, config.data)
+        check_plan(plan, config.method, config.data_file)
         dataset = _read_data(config, data, plan, folder.path, tell)
 
     model = prepare_model(config.model, base, folder.path / "hub", before_weights=look)
-    facts = check_model(model, config.method, config.data)
+    facts = check_model(model, config.method, config.data_file)
     tell(f"model: {facts}")
     dataset = dataset or _read_data(config, data, model, folder.path, tell)
     _check_place(folder, model, facts)
@@ -152,7 +152,7 @@ def _read_data(config: RunConfig, data: Path, model: Path, place: Path, tell: Te
         folder = Path(name)
         with disk.writing(folder):
             load_tokenizer(model).save_pretrained(name)
-        dataset = build_dataset(config.data, load_tokenizer(folder), data)
+        dataset = build_dataset(config.data_file, load_tokenizer(folder), data)
     for sentence in dataset.notes():
         tell(f"{data}: {sentence}")
     return dataset

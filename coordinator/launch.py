@@ -46,7 +46,7 @@ def open_run(config_path: Path, config: RunConfig, folder: RunFolder, tell: Tell
         InputError: the model or the data cannot be used, the folder was damaged, or the disk is full.
         NetworkError: the model's hub cannot be reached.
     """
-    data = config_path.parent / config.data.path
+    data = config_path.parent / config.data_file.path
     check_file(data)
     data = data.resolve()
     if _is_started(folder):

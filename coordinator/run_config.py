@@ -6,6 +6,8 @@
     [run] [method] [sync] [inner] [outer] [publish]     as in protocol.run_spec; most have defaults
     [model]     path | hub + revision | checkpoint + key; license
     [data]      path; as in protocol.run_spec without digest and size_bytes
+    [[data]]    instead, for data of any size: name, path | url | hub + revision, files, kind, text_field, license,
+                weight, on_bad; with [sequences] as in protocol.run_spec
     [host]      not pinned: listen, swarm_listen, public_address, open, code, reducer_code, max_members,
                 joins_per_minute, certificate_hours
 """
@@ -15,11 +17,12 @@ from __future__ import annotations
 import datetime
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, model_validator
 
 from coordinator import presets
+from protocol.data_manifest import MAX_SOURCES
 from protocol.digests import Digest
 from protocol.errors import RunSpecError
 from protocol.run_spec import (
@@ -34,7 +37,9 @@ from protocol.run_spec import (
     RunSection,
     RunSpec,
     Section,
+    SequenceRules,
     Short,
+    SourceRules,
     Sync,
     validated,
 )
@@ -67,6 +72,34 @@ class DataSource(DataRules):
     path: str  # the file, relative to run.toml
 
 
+class SourceConfig(SourceRules):
+    """One of several sources, `[[data]]`: exactly one of path, url, hub."""
+
+    path: str | None = None  # a file, a folder or a pattern, relative to run.toml
+    url: str | None = Field(default=None, pattern=r"^[a-z0-9+]+://", max_length=2000)  # that fsspec knows: https, s3
+    hub: str | None = None  # a data set's id on a hub, "owner/name"
+    revision: str | None = None  # the hub commit; needed with hub
+    files: str | None = None  # hub: a pattern for some of its files; default: all with data of the kind
+    on_bad: Literal["skip", "stop"] = "stop"  # what a bad record does: it is left out and told, or ends the preparation
+
+    @model_validator(mode="after")
+    def _one_place(self) -> SourceConfig:
+        if sum(place is not None for place in (self.path, self.url, self.hub)) != 1:
+            raise ValueError("give exactly one of path, url, hub")
+        if (self.hub is None) != (self.revision is None):
+            raise ValueError("hub and revision go together: a run is pinned to one commit")
+        if self.files is not None and self.hub is None:
+            raise ValueError("files goes with hub: a path or a URL may have a pattern of its own")
+        return self
+
+
+def _form(value: Any) -> str:
+    return _SEVERAL if isinstance(value, list | tuple) else _ONE
+
+
+_ONE, _SEVERAL = "[data]", "[[data]]"
+
+
 class HostConfig(Section):
     """How this host listens; not part of what is pinned."""
 
@@ -91,7 +124,12 @@ class RunConfig(Section):
     preset: Literal["lora", "full", "sync"] | None = None  # fills in what is not written: see coordinator.presets
     run: RunSection
     model: ModelSource
-    data: DataSource
+    data: Annotated[
+        Annotated[DataSource, Tag(_ONE)]
+        | Annotated[tuple[SourceConfig, ...], Field(min_length=1, max_length=MAX_SOURCES), Tag(_SEVERAL)],
+        Discriminator(_form),
+    ]
+    sequences: SequenceRules | None = None  # [[data]]
     method: Method = Method()
     sync: Sync
     inner: InnerOptimizer = InnerOptimizer()
@@ -114,6 +152,29 @@ class RunConfig(Section):
                 "comes a round late; set one of them to false"
             )
         return self
+
+    @model_validator(mode="after")
+    def _data_of_one_form(self) -> RunConfig:
+        if isinstance(self.data, DataSource):
+            if self.sequences is not None:
+                raise ValueError("[sequences] goes with [[data]]; beside [data] its keys stand in [data]")
+        elif len({source.name for source in self.data}) < len(self.data):
+            raise ValueError("two [[data]] entries have one name")
+        return self
+
+    @property
+    def data_file(self) -> DataSource:
+        """The run's one file. Raises: RunSpecError: it has sources to be prepared."""
+        if not isinstance(self.data, DataSource):
+            raise RunSpecError("[[data]] is for `potluck data prepare`", "give one file as [data]")
+        return self.data
+
+    @property
+    def data_sources(self) -> tuple[SourceConfig, ...]:
+        """The run's sources. Raises: RunSpecError: it has one file, which is not prepared."""
+        if isinstance(self.data, DataSource):
+            raise RunSpecError("[data] is one file, which is not prepared", "write its table as [[data]], with a name")
+        return self.data
 
     @classmethod
     def load(cls, path: Path, pinned: RunSpec | None = None) -> RunConfig:
@@ -148,7 +209,7 @@ class RunConfig(Section):
         data_size_bytes: int,
     ) -> RunSpec:
         """The run spec, once the host knows what its model and data are."""
-        data = self.data.model_dump(exclude={"path"})
+        data = self.data_file.model_dump(exclude={"path"})
         return RunSpec(
             run=self.run,
             model=PinnedModel(

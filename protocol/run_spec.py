@@ -19,7 +19,7 @@ from __future__ import annotations
 import datetime
 import difflib
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -291,7 +291,7 @@ def validated(model: type[Any], value: Any, where: str, context: Any = None) -> 
     except ValidationError as error:
         first = error.errors()[0]
         path = [str(step) for step in first["loc"]]
-        key = ".".join(path)
+        key = ".".join(step for step in path if not step.startswith("["))  # what form of a value it was read as
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(path[-1], _keys_beside(model, path[:-1]), n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(_keys_beside(model, path[:-1]))}"
@@ -303,6 +303,25 @@ def validated(model: type[Any], value: Any, where: str, context: Any = None) -> 
 
 
 def _keys_beside(model: type[BaseModel], path: list[str]) -> list[str]:
+    kind: Any = model
     for step in path:
-        model = model.model_fields[step].annotation  # type: ignore[assignment]
-    return list(model.model_fields)
+        kind = _within(kind, step)
+    return list(_plain(kind).model_fields)
+
+
+def _within(kind: Any, step: str) -> Any:
+    """The type of a field of a model, of an item of a tuple, or of one of the forms that a value may have."""
+    kind = _plain(kind)
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind.model_fields[step].annotation
+    if step.isdecimal():
+        return get_args(kind)[0]
+    return next(form for form in get_args(kind) if Tag(step) in getattr(form, "__metadata__", ()))
+
+
+def _plain(kind: Any) -> Any:
+    """Without what is said beside a type, and without None where that is the only other choice."""
+    while get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    others = [item for item in get_args(kind) if item is not type(None)]
+    return _plain(others[0]) if type(None) in get_args(kind) and len(others) == 1 else kind

@@ -339,7 +339,7 @@ def test_a_refusal_is_chinese(arguments: list[str], code: int, run: Callable[...
     check_chinese(done.stderr.replace("[OPTIONS]", "").replace("COMMAND [ARGS]", ""))
 
 
-@pytest.mark.parametrize("verb", ["", "join", "leave", "verify", "status", "identity", "host"])
+@pytest.mark.parametrize("verb", ["", "join", "leave", "verify", "status", "identity", "host", "data", "data prepare"])
 def test_help_is_chinese(verb: str, run: Callable[..., Done]) -> None:
     done = run(*verb.split(), "--help")
     assert done.code == 0 and done.stdout.startswith("用法：")

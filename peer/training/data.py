@@ -19,7 +19,6 @@ each, B sequences in a batch.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,7 +31,7 @@ import torch
 from peer.training.data_file import check_file
 from peer.training.draw import draw
 from peer.training.notes import LONG, UNKNOWN, UNPREDICTED, Notes
-from peer.training.records import Record, check_records, read_records, read_text
+from peer.training.records import Record, blocks, check_records, place_of_tokens, read_records, read_text
 from peer.training.repeats import repeated
 from protocol.errors import InputError
 from protocol.run_spec import DataRules, PinnedDataSet, RunSpec
@@ -40,7 +39,6 @@ from protocol.run_spec import DataRules, PinnedDataSet, RunSpec
 __all__ = ["Dataset", "Sequences", "draw", "load_dataset"]
 NO_LOSS = -100  # torch.nn.functional.cross_entropy's ignore_index
 _WIDTHS = 32  # tokens; a batch's width is a multiple, so that a device sees few different ones
-_HELD_OUT = b"potluck-held-out-v1\n"
 
 
 class TrainingData(Protocol):
@@ -180,7 +178,7 @@ def build_dataset(data: DataRules, tokenizer: Any, data_path: Path) -> Dataset:
     tokenizer.backend_tokenizer.no_truncation()  # what a tokenizer.json may have been saved with
     tokenizer.backend_tokenizer.no_padding()
     if data.kind == "text":
-        records: Iterable[Record] = _blocks(read_text(data, tokenizer, data_path, notes), length)
+        records: Iterable[Record] = blocks(read_text(data, tokenizer, data_path, notes), length)
         packing = False  # a block already fills a sequence
     else:
         records, packing = read_records(data, tokenizer, data_path, notes), data.packing
@@ -202,7 +200,7 @@ def build_dataset(data: DataRules, tokenizer: Any, data_path: Path) -> Dataset:
 
 def _held_out(data: DataRules, kept_out: Sequences, train: Sequences, tokenizer: Any, notes: Notes) -> Sequences:
     """The sequences to evaluate, of those that were kept out."""
-    order = sorted(range(len(kept_out)), key=lambda i: (_place(kept_out.tokens_ST[i].numpy()), i))
+    order = sorted(range(len(kept_out)), key=lambda i: (place_of_tokens(kept_out.tokens_ST[i].numpy()), i))
     if data.rules > 1:
         order = order[: 2 * data.held_out_sequences]  # there are others in the place of those that are left out
         known = repeated(_take(kept_out, order), train, tokenizer)
@@ -215,24 +213,13 @@ def _held_out(data: DataRules, kept_out: Sequences, train: Sequences, tokenizer:
     return _take(kept_out, sorted(order[: data.held_out_sequences]))
 
 
-def _blocks(text: Record, length: int) -> Iterable[Record]:
-    for start in range(0, len(text.tokens) - 1, length):  # a last block of one token would predict nothing
-        yield Record(text.tokens[start : start + length], text.loss_mask[start : start + length])
-
-
-def _place(tokens: np.ndarray) -> int:
-    """Where a record falls between 0 and 2**64: below the held-out share it is kept out."""
-    data = np.ascontiguousarray(tokens, dtype="<i4").tobytes()
-    return int.from_bytes(hashlib.sha256(_HELD_OUT + data).digest()[:8], "big")
-
-
 def _split(records: Iterable[Record], share: float, rules: int) -> tuple[list[Record], list[Record]]:
     """(train, held out); a small file keeps out the record with the lowest place, by rules 1 without its copies."""
     train: list[Record] = []
     held_out: list[Record] = []
     places: list[int] = []
     for record in records:
-        place = _place(record.tokens) if record.place is None else record.place
+        place = place_of_tokens(record.tokens) if record.place is None else record.place
         if place < share * 2**64:
             held_out.append(record)
         else:

@@ -13,7 +13,7 @@ from pathlib import Path
 from protocol.errors import InputError
 
 MAX_LINE_BYTES = 8 << 20
-_HEAD_BYTES = 4096
+HEAD_BYTES = 4096
 
 # (how the file begins, what that is); what NUL bytes would show is left to them
 _FORMATS = (
@@ -36,6 +36,7 @@ _FORMATS = (
     (b"\x80\x04", "pickle"),
     (b"\x80\x05", "pickle"),
 )
+BOM = b"\xef\xbb\xbf"
 _PACKED = {"gzip", "zip", "bzip2", "xz", "Zstandard", "7z", "LZ4"}
 _WIDE = (
     (b"\xff\xfe\x00\x00", "UTF-32"),
@@ -81,33 +82,48 @@ def numbered_lines(path: Path, rules: int) -> Iterator[tuple[int, str]]:
     try:
         with path.open("rb") as file:
             if rules > 1:
-                _check_head(path, file.read(_HEAD_BYTES))
+                check_head(path, file.read(HEAD_BYTES))
                 file.seek(0)
             while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
-                if rules > 1:
-                    _check_line(path, number, line)
-                if len(line) > MAX_LINE_BYTES:
-                    raise InputError(
-                        f"{path}: line {number}: expected at most {MAX_LINE_BYTES} bytes",
-                        "split it into shorter ones: each line of a JSONL file is one record, and a text has line ends",
-                    )
-                yield number, line.decode("utf-8")
+                yield number, text_of(path, number, line, rules, first=number == 1)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}", "give the path of the run's data file") from error
+
+
+def text_of(path: Path | str, number: int, line: bytes, rules: int = 2, *, first: bool) -> str:
+    """A line as text.
+
+    Args:
+        path: as errors name the file.
+        line: all of it, or its first MAX_LINE_BYTES + 1 bytes.
+        first: it is the first of its file.
+
+    Raises:
+        InputError: as `numbered_lines`; begins with file and line.
+    """
+    if rules > 1:
+        _check_line(path, number, line, first)
+    if len(line) > MAX_LINE_BYTES:
+        raise InputError(
+            f"{path}: line {number}: expected at most {MAX_LINE_BYTES} bytes",
+            "split it into shorter ones: each line of a JSONL file is one record, and a text has line ends",
+        )
+    try:
+        return line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}: line {number}: not UTF-8: {error.reason}",
             "save the file as UTF-8: `iconv -f ENCODING -t UTF-8 OLD > NEW`",
         ) from error
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}", "give the path of the run's data file") from error
 
 
-def _check_head(path: Path, head: bytes) -> None:
+def check_head(path: Path | str, head: bytes) -> None:
     """Raises: InputError: the file begins as text in another encoding does, or as no text at all."""
     for begin, encoding in _WIDE:
         if head.startswith(begin):
             raise InputError(f"{path}: line 1: {encoding}, not UTF-8", _converted(encoding))
-    if head.startswith(b"\xef\xbb\xbf"):
+    if head.startswith(BOM):
         raise InputError(
             f"{path}: line 1: begins with a byte order mark",
             "save the file as UTF-8 without BOM: `tail -c +4 OLD > NEW` takes it off",
@@ -124,11 +140,11 @@ def _check_head(path: Path, head: bytes) -> None:
         )
 
 
-def _check_line(path: Path, number: int, line: bytes) -> None:
+def _check_line(path: Path | str, number: int, line: bytes, first: bool) -> None:
     """Raises: InputError: NUL bytes in the line, or only carriage returns as line ends."""
     if 0 in line:
         encoding = _wide_encoding(line)
-        if number > 1:  # where the line was cut, its first byte may belong to the one before
+        if not first:  # where the line was cut, its first byte may belong to the one before
             encoding = encoding[:6]
         if encoding:
             raise InputError(f"{path}: line {number}: NUL bytes, as {encoding} text has them", _converted(encoding))
@@ -136,7 +152,7 @@ def _check_line(path: Path, number: int, line: bytes) -> None:
             f"{path}: line {number}: holds NUL bytes, as binary files do",
             "give a text file; `tr -d '\\000' < OLD > NEW` takes stray ones out",
         )
-    if number == 1 and b"\r" in line and not line.endswith(b"\n"):
+    if first and b"\r" in line and not line.endswith(b"\n"):
         raise InputError(
             f"{path}: line 1: carriage returns where line ends should be", "`tr '\\r' '\\n' < OLD > NEW` mends it"
         )

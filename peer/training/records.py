@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,21 +26,20 @@ import numpy as np
 
 from peer.training.chat import Chats, encode_by_transformers, messages_of
 from peer.training.chat_template import told
-from peer.training.conversation import conversation_of, json_type
+from peer.training.conversation import Conversation, conversation_of, json_type
 from peer.training.data_file import numbered_lines
-from peer.training.notes import EMPTY_TEXTS, Notes
+from peer.training.json_line import WHOLE_PAIRS, json_object
+from peer.training.notes import EMPTY_TEXTS, LIKE_JSONL, Notes
 from peer.training.repeats import normal_form
 from protocol.errors import InputError
-from protocol.run_spec import DataRules
-from protocol.shown import named, shown
+from protocol.run_spec import DataRules, SourceRules
+from protocol.shown import named
 
 TEXT_PIECE_BYTES = 1 << 16  # part of what makes tokens the same everywhere: do not change
 
 _BATCH_PIECES = 8
 _BATCH_RECORDS = 256
-_HELD_OUT = b"potluck-held-out-v2\n"
-_WHOLE_PAIRS = r"write both halves (\ud83d\ude00), or the character itself"
-_ONE_A_LINE = "a JSONL file has one JSON object on each line; `jq -c . OLD > NEW` writes it so"
+_HELD_OUT_TOKENS, _HELD_OUT = b"potluck-held-out-v1\n", b"potluck-held-out-v2\n"
 
 Placed = tuple[str, str]  # where it stands (file and line), text
 
@@ -89,16 +88,22 @@ def read_text(data: DataRules, tokenizer: Any, path: Path, notes: Notes) -> Reco
     for pieces in _batches(_text_pieces(_text_lines(path, data, notes), path), _BATCH_PIECES):
         for ids in _encode_all(tokenizer, pieces):
             if not parts and data.rules > 1:
-                front = _missing(_front(tokenizer, pieces[0][1]), ids)
+                front = missing(front_of(tokenizer, pieces[0][1]), ids)
             parts.append(np.asarray(ids, dtype=np.int32))
     return Record.of(np.concatenate([np.asarray(front, dtype=np.int32), *parts]), len(front))
+
+
+def blocks(text: Record, length: int) -> Iterator[Record]:
+    """A text as records that fill a sequence each."""
+    for start in range(0, len(text.tokens) - 1, length):  # a last block of one token would predict nothing
+        yield Record(text.tokens[start : start + length], text.loss_mask[start : start + length])
 
 
 def _text_lines(path: Path, data: DataRules, notes: Notes) -> Iterator[str]:
     blank = True
     for number, line in numbered_lines(path, data.rules):
-        if number == 1 and data.rules > 1 and _is_json_object(line):
-            notes.say("the file looks like JSONL, and data.kind is text: names and braces are trained on, too")
+        if number == 1 and data.rules > 1 and is_json_object(line):
+            notes.say(LIKE_JSONL)
         blank = blank and not line.strip()
         yield line
     if blank and data.rules > 1:
@@ -119,7 +124,7 @@ def _text_pieces(lines: Iterable[str], path: Path) -> Iterator[Placed]:
         yield f"{path}: from line {done + 1} on", "".join(waiting)
 
 
-def _is_json_object(line: str) -> bool:
+def is_json_object(line: str) -> bool:
     try:
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
@@ -150,32 +155,64 @@ def _chats(data: DataRules, tokenizer: Any, values: Iterable[tuple[str, Any]], n
         raise InputError("chats need data.template_date", "name the day that chat templates are told, as YYYY-MM-DD")
     chats = Chats(tokenizer, data.template_date, notes)
     for where, conversation in values:
-        encoded, text = chats.encode(conversation, where)
-        if encoded is not None:
-            yield Record(*encoded, _place(text))
+        record = chat_record(chats, conversation, where)
+        if record is not None:
+            yield record
+
+
+def chat_record(chats: Chats, conversation: Conversation, where: str) -> Record | None:
+    """One conversation; None if all of it is marked as not to be learned. Raises: InputError: as `Chats.encode`."""
+    encoded, text = chats.encode(conversation, where)
+    return None if encoded is None else Record(*encoded, _place(text))
 
 
 def _texts(data: DataRules, tokenizer: Any, texts: Iterable[Placed], notes: Notes) -> Iterator[Record]:
-    eos = tokenizer.eos_token_id
-    if eos is None:
-        raise InputError(
-            "the model's tokenizer has no end-of-sequence token, which jsonl records need", "use kind text"
-        )
-    front: list[int] | None = None
-    special = set(tokenizer.all_special_ids)
+    made = Texts(tokenizer, notes, data.rules)
     for batch in _batches(texts, _BATCH_RECORDS):
         for (_, text), ids in zip(batch, _encode_all(tokenizer, batch), strict=True):
-            if not ids or (data.rules > 1 and not text.strip()):
-                notes.count(EMPTY_TEXTS)
-                continue
-            if data.rules == 1:
-                yield Record.of(np.asarray([*ids, eos], dtype=np.int32))
-                continue
-            if front is None and not special.issuperset(ids):
-                front = _front(tokenizer, text)
-            before = _missing(front or [], ids)
-            tokens = np.asarray([*before, *ids, *([eos] if ids[-1] != eos else [])], dtype=np.int32)
-            yield Record.of(tokens, len(before), _place(text))
+            record = made.record(text, ids)
+            if record is not None:
+                yield record
+
+
+class Texts:
+    """Makes records of the texts of one file: what stands before and after their tokens.
+
+    Args:
+        tokenizer: a fast transformers tokenizer.
+
+    Raises:
+        InputError: it has no end-of-sequence token.
+    """
+
+    def __init__(self, tokenizer: Any, notes: Notes, rules: int = 2) -> None:
+        if tokenizer.eos_token_id is None:
+            raise InputError(
+                "the model's tokenizer has no end-of-sequence token, which jsonl records need", "use kind text"
+            )
+        self._tokenizer, self._notes, self._rules = tokenizer, notes, rules
+        self._front: list[int] | None = None
+        self._special = set(tokenizer.all_special_ids)
+
+    def record(self, text: str, ids: list[int]) -> Record | None:
+        """One text, which has these tokens; None if there is nothing in it."""
+        eos = self._tokenizer.eos_token_id
+        if not ids or (self._rules > 1 and not text.strip()):
+            self._notes.count(EMPTY_TEXTS)
+            return None
+        if self._rules == 1:
+            return Record.of(np.asarray([*ids, eos], dtype=np.int32))
+        if self._front is None and not self._special.issuperset(ids):
+            self._front = front_of(self._tokenizer, text)
+        before = missing(self._front or [], ids)
+        tokens = np.asarray([*before, *ids, *([eos] if ids[-1] != eos else [])], dtype=np.int32)
+        return Record.of(tokens, len(before), _place(text))
+
+
+def place_of_tokens(tokens: np.ndarray) -> int:
+    """Where a record without a place of its own falls between 0 and 2**64."""
+    data = np.ascontiguousarray(tokens, dtype="<i4").tobytes()
+    return int.from_bytes(hashlib.sha256(_HELD_OUT_TOKENS + data).digest()[:8], "big")
 
 
 def _place(text: str) -> int:
@@ -183,7 +220,7 @@ def _place(text: str) -> int:
     return int.from_bytes(hashlib.sha256(_HELD_OUT + normal_form(text)).digest()[:8], "big")
 
 
-def _front(tokenizer: Any, text: str) -> list[int]:
+def front_of(tokenizer: Any, text: str) -> list[int]:
     """The tokens that the tokenizer's post-processor puts in front of a text, seen by one that it has tokens for."""
     backend = tokenizer.backend_tokenizer
     plain, whole = (backend.encode(text, add_special_tokens=special).ids for special in (False, True))
@@ -193,7 +230,7 @@ def _front(tokenizer: Any, text: str) -> list[int]:
     return []
 
 
-def _missing(front: list[int], ids: Any) -> list[int]:
+def missing(front: list[int], ids: Any) -> list[int]:
     """What of it does not stand there yet: a text may have been written with it."""
     return front if list(ids[: len(front)]) != front else []
 
@@ -205,19 +242,41 @@ def _values(data: DataRules, path: Path, notes: Notes) -> Iterator[tuple[str, An
         if not line.strip():
             continue
         where = f"{path}: line {number}"
-        value = _json_object(line, where, data.rules, first)
-        first = False
-        if data.kind == "jsonl":
-            yield where, _text_field(value, data, where, notes)
-        elif data.rules == 1:
-            yield where, messages_of(value, where)
+        if data.rules > 1:
+            value: Any = value_of(line, where, data, notes, first=first)
         else:
-            yield where, conversation_of(value, where, notes)
+            found = json_object(line, where, data.rules, first)
+            is_text = data.kind == "jsonl"
+            value = _text_field(found, data, where, notes) if is_text else messages_of(found, where)
+        first = False
+        yield where, value
     if first and data.rules > 1:
         raise InputError(f"{path}: holds no records, only white space", "give the path of a file with data in it")
 
 
-def _text_field(value: dict[str, Any], data: DataRules, where: str, notes: Notes) -> str:
+def value_of(line: str, where: str, data: DataRules | SourceRules, notes: Notes, *, first: bool) -> str | Conversation:
+    """One line of a jsonl or chat file as its text or conversation, checked as far as that needs no tokenizer.
+
+    Args:
+        where: file and line; errors begin with it.
+        first: it is the first line of the file with something in it.
+
+    Raises:
+        InputError: a bad record.
+    """
+    return value_of_object(json_object(line, where, 2, first), where, data, notes)
+
+
+def value_of_object(
+    value: dict[str, Any], where: str, data: DataRules | SourceRules, notes: Notes
+) -> str | Conversation:
+    """The same of what JSON or a table has as one record. Raises: InputError: a bad record."""
+    if data.kind == "jsonl":
+        return _text_field(value, data, where, notes)
+    return conversation_of(value, where, notes)
+
+
+def _text_field(value: dict[str, Any], data: DataRules | SourceRules, where: str, notes: Notes) -> str:
     text = value.get(data.text_field)
     if not isinstance(text, str):
         found = json_type(text) if data.text_field in value else "no such field"
@@ -228,83 +287,41 @@ def _text_field(value: dict[str, Any], data: DataRules, where: str, notes: Notes
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{where}: half of a surrogate pair in {data.text_field!r}", _WHOLE_PAIRS) from error
+        raise InputError(f"{where}: half of a surrogate pair in {data.text_field!r}", WHOLE_PAIRS) from error
     notes.unused(name for name in value if name != data.text_field and value[name] not in (None, "", [], {}))
     return text
 
 
-def _json_object(line: str, where: str, rules: int, first: bool) -> dict[str, Any]:
-    try:
-        value = json.loads(line, object_pairs_hook=_once if rules > 1 else None)
-    except json.JSONDecodeError as error:
-        if first and line.lstrip().startswith("["):
-            raise InputError(
-                f"{where}: a JSON array, not JSONL", "`jq -c '.[]' OLD > NEW` writes each on a line"
-            ) from error
-        raise InputError(f"{where}: not JSON: {error.msg} at column {error.colno}", _ONE_A_LINE) from error
-    except _Twice as error:
-        raise InputError(
-            f"{where}: the field '{shown(error)}' stands twice in one object", "leave one of them"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON: {shown(error)}", _ONE_A_LINE) from error
-    if isinstance(value, list) and first:
-        raise InputError(f"{where}: a JSON array, not JSONL", "`jq -c '.[]' OLD > NEW` writes each on a line")
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: expected a JSON object, got {json_type(value)}", _ONE_A_LINE)
-    if rules > 1 and "\\u" in line:
-        _check_texts(value, where)
-    return value
-
-
-class _Twice(Exception):
-    """A field stands twice in one object; its name."""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                raise _Twice(name)
-            seen.add(name)
-    return value
-
-
-def _check_texts(record: dict[str, Any], where: str) -> None:
-    """Raises: InputError: a text or a name in the record that is no text: half of a surrogate pair, or NUL."""
-    waiting: list[tuple[str, Any]] = list(record.items())
-    texts = [(name, name) for name in record]
-    while waiting:
-        field, part = waiting.pop()
-        if isinstance(part, str):
-            texts.append((field, part))
-        elif isinstance(part, dict):
-            texts += [(field, name) for name in part]
-            waiting += [(field, item) for item in part.values()]
-        elif isinstance(part, list):
-            waiting += [(field, item) for item in part]
-    for field, text in texts:
-        if "\0" in text:
-            raise InputError(f"{where}: a NUL character in '{shown(field)}'", "take it out: no text has one")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise InputError(f"{where}: half of a surrogate pair in '{shown(field)}'", _WHOLE_PAIRS)
-
-
 def _encode_all(tokenizer: Any, texts: list[Placed]) -> Iterator[list[int]]:
+    for ids in encode_each(tokenizer, texts):
+        if isinstance(ids, InputError):
+            raise ids
+        yield ids
+
+
+def encode_each(tokenizer: Any, texts: Sequence[Placed]) -> Iterator[list[int] | InputError]:
+    """The tokens of each text, or why it has none."""
+    try:
+        encodings = _encodings(tokenizer, texts)
+    except InputError as error:
+        if len(texts) == 1:
+            yield error
+        for one in texts if len(texts) > 1 else []:  # which of them it is
+            yield from encode_each(tokenizer, [one])
+        return
+    for encoding in encodings:
+        yield encoding.ids
+
+
+def _encodings(tokenizer: Any, texts: Sequence[Placed]) -> list[Any]:
     # the backend, and not the tokenizer's own call: no warning about long texts, no truncation, no special tokens;
     # "fast" leaves out offsets, which take twice the time of the tokens
     encode = tokenizer.backend_tokenizer.encode_batch_fast
     try:
-        encodings = encode([text for _, text in texts], add_special_tokens=False)
+        found: list[Any] = encode([text for _, text in texts], add_special_tokens=False)
     except Exception as error:  # what tokenizers raises where a model has no token for a character; nothing narrower
-        if len(texts) > 1:
-            for one in texts:  # which of them it is
-                yield from _encode_all(tokenizer, [one])
         raise InputError(f"{texts[0][0]}: the model's tokenizer has no tokens for this: {told(error)}") from error
-    for encoding in encodings:
-        yield encoding.ids
+    return found
 
 
 def _batches(items: Iterable[Placed], size: int) -> Iterator[list[Placed]]:

@@ -22,9 +22,10 @@ from urllib.parse import unquote, urlsplit
 
 
 class Hub:
-    """One repository with one commit."""
+    """One repository with one commit; `kind`: models, or datasets, whose files lie in no folders."""
 
-    def __init__(self, repository: str, commit: str, folder: Path) -> None:
+    def __init__(self, repository: str, commit: str, folder: Path, kind: str = "models") -> None:
+        self.kind = kind
         self.repository, self.commit, self.folder = repository, commit, folder
         self.requests: list[str] = []  # "GET /path", in order
         self.url = ""
@@ -59,13 +60,14 @@ class Answers(BaseHTTPRequestHandler):
     def _answer(self, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{self.command} {path}")
-        api = f"/api/models/{self.hub.repository}/"
+        api = f"/api/{self.hub.kind}/{self.hub.repository}/"
         if path.startswith(api):
             kind, _, revision = path.removeprefix(api).partition("/")
             if revision != self.hub.commit:
                 return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
             return self._send(200, json.dumps(self._listing(kind)).encode(), {"Content-Type": "application/json"}, body)
-        start = f"/{self.hub.repository}/resolve/{self.hub.commit}/"
+        place = "" if self.hub.kind == "models" else f"/{self.hub.kind}"
+        start = f"{place}/{self.hub.repository}/resolve/{self.hub.commit}/"
         data = self.hub.files().get(path.removeprefix(start)) if path.startswith(start) else None
         if data is None:
             return self._send(404, b"", {"X-Error-Code": "RepoNotFound"}, body)

@@ -43,6 +43,7 @@ NOT_SHOWN = {
     "can't allocate memory",
     "causal LM",
     "bold red",
+    "range requests",
     "SELECT COUNT(*) > 1 FROM leaves",
     "Value error,",
     "{}, {} threads",
