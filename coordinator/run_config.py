@@ -33,11 +33,12 @@ from protocol.run_spec import (
     Publish,
     RunSection,
     RunSpec,
-    Section,
     Short,
     Sync,
+    check_rates,
     validated,
 )
+from protocol.section import Section
 
 
 class ModelSource(Section):
@@ -113,6 +114,11 @@ class RunConfig(Section):
                 "sync.overlap and outer.nesterov do not go together: a step that looks ahead goes astray where it "
                 "comes a round late; set one of them to false"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rates_go_together(self) -> RunConfig:
+        check_rates(self.run, self.sync, self.inner, self.outer)
         return self
 
     @classmethod
