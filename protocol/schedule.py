@@ -42,6 +42,10 @@ class Rates(NamedTuple):
     inner: float | None  # None: method gradient has no inner optimizer
     outer: float
 
+    def __str__(self) -> str:
+        outer = f"{self.outer:.3g}"
+        return outer if self.inner is None else f"{self.inner:.3g}, outer {outer}"
+
 
 class Schedule(Section):
     """How a learning rate changes from round to round."""
