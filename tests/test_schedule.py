@@ -1,4 +1,4 @@
-"""Learning-rate schedules: their shapes, the same bits for everybody, and that who comes back goes on at the right rate."""
+"""Learning-rate schedules: their shapes, the same bits for everybody, and at which rate each round's work is done."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def fitting(draw: st.DrawFn) -> tuple[Schedule, int]:
     warmup, falling, stable = (draw(st.integers(low, 60)) for low in (0, 1, 0))
     least = draw(st.floats(1e-9, 1.0)) if kind != "constant" else 0.1
     decay = falling if kind == "wsd" else 0
-    return Schedule(kind=kind, warmup_rounds=warmup, decay_rounds=decay, min_factor=least), warmup + 1 + falling + stable
+    made = Schedule(kind=kind, warmup_rounds=warmup, decay_rounds=decay, min_factor=least)
+    return made, warmup + 1 + falling + stable
 
 
 # ---- shapes ---------------------------------------------------------------------------------------------------------
@@ -156,9 +157,18 @@ def test_it_is_as_exact_in_the_longest_run(round: int) -> None:
     ("schedule", "digest"),
     [
         ({"kind": "constant", "warmup_rounds": 9}, "f3541bf2e993be922ed8d110aa726341263e02f2c1f98a9e76c994474527cac0"),
-        ({"kind": "linear", "warmup_rounds": 9, "min_factor": 0.05}, "240541e125e756a2783244c24c87eda861aee5c9ba9a8a859daa23cf4511494d"),
-        ({"kind": "cosine", "warmup_rounds": 9, "min_factor": 0.05}, "c869e32a728c025c9df53076a2c3b8a2ac1f80c9840a13d64d37a82d2f891a3f"),
-        ({"kind": "wsd", "warmup_rounds": 9, "min_factor": 0.05, "decay_rounds": 300}, "dabfc079f6fb2ec2bf324bdddc4768906d6915b5e4098fe1503555e1ca8fd15d"),
+        (
+            {"kind": "linear", "warmup_rounds": 9, "min_factor": 0.05},
+            "240541e125e756a2783244c24c87eda861aee5c9ba9a8a859daa23cf4511494d",
+        ),
+        (
+            {"kind": "cosine", "warmup_rounds": 9, "min_factor": 0.05},
+            "c869e32a728c025c9df53076a2c3b8a2ac1f80c9840a13d64d37a82d2f891a3f",
+        ),
+        (
+            {"kind": "wsd", "warmup_rounds": 9, "min_factor": 0.05, "decay_rounds": 300},
+            "dabfc079f6fb2ec2bf324bdddc4768906d6915b5e4098fe1503555e1ca8fd15d",
+        ),
     ],
 )
 def test_stored_schedules_are_what_they_were(schedule: dict[str, Any], digest: str) -> None:

@@ -69,9 +69,11 @@ class LocalOptimizer(ABC):
         self._gradient_N.mul_(scale)
         self._step(lr, round)
 
+    @abstractmethod
     def look_ahead(self) -> None:
         """The parameters were written anew: move them to where gradients are taken, if that is elsewhere."""
 
+    @abstractmethod
     def look_back(self, vector: torch.Tensor, where: slice) -> None:
         """Move a copy of some of the parameters, on the CPU, from where gradients are taken to what they stand for."""
 
@@ -151,6 +153,10 @@ class InnerAdamW(LocalOptimizer):
 
     def _take_numbers(self, numbers: Mapping[str, str]) -> None:
         self._steps.fill_(int(numbers["steps"]))
+
+    def look_ahead(self) -> None: ...  # gradients are taken where it stands
+
+    def look_back(self, vector: torch.Tensor, where: slice) -> None: ...
 
     def _step(self, lr: float, round: int) -> None:
         self._adamw.param_groups[0]["lr"] = lr
