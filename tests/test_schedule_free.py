@@ -93,6 +93,19 @@ def test_a_newcomer_s_steps_count_as_the_others_do() -> None:
     assert float(new.optimizer.numbers["weight"]) == pytest.approx(float(old.optimizer.numbers["weight"]))
 
 
+def test_newcomers_do_not_undo_the_others_averaging() -> None:
+    def left(every: int) -> float:
+        """How far from the bottom they end where a member is replaced every so many rounds."""
+        members, x = [One(seed) for seed in range(3)], torch.zeros(N)
+        for round in range(1, 121):
+            if every and round % every == 0:
+                members[round // every % 3] = One(1000 + round)
+            x = torch.stack([member.work(x, round, 5, lr=0.05) for member in members]).mean(0)
+        return (torch.linspace(0.1, 2.0, N) * (x - 1) ** 2).mean().item()
+
+    assert left(10) < 1.5 * left(0), "four times as far where each begins an average of its own"
+
+
 def test_rounds_that_a_member_missed_count_as_those_that_it_was_in() -> None:
     here, away = One(), One()
     for round in range(1, 21):
