@@ -94,7 +94,7 @@ class Board:
             evaluations, checkpoints = tables.evaluations.newest(MAX_EVALUATIONS), tables.checkpoints.all()
         self.alarm = alarm_of(checkpoints)
         spec = self._card.spec
-        rates = spec.rates(min(tip + 1, spec.run.rounds or tip + 1))
+        rates = spec.rates(tip + 1)  # after the last round they stay
         tip_checkpoint = (
             checkpoints[-1].round if checkpoints else 0
         )  # may stand in the ledger a moment before its folder

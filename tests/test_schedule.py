@@ -226,6 +226,20 @@ def test_the_outer_rate_is_one_product_rounded_to_fp32() -> None:
         assert np.array_equal(state.parameters.numpy().view(np.int32), expected.view(np.int32))
 
 
+def test_a_scheduled_gradient_step_is_torch_s_adamw_at_that_rate() -> None:
+    outer = {"lr": 0.01, "weight_decay": 0.1, "clip_norm": None, "schedule": COSINE}
+    spec = scheduled(sync={"method": "gradient"}, outer=outer)
+    state = SharedState(0, (("w", (500,)),), drawn(0))
+    reference = torch.nn.Parameter(drawn(0).double())
+    optimizer = torch.optim.AdamW([reference], betas=spec.outer.betas, weight_decay=0.1)
+    for number in range(1, 9):
+        optimizer.param_groups[0]["lr"] = spec.rates(number).outer
+        reference.grad = drawn(number).double()
+        optimizer.step()
+        state = outer_step(spec, state, drawn(number))
+    assert torch.allclose(state.parameters.double(), reference.data, rtol=1e-5, atol=2e-6)
+
+
 # ---- the work of a peer ---------------------------------------------------------------------------------------------
 
 SIGNS = {"lr": 1e-3, "betas": (0.0, 0.0), "clip_norm": None}  # so AdamW moves each value by the rate, up or down
