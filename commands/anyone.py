@@ -158,6 +158,8 @@ def status(
         typer.echo(current.to_bytes().decode())
         return
     say(f"{current.name}: round {current.round} of {current.rounds or 'open end'}, {current.tokens:,} tokens agreed")
+    if current.rates is not None:
+        say(f"learning rate {current.rates}")
     if current.finished:
         say("this run is over; `potluck fetch INVITE` brings its newest checkpoint")
     for part in current.parts_failed:

@@ -93,14 +93,18 @@ class Board:
             tip, tokens = self._counted(tables)
             evaluations, checkpoints = tables.evaluations.newest(MAX_EVALUATIONS), tables.checkpoints.all()
         self.alarm = alarm_of(checkpoints)
+        spec = self._card.spec
+        rates = spec.rates(tip + 1)  # after the last round they stay
         tip_checkpoint = (
             checkpoints[-1].round if checkpoints else 0
         )  # may stand in the ledger a moment before its folder
         return RunStatus(
-            name=self._card.spec.run.name,
+            name=spec.run.name,
             run=self._card.run,
             round=tip,
-            rounds=self._card.spec.run.rounds,
+            rounds=spec.run.rounds,
+            inner_lr=rates.inner,
+            outer_lr=rates.outer,
             tokens=tokens,
             tokens_per_s=sum(item.tokens_per_s for item in live),
             peers=self._peers(now),

@@ -125,6 +125,7 @@ def run_view(status: RunStatus) -> Group:
         f"held-out loss {trend}",
         f"{status.tokens_per_s:,.0f} tokens/s",
         f"{status.tokens:,} tokens agreed",
+        *([f"learning rate {status.rates}"] if status.rates else []),
         f"ledger {status.ledger.size} entries",
     )
     head = Text.assemble((f"{status.name}  ", "bold"), "   ".join(map(words.told, figures)))

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from protocol.checkpoint import Contributor, Evaluation
 from protocol.run_card import RunCard
 from protocol.run_spec import PinnedData, RunSpec
+from protocol.run_spec import RunSpec
+from protocol.schedule import Schedule
 
 MAX_NAMED = 100  # contributors in the table; checkpoint.json names all
 
@@ -52,6 +54,7 @@ their own machines with Potluck. Run `{card.run}`.
 | tokens | {tokens:,} |
 | parameters | {spec.model.parameters:,}, of which {spec.model.trainable:,} were trained |
 | method | {spec.method.kind}, {spec.sync.method} |
+{_optimizers(spec, round_number)}
 | parent | {f"`{parent}`" if parent else "none: this is the genesis"} |
 
 ## Who contributed
@@ -107,6 +110,32 @@ def _data(spec: RunSpec) -> str:
         f"  - {item.name}: {item.weight / total:.1%}, {item.kind}, licence {item.license}" for item in data.sources
     ]
     return "\n".join(lines)
+
+
+def _optimizers(spec: RunSpec, round_number: int) -> str:
+    """Rows of the table: each optimizer's learning rate, its schedule, and what it was in this round."""
+    rates, rounds = spec.rates(max(round_number, 1)), spec.run.rounds
+    rows = [("outer", "SGD" if rates.inner is not None else "AdamW", spec.outer.lr, spec.outer.schedule, rates.outer)]
+    if rates.inner is not None:
+        name = {"adamw": "AdamW", "schedule-free-adamw": "schedule-free AdamW"}[spec.inner.optimizer]
+        rows.insert(0, ("inner", name, spec.inner.lr, spec.inner.schedule, rates.inner))
+    return "\n".join(
+        f"| {place} optimizer | {name}, learning rate {lr:g}, {_schedule(schedule, rounds)}; {now:.4g} in this round |"
+        for place, name, lr, schedule, now in rows
+    )
+
+
+def _schedule(schedule: Schedule, rounds: int) -> str:
+    """
+    >>> _schedule(Schedule(kind="wsd", warmup_rounds=10, decay_rounds=100), 500)
+    'wsd: 10 rounds of warm-up, the last 100 of 500 rounds fall to 0.1 of it'
+    """
+    parts = [f"{schedule.warmup_rounds} rounds of warm-up"] if schedule.warmup_rounds else []
+    if schedule.decay_rounds:
+        parts.append(f"the last {schedule.decay_rounds} of {rounds} rounds fall to {schedule.min_factor:g} of it")
+    elif schedule.decays:
+        parts.append(f"falls to {schedule.min_factor:g} of it until round {rounds}")
+    return f"{schedule.kind}: {', '.join(parts)}" if parts else schedule.kind
 
 
 def _table(contributors: Sequence[Contributor]) -> str:

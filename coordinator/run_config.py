@@ -36,13 +36,14 @@ from protocol.run_spec import (
     Publish,
     RunSection,
     RunSpec,
-    Section,
     SequenceRules,
     Short,
     SourceRules,
     Sync,
+    check_rates,
     validated,
 )
+from protocol.section import Section
 
 
 class ModelSource(Section):
@@ -175,6 +176,10 @@ class RunConfig(Section):
         if isinstance(self.data, DataSource):
             raise RunSpecError("[data] is one file, which is not prepared", "write its table as [[data]], with a name")
         return self.data
+
+    def _rates_go_together(self) -> RunConfig:
+        check_rates(self.run, self.sync, self.inner, self.outer)
+        return self
 
     @classmethod
     def load(cls, path: Path, pinned: RunSpec | None = None) -> RunConfig:

@@ -22,6 +22,7 @@ from peer.round.turns import Waiting
 from peer.sync.shelf import Head
 from peer.training.work import LocalWork, StepResult
 from protocol.errors import RoundAborted
+from protocol.schedule import Rates
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class WorkReport:
     tokens: int
     tokens_per_s: float
     loss: float | None  # of this peer's own last micro-batch before the round's end; nats per token
+    rates: Rates  # of the round
 
 
 class Watcher(Protocol):
@@ -140,7 +142,7 @@ class _Trainer:
                 break
         if stop.is_set() and not swarm.close_work.is_set():
             raise RoundAborted("stopped by its owner")  # in the middle of a round: nobody waits for this peer
-        self._watcher.working(WorkReport(work.round, work.tokens, self._speed, result.loss.item()))
+        self._watcher.working(self._work_report(result.loss.item()))
         update = [work.finish()]  # handed on, not held: it is as large as the model
         handed = swarm.hand_over(update.pop(), head.digest)
         self._save(wait=self._overlaps(head))
@@ -192,8 +194,12 @@ class _Trainer:
         self._speed = now if not self._speed else _SPEED_MEMORY * self._speed + (1 - _SPEED_MEMORY) * now
         self._step_s = step_s
         self._report()
-        self._watcher.working(WorkReport(self._work.round, self._work.tokens, self._speed, None))
+        self._watcher.working(self._work_report(None))
         return result
+
+    def _work_report(self, loss: float | None) -> WorkReport:
+        work = self._work
+        return WorkReport(work.round, work.tokens, self._speed, loss, work.rates)
 
     def _report(self) -> None:
         self._swarm.report_progress(None if self._ahead else self._work.tokens, self._step_s)

@@ -9,9 +9,13 @@ A host writes run.toml (`coordinator.run_config`); here every path has become a 
     [method]    kind = "full" | "lora", rank, alpha, targets, base = "fp32" | "nf4"
     [sync]      method = "diloco" | "gradient", round_tokens, round_seconds (or "auto"), wire, fragments, overlap,
                 min_peers, max_group, clip, rules
-    [inner]     the optimizer on each peer: lr, betas, weight_decay, clip_norm, micro_batch, batch
-    [outer]     that of the shared state: lr, momentum, nesterov, betas, weight_decay, clip_norm
+    [inner]     that on each peer: optimizer = "adamw" | "schedule-free-adamw", lr, schedule, betas, weight_decay,
+                clip_norm, micro_batch, batch
+    [outer]     that of the shared state: lr, schedule, momentum, nesterov, betas, weight_decay, clip_norm
     [publish]   every_rounds, max_worse
+
+A schedule is a table, `{ kind = "constant" | "linear" | "cosine" | "wsd", warmup_rounds, decay_rounds, min_factor }`:
+`protocol.schedule`.
 """
 
 from __future__ import annotations
@@ -21,22 +25,13 @@ import difflib
 import re
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    SerializerFunctionWrapHandler,
-    Tag,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
 from protocol import canonical
 from protocol.digests import Digest
 from protocol.errors import RunSpecError
+from protocol.schedule import Rates, Schedule
+from protocol.section import Section
 
 MAX_RUN_SPEC_BYTES = 64 * 1024
 Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
@@ -53,20 +48,6 @@ def _day(value: Any) -> Any:
 
 
 Day = Annotated[str, BeforeValidator(_day)]  # YYYY-MM-DD
-
-
-class Section(BaseModel):
-    """A part of a spec, or of run.toml: unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    later: ClassVar[frozenset[str]] = frozenset()  # fields that version 1 did not have at first
-
-    @model_serializer(mode="wrap")
-    def _without_later(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out later fields at their defaults, so that specs that were pinned before keep their digests."""
-        fields = type(self).model_fields
-        value: dict[str, Any] = handler(self)
-        return {name: item for name, item in value.items() if name not in self.later or item != fields[name].default}
 
 
 class RunSection(Section):
@@ -169,14 +150,17 @@ class Sync(Section):
 
 
 class InnerOptimizer(Section):
-    """AdamW on each peer (method diloco); micro_batch holds for both methods."""
+    """On each peer (method diloco); micro_batch holds for both methods."""
 
+    optimizer: Literal["adamw", "schedule-free-adamw"] = "adamw"  # the second averages its steps instead of a decay
     lr: Positive = 1e-4
+    schedule: Schedule = Schedule()  # of lr
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(default=0.0, ge=0, le=10)
     clip_norm: Positive | None = 1.0
     micro_batch: int = Field(default=8, ge=1, le=4096)  # most sequences per forward pass; each card takes what fits
     batch: int = Field(default=8, ge=1, le=1 << 20)  # sequences per local optimizer step; a multiple of micro_batch
+    later: ClassVar[frozenset[str]] = frozenset({"optimizer", "schedule"})
 
     @model_validator(mode="after")
     def _multiple(self) -> InnerOptimizer:
@@ -184,16 +168,41 @@ class InnerOptimizer(Section):
             raise ValueError("batch must be a multiple of micro_batch")
         return self
 
+    @model_validator(mode="after")
+    def _schedule_free(self) -> InnerOptimizer:
+        if self.optimizer == "schedule-free-adamw":
+            if self.schedule.decays:
+                raise ValueError(
+                    "optimizer schedule-free-adamw averages instead of a decay; take schedule kind constant, which may "
+                    "have a warm-up"
+                )
+            if self.betas[0] <= 0:
+                raise ValueError("optimizer schedule-free-adamw needs betas with a first one above 0")
+        return self
+
 
 class OuterOptimizer(Section):
     """diloco: SGD on the averaged update, lr 1 and momentum 0 being plain averaging. gradient: AdamW."""
 
     lr: Positive = 1.0
+    schedule: Schedule = Schedule()  # of lr
     momentum: float = Field(default=0.0, ge=0, lt=1)  # diloco
     nesterov: bool = False  # diloco
     betas: tuple[float, float] = (0.9, 0.99)  # gradient
     weight_decay: float = Field(default=0.0, ge=0, le=10)  # gradient
     clip_norm: Positive | None = 1.0  # gradient: of the averaged gradient
+    later: ClassVar[frozenset[str]] = frozenset({"schedule"})
+
+
+def check_rates(run: RunSection, sync: Sync, inner: InnerOptimizer, outer: OuterOptimizer) -> None:
+    """Whether optimizers and schedules go with the run's length and method. Raises: ValueError: they do not."""
+    if sync.method == "gradient" and (inner.optimizer != "adamw" or inner.schedule != Schedule()):
+        raise ValueError("inner.optimizer and inner.schedule go with method diloco; give outer.schedule")
+    for name, schedule in (("inner", inner.schedule), ("outer", outer.schedule)):
+        try:
+            schedule.check(run.rounds)
+        except ValueError as error:
+            raise ValueError(f"{name}.schedule: {error}") from error
 
 
 class Publish(Section):
@@ -254,6 +263,17 @@ class RunSpec(Section):
     inner: InnerOptimizer
     outer: OuterOptimizer
     publish: Publish
+
+    @model_validator(mode="after")
+    def _rates_go_together(self) -> RunSpec:
+        check_rates(self.run, self.sync, self.inner, self.outer)
+        return self
+
+    def rates(self, round: int) -> Rates:
+        """The learning rates of a round, counted from 1; the same float64 on every machine (`protocol.schedule`)."""
+        inner = self.inner.lr * self.inner.schedule.factor(round, self.run.rounds)
+        outer = self.outer.lr * self.outer.schedule.factor(round, self.run.rounds)
+        return Rates(inner if self.sync.method == "diloco" else None, outer)
 
     def to_bytes(self) -> bytes:
         return canonical.dumps(self.model_dump(mode="json"))

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from protocol import canonical
 from protocol.digests import Digest
 from protocol.errors import FormatError
+from protocol.schedule import Rates
 
 MAX_STATUS_BYTES = 8 << 20
 ALARM_FROM = 2  # checkpoints held back in a row
@@ -93,6 +94,8 @@ class RunStatus(_Fields):
     rounds: Count = 0  # the run ends after this one; 0: open end
     tokens: Count = 0  # agreed, of all rounds
     tokens_per_s: Number = 0.0  # of the live members together, by their own word
+    inner_lr: Number | None = None  # of the round that is being made, or was the last; None: the run has none
+    outer_lr: Number | None = None  # likewise; None: an older coordinator
     peers: tuple[PeerStatus, ...] = ()
     evaluations: tuple[EvaluatedRound, ...] = ()
     checkpoints: tuple[CheckpointStatus, ...] = ()
@@ -100,6 +103,11 @@ class RunStatus(_Fields):
     parts_failed: tuple[str, ...] = ()  # threads of the coordinator that failed lately, and the kind of error
     finished: bool = False  # all rounds are in the ledger and the last checkpoint is decided
     alarm: Alarm | None = None
+
+    @property
+    def rates(self) -> Rates | None:
+        """The learning rates now; None: not said."""
+        return None if self.outer_lr is None else Rates(self.inner_lr, self.outer_lr)
 
     def to_bytes(self) -> bytes:
         return canonical.dumps(self.model_dump(mode="json"))

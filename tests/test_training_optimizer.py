@@ -102,7 +102,7 @@ def test_moments_that_are_not_finite_are_put_aside(tmp_path: Path, glass_dir: Pa
     gradient_N = torch.zeros_like(work.model.flat_N)
     gradient_N[5] = float("nan")
     spoilt = InnerAdamW(bench.spec.inner, work.model.flat_N.clone(), gradient_N)
-    spoilt.step()
+    spoilt.step(1.0, bench.spec.inner.lr, round=1)
     spoilt.save(path, bench.spec.digest, round=1)
     assert not work.load_optimizer(path) and not path.exists()
 

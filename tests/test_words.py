@@ -288,8 +288,9 @@ def a_status() -> RunStatus:
     alarm = Alarm(round=4, held_out_loss=None, published_round=2, published_loss=3.0, held_back=2)
     evaluation = EvaluatedRound(round=2, held_out_loss=3.0, tokens=9, time=1.0)
     ledger = LedgerStatus(size=7, root="b" * 64)
+    now = {"round": 4, "rounds": 0, "inner_lr": 5e-05, "outer_lr": 0.7}
     return RunStatus(
-        name="tiny", run="a" * 64, round=4, rounds=0, peers=peers, evaluations=(evaluation,), ledger=ledger, alarm=alarm
+        name="tiny", run="a" * 64, peers=peers, evaluations=(evaluation,), ledger=ledger, alarm=alarm, **now
     )
 
 

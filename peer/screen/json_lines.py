@@ -51,6 +51,8 @@ class JsonScreen:
                 tokens=report.tokens,
                 tokens_per_s=round(report.tokens_per_s, 1),
                 loss=report.loss,
+                inner_lr=report.rates.inner,
+                outer_lr=report.rates.outer,
             )
 
     def committed(self, head: Head, report: RoundReport) -> None:

@@ -112,6 +112,7 @@ _MESSAGES = {
     "own-tokens": "your tokens this round",
     "speed": "tokens/s",
     "loss": "your loss",
+    "rate": "learning rate",
     "credit": "your credit, tokens in the ledger",
     "waited": "waiting per round",
     "round-line": "round {round}: {members} members, {tokens} tokens",

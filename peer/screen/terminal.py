@@ -190,6 +190,7 @@ class TerminalScreen:
             table.add_row(say("own-tokens"), f"{work.tokens:,}   ({work.tokens_per_s:,.0f} {say('speed')})")
             if work.loss is not None:
                 table.add_row(say("loss"), f"{work.loss:.3f}")
+            table.add_row(say("rate"), self._told(str(work.rates)))
         if last is not None:
             table.add_row(say("members"), str(last.members))
             table.add_row(say("waited"), f"{last.waited_s:.2f} s")

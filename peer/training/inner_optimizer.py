@@ -1,7 +1,8 @@
-"""The AdamW on each peer (method diloco): one flat vector, and moments that stay for the whole run.
+"""The optimizer on each peer (method diloco): one flat vector, and a memory that stays for the whole run.
 
-They are this peer's alone and never travel. `save` puts them on disk so that a peer which comes back goes on where it
-was:
+`adamw` is torch's AdamW; `schedule-free-adamw` stands in `schedule_free`. The learning rate is that of the round which
+the work is for. What they remember is this peer's alone and never travels. `save` puts it on disk so that a peer which
+comes back goes on where it was:
 
     moments.safetensors     exp_avg, exp_avg_sq: fp32 [N]
                             metadata: run, round, steps; sha256 of "run|round|steps\\n" and the two vectors' bytes
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -24,45 +27,64 @@ from peer.training.vectors import bytes_of, check_vector
 from protocol.errors import FormatError, InputError
 from protocol.run_spec import InnerOptimizer
 
-_NAMES = ("exp_avg", "exp_avg_sq")
 
-
-class InnerAdamW:
-    """AdamW over one flat parameter, in place.
+class LocalOptimizer(ABC):
+    """Steps one flat parameter in place, and remembers vectors as long as it.
 
     Args:
         flat_N: the parameters, fp32 [N] on the device.
-        gradient_N: read by `step`.
+        gradient_N: read by `step`, and overwritten.
+        names: of the vectors, the one that is never negative last.
     """
 
-    def __init__(self, inner: InnerOptimizer, flat_N: torch.Tensor, gradient_N: torch.Tensor) -> None:
-        self._parameter = torch.nn.Parameter(flat_N)
-        self._parameter.grad = gradient_N
-        # one flat parameter: one fused kernel a step, however many tensors the model has
-        self._adamw = torch.optim.AdamW(
-            [self._parameter], lr=inner.lr, betas=inner.betas, weight_decay=inner.weight_decay, fused=True
-        )
-        # torch makes these at the first step; made now, the micro-batch is fitted to the memory that is really left
-        self._state = self._adamw.state[self._parameter]
-        self._state["step"] = torch.zeros((), device=flat_N.device)
-        self._state |= {name: torch.zeros_like(flat_N) for name in _NAMES}
+    def __init__(
+        self, inner: InnerOptimizer, flat_N: torch.Tensor, gradient_N: torch.Tensor, names: tuple[str, ...]
+    ) -> None:
+        self._inner, self._flat_N, self._gradient_N = inner, flat_N, gradient_N
+        # made now, not at the first step: the micro-batch is fitted to the memory that is really left
+        self._vectors = {name: torch.zeros_like(flat_N) for name in names}
 
     @property
-    def steps(self) -> int:
-        """How many there have been since the moments were zero. Waits for the device."""
-        return int(self._state["step"].item())
+    @abstractmethod
+    def numbers(self) -> dict[str, str]:
+        """What is saved beside the vectors: steps, how many there have been since they were zero, and others."""
 
-    def step(self) -> None:
-        """One step on the gradient."""
-        self._adamw.step()
+    @abstractmethod
+    def _take_numbers(self, numbers: Mapping[str, str]) -> None: ...
+
+    @abstractmethod
+    def _step(self, lr: float, round: int) -> None: ...
+
+    @torch.no_grad()
+    def step(self, parts: float, lr: float, round: int) -> None:
+        """One step on the gradient, a sum, divided by `parts` and clipped to `inner.clip_norm`.
+
+        Args:
+            lr: of the round that the work is for.
+        """
+        scale: torch.Tensor | float = 1.0 / parts
+        if self._inner.clip_norm is not None:
+            norm = torch.linalg.vector_norm(self._gradient_N) * scale
+            scale = scale * torch.clamp(self._inner.clip_norm / (norm + 1e-6), max=1.0)
+        self._gradient_N.mul_(scale)
+        self._step(lr, round)
+
+    @abstractmethod
+    def look_ahead(self) -> None:
+        """The parameters were written anew: move them to where gradients are taken, if that is elsewhere."""
+
+    @abstractmethod
+    def look_back(self, vector: torch.Tensor, where: slice) -> None:
+        """Move a copy of some of the parameters, on the CPU, from where gradients are taken to what they stand for."""
 
     def reset(self) -> None:
         """Forget everything."""
-        for value in self._state.values():
-            value.zero_()
+        for vector in self._vectors.values():
+            vector.zero_()
+        self._take_numbers(dict.fromkeys(self.numbers, "0"))
 
     def save(self, path: Path, run: str, round: int) -> None:
-        """Write moments and step count to one file, whole or not at all.
+        """Write vectors and numbers to one file, whole or not at all.
 
         It hashes and writes 8 bytes a parameter: for 135 M parameters (1.1 GB) 7 to 15 s were measured on a slow, busy
         disk, 1.4 s of them hashing. Other threads go on meanwhile, and any thread may call it, but nothing may step. On
@@ -71,10 +93,9 @@ class InnerAdamW:
         Raises:
             InputError: the disk is full or cannot be written.
         """
-        vectors = {name: self._state[name].to("cpu") for name in _NAMES}
-        metadata = {"run": run, "round": str(round), "steps": str(self.steps)}
-        metadata["sha256"] = _digest(metadata, vectors)
-        write_tensors(path, vectors, metadata)
+        vectors = {name: vector.to("cpu") for name, vector in self._vectors.items()}
+        metadata = {"run": run, "round": str(round), **self.numbers}
+        write_tensors(path, vectors, metadata | {"sha256": _digest(metadata, vectors)})
 
     def load(self, path: Path, run: str) -> int:
         """Take over what `save` wrote; nothing has changed when it raises.
@@ -90,28 +111,62 @@ class InnerAdamW:
             raise InputError(f"{path}: no such file")
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                vectors = {name: file.get_tensor(name) for name in _NAMES}
-            round, steps = int(metadata["round"]), int(metadata["steps"])
-            stated, expected = metadata["sha256"], _digest(metadata, vectors)
+                found = file.metadata() or {}
+                vectors = {name: file.get_tensor(name) for name in self._vectors}
+            metadata = {name: found[name] for name in ("run", "round", *self.numbers)}
+            round, stated, expected = int(metadata["round"]), found["sha256"], _digest(metadata, vectors)
+            numbers = [float(metadata[name]) for name in self.numbers]
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise FormatError(f"{path.name} is damaged: {error}") from error
         if metadata["run"] != run:
             raise FormatError(f"{path.name} is of another run: expected {run[:12]}…, got {metadata['run'][:12]}…")
         for name, vector in vectors.items():
-            check_vector(vector, self._parameter.numel(), f"{path.name}: {name}")
-        if stated != expected or steps < 0 or vectors["exp_avg_sq"].min().item() < 0:
+            check_vector(vector, self._flat_N.numel(), f"{path.name}: {name}")
+        never_negative = [*numbers, list(vectors.values())[-1].min().item()]
+        if stated != expected or not all(number >= 0 for number in never_negative):
             raise FormatError(f"{path.name} is damaged: its bytes have changed")
-        for name, vector in vectors.items():
-            self._state[name].copy_(vector)
-        self._state["step"].fill_(steps)
+        self._take_vectors(vectors)
+        self._take_numbers(metadata)
         return round
 
+    def _take_vectors(self, vectors: Mapping[str, torch.Tensor]) -> None:
+        for name, vector in vectors.items():
+            self._vectors[name].copy_(vector)
 
-def _digest(metadata: dict[str, str], vectors: dict[str, torch.Tensor]) -> str:
-    hasher = hashlib.sha256(f"{metadata['run']}|{metadata['round']}|{metadata['steps']}\n".encode())
-    for name in _NAMES:
-        hasher.update(bytes_of(vectors[name]))
+
+class InnerAdamW(LocalOptimizer):
+    """torch's AdamW: one flat parameter, so one fused kernel a step, however many tensors the model has."""
+
+    def __init__(self, inner: InnerOptimizer, flat_N: torch.Tensor, gradient_N: torch.Tensor) -> None:
+        super().__init__(inner, flat_N, gradient_N, ("exp_avg", "exp_avg_sq"))
+        parameter = torch.nn.Parameter(flat_N)
+        parameter.grad = gradient_N
+        self._adamw = torch.optim.AdamW(
+            [parameter], lr=inner.lr, betas=inner.betas, weight_decay=inner.weight_decay, fused=True
+        )
+        self._steps = torch.zeros((), device=flat_N.device)
+        self._adamw.state[parameter] |= {"step": self._steps, **self._vectors}
+
+    @property
+    def numbers(self) -> dict[str, str]:
+        return {"steps": str(int(self._steps.item()))}  # waits for the device
+
+    def _take_numbers(self, numbers: Mapping[str, str]) -> None:
+        self._steps.fill_(int(numbers["steps"]))
+
+    def look_ahead(self) -> None: ...  # gradients are taken where it stands
+
+    def look_back(self, vector: torch.Tensor, where: slice) -> None: ...
+
+    def _step(self, lr: float, round: int) -> None:
+        self._adamw.param_groups[0]["lr"] = lr
+        self._adamw.step()
+
+
+def _digest(metadata: Mapping[str, str], vectors: Mapping[str, torch.Tensor]) -> str:
+    hasher = hashlib.sha256(("|".join(metadata.values()) + "\n").encode())
+    for vector in vectors.values():
+        hasher.update(bytes_of(vector))
     return hasher.hexdigest()
 
 

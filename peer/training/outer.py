@@ -3,10 +3,13 @@
 Every peer computes it for itself after a round's average, and the coordinator's audit computes it again. So it may use
 only operations that IEEE 754 defines to the bit: products, sums, quotients and square roots of vectors, element by
 element, each rounded on its own (no fused multiply-add, no division by a scalar, which a kernel may turn into a product
-with the reciprocal, no library power function), and one sum over all values for clipping, whose order is fixed:
+with the reciprocal, no power function or cosine of a library), and one sum over all values for clipping, whose order is
+fixed:
 
     the squares, in float64, of each 2**20 values (the last lot filled up with zeros) are folded in halves
     (x[: n/2] + x[n/2 :]) until one is left; these are added from first to last.
+
+The learning rate is that of the round (`RunSpec.rates`): it depends on its number alone, and is exact.
 
 Where a round averages a fragment of the values (`sync.fragments`), the others stay as they are.
 
@@ -49,7 +52,9 @@ def outer_step(spec: RunSpec, base: SharedState, update: torch.Tensor) -> Shared
         FormatError: the update is not flat fp32 of that many values, or not finite.
         RoundAborted: the step led to values that are not finite.
     """
-    return step(spec.outer, spec.sync.method, base, update, spec.sync.fragment(base.round + 1, base.parameters.numel()))
+    round = base.round + 1
+    fragment = spec.sync.fragment(round, base.parameters.numel())
+    return step(spec.outer, spec.sync.method, base, update, fragment, spec.rates(round).outer)
 
 
 def step(
@@ -58,12 +63,13 @@ def step(
     base: SharedState,
     update: torch.Tensor,
     fragment: slice = slice(None),
+    lr: float | None = None,
 ) -> SharedState:
-    """`outer_step` with the parts of the spec that it needs."""
+    """`outer_step` with the parts of the spec that it needs; `lr`: of this round, `outer.lr` where none is given."""
     rule = _sgd if method == "diloco" else _adamw
     old = _Old(base.parameters[fragment], tuple(vector[fragment] for vector in base.outer), base.outer_steps)
     check_vector(update, old.parameters.numel(), "the averaged update")
-    parameters, vectors, steps = rule(outer, old, update)
+    parameters, vectors, steps = rule(outer, outer.lr if lr is None else lr, old, update)
     if parameters.numel() < base.parameters.numel():
         remembered = base.outer or tuple(torch.zeros_like(base.parameters) for _ in vectors)
         vectors = tuple(_with(all, fragment, part) for all, part in zip(remembered, vectors, strict=True))
@@ -95,8 +101,8 @@ def _with(all: torch.Tensor, fragment: slice, part: torch.Tensor) -> torch.Tenso
     return result
 
 
-def _sgd(outer: OuterOptimizer, base: _Old, update: torch.Tensor) -> _Result:
-    lr, momentum = fp32(outer.lr), fp32(outer.momentum)
+def _sgd(outer: OuterOptimizer, rate: float, base: _Old, update: torch.Tensor) -> _Result:
+    lr, momentum = fp32(rate), fp32(outer.momentum)
     parameters = update  # each lot is read before it is written
     if outer.momentum == 0:
         for lot in _lots(update.numel()):
@@ -113,12 +119,12 @@ def _sgd(outer: OuterOptimizer, base: _Old, update: torch.Tensor) -> _Result:
     return parameters, (velocity,), base.outer_steps
 
 
-def _adamw(outer: OuterOptimizer, base: _Old, update: torch.Tensor) -> _Result:
+def _adamw(outer: OuterOptimizer, lr: float, base: _Old, update: torch.Tensor) -> _Result:
     steps = base.outer_steps + 1
     beta1, beta2 = outer.betas
-    rate = fp32(outer.lr / (1.0 - _power(beta1, steps)))
+    rate = fp32(lr / (1.0 - _power(beta1, steps)))
     correction = fp32(1.0 / math.sqrt(1.0 - _power(beta2, steps)))
-    keep, eps = fp32(1.0 - outer.lr * outer.weight_decay), fp32(_EPS)
+    keep, eps = fp32(1.0 - lr * outer.weight_decay), fp32(_EPS)
     b1, b2, rest1, rest2 = fp32(beta1), fp32(beta2), fp32(1.0 - beta1), fp32(1.0 - beta2)
     scale = fp32(_clip_scale(update, outer.clip_norm))
     old_first, old_second = _remembered(base, 2)

@@ -1,14 +1,14 @@
 """The local work of a round, from the agreed base to an update. One loop, two methods.
 
     gradient   each step adds the gradient of its tokens' summed loss at the base; the update is their mean
-    diloco     local AdamW steps, each on `inner.batch` sequences; the update is base - local
+    diloco     local steps, each on `inner.batch` sequences, at the rate of the round that they are for; the update is
+               base - local, and local is the point that is evaluated (`schedule_free`)
 
 The trainer calls `rebase` (at first `begin`) with the agreed state, `step` until the round ends, and `finish` for the
-update, which the swarm keeps over aborted attempts. `begin` starts over from a new base; what AdamW remembers
+update, which the swarm keeps over aborted attempts. `begin` starts over from a new base; what the optimizer remembers
 stays on this machine for the whole run (Douillard et al. 2023, section 3), over restarts too (`save_optimizer`).
 
-What the members do not have yet stays in this peer's own model. `rebase` goes on from the next agreed state with it on
-top:
+What the members do not have yet stays in this peer's own model. `rebase` puts it on top of the next agreed state:
 
     values that this round's fragment leaves out (`sync.fragments`: one stretch of so many, in turns, as Streaming
         DiLoCo, Douillard et al. 2025, does with layers)
@@ -41,13 +41,15 @@ import torch
 
 from peer.training.codecs.codec import EncodedUpdate, codec
 from peer.training.data import Dataset
-from peer.training.inner_optimizer import InnerAdamW, put_aside
+from peer.training.inner_optimizer import put_aside
 from peer.training.model import TrainableModel
 from peer.training.passes import Failed, Passes
+from peer.training.schedule_free import make_optimizer
 from peer.training.state import SharedState
 from peer.training.vectors import bytes_of, is_finite
 from protocol.errors import FormatError, InputError, RoundAborted
 from protocol.run_spec import RunSpec
+from protocol.schedule import Rates
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +139,7 @@ class LocalWork:
         self._base: SharedState | None = None
         self._done = self._pending = _Count()
         self._ahead = False  # the work is for the round after the one that `_base` is the base of; see `carry_on`
-        self._optimizer = InnerAdamW(spec.inner, model.flat_N, model.gradient_N) if self._diloco else None
+        self._optimizer = make_optimizer(spec.inner, model.flat_N, model.gradient_N) if self._diloco else None
         self._passes = Passes(model, dataset.train, spec, wanted, sizes)
         self._restart()
 
@@ -162,6 +164,11 @@ class LocalWork:
         return self._done.sequences + self._pending.sequences
 
     @property
+    def rates(self) -> Rates:
+        """The learning rates of the round that the work is for."""
+        return self.spec.rates(self.round)
+
+    @property
     def base(self) -> str:
         """Digest of the state that the work, or with `carry_on` the work before, started from; empty: none."""
         return self._base.digest if self._base is not None else ""
@@ -178,6 +185,8 @@ class LocalWork:
             raise FormatError("the base state has other tensors than the model")
         self._base, self.round, self._ahead = base, base.round + 1, False
         self.model.write(base.parameters)
+        if self._optimizer is not None:
+            self._optimizer.look_ahead()
         self._restart()
 
     def carry_on(self) -> None:
@@ -254,11 +263,12 @@ class LocalWork:
         """
         if self._base is None or self._ahead or self.tokens == 0:
             raise RuntimeError("no step was done since begin")
-        if self._diloco:
+        if self._optimizer is not None:
             if self._pending.tokens:
                 self._optimizer_step()
             fragment = self.spec.sync.fragment(self.round, len(self._base.parameters))
             vector = self.model.read(fragment)
+            self._optimizer.look_back(vector, fragment)
             torch.sub(self._base.parameters[fragment], vector, out=vector)
         else:
             vector = self.model.gradient_N.to("cpu", copy=True).mul_(1.0 / (self.tokens * self._passes.scale))
@@ -295,17 +305,11 @@ class LocalWork:
             size = min(size, self.spec.inner.batch - self._pending.sequences)
         return self.dataset.train.draw(self.spec.run.seed, self.round, self.peer_id, first, size)
 
-    @torch.no_grad()
     def _optimizer_step(self) -> None:
-        """One AdamW step on the mean gradient of the pending tokens, clipped to `inner.clip_norm`."""
-        assert self._optimizer is not None
-        gradient_N = self.model.gradient_N
-        scale: torch.Tensor | float = 1.0 / (self._pending.tokens * self._passes.scale)
-        if self.spec.inner.clip_norm is not None:
-            norm = torch.linalg.vector_norm(gradient_N) * scale
-            scale = scale * torch.clamp(self.spec.inner.clip_norm / (norm + 1e-6), max=1.0)
-        gradient_N.mul_(scale)
-        self._optimizer.step()
+        """One step on the mean gradient of the pending tokens, at the rate of the round that they are for."""
+        lr = self.rates.inner
+        assert self._optimizer is not None and lr is not None
+        self._optimizer.step(self._pending.tokens * self._passes.scale, lr, self.round)
         self._done = self._done.plus(self._pending)
         self._forget_pending()
         self._optimizer_steps += 1
@@ -315,33 +319,31 @@ class LocalWork:
     # ---- over a restart ----------------------------------------------------------------------------------------------
 
     def save_optimizer(self, path: Path) -> bool:
-        """Put AdamW's moments on disk, for `load_optimizer` after a restart; whether they are there now.
+        """Put the optimizer's memory on disk, for `load_optimizer` after a restart; whether it is there now.
 
-        The time it takes stands at `InnerAdamW.save`. The best moment is while the members average: no step is done
-        then. Any thread may call it while no other is in `step`, `finish` or `begin`. A full disk is a warning, not an
-        end. Method gradient remembers nothing.
+        It takes what `LocalOptimizer.save` says, best while the members average: no step is done then. Any thread may
+        call it while no other is in `step`, `finish` or `begin`. A full disk is a warning. Method gradient has none.
         """
         if self._optimizer is None:
             return False
         try:
             self._optimizer.save(path, self.spec.digest, self.round)
         except InputError as error:
-            logger.warning("%s; going on: only a restart would miss what AdamW remembers", error.message)
+            logger.warning("%s; going on: only a restart would miss what the optimizer remembers", error.message)
             return False
         return True
 
     def load_optimizer(self, path: Path) -> bool:
         """Take over what `save_optimizer` wrote in this run; whether that was done.
 
-        Moments of some rounds ago are still of use: any round will do. A damaged or foreign file is put aside with a
-        warning, and AdamW starts with moments of zero.
+        Moments of some rounds ago are still of use. A damaged or foreign file is put aside with a warning.
         """
         if self._optimizer is None or not path.is_file():
             return False
         try:
             round = self._optimizer.load(path, self.spec.digest)
         except FormatError as error:
-            logger.warning("%s; put aside as %s, AdamW starts afresh", error.message, put_aside(path).name)
+            logger.warning("%s; put aside as %s, the optimizer starts afresh", error.message, put_aside(path).name)
             return False
-        logger.info("AdamW goes on from round %d", round)
+        logger.info("the optimizer goes on from round %d", round)
         return True
