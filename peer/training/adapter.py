@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 LINEAR = (torch.nn.Linear, Conv1D)
 
+# Linear layers whose weight a fast kernel reads by itself: an adapter on one would count on some machines only, and
+# peft refuses out_proj. Kind of model, as config.json calls it -> their names.
+_PASSED_OVER = dict.fromkeys(("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"), ("dt_proj", "out_proj"))
+
 
 def add_lora(model: Any, method: Method, seed: int, base_name: str) -> PeftModel:
     """Freeze a model and put a fresh adapter on it, the same for the same seed and version of torch.
@@ -45,7 +49,11 @@ def add_lora(model: Any, method: Method, seed: int, base_name: str) -> PeftModel
     config = LoraConfig(
         r=method.rank,
         lora_alpha=method.alpha,  # type: ignore[arg-type]  # peft computes alpha / rank; floats are fine
-        target_modules=sorted(method.targets) or "all-linear",
+        use_rslora=method.use_rslora,
+        use_dora=method.use_dora,
+        target_modules=sorted(method.targets) or _all_linear(model, method),
+        modules_to_save=list(method.modules_to_save) or None,
+        layers_to_transform=list(method.layers_to_transform) or None,
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
@@ -73,15 +81,28 @@ def linear_names(model: torch.nn.Module) -> list[str]:
     return sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, LINEAR)})
 
 
+def passed_over(model: Any) -> tuple[str, ...]:
+    """Linear layers of a model that an adapter must not be put on."""
+    return _PASSED_OVER.get(model.config.model_type, ())
+
+
+def _all_linear(model: Any, method: Method) -> list[str] | str:
+    """All linear layers that an adapter may be put on, save the head, as peft has it."""
+    if not method.layers_to_transform and not passed_over(model):
+        return "all-linear"
+    head = model.get_output_embeddings()
+    others = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if module is head}
+    return [name for name in linear_names(model) if name not in others | set(passed_over(model))]
+
+
 def adapter_parameters(model: PeftModel) -> dict[str, torch.nn.Parameter]:
     """The adapter's parameters under the names that they have in a peft folder."""
     by_storage = {parameter.data_ptr(): parameter for parameter in model.parameters() if parameter.requires_grad}
     from peft import get_peft_model_state_dict
 
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
-    if model.device.type == "meta":  # no storage: match by peft's rule for names
-        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        return {name.replace(".default.", "."): parameter for name, parameter in trainable.items()}
+    if model.device.type == "meta":  # no storage to tell them by, and nobody asks for their names
+        return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     return {name: by_storage[tensor.data_ptr()] for name, tensor in saved.items()}
 
 

@@ -1,7 +1,7 @@
 """The model that a peer trains: a transformers causal LM, whole or with a LoRA adapter, behind one flat vector.
 
-The trainable parameters are views into one flat fp32 tensor in the order of the shared state, so taking a state over,
-reading it back, and an update are one vector operation each. Models come from local folders only: safetensors, no
+The trainable parameters are views into one flat fp32 tensor. Where it is laid out as the shared state (`layout`), taking
+a state over, reading it back, and an update are one vector operation each. Models come from local folders only: safetensors, no
 remote code, no hub. Dropout is off, so that the same work on the same data gives the same update.
 
 Legend: N trainable parameters, B sequences, T tokens in each.
@@ -9,7 +9,6 @@ Legend: N trainable parameters, B sequences, T tokens in each.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from peer.training import adapter, base_files, nf4, weights
 from peer.training.data import NO_LOSS, Dataset
+from peer.training.layout import layout_as_held, layout_in_files
 from peer.training.loading import loading
 from peer.training.quiet import no_progress_bars, no_reports
 from peer.training.recompute import recompute_layers
@@ -154,7 +154,9 @@ class TrainableModel:
         self.tokenizer = tokenizer
         self.model = model.to(self.device).eval()
         self._parameters = dict(sorted(parameters.items()))
-        self.names_shapes: NamesShapes = tuple((name, tuple(p.shape)) for name, p in self._parameters.items())
+        in_files = not hasattr(model, "peft_config")
+        self._layout = layout_in_files(model, self._parameters) if in_files else layout_as_held(self._parameters)
+        self.names_shapes: NamesShapes = self._layout.names_shapes
         self.parameters_trainable = sum(parameter.numel() for parameter in self._parameters.values())
         self.parameters_total = sum(nf4.count(parameter) for parameter in self.model.parameters())
         self.recomputing = False  # activations, in the backward pass
@@ -165,9 +167,9 @@ class TrainableModel:
             parameter.data = view
 
     def _views(self, flat_N: torch.Tensor) -> list[torch.Tensor]:
-        sizes = [math.prod(shape) for _, shape in self.names_shapes]
-        pieces = flat_N.split(sizes)
-        return [piece.view(shape) for piece, (_, shape) in zip(pieces, self.names_shapes, strict=True)]
+        """The parameters in a vector that is laid out as they are held."""
+        pieces = flat_N.split([parameter.numel() for parameter in self._parameters.values()])
+        return [piece.view(p.shape) for piece, p in zip(pieces, self._parameters.values(), strict=True)]
 
     @property
     def gradient_N(self) -> torch.Tensor:
@@ -179,20 +181,23 @@ class TrainableModel:
         return self._gradient_N
 
     def read(self, where: slice = slice(None)) -> torch.Tensor:
-        """A copy of the trainable parameters, or of some: flat fp32 on the CPU."""
-        return self.flat_N.detach()[where].to("cpu", copy=True).contiguous()
+        """A copy of the trainable parameters, or of some, as the state has them: flat fp32 on the CPU."""
+        return self._layout.read(self.flat_N, where)
+
+    def read_gradient(self) -> torch.Tensor:
+        """A copy of the flat gradient, laid out as the state: fp32 on the CPU."""
+        return self._layout.read(self.gradient_N, slice(None))
 
     def write(self, flat: torch.Tensor) -> None:
-        """Take over parameters: flat fp32 [N]. Raises: FormatError: another length or dtype."""
+        """Take over the state's parameters: flat fp32 [N]. Raises: FormatError: another length or dtype."""
         if flat.shape != self.flat_N.shape or flat.dtype != torch.float32:
             raise FormatError(f"expected fp32 {tuple(self.flat_N.shape)}, got {flat.dtype} {tuple(flat.shape)}")
-        self.flat_N.copy_(flat)
+        self._layout.write(self.flat_N, flat, slice(None))
 
     @torch.no_grad()
     def add(self, flat: torch.Tensor, where: slice) -> None:
-        """Add to some of the parameters: flat fp32, on any device."""
-        own = self.flat_N[where]
-        own.add_(flat.to(own.device))
+        """Add to some of the parameters, counted as the state does: flat fp32, on any device."""
+        self._layout.write(self.flat_N, flat, where, add=True)
 
     def loss(self, tokens_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
         """The cross-entropy summed over predicted tokens (labels other than -100, the first of each sequence left out).
@@ -252,9 +257,8 @@ class TrainableModel:
             InputError: the disk is full; or what was written is not exactly the shared state's tensors (an architecture
                 whose files do not mirror its parameters).
         """
-        flat = self.read()
-        pieces = zip(self.names_shapes, self._views(flat), strict=True)
-        tensors = {name: piece.clone() for (name, _), piece in pieces}  # save_pretrained takes views for tied weights
+        pieces = zip(self._parameters, self._views(self.flat_N.detach()), strict=True)
+        tensors = {name: piece.to("cpu", copy=True) for name, piece in pieces}  # save_pretrained takes views for tied
         with disk.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if hasattr(self.model, "peft_config"):
@@ -266,7 +270,7 @@ class TrainableModel:
             for path in weights.weight_files(folder):
                 path.chmod(0o644)  # safetensors makes files that only their owner may read
         saved = weights.read_flat(folder, self.names_shapes)
-        if not torch.equal(saved.view(torch.int32), flat.view(torch.int32)):
+        if not torch.equal(saved.view(torch.int32), self.read().view(torch.int32)):
             raise InputError(f"{folder}: the saved weights are not the shared state's", "choose another architecture")
 
     @torch.no_grad()

@@ -262,7 +262,7 @@ class LocalWork:
             vector = self.model.read(fragment)
             torch.sub(self._base.parameters[fragment], vector, out=vector)
         else:
-            vector = self.model.gradient_N.to("cpu", copy=True).mul_(1.0 / (self.tokens * self._passes.scale))
+            vector = self.model.read_gradient().mul_(1.0 / (self.tokens * self._passes.scale))
         if not is_finite(vector):
             if self._optimizer is not None:
                 self._optimizer.reset()  # its memory is spoilt too
