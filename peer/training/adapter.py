@@ -26,9 +26,15 @@ if TYPE_CHECKING:
 
 LINEAR = (torch.nn.Linear, Conv1D)
 
-# Linear layers whose weight a fast kernel reads by itself: an adapter on one would count on some machines only, and
-# peft refuses out_proj. Kind of model, as config.json calls it -> their names.
-_PASSED_OVER = dict.fromkeys(("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"), ("dt_proj", "out_proj"))
+# Linear layers that a model of the kind does not call: it reads their weight by itself, with fast kernels or always, so
+# an adapter on one would not count. Kind of model, as config.json calls it -> their names.
+_PASSED_OVER = {
+    "falcon_h1": ("out_proj",),
+    "falcon_mamba": ("dt_proj", "out_proj"),
+    "mamba": ("dt_proj", "out_proj"),
+    "mamba2": ("out_proj",),
+    "nemotron_h": ("out_proj",),
+}
 
 
 def add_lora(model: Any, method: Method, seed: int, base_name: str) -> PeftModel:
@@ -39,8 +45,8 @@ def add_lora(model: Any, method: Method, seed: int, base_name: str) -> PeftModel
         base_name: what adapter_config.json calls the base model; "owner/name@commit" becomes name and revision.
 
     Raises:
-        InputError: the model has no modules of the names in `method.targets`; or bitsandbytes is missing for a base in
-            4 bits: a host learns that before its run has begun.
+        InputError: the model has no modules of the names in `method.targets`, or peft cannot do to it what the method
+            asks for; or bitsandbytes is missing for a base in 4 bits. A host learns that before its run has begun.
     """
     if method.base == "nf4":
         nf4.check_installed()
@@ -67,9 +73,17 @@ def add_lora(model: Any, method: Method, seed: int, base_name: str) -> PeftModel
             )
             torch.manual_seed(seed)
             adapted: PeftModel = get_peft_model(model, config)  # type: ignore[assignment]
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"method.targets: {reason}", f"this model has {', '.join(linear_names(model))}") from error
+        names = f"this model has {', '.join(linear_names(model))}"
+        if "use_dora" in reason:
+            raise InputError(
+                "method.use_dora: the experts of this model are held as one tensor, which DoRA cannot be put on",
+                f"name the layers in method.targets; {names}",
+            ) from error
+        if "modules_to_save" in reason:
+            raise InputError(f"method.modules_to_save: peft refuses: {reason}", names) from error
+        raise InputError(f"method.targets: {reason}", names) from error
     saved = adapted.peft_config["default"]
     saved.base_model_name_or_path, _, revision = base_name.partition("@")
     saved.revision = revision or None
@@ -81,18 +95,18 @@ def linear_names(model: torch.nn.Module) -> list[str]:
     return sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, LINEAR)})
 
 
-def passed_over(model: Any) -> tuple[str, ...]:
-    """Linear layers of a model that an adapter must not be put on."""
-    return _PASSED_OVER.get(model.config.model_type, ())
+def passed_over(config: Any) -> tuple[str, ...]:
+    """Linear layers of a kind of model that an adapter must not be put on."""
+    return _PASSED_OVER.get(config.model_type, ())
 
 
 def _all_linear(model: Any, method: Method) -> list[str] | str:
     """All linear layers that an adapter may be put on, save the head, as peft has it."""
-    if not method.layers_to_transform and not passed_over(model):
+    if not method.layers_to_transform and not passed_over(model.config):
         return "all-linear"
     head = model.get_output_embeddings()
     others = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if module is head}
-    return [name for name in linear_names(model) if name not in others | set(passed_over(model))]
+    return [name for name in linear_names(model) if name not in others | set(passed_over(model.config))]
 
 
 def adapter_parameters(model: PeftModel) -> dict[str, torch.nn.Parameter]:

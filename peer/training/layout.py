@@ -120,6 +120,13 @@ def layout_in_files(model: Any, parameters: Mapping[str, torch.Tensor]) -> Layou
         InputError: the files hold something else than these parameters.
     """
     kind = model.config.model_type
+    untrained = set(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    if untrained:
+        raise InputError(
+            f"a model of the kind {kind} has values in its files that are not trained ({min(untrained)}), which the "
+            "members would not hold",
+            LORA_INSTEAD,
+        )
     if "_weight_conversions" in vars(model):  # those of the files that it was loaded from, old names included
         del model._weight_conversions
     held = layout_as_held(parameters)

@@ -26,10 +26,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-from peer.training import adapter, base_files, nf4
+from peer.training import adapter, adapter_check, base_files, nf4
 from peer.training.base_files import FLOATS, Header
+from peer.training.layout import layout_in_files
 from peer.training.loading import loading
-from peer.training.model import from_folder, load_tokenizer, positions_in
+from peer.training.model import from_folder, full_parameters, load_tokenizer, positions_in
 from protocol.errors import InputError
 from protocol.run_spec import DataRules, Method
 
@@ -114,7 +115,10 @@ def check_plan(folder: Path, method: Method, data: DataRules) -> int:
             f"set data.sequence_length to at most {positions}, or choose a model for longer texts",
         )
     if method.kind == "lora":
-        check_targets(model, method)
+        adapter_check.check_adapter(model, method)
+        count(model, method)  # what peft itself would refuse
+    else:
+        layout_in_files(model, full_parameters(model))
     return _check_tokenizer(folder, load_tokenizer(folder), rows, data)
 
 
@@ -148,28 +152,6 @@ def count(model: PreTrainedModel, method: Method) -> tuple[int, int]:
         return sum(p.numel() for p in adapted.parameters()), trainable
     total = sum(p.numel() for p in model.parameters())
     return total, total
-
-
-def check_targets(model: torch.nn.Module, method: Method) -> None:
-    """Check that each name in `method.targets` is that of a layer an adapter can be put on.
-
-    peft passes over a name as long as another one is found; volunteers of runs that began so must go on, so this is
-    asked of new runs only.
-
-    Raises:
-        InputError: no module is called so, or it is no linear layer.
-    """
-    modules = dict(model.named_modules())
-    kinds = (*adapter.LINEAR, torch.nn.Embedding, torch.nn.Conv1d)
-    for target in method.targets:
-        found = [module for name, module in modules.items() if name == target or name.endswith(f".{target}")]
-        names = f"this model has {', '.join(adapter.linear_names(model))}"
-        if not found:
-            hint = f"{names}; targets are names, no patterns; without targets, all linear layers are taken"
-            raise InputError(f"method.targets: no module is called {target!r}", hint)
-        other = next((module for module in found if not isinstance(module, kinds)), None)
-        if other is not None:
-            raise InputError(f"method.targets: {target} is a {type(other).__name__}, not a linear layer", names)
 
 
 def _check_kind(folder: Path, config: Any) -> None:

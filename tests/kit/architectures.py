@@ -72,7 +72,7 @@ ARCHITECTURES = (
     Architecture("DeepSeek V2", "deepseek_v2", DEEPSEEK),
     Architecture("DeepSeek V3", "deepseek_v3", DEEPSEEK),
     Architecture("Mamba", "mamba", {"state_size": 4}),
-    Architecture("Mamba 2", "mamba2", {"state_size": 4, "num_heads": 8, "head_dim": 8, "n_groups": 1}),
+    Architecture("Mamba 2", "mamba2", {"state_size": 4, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 8}),
 )
 
 

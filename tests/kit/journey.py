@@ -28,7 +28,7 @@ from peer.training.model import TrainableModel, load_trainable
 from peer.training.outer import outer_step
 from peer.training.quiet import no_progress_bars
 from peer.training.reduce import average_chunk
-from peer.training.state import SharedState
+from peer.training.state import NamesShapes, SharedState
 from peer.training.vectors import bytes_of
 from peer.training.weights import read_flat
 from peer.training.work import LocalWork
@@ -56,6 +56,10 @@ class Journey:
     state: SharedState
     model: TrainableModel  # the first member's, at the last state
     checkpoint: Path
+
+    @property
+    def layout(self) -> NamesShapes:
+        return self.state.names_shapes
 
     @torch.no_grad()
     def logits(self, tokens_BT: torch.Tensor) -> torch.Tensor:
