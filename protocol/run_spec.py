@@ -3,7 +3,7 @@
 A host writes run.toml (`coordinator.run_config`); here every path has become a digest.
 
     [run]       name, seed, rounds
-    [model]     digest, name, license, parameters, trainable
+    [model]     digest, name, license, parameters, trainable, untrained
     [data]      digest, size_bytes, url, kind = "text" | "jsonl" | "chat", text_field, license, sequence_length,
                 packing, held_out, held_out_sequences, rules, template_date
     [method]    kind = "full" | "lora", rank, alpha, targets, base = "fp32" | "nf4"; as peft names them: use_rslora,
@@ -211,6 +211,9 @@ class PinnedModel(Section):
     license: Short
     parameters: int = Field(ge=1)  # in all
     trainable: int = Field(ge=1)  # that travel and are averaged
+    # tensors of the state that stay as they are: buffers, towers for images; with a dot at the end all that begin so
+    untrained: tuple[Short, ...] = ()
+    later: ClassVar[frozenset[str]] = frozenset({"untrained"})
 
 
 class PinnedData(DataRules):

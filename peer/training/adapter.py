@@ -7,6 +7,7 @@ peft is imported when it is needed: that takes seconds, and a full run does with
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,14 +27,15 @@ if TYPE_CHECKING:
 
 LINEAR = (torch.nn.Linear, Conv1D)
 
-# Linear layers that a model of the kind does not call: it reads their weight by itself, with fast kernels or always, so
-# an adapter on one would not count. Kind of model, as config.json calls it -> their names.
+# Linear layers that are not used as such. Mamba's weights are read by kernels, so that an adapter would not count; a
+# router gives more than a product. Kind of model, as config.json calls it -> their names.
 _PASSED_OVER = {
     "falcon_h1": ("out_proj",),
     "falcon_mamba": ("dt_proj", "out_proj"),
     "mamba": ("dt_proj", "out_proj"),
     "mamba2": ("out_proj",),
     "nemotron_h": ("out_proj",),
+    "phimoe": ("router",),
 }
 
 
@@ -52,6 +54,7 @@ def add_lora(model: Any, method: Method, seed: int, base_name: str) -> PeftModel
         nf4.check_installed()
     from peft import LoraConfig, get_peft_model
 
+    text = text_part(model)
     config = LoraConfig(
         r=method.rank,
         lora_alpha=method.alpha,  # type: ignore[arg-type]  # peft computes alpha / rank; floats are fine
@@ -59,6 +62,7 @@ def add_lora(model: Any, method: Method, seed: int, base_name: str) -> PeftModel
         use_dora=method.use_dora,
         target_modules=sorted(method.targets) or _all_linear(model, method),
         modules_to_save=list(method.modules_to_save) or None,
+        exclude_modules=None if method.targets or text is None else rf"(?!{re.escape(text)}\.).*",
         layers_to_transform=list(method.layers_to_transform) or None,
         lora_dropout=0.0,
         bias="none",
@@ -95,18 +99,27 @@ def linear_names(model: torch.nn.Module) -> list[str]:
     return sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, LINEAR)})
 
 
-def passed_over(config: Any) -> tuple[str, ...]:
-    """Linear layers of a kind of model that an adapter must not be put on."""
-    return _PASSED_OVER.get(config.model_type, ())
+def passed_over(model: Any) -> tuple[str, ...]:
+    """Linear layers of a model that an adapter must not be put on, by name."""
+    return _PASSED_OVER.get(model.config.model_type, ())
+
+
+def text_part(model: Any) -> str | None:
+    """Of a model with towers for images or sound, the path to what reads text; None: all of it does."""
+    config = getattr(model, "config", None)
+    if config is None or config.get_text_config(decoder=True) is config:
+        return None
+    decoder = model.get_decoder()
+    return next((name for name, module in model.named_modules() if module is decoder and name), None)
 
 
 def _all_linear(model: Any, method: Method) -> list[str] | str:
     """All linear layers that an adapter may be put on, save the head, as peft has it."""
-    if not method.layers_to_transform and not passed_over(model.config):
+    if not method.layers_to_transform and not passed_over(model):
         return "all-linear"
     head = model.get_output_embeddings()
     others = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if module is head}
-    return [name for name in linear_names(model) if name not in others | set(passed_over(model.config))]
+    return [name for name in linear_names(model) if name not in others | set(passed_over(model))]
 
 
 def adapter_parameters(model: PeftModel) -> dict[str, torch.nn.Parameter]:

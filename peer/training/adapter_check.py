@@ -44,10 +44,10 @@ def _check_targets(model: Any, method: Method) -> None:
         other = next((module for module in found.values() if not isinstance(module, kinds)), None)
         if other is not None:
             raise InputError(f"method.targets: {target} is a {type(other).__name__}, not a linear layer", names)
-        if target.rpartition(".")[2] in adapter.passed_over(model.config):
+        if target.rpartition(".")[2] in adapter.passed_over(model):
             raise InputError(
-                f"method.targets: an adapter on {target} of a {model.config.model_type} model would not count: it "
-                "reads that weight by itself",
+                f"method.targets: an adapter on {target} of a {model.config.model_type} model would not count, or "
+                "break it: it is not used as a linear layer",
                 f"leave {target} out; without targets, all linear layers are taken that an adapter counts on",
             )
 

@@ -49,6 +49,7 @@ class Layout:
 
     names_shapes: NamesShapes
     places: tuple[Place, ...]
+    untrained: tuple[str, ...] = ()  # those that stay as they are, as the run spec names them
 
     @cached_property
     def straight(self) -> bool:
@@ -120,11 +121,11 @@ def layout_in_files(model: Any, parameters: Mapping[str, torch.Tensor]) -> Layou
         InputError: the files hold something else than these parameters.
     """
     kind = model.config.model_type
-    untrained = set(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    if untrained:
+    whole = [name for name, tensor in parameters.items() if not tensor.is_floating_point()]
+    if whole:
         raise InputError(
-            f"a model of the kind {kind} has values in its files that are not trained ({min(untrained)}), which the "
-            "members would not hold",
+            f"a model of the kind {kind} has whole numbers in its files ({min(whole)}), which a shared state has no "
+            "place for",
             LORA_INSTEAD,
         )
     if "_weight_conversions" in vars(model):  # those of the files that it was loaded from, old names included
@@ -132,6 +133,11 @@ def layout_in_files(model: Any, parameters: Mapping[str, torch.Tensor]) -> Layou
     held = layout_as_held(parameters)
     vector = torch.empty(sum(place.size for place in held.places), device="meta")
     views = {name: place.of(vector) for (name, _), place in zip(held.names_shapes, held.places, strict=True)}
+    still = [
+        range(place.offset, place.offset + place.size)
+        for place, (name, _) in zip(held.places, held.names_shapes, strict=True)
+        if not parameters[name].requires_grad
+    ]
     with _Uncopied():
         saved = dict(sorted(revert_weight_conversion(model, views).items()))
     storage = vector.untyped_storage()._cdata
@@ -145,7 +151,24 @@ def layout_in_files(model: Any, parameters: Mapping[str, torch.Tensor]) -> Layou
     return Layout(
         tuple((name, tuple(tensor.shape)) for name, tensor in saved.items()),
         tuple(_place(tensor, int(tensor.storage_offset())) for tensor in saved.values()),
+        _shortened(
+            {name for name, tensor in saved.items() if any(tensor.storage_offset() in lies for lies in still)}, set(saved)
+        ),
     )
+
+
+def _shortened(names: set[str], all: set[str]) -> tuple[str, ...]:
+    """The same names, where they are all that begins so as that beginning.
+
+    >>> _shortened({"tower.a", "tower.b.c", "model.bias"}, {"tower.a", "tower.b.c", "model.bias", "model.weight"})
+    ('model.bias', 'tower.')
+    """
+    trained = {name[: at + 1] for name in all - names for at, letter in enumerate(name) if letter == "."}
+    found = set()
+    for name in names:
+        starts = [name[: at + 1] for at, letter in enumerate(name) if letter == "."]
+        found.add(next((start for start in starts if start not in trained), name))
+    return tuple(sorted(found))
 
 
 class _Uncopied(torch.overrides.TorchFunctionMode):

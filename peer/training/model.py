@@ -9,6 +9,7 @@ Legend: N trainable parameters, B sequences, T tokens in each.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,16 +123,27 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def full_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """All parameters, tied ones once, under the names that transformers saves them by."""
-    return dict(model.named_parameters(remove_duplicate=True))
+def full_parameters(model: Any) -> dict[str, torch.Tensor]:
+    """All that a model's files hold: its parameters, tied ones once, and the buffers that are saved along with them.
+
+    What text never passes through, towers for images and sound, is frozen.
+    """
+    text = adapter.text_part(model)
+    head = model.get_output_embeddings()
+    if text is not None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith(f"{text}.") or (head is not None and parameter is head.weight))
+    parameters: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=True))
+    saved = model.state_dict(keep_vars=True)
+    return parameters | {name: buffer for name, buffer in model.named_buffers() if name in saved}
 
 
 def positions_in(model: torch.nn.Module) -> int | None:
     """How many positions a model has learned, each a row of a table; None: it has no such table."""
+    decoder = getattr(model, "get_decoder", lambda: None)()  # beside towers for images and sound
     tables = [
         module.num_embeddings - getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)
-        for name, module in model.named_modules()
+        for name, module in (decoder or model).named_modules()
         if isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in _POSITION_TABLES
     ]
     return min(tables, default=None)
@@ -142,13 +154,13 @@ class TrainableModel:
 
     Args:
         model: a transformers or peft model; taken over.
-        parameters: name in the shared state -> parameter; the others are frozen.
+        parameters: what is shared, by the model's own names. What of it needs no gradient stays as it is.
         tokenizer: saved along with the model.
         device: where to train.
     """
 
     def __init__(
-        self, model: Any, parameters: dict[str, torch.nn.Parameter], tokenizer: Any, device: str | torch.device = "cpu"
+        self, model: Any, parameters: Mapping[str, torch.Tensor], tokenizer: Any, device: str | torch.device = "cpu"
     ) -> None:
         self.device = torch.device(device)
         self.tokenizer = tokenizer
@@ -158,13 +170,16 @@ class TrainableModel:
         self._layout = layout_in_files(model, self._parameters) if in_files else layout_as_held(self._parameters)
         self.names_shapes: NamesShapes = self._layout.names_shapes
         self.parameters_trainable = sum(parameter.numel() for parameter in self._parameters.values())
-        self.parameters_total = sum(nf4.count(parameter) for parameter in self.model.parameters())
+        shared = {id(parameter) for parameter in self._parameters.values()}
+        frozen = [parameter for parameter in self.model.parameters() if id(parameter) not in shared]
+        self.parameters_total = self.parameters_trainable + sum(map(nf4.count, frozen))
         self.recomputing = False  # activations, in the backward pass
         self.flat_N = torch.empty(self.parameters_trainable, device=self.device)
         self._gradient_N: torch.Tensor | None = None
         for parameter, view in zip(self._parameters.values(), self._views(self.flat_N), strict=True):
             view.copy_(parameter.data)
             parameter.data = view
+        self._still = [(item, item.clone()) for item in self._parameters.values() if not item.requires_grad]
 
     def _views(self, flat_N: torch.Tensor) -> list[torch.Tensor]:
         """The parameters in a vector that is laid out as they are held."""
@@ -177,7 +192,8 @@ class TrainableModel:
         if self._gradient_N is None:
             self._gradient_N = torch.zeros_like(self.flat_N)
             for parameter, view in zip(self._parameters.values(), self._views(self._gradient_N), strict=True):
-                parameter.grad = view
+                if parameter.requires_grad:
+                    parameter.grad = view
         return self._gradient_N
 
     def read(self, where: slice = slice(None)) -> torch.Tensor:
@@ -193,11 +209,19 @@ class TrainableModel:
         if flat.shape != self.flat_N.shape or flat.dtype != torch.float32:
             raise FormatError(f"expected fp32 {tuple(self.flat_N.shape)}, got {flat.dtype} {tuple(flat.shape)}")
         self._layout.write(self.flat_N, flat, slice(None))
+        for buffer, value in self._still:
+            value.copy_(buffer)
 
     @torch.no_grad()
     def add(self, flat: torch.Tensor, where: slice) -> None:
         """Add to some of the parameters, counted as the state does: flat fp32, on any device."""
         self._layout.write(self.flat_N, flat, where, add=True)
+        self.hold_still()
+
+    def hold_still(self) -> None:
+        """Put back what is not trained: weight decay and lossy codecs know nothing of it."""
+        for buffer, value in self._still:
+            buffer.copy_(value)
 
     def loss(self, tokens_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
         """The cross-entropy summed over predicted tokens (labels other than -100, the first of each sequence left out).

@@ -52,6 +52,7 @@ class ModelFacts:
     embeddings: int  # rows
     tokens: int  # that the tokenizer knows
     left_out: tuple[str, ...]  # names of weight files that no loader takes
+    untrained: tuple[str, ...] = ()  # tensors of the state that stay as they are
 
     def __str__(self) -> str:
         trained = "all trained" if self.trainable == self.parameters else f"{self.trainable:,} of them trained"
@@ -72,7 +73,7 @@ def check_model(folder: Path, method: Method, data: DataRules) -> ModelFacts:
     tokens = check_plan(folder, method, data)
     model = outline(folder)
     base_files.check_finite(base_files.headers(folder))
-    positions, embeddings = _positions(model), _rows(model)
+    positions, embeddings, still = _positions(model), _rows(model), untrained(model, method)
     parameters, trainable = count(model, method)  # puts an adapter on it
     return ModelFacts(
         architecture=type(model).__name__,
@@ -82,6 +83,7 @@ def check_model(folder: Path, method: Method, data: DataRules) -> ModelFacts:
         embeddings=embeddings,
         tokens=tokens,
         left_out=tuple(base_files.left_out(folder)),
+        untrained=still,
     )
 
 
@@ -150,8 +152,15 @@ def count(model: PreTrainedModel, method: Method) -> tuple[int, int]:
         adapted = adapter.add_lora(model, method, 0, "base")
         trainable = sum(p.numel() for p in adapter.adapter_parameters(adapted).values())
         return sum(p.numel() for p in adapted.parameters()), trainable
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(tensor.numel() for tensor in full_parameters(model).values())
     return total, total
+
+
+def untrained(model: PreTrainedModel, method: Method) -> tuple[str, ...]:
+    """What of a full run's state is not trained, by its name there. Raises: InputError: as `layout_in_files`."""
+    if method.kind == "lora":
+        return ()
+    return layout_in_files(model, full_parameters(model)).untrained
 
 
 def _check_kind(folder: Path, config: Any) -> None:

@@ -307,6 +307,7 @@ class LocalWork:
             scale = scale * torch.clamp(self.spec.inner.clip_norm / (norm + 1e-6), max=1.0)
         gradient_N.mul_(scale)
         self._optimizer.step()
+        self.model.hold_still()
         self._done = self._done.plus(self._pending)
         self._forget_pending()
         self._optimizer_steps += 1
