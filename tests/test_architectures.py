@@ -59,7 +59,9 @@ def check_loads(journey: Journey) -> None:
     )
     still = journey.spec.model.untrained
     beginnings = tuple(name for name in still if name.endswith("."))
-    assert all(piece.any() != (name in still or name.startswith(beginnings)) for piece, (name, _) in zip(moved, journey.layout, strict=True))
+    for piece, (name, _) in zip(moved, journey.layout, strict=True):
+        if not name.endswith("k_proj.bias"):  # without rotary positions it cancels out: no gradient, only rounding
+            assert piece.any() != (name in still or name.startswith(beginnings)), name
     if journey.spec.method.kind == "full":
         assert tensors_of(journey.checkpoint / "model") == tensors_of(journey.base)
 

@@ -75,6 +75,8 @@ def add_lora(model: Any, method: Method, seed: int, base_name: str) -> PeftModel
             warnings.filterwarnings(
                 "ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning
             )
+            # of a pattern for fused experts that peft itself has set, and looks for among modules only
+            warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys", category=RuntimeWarning)
             torch.manual_seed(seed)
             adapted: PeftModel = get_peft_model(model, config)  # type: ignore[assignment]
     except (ValueError, TypeError) as error:

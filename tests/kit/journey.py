@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from protocol.keys import PeerIdentity
 from protocol.run_spec import RunSpec
 from protocol.succession import Last
 from protocol.verify import verify_checkpoint
+from tests.kit.builders import fixed_ed25519
 from tests.kit.coordinator import Member, Swarm
 
 CHUNK_VALUES = 4096
@@ -93,7 +95,10 @@ def stock_logits(journey: Journey, tokens_BT: torch.Tensor) -> torch.Tensor:
     with no_progress_bars(), torch.no_grad():
         model: Any = AutoModelForCausalLM.from_pretrained(str(journey.base if lora else folder), dtype=torch.float32)
         if lora:
-            model = PeftModel.from_pretrained(model, str(folder))
+            with warnings.catch_warnings():  # peft's own, as in `peer.training.adapter`
+                warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+                warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
+                model = PeftModel.from_pretrained(model, str(folder))
         found: torch.Tensor = model.eval()(input_ids=tokens_BT, use_cache=False).logits
     return found
 
@@ -108,7 +113,7 @@ def _go(run: Run, base: Path, said: tuple[str, ...], rounds: int) -> Journey:
     genesis = SharedState(0, layout, read_flat(start, layout))
     assert genesis.digest == run.genesis.digest
     key = run.folder.membership_key()
-    swarm = Swarm(spec, [_member(run) for _ in models], genesis)
+    swarm = Swarm(spec, [_member(run, number) for number in range(MEMBERS)], genesis)
     peers = tuple(member.peer_id for member in swarm.members)
     swarm.beginners = Beginners(run=run.card.run, peers=peers).sign(PeerIdentity(key)).data
     reports = Reports(run.ledger, run.card, lambda _: None, lambda: stored_word(swarm.beginners))
@@ -142,11 +147,12 @@ def one_round(spec: RunSpec, works: list[LocalWork], states: list[SharedState]) 
     ]
     codec = average_codec(wire)
     average = torch.cat([codec.decode(data, size) for data, size in zip(averages, sizes, strict=True)])
-    return [outer_step(spec, state, average) for state in states]
+    return [outer_step(spec, state, average.clone()) for state in states]  # it takes the memory over
 
 
-def _member(run: Run) -> Member:
-    identity, key = PeerIdentity.generate(), run.folder.membership_key()
+def _member(run: Run, number: int) -> Member:
+    """The same each time: what is drawn depends on it."""
+    identity, key = PeerIdentity(fixed_ed25519(f"member {number}")), run.folder.membership_key()
     return Member(identity, certificate.issue(key, run=run.card.run, peer_id=identity.peer_id, lifetime_s=3600))
 
 
