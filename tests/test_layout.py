@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lab.training_fixtures import make_genesis, make_spec
-from peer.training.layout import Layout, Place, layout_in_files
+from peer.training.layout import Layout, TensorPlace, layout_in_files
 from peer.training.model import TrainableModel, full_parameters, load_causal_lm, load_tokenizer, load_trainable
 from peer.training.outer import outer_step, untrained_in
 from peer.training.state import SharedState
@@ -53,7 +53,7 @@ def test_any_stretch_of_the_state_is_read_and_added_to_where_it_lies(mixtral: Tr
 def test_what_is_not_in_one_piece_is_read_and_written_too() -> None:
     """As the columns of a tensor that is held turned round would be."""
     flat = torch.arange(12.0)
-    turned = Layout((("a", (4, 3)),), (Place((4, 3), (1, 4), 0),))
+    turned = Layout((("a", (4, 3)),), (TensorPlace((4, 3), (1, 4), 0),))
     expected = flat.view(3, 4).T.reshape(-1)
     assert torch.equal(turned.read(flat, slice(2, 9)), expected[2:9])
     turned.write(flat, torch.full((5,), 100.0), slice(3, 8), add=True)
@@ -167,6 +167,6 @@ def test_a_host_is_told_so_before_anything_is_copied(tmp_path: Path) -> None:
 
 def test_a_model_that_does_not_compute_is_refused_in_one_line(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base", BY_KIND["mixtral"], num_experts_per_tok=5)
-    with pytest.raises(InputError, match=r"a model of the kind mixtral that does not compute: .*out of range") as caught:
+    with pytest.raises(InputError, match=r"of the kind mixtral that does not compute: .*out of range") as caught:
         travel(base, tmp_path)
     assert "\n" not in caught.value.message and not list((tmp_path / "run" / "checkpoints").iterdir())

@@ -76,7 +76,9 @@ def add_lora(model: Any, method: Method, seed: int, base_name: str) -> PeftModel
                 "ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning
             )
             # of a pattern for fused experts that peft itself has set, and looks for among modules only
-            warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys", category=RuntimeWarning)
+            warnings.filterwarnings(
+                "ignore", message="The following (rank|alpha)_pattern keys", category=RuntimeWarning
+            )
             torch.manual_seed(seed)
             adapted: PeftModel = get_peft_model(model, config)  # type: ignore[assignment]
     except (ValueError, TypeError) as error:

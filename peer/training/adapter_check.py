@@ -59,7 +59,7 @@ def _check_modules_to_save(model: Any, method: Method) -> None:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
     for wanted in method.modules_to_save:
-        found, where = _called(model, wanted), f"method.modules_to_save: {wanted}"
+        found = _called(model, wanted)
         if not found:
             raise InputError(
                 f"method.modules_to_save: no module is called {wanted!r}",
@@ -68,27 +68,32 @@ def _check_modules_to_save(model: Any, method: Method) -> None:
         more = [name for name, _ in model.named_modules() if name.endswith(wanted) and name not in found]
         if more:
             raise InputError(
-                f"{where} is also the end of {more[0]}, which peft would take too", f"write {min(found)} instead"
+                f"method.modules_to_save: {wanted} is also the end of {more[0]}, which peft would take too",
+                f"write {min(found)} instead",
             )
         for name, module in found.items():
             inside = next((other for other in taken if f"{name}.".startswith(f"{other}.")), None)
             inside = inside or next((other for other in taken if other.startswith(f"{name}.")), None)
             if inside is not None:
-                raise InputError(f"{where} and {inside}: one lies within the other", "leave one of the two out")
+                raise InputError(
+                    f"method.modules_to_save: {wanted} and {inside}: one lies within the other",
+                    "leave one of the two out",
+                )
             own = dict(module.named_parameters(prefix=name))
             kept = set(module.state_dict(prefix=f"{name}.")) - set(own)
             if not own:
-                raise InputError(f"{where} has no weights", "leave it out")
+                raise InputError(f"method.modules_to_save: {wanted} has no weights", "leave it out")
             if kept:
                 raise InputError(
-                    f"{where} also holds what is not trained ({min(kept)}), which an adapter's file has no place for",
+                    f"method.modules_to_save: {wanted} also holds what is not trained ({min(kept)}), which an "
+                    "adapter's file has no place for",
                     "leave it out",
                 )
             shared = next((names for p in own.values() if len(names := owners[id(p)]) > 1), None)
             if shared is not None:
                 raise InputError(
-                    f"{where} shares its weight ({' and '.join(shared)}): trained apart, the two would no longer fit "
-                    "a model of this kind",
+                    f"method.modules_to_save: {wanted} shares its weight with {min(set(shared) - set(own))}: trained "
+                    "apart, the two would no longer fit a model of this kind",
                     "leave it out, or take a model whose head is its own (tie_word_embeddings is false)",
                 )
         taken += found
@@ -96,6 +101,4 @@ def _check_modules_to_save(model: Any, method: Method) -> None:
 
 def _called(model: torch.nn.Module, wanted: str) -> dict[str, torch.nn.Module]:
     """The modules of that name, whatever the path to them."""
-    return {
-        name: module for name, module in model.named_modules() if name == wanted or name.endswith(f".{wanted}")
-    }
+    return {name: module for name, module in model.named_modules() if name == wanted or name.endswith(f".{wanted}")}

@@ -24,11 +24,10 @@ from transformers.core_model_loading import revert_weight_conversion
 from peer.training.state import NamesShapes
 from protocol.errors import InputError
 
-
 LORA_INSTEAD = 'use method.kind = "lora", which leaves the model as it is, or choose another model'
 
 
-class Place(NamedTuple):
+class TensorPlace(NamedTuple):
     """One tensor of the state in the flat vector, as torch's `as_strided` takes it."""
 
     shape: tuple[int, ...]
@@ -48,14 +47,14 @@ class Layout:
     """The tensors of the state, sorted by name, and where each lies."""
 
     names_shapes: NamesShapes
-    places: tuple[Place, ...]
+    places: tuple[TensorPlace, ...]
     untrained: tuple[str, ...] = ()  # those that stay as they are, as the run spec names them
 
     @cached_property
     def straight(self) -> bool:
         """Whether state and vector are laid out alike."""
         return all(
-            place == Place(place.shape, _strides(place.shape), start)
+            place == TensorPlace(place.shape, _strides(place.shape), start)
             for place, start in zip(self.places, self._starts, strict=False)
         )
 
@@ -89,7 +88,7 @@ class Layout:
                 _put(whole[inside], part, add)
                 tensor.copy_(whole.view(place.shape))
 
-    def _pieces(self, start: int, stop: int) -> Iterator[tuple[Place, slice, slice]]:
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[TensorPlace, slice, slice]]:
         """The tensors that a stretch of the state touches: which of their values, and where these are in it."""
         first = max(bisect.bisect_right(self._starts, start) - 1, 0)
         for index in range(first, len(self.places)):
@@ -152,7 +151,8 @@ def layout_in_files(model: Any, parameters: Mapping[str, torch.Tensor]) -> Layou
         tuple((name, tuple(tensor.shape)) for name, tensor in saved.items()),
         tuple(_place(tensor, int(tensor.storage_offset())) for tensor in saved.values()),
         _shortened(
-            {name for name, tensor in saved.items() if any(tensor.storage_offset() in lies for lies in still)}, set(saved)
+            {name for name, tensor in saved.items() if any(tensor.storage_offset() in lies for lies in still)},
+            set(saved),
         ),
     )
 
@@ -187,9 +187,9 @@ def _put(target: torch.Tensor, values: torch.Tensor, add: bool) -> None:
         target.copy_(values)
 
 
-def _place(tensor: torch.Tensor, offset: int) -> Place:
+def _place(tensor: torch.Tensor, offset: int) -> TensorPlace:
     shape = tuple(tensor.shape)
-    return Place(shape, _strides(shape) if tensor.is_contiguous() else tuple(tensor.stride()), offset)
+    return TensorPlace(shape, _strides(shape) if tensor.is_contiguous() else tuple(tensor.stride()), offset)
 
 
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """The model that a peer trains: a transformers causal LM, whole or with a LoRA adapter, behind one flat vector.
 
-The trainable parameters are views into one flat fp32 tensor. Where it is laid out as the shared state (`layout`), taking
-a state over, reading it back, and an update are one vector operation each. Models come from local folders only: safetensors, no
-remote code, no hub. Dropout is off, so that the same work on the same data gives the same update.
+The trainable parameters are views into one flat fp32 tensor. Where that is laid out as the shared state (`layout`),
+taking a state over, reading it back, and an update are one vector operation each. Models come from local folders only:
+safetensors, no remote code, no hub. Dropout is off, so that the same work on the same data gives the same update.
 
 Legend: N trainable parameters, B sequences, T tokens in each.
 """

@@ -11,6 +11,7 @@ what would crash, would train another model than the files hold, or would be und
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,11 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from peer.training import adapter, adapter_check, base_files, nf4
 from peer.training.base_files import FLOATS, Header
@@ -108,6 +111,9 @@ def check_plan(folder: Path, method: Method, data: DataRules) -> int:
     with loading(folder, "causal LM"):
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     _check_kind(folder, config)
+    if os.path.isfile(folder / GENERATION_CONFIG_NAME):
+        with loading(folder / GENERATION_CONFIG_NAME, "file"):
+            GenerationConfig.from_pretrained(str(folder), local_files_only=True)
     with loading(folder, "causal LM"), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         rows, positions = _rows(model), _positions(model)

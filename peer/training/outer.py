@@ -51,7 +51,9 @@ def outer_step(spec: RunSpec, base: SharedState, update: torch.Tensor) -> Shared
         RoundAborted: the step led to values that are not finite.
     """
     fragment = spec.sync.fragment(base.round + 1, base.parameters.numel())
-    return step(spec.outer, spec.sync.method, base, update, fragment, untrained_in(spec.model.untrained, base, fragment))
+    return step(
+        spec.outer, spec.sync.method, base, update, fragment, untrained_in(spec.model.untrained, base, fragment)
+    )
 
 
 def untrained_in(names: Collection[str], base: SharedState, fragment: slice) -> list[slice]:

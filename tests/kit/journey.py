@@ -1,9 +1,9 @@
 """A whole run of a tiny model in one process and without a network: by the coordinator's code and by the members'.
 
-    journey = travel(base, folder, method={"kind": "lora"})
-    journey.checkpoint                   the signed folder of the last round
-    journey.logits(tokens_BT)            what the model says that the members agreed on
-    stock_logits(journey, tokens_BT)     what it says to transformers (and peft) alone
+journey = travel(base, folder, method={"kind": "lora"})
+journey.checkpoint                   the signed folder of the last round
+journey.logits(tokens_BT)            what the model says that the members agreed on
+stock_logits(journey, tokens_BT)     what it says to transformers (and peft) alone
 """
 
 from __future__ import annotations
