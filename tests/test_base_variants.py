@@ -138,6 +138,17 @@ def test_a_base_whose_names_have_no_prefix_is_published_under_its_kinds_own(tmp_
     assert journey.layout == whole.layout and journey.genesis.digest == whole.genesis.digest
 
 
+def test_experts_that_a_base_holds_as_one_tensor_are_published_each_for_itself(tmp_path: Path) -> None:
+    """As its kind's files have them: transformers 5 can write both, other programs read the one."""
+    base = write_base(tmp_path / "base", BY_KIND["mixtral"])
+    apart = set(load_file(base / "model.safetensors"))
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(base, save_original_format=False)
+    assert set(load_file(base / "model.safetensors")) != apart
+    journey = travel(base, tmp_path)
+    check(journey)
+    assert {name for name, _ in journey.layout} == apart
+
+
 @pytest.mark.parametrize("text", ["[", '{"early_stopping": "maybe"}'])
 def test_a_generation_config_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
     base = write_base(tmp_path / "base", BY_KIND["llama"])

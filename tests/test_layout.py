@@ -5,17 +5,19 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from lab.training_fixtures import make_genesis, make_spec
+from peer.training.data import load_dataset
 from peer.training.layout import Layout, TensorPlace, layout_in_files
 from peer.training.model import TrainableModel, full_parameters, load_causal_lm, load_tokenizer, load_trainable
 from peer.training.outer import outer_step, untrained_in
 from peer.training.state import SharedState
+from peer.training.work import LocalWork
 from protocol.errors import InputError
 from tests.kit.architectures import ARCHITECTURES, write_base
 from tests.kit.journey import travel
@@ -62,23 +64,22 @@ def test_what_is_not_in_one_piece_is_read_and_written_too() -> None:
 
 
 @pytest.mark.parametrize("method", ["gradient", "diloco"])
-def test_an_update_is_laid_out_as_the_state(method: str, tmp_path: Path) -> None:
-    """A step along the update by the state's names lowers the loss as one along the model's own gradient does."""
+def test_an_update_is_laid_out_as_the_state(method: Literal["gradient", "diloco"], tmp_path: Path) -> None:
+    """Each value of it belongs to the one in the same place of the state."""
     base = write_base(tmp_path / "base", BY_KIND["mixtral"])
-    spec = make_spec(base, base / "data.txt", sync={"method": method, "wire": "fp32"}, inner={"lr": 1e-2})
-    journey = travel(
-        base, tmp_path, rounds=4, sync={"method": method, "wire": "fp32"}, inner={"lr": 1e-2}, outer={"lr": 1e-2}
-        if method == "gradient" else {},
-    )  # fmt: skip
-    tokens_BT = torch.arange(24).view(2, 12)
-    assert spec.model.trainable == journey.state.parameters.numel() and torch.isfinite(journey.logits(tokens_BT)).all()
-    before = make_genesis(spec, base, tmp_path / "genesis")
-    text = journey.model.tokenizer("When everyone brings wood, the fire burns high.", return_tensors="pt")["input_ids"]
-    losses = []
-    for state in (before.parameters, journey.state.parameters):
-        journey.model.write(state)
-        losses.append(journey.model.loss(text, text).item())
-    assert losses[1] < 0.9 * losses[0]
+    spec = make_spec(base, base / "data.txt", sync={"method": method})
+    genesis = make_genesis(spec, base, tmp_path / "genesis")
+    model = load_trainable(spec, tmp_path / "genesis")
+    work = LocalWork(model, load_dataset(spec, model.tokenizer, base / "data.txt"), spec, "peer")
+    work.begin(genesis)
+    tokens = work.step().tokens
+    local, gradient_N = model.read(), model.gradient_N.clone()
+    vector = work.finish().vector
+    if method == "diloco":
+        assert vector.any() and torch.equal(vector, genesis.parameters - local)
+    else:
+        model.write(vector)
+        assert vector.any() and torch.allclose(model.flat_N, gradient_N / tokens)
 
 
 # ---- what stays as it is ---------------------------------------------------------------------------------------------
