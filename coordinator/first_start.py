@@ -115,6 +115,7 @@ def _copy_and_pin(
         model_name=_model_name(config, base, model),
         parameters=facts.parameters,
         trainable=facts.trainable,
+        untrained=facts.untrained,
         data_digest=file_sha256(data),
         data_size_bytes=data.stat().st_size,
     )

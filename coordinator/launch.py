@@ -141,6 +141,7 @@ def _check_same(config: RunConfig, spec: RunSpec, folder: RunFolder, data: Path,
         model_name=spec.model.name,
         parameters=spec.model.parameters,
         trainable=spec.model.trainable,
+        untrained=spec.model.untrained,
         data_digest=file_sha256(data),
         data_size_bytes=data.stat().st_size,
     )

@@ -212,6 +212,7 @@ class RunConfig(Section):
         trainable: int,
         data_digest: str,
         data_size_bytes: int,
+        untrained: tuple[str, ...] = (),
     ) -> RunSpec:
         """The run spec, once the host knows what its model and data are."""
         data = self.data_file.model_dump(exclude={"path"})
@@ -223,6 +224,7 @@ class RunConfig(Section):
                 license=self.model.license,
                 parameters=parameters,
                 trainable=trainable,
+                untrained=untrained,
             ),
             data=PinnedData(digest=data_digest, size_bytes=data_size_bytes, **data),
             method=self.method,

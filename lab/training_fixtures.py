@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from coordinator.run_config import RunConfig
 from peer.training.data import Dataset, load_dataset
-from peer.training.genesis import build_genesis, count_parameters
+from peer.training.genesis import build_genesis, count_parameters, untrained_tensors
 from peer.training.model import TrainableModel, load_tokenizer, load_trainable
 from peer.training.state import SharedState
 from peer.training.work import LocalWork
@@ -88,6 +88,7 @@ def make_spec(model_dir: Path, data_path: Path, **sections: Any) -> RunSpec:
         model_name="glass",
         parameters=total,
         trainable=trainable,
+        untrained=untrained_tensors(config.method, model_dir),
         data_digest=file_sha256(data_path),
         data_size_bytes=data_path.stat().st_size,
     )

@@ -3,10 +3,11 @@
 A host writes run.toml (`coordinator.run_config`); here every path has become a digest.
 
     [run]       name, seed, rounds
-    [model]     digest, name, license, parameters, trainable
+    [model]     digest, name, license, parameters, trainable, untrained
     [data]      digest, size_bytes, url, kind = "text" | "jsonl" | "chat", text_field, license, sequence_length,
                 packing, held_out, held_out_sequences, rules, template_date
-    [method]    kind = "full" | "lora", rank, alpha, targets, base = "fp32" | "nf4"
+    [method]    kind = "full" | "lora", rank, alpha, targets, base = "fp32" | "nf4"; as peft names them: use_rslora,
+                use_dora, modules_to_save, layers_to_transform
     [sync]      method = "diloco" | "gradient", round_tokens, round_seconds (or "auto"), wire, fragments, overlap,
                 min_peers, max_group, clip, rules
     [inner]     that on each peer: optimizer = "adamw" | "schedule-free-adamw", lr, schedule, betas, weight_decay,
@@ -99,12 +100,34 @@ class Method(Section):
     alpha: float = Field(default=32.0, gt=0, le=65536)  # lora
     targets: tuple[Short, ...] = ()  # lora: module names; empty: all linear layers
     base: Literal["fp32", "nf4"] = "fp32"  # lora: how the frozen base is held; nf4: in 4 bits (needs bitsandbytes)
-    later: ClassVar[frozenset[str]] = frozenset({"base"})
+    use_rslora: bool = False  # lora: alpha counts for 1 / sqrt(rank) of it, not 1 / rank
+    use_dora: bool = False  # lora: the length of each row of a weight is trained too
+    modules_to_save: tuple[Short, ...] = ()  # lora: modules that are trained whole, beside the adapter
+    layers_to_transform: tuple[Annotated[int, Field(ge=0, le=9999)], ...] = ()  # lora: only these, from 0; empty: all
+    later: ClassVar[frozenset[str]] = frozenset(
+        {"base", "use_rslora", "use_dora", "modules_to_save", "layers_to_transform"}
+    )
 
     @model_validator(mode="after")
     def _a_base(self) -> Method:
         if self.base != "fp32" and self.kind != "lora":
             raise ValueError("base goes with kind lora: a full fine-tune changes the base")
+        return self
+
+    @model_validator(mode="after")
+    def _of_adapters(self) -> Method:
+        for name in ("use_rslora", "use_dora", "modules_to_save", "layers_to_transform"):
+            if getattr(self, name) and self.kind != "lora":
+                raise ValueError(f"{name} goes with kind lora")
+        for name in ("use_dora", "modules_to_save"):
+            if getattr(self, name) and self.base != "fp32":
+                raise ValueError(
+                    f"{name} and base {self.base} do not go together: what is trained starts from the base's own "
+                    "values, and each member would hold them rounded"
+                )
+        for name in ("modules_to_save", "layers_to_transform"):
+            if len(set(getattr(self, name))) != len(getattr(self, name)):
+                raise ValueError(f"{name} names one twice")
         return self
 
 
@@ -216,6 +239,9 @@ class PinnedModel(Section):
     license: Short
     parameters: int = Field(ge=1)  # in all
     trainable: int = Field(ge=1)  # that travel and are averaged
+    # tensors of the state that stay as they are: buffers, towers for images; with a dot at the end all that begin so
+    untrained: tuple[Short, ...] = ()
+    later: ClassVar[frozenset[str]] = frozenset({"untrained"})
 
 
 class PinnedData(DataRules):

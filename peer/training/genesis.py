@@ -19,12 +19,19 @@ from peer.training.state import SharedState
 from protocol.errors import InputError
 from protocol.run_spec import Method, RunSpec
 
+# what was seen when a configuration made sense to transformers and not to its model
+_FAILED = (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
 _LEAK = 1e-4  # of the largest logit; what rounding does is far below, what attention to later tokens does far above
 
 
 def count_parameters(method: Method, model_dir: Path) -> tuple[int, int]:
     """(in all, trainable), without loading any weights. Raises: InputError: as `model_check.outline` and `count`."""
     return model_check.count(model_check.outline(model_dir), method)
+
+
+def untrained_tensors(method: Method, model_dir: Path) -> tuple[str, ...]:
+    """What of the state stays as it is. Raises: as `count_parameters`."""
+    return model_check.untrained(model_check.outline(model_dir), method)
 
 
 def build_genesis(spec: RunSpec, model_dir: Path, out_model_dir: Path) -> SharedState:
@@ -41,12 +48,12 @@ def build_genesis(spec: RunSpec, model_dir: Path, out_model_dir: Path) -> Shared
         InputError: the model cannot be trained, sees later tokens, or its files do not mirror its parameters.
     """
     model, tokenizer = load_causal_lm(model_dir), load_tokenizer(model_dir)
-    _check_causal(model_dir, model)
     if spec.method.kind == "full":
         trainable = TrainableModel(model, full_parameters(model), tokenizer)
     else:
         adapted = adapter.add_lora(model, spec.method, spec.run.seed, spec.model.name)
         trainable = TrainableModel(adapted, adapter.adapter_parameters(adapted), tokenizer)
+    _check_causal(model_dir, trainable.model)
     trainable.save_model(out_model_dir)
     return SharedState(0, trainable.names_shapes, trainable.read())
 
@@ -59,7 +66,14 @@ def _check_causal(folder: Path, model: Any) -> None:
     first_BT = torch.arange(1, 9).remainder(rows).unsqueeze(0)
     second_BT = first_BT.clone()
     second_BT[0, -1] = (first_BT[0, -1] + rows // 2) % rows
-    before, after = (model(input_ids=ids, use_cache=False).logits[0, :-1].float() for ids in (first_BT, second_BT))
+    try:
+        before, after = (model(input_ids=ids, use_cache=False).logits[0, :-1].float() for ids in (first_BT, second_BT))
+    except _FAILED as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"{folder}: a model of the kind {model.config.model_type} that does not compute: {lines[0]}",
+            "correct config.json, or choose another model",
+        ) from error
     if not torch.allclose(before, after, rtol=0, atol=_LEAK * float(before.abs().max()), equal_nan=True):
         raise InputError(
             f"{folder}: what this model says of a token depends on those that follow: "

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -74,8 +74,12 @@ class LocalOptimizer(ABC):
         """The parameters were written anew: move them to where gradients are taken, if that is elsewhere."""
 
     @abstractmethod
-    def look_back(self, vector: torch.Tensor, where: slice) -> None:
-        """Move a copy of some of the parameters, on the CPU, from where gradients are taken to what they stand for."""
+    def look_back(self, vector: torch.Tensor, read: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Move a copy of some of the parameters from where gradients are taken to what they stand for.
+
+        Args:
+            read: copies the same values of another vector that is as long as the parameters.
+        """
 
     def reset(self) -> None:
         """Forget everything."""
@@ -156,7 +160,7 @@ class InnerAdamW(LocalOptimizer):
 
     def look_ahead(self) -> None: ...  # gradients are taken where it stands
 
-    def look_back(self, vector: torch.Tensor, where: slice) -> None: ...
+    def look_back(self, vector: torch.Tensor, read: Callable[[torch.Tensor], torch.Tensor]) -> None: ...
 
     def _step(self, lr: float, round: int) -> None:
         self._adamw.param_groups[0]["lr"] = lr

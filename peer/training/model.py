@@ -1,15 +1,15 @@
 """The model that a peer trains: a transformers causal LM, whole or with a LoRA adapter, behind one flat vector.
 
-The trainable parameters are views into one flat fp32 tensor in the order of the shared state, so taking a state over,
-reading it back, and an update are one vector operation each. Models come from local folders only: safetensors, no
-remote code, no hub. Dropout is off, so that the same work on the same data gives the same update.
+The trainable parameters are views into one flat fp32 tensor. Where that is laid out as the shared state (`layout`),
+taking a state over, reading it back, and an update are one vector operation each. Models come from local folders only:
+safetensors, no remote code, no hub. Dropout is off, so that the same work on the same data gives the same update.
 
 Legend: N trainable parameters, B sequences, T tokens in each.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from peer.training import adapter, base_files, nf4, weights
 from peer.training.data import NO_LOSS, Dataset, Sequences
+from peer.training.layout import layout_as_held, layout_in_files
 from peer.training.loading import loading
 from peer.training.quiet import no_progress_bars, no_reports
 from peer.training.recompute import recompute_layers
@@ -122,16 +123,27 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def full_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """All parameters, tied ones once, under the names that transformers saves them by."""
-    return dict(model.named_parameters(remove_duplicate=True))
+def full_parameters(model: Any) -> dict[str, torch.Tensor]:
+    """All that a model's files hold: its parameters, tied ones once, and the buffers that are saved along with them.
+
+    What text never passes through, towers for images and sound, is frozen.
+    """
+    text = adapter.text_part(model)
+    head = model.get_output_embeddings()
+    if text is not None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith(f"{text}.") or (head is not None and parameter is head.weight))
+    parameters: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=True))
+    saved = model.state_dict(keep_vars=True)
+    return parameters | {name: buffer for name, buffer in model.named_buffers() if name in saved}
 
 
 def positions_in(model: torch.nn.Module) -> int | None:
     """How many positions a model has learned, each a row of a table; None: it has no such table."""
+    decoder = getattr(model, "get_decoder", lambda: None)()  # beside towers for images and sound
     tables = [
         module.num_embeddings - getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)
-        for name, module in model.named_modules()
+        for name, module in (decoder or model).named_modules()
         if isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in _POSITION_TABLES
     ]
     return min(tables, default=None)
@@ -151,32 +163,37 @@ class TrainableModel:
 
     Args:
         model: a transformers or peft model; taken over.
-        parameters: name in the shared state -> parameter; the others are frozen.
+        parameters: what is shared, by the model's own names. What of it needs no gradient stays as it is.
         tokenizer: saved along with the model.
         device: where to train.
     """
 
     def __init__(
-        self, model: Any, parameters: dict[str, torch.nn.Parameter], tokenizer: Any, device: str | torch.device = "cpu"
+        self, model: Any, parameters: Mapping[str, torch.Tensor], tokenizer: Any, device: str | torch.device = "cpu"
     ) -> None:
         self.device = torch.device(device)
         self.tokenizer = tokenizer
         self.model = model.to(self.device).eval()
         self._parameters = dict(sorted(parameters.items()))
-        self.names_shapes: NamesShapes = tuple((name, tuple(p.shape)) for name, p in self._parameters.items())
+        in_files = not hasattr(model, "peft_config")
+        self._layout = layout_in_files(model, self._parameters) if in_files else layout_as_held(self._parameters)
+        self.names_shapes: NamesShapes = self._layout.names_shapes
         self.parameters_trainable = sum(parameter.numel() for parameter in self._parameters.values())
-        self.parameters_total = sum(nf4.count(parameter) for parameter in self.model.parameters())
+        shared = {id(parameter) for parameter in self._parameters.values()}
+        frozen = [parameter for parameter in self.model.parameters() if id(parameter) not in shared]
+        self.parameters_total = self.parameters_trainable + sum(map(nf4.count, frozen))
         self.recomputing = False  # activations, in the backward pass
         self.flat_N = torch.empty(self.parameters_trainable, device=self.device)
         self._gradient_N: torch.Tensor | None = None
         for parameter, view in zip(self._parameters.values(), self._views(self.flat_N), strict=True):
             view.copy_(parameter.data)
             parameter.data = view
+        self._still = [(item, item.clone()) for item in self._parameters.values() if not item.requires_grad]
 
     def _views(self, flat_N: torch.Tensor) -> list[torch.Tensor]:
-        sizes = [math.prod(shape) for _, shape in self.names_shapes]
-        pieces = flat_N.split(sizes)
-        return [piece.view(shape) for piece, (_, shape) in zip(pieces, self.names_shapes, strict=True)]
+        """The parameters in a vector that is laid out as they are held."""
+        pieces = flat_N.split([parameter.numel() for parameter in self._parameters.values()])
+        return [piece.view(p.shape) for piece, p in zip(pieces, self._parameters.values(), strict=True)]
 
     @property
     def gradient_N(self) -> torch.Tensor:
@@ -184,24 +201,36 @@ class TrainableModel:
         if self._gradient_N is None:
             self._gradient_N = torch.zeros_like(self.flat_N)
             for parameter, view in zip(self._parameters.values(), self._views(self._gradient_N), strict=True):
-                parameter.grad = view
+                if parameter.requires_grad:
+                    parameter.grad = view
         return self._gradient_N
 
-    def read(self, where: slice = slice(None)) -> torch.Tensor:
-        """A copy of the trainable parameters, or of some: flat fp32 on the CPU."""
-        return self.flat_N.detach()[where].to("cpu", copy=True).contiguous()
+    def read(self, where: slice = slice(None), of: torch.Tensor | None = None) -> torch.Tensor:
+        """A copy of the trainable parameters, or of some, as the state has them: flat fp32 on the CPU.
+
+        Args:
+            of: another vector that is laid out as `flat_N`.
+        """
+        return self._layout.read(self.flat_N if of is None else of, where)
 
     def write(self, flat: torch.Tensor) -> None:
-        """Take over parameters: flat fp32 [N]. Raises: FormatError: another length or dtype."""
+        """Take over the state's parameters: flat fp32 [N]. Raises: FormatError: another length or dtype."""
         if flat.shape != self.flat_N.shape or flat.dtype != torch.float32:
             raise FormatError(f"expected fp32 {tuple(self.flat_N.shape)}, got {flat.dtype} {tuple(flat.shape)}")
-        self.flat_N.copy_(flat)
+        self._layout.write(self.flat_N, flat, slice(None))
+        for buffer, value in self._still:
+            value.copy_(buffer)
 
     @torch.no_grad()
     def add(self, flat: torch.Tensor, where: slice) -> None:
-        """Add to some of the parameters: flat fp32, on any device."""
-        own = self.flat_N[where]
-        own.add_(flat.to(own.device))
+        """Add to some of the parameters, counted as the state does: flat fp32, on any device."""
+        self._layout.write(self.flat_N, flat, where, add=True)
+        self.hold_still()
+
+    def hold_still(self) -> None:
+        """Put back what is not trained: weight decay and lossy codecs know nothing of it."""
+        for buffer, value in self._still:
+            buffer.copy_(value)
 
     def loss(self, tokens_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
         """The cross-entropy summed over predicted tokens (labels other than -100, the first of each sequence left out).
@@ -265,9 +294,8 @@ class TrainableModel:
             InputError: the disk is full; or what was written is not exactly the shared state's tensors (an architecture
                 whose files do not mirror its parameters).
         """
-        flat = self.read()
-        pieces = zip(self.names_shapes, self._views(flat), strict=True)
-        tensors = {name: piece.clone() for (name, _), piece in pieces}  # save_pretrained takes views for tied weights
+        pieces = zip(self._parameters, self._views(self.flat_N.detach()), strict=True)
+        tensors = {name: piece.to("cpu", copy=True) for name, piece in pieces}  # save_pretrained takes views for tied
         with disk.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if hasattr(self.model, "peft_config"):
@@ -279,7 +307,7 @@ class TrainableModel:
             for path in weights.weight_files(folder):
                 path.chmod(0o644)  # safetensors makes files that only their owner may read
         saved = weights.read_flat(folder, self.names_shapes)
-        if not torch.equal(saved.view(torch.int32), flat.view(torch.int32)):
+        if not torch.equal(saved.view(torch.int32), self.read().view(torch.int32)):
             raise InputError(f"{folder}: the saved weights are not the shared state's", "choose another architecture")
 
     @torch.no_grad()

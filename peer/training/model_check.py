@@ -11,6 +11,7 @@ what would crash, would train another model than the files hold, or would be und
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +23,17 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import GENERATION_CONFIG_NAME
 
-from peer.training import adapter, base_files, nf4
+from peer.training import adapter, adapter_check, base_files, nf4
 from peer.training.base_files import FLOATS, Header
+from peer.training.layout import layout_in_files
 from peer.training.loading import loading
-from peer.training.model import from_folder, load_tokenizer, positions_in
+from peer.training.model import from_folder, full_parameters, load_tokenizer, positions_in
 from protocol.errors import InputError
 from protocol.run_spec import DataRules, Method
 
@@ -51,6 +55,7 @@ class ModelFacts:
     embeddings: int  # rows
     tokens: int  # that the tokenizer knows
     left_out: tuple[str, ...]  # names of weight files that no loader takes
+    untrained: tuple[str, ...] = ()  # tensors of the state that stay as they are
 
     def __str__(self) -> str:
         trained = "all trained" if self.trainable == self.parameters else f"{self.trainable:,} of them trained"
@@ -71,7 +76,7 @@ def check_model(folder: Path, method: Method, data: DataRules) -> ModelFacts:
     tokens = check_plan(folder, method, data)
     model = outline(folder)
     base_files.check_finite(base_files.headers(folder))
-    positions, embeddings = _positions(model), _rows(model)
+    positions, embeddings, still = _positions(model), _rows(model), untrained(model, method)
     parameters, trainable = count(model, method)  # puts an adapter on it
     return ModelFacts(
         architecture=type(model).__name__,
@@ -81,6 +86,7 @@ def check_model(folder: Path, method: Method, data: DataRules) -> ModelFacts:
         embeddings=embeddings,
         tokens=tokens,
         left_out=tuple(base_files.left_out(folder)),
+        untrained=still,
     )
 
 
@@ -105,6 +111,9 @@ def check_plan(folder: Path, method: Method, data: DataRules) -> int:
     with loading(folder, "causal LM"):
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     _check_kind(folder, config)
+    if os.path.isfile(folder / GENERATION_CONFIG_NAME):
+        with loading(folder / GENERATION_CONFIG_NAME, "file"):
+            GenerationConfig.from_pretrained(str(folder), local_files_only=True)
     with loading(folder, "causal LM"), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         rows, positions = _rows(model), _positions(model)
@@ -114,7 +123,10 @@ def check_plan(folder: Path, method: Method, data: DataRules) -> int:
             f"set data.sequence_length to at most {positions}, or choose a model for longer texts",
         )
     if method.kind == "lora":
-        check_targets(model, method)
+        adapter_check.check_adapter(model, method)
+        count(model, method)  # what peft itself would refuse
+    else:
+        layout_in_files(model, full_parameters(model))
     return _check_tokenizer(folder, load_tokenizer(folder), rows, data)
 
 
@@ -146,30 +158,15 @@ def count(model: PreTrainedModel, method: Method) -> tuple[int, int]:
         adapted = adapter.add_lora(model, method, 0, "base")
         trainable = sum(p.numel() for p in adapter.adapter_parameters(adapted).values())
         return sum(p.numel() for p in adapted.parameters()), trainable
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(tensor.numel() for tensor in full_parameters(model).values())
     return total, total
 
 
-def check_targets(model: torch.nn.Module, method: Method) -> None:
-    """Check that each name in `method.targets` is that of a layer an adapter can be put on.
-
-    peft passes over a name as long as another one is found; volunteers of runs that began so must go on, so this is
-    asked of new runs only.
-
-    Raises:
-        InputError: no module is called so, or it is no linear layer.
-    """
-    modules = dict(model.named_modules())
-    kinds = (*adapter.LINEAR, torch.nn.Embedding, torch.nn.Conv1d)
-    for target in method.targets:
-        found = [module for name, module in modules.items() if name == target or name.endswith(f".{target}")]
-        names = f"this model has {', '.join(adapter.linear_names(model))}"
-        if not found:
-            hint = f"{names}; targets are names, no patterns; without targets, all linear layers are taken"
-            raise InputError(f"method.targets: no module is called {target!r}", hint)
-        other = next((module for module in found if not isinstance(module, kinds)), None)
-        if other is not None:
-            raise InputError(f"method.targets: {target} is a {type(other).__name__}, not a linear layer", names)
+def untrained(model: PreTrainedModel, method: Method) -> tuple[str, ...]:
+    """What of a full run's state is not trained, by its name there. Raises: InputError: as `layout_in_files`."""
+    if method.kind == "lora":
+        return ()
+    return layout_in_files(model, full_parameters(model)).untrained
 
 
 def _check_kind(folder: Path, config: Any) -> None:

@@ -11,7 +11,8 @@ fixed:
 
 The learning rate is that of the round (`RunSpec.rates`): it depends on its number alone, and is exact.
 
-Where a round averages a fragment of the values (`sync.fragments`), the others stay as they are.
+Where a round averages a fragment of the values (`sync.fragments`), the others stay as they are. So do the tensors in
+`model.untrained` always: what an update has for them counts as zero.
 
 diloco: the update is base - local; SGD (torch.optim.SGD's momentum and Nesterov, dampening 0).
 gradient: the update is the mean gradient; clipped to `clip_norm`, then AdamW (Loshchilov and Hutter 2019, alg. 2).
@@ -26,7 +27,7 @@ At genesis `outer` is empty, which stands for zeros.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -54,7 +55,20 @@ def outer_step(spec: RunSpec, base: SharedState, update: torch.Tensor) -> Shared
     """
     round = base.round + 1
     fragment = spec.sync.fragment(round, base.parameters.numel())
-    return step(spec.outer, spec.sync.method, base, update, fragment, spec.rates(round).outer)
+    still = untrained_in(spec.model.untrained, base, fragment)
+    return step(spec.outer, spec.sync.method, base, update, fragment, spec.rates(round).outer, still)
+
+
+def untrained_in(names: Collection[str], base: SharedState, fragment: slice) -> list[slice]:
+    """Where in a fragment these tensors lie; a name with a dot at the end is all that begins so."""
+    first, last, _ = fragment.indices(base.parameters.numel())
+    found, start, beginnings = [], 0, tuple(name for name in names if name.endswith("."))
+    for name, shape in base.names_shapes if names else ():
+        stop = start + math.prod(shape)
+        if (name in names or name.startswith(beginnings)) and start < last and stop > first:
+            found.append(slice(max(start, first) - first, min(stop, last) - first))
+        start = stop
+    return found
 
 
 def step(
@@ -64,12 +78,22 @@ def step(
     update: torch.Tensor,
     fragment: slice = slice(None),
     lr: float | None = None,
+    still: Sequence[slice] = (),
 ) -> SharedState:
-    """`outer_step` with the parts of the spec that it needs; `lr`: of this round, `outer.lr` where none is given."""
+    """`outer_step` with the parts of the spec that it needs.
+
+    Args:
+        lr: of this round; `outer.lr` where none is given.
+        still: what of the fragment stays as it is.
+    """
     rule = _sgd if method == "diloco" else _adamw
     old = _Old(base.parameters[fragment], tuple(vector[fragment] for vector in base.outer), base.outer_steps)
     check_vector(update, old.parameters.numel(), "the averaged update")
+    for stretch in still:
+        update[stretch] = 0.0
     parameters, vectors, steps = rule(outer, outer.lr if lr is None else lr, old, update)
+    for stretch in still:
+        parameters[stretch] = old.parameters[stretch]  # no weight decay either
     if parameters.numel() < base.parameters.numel():
         remembered = base.outer or tuple(torch.zeros_like(base.parameters) for _ in vectors)
         vectors = tuple(_with(all, fragment, part) for all, part in zip(remembered, vectors, strict=True))

@@ -23,7 +23,7 @@ count by the square of their rate, so those of a warm-up count for less (section
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
@@ -65,9 +65,8 @@ class ScheduleFreeAdamW(LocalOptimizer):
         """The parameters, by the way from x to y."""
         self._flat_N.add_(self._vectors["offset"], alpha=times * (1.0 - self._inner.betas[0]))
 
-    def look_back(self, vector: torch.Tensor, where: slice) -> None:
-        offset = self._vectors["offset"][where].to(vector.device)
-        vector.sub_(offset, alpha=1.0 - self._inner.betas[0])
+    def look_back(self, vector: torch.Tensor, read: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        vector.sub_(read(self._vectors["offset"]), alpha=1.0 - self._inner.betas[0])
 
     def _step(self, lr: float, round: int) -> None:
         share = self._share(lr * lr, round)

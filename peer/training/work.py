@@ -187,6 +187,7 @@ class LocalWork:
         self.model.write(base.parameters)
         if self._optimizer is not None:
             self._optimizer.look_ahead()
+            self.model.hold_still()
         self._restart()
 
     def carry_on(self) -> None:
@@ -268,10 +269,10 @@ class LocalWork:
                 self._optimizer_step()
             fragment = self.spec.sync.fragment(self.round, len(self._base.parameters))
             vector = self.model.read(fragment)
-            self._optimizer.look_back(vector, fragment)
+            self._optimizer.look_back(vector, lambda held_N: self.model.read(fragment, held_N))
             torch.sub(self._base.parameters[fragment], vector, out=vector)
         else:
-            vector = self.model.gradient_N.to("cpu", copy=True).mul_(1.0 / (self.tokens * self._passes.scale))
+            vector = self.model.read(of=self.model.gradient_N).mul_(1.0 / (self.tokens * self._passes.scale))
         if not is_finite(vector):
             if self._optimizer is not None:
                 self._optimizer.reset()  # its memory is spoilt too
@@ -310,6 +311,7 @@ class LocalWork:
         lr = self.rates.inner
         assert self._optimizer is not None and lr is not None
         self._optimizer.step(self._pending.tokens * self._passes.scale, lr, self.round)
+        self.model.hold_still()
         self._done = self._done.plus(self._pending)
         self._forget_pending()
         self._optimizer_steps += 1

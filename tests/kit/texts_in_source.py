@@ -33,6 +33,7 @@ NOT_SHOWN = {
     "(os error",
     "as a standalone, add `is_decoder=True",
     ".is_gradient_checkpointing. is deprecated",
+    "The following (rank|alpha)_pattern keys",
     'cat >/dev/null; kill "$1" 2>/dev/null; sleep 1; kill -9 "$1" 2>/dev/null; rm -f "$2" "$3"',
     "error: {}\nhint: {}",  # of what is started as python -m
     "folder to write",
