@@ -24,7 +24,6 @@ from transformers.core_model_loading import revert_weight_conversion
 from peer.training.state import NamesShapes
 from protocol.errors import InputError
 
-
 LORA_INSTEAD = 'use method.kind = "lora", which leaves the model as it is, or choose another model'
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from peer.training import adapter, base_files, nf4, weights
+from peer.training import adapter, base_files, bf16, nf4, weights
 from peer.training.data import NO_LOSS, Dataset
 from peer.training.layout import layout_as_held, layout_in_files
 from peer.training.loading import loading
@@ -59,10 +59,12 @@ def load_trainable(
 
 
 def load_base(method: Method, folder: Path, device: str | torch.device) -> PreTrainedModel:
-    """The frozen base of a LoRA run: fp32 on the CPU, or in 4 bits on the device. Raises: as `load_trainable`."""
+    """The frozen base of a LoRA run on the device: in fp32, bf16 or 4 bits. Raises: as `load_trainable`."""
     if method.base == "nf4":
         return nf4.prepare(load_causal_lm(folder, nf4.loading_options(device)))  # type: ignore[no-any-return]
-    return load_causal_lm(folder)
+    if method.base == "bf16":
+        return bf16.prepare(from_folder(folder, on_device(device), bf16.from_pretrained)[0])
+    return load_causal_lm(folder, on_device(device))
 
 
 def load_causal_lm(folder: Path, options: dict[str, Any] | None = None) -> PreTrainedModel:
@@ -77,11 +79,24 @@ def load_causal_lm(folder: Path, options: dict[str, Any] | None = None) -> PreTr
     return from_folder(folder, options or {})[0]
 
 
-def from_folder(folder: Path, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The same, and what transformers says of the names in the files. Raises: as `load_causal_lm`."""
+def on_device(device: str | torch.device) -> dict[str, Any]:
+    """For `from_pretrained`: each tensor goes from its file straight to the device, without a copy in main memory."""
+    return {"device_map": {"": str(device)}}
+
+
+def from_folder(
+    folder: Path, options: dict[str, Any], from_pretrained: Any = AutoModelForCausalLM.from_pretrained
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The same, and what transformers says of the names in the files.
+
+    Args:
+        from_pretrained: of transformers, or `bf16.from_pretrained`.
+
+    Raises:
+        InputError: as `load_causal_lm`.
+    """
     base_files.check_names(folder)
     base_files.headers(folder)
-    from_pretrained: Any = AutoModelForCausalLM.from_pretrained  # typed without output_loading_info
     with loading(folder, "causal LM"), no_reports():
         model, info = from_pretrained(
             str(folder),
