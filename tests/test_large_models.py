@@ -36,7 +36,7 @@ def test_loading_a_model_takes_no_second_copy_of_it(run_of_30_m: tuple[Path, Run
 def test_publishing_takes_no_more_memory_than_evaluating(run_of_30_m: tuple[Path, RunSpec], plays: Path) -> None:
     folder, spec = run_of_30_m
     found = loading_probe.take("publish", folder, plays)
-    room = 0.4 * 4 * spec.model.trainable  # pieces of 16 MiB
+    room = 0.5 * 4 * spec.model.trainable  # pieces, and what is imported to write a configuration
     assert max(found["take over"], found["save"]) < found["evaluate"] + room, found
 
 

@@ -21,7 +21,7 @@ from peer.training.vectors import bytes_of
 from protocol.disk import disk_error, sync
 from protocol.errors import FormatError
 
-_PIECE_VALUES = 1 << 22
+_PIECE_VALUES = 1 << 20
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
@@ -47,7 +47,7 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
 
 
 def piece_slices(values: int) -> Iterator[slice]:
-    """A long vector in pieces of 16 MiB."""
+    """A long vector in pieces of 4 MiB."""
     for start in range(0, values, _PIECE_VALUES):
         yield slice(start, min(start + _PIECE_VALUES, values))
 
@@ -78,7 +78,7 @@ def write_pieces(
 
 
 def read_pieces(path: Path, start: int, values: int) -> Iterator[torch.Tensor]:
-    """fp32 values from byte `start` of a file on, in pieces of 16 MiB; each is overwritten by the next.
+    """fp32 values from byte `start` of a file on, in pieces of 4 MiB; each is overwritten by the next.
 
     Raises:
         FormatError: the file ends before.
