@@ -8,9 +8,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from coordinator.uploads import PARAMETERS
 from peer.training.data import Dataset, load_dataset
 from peer.training.dataset.shard_folder import ShardFolder
@@ -18,6 +15,8 @@ from peer.training.dataset.sharded import prepared_dataset
 from peer.training.evaluate import held_out_loss
 from peer.training.model import TrainableModel, load_tokenizer, load_trainable
 from peer.training.quiet import no_progress_bars
+from peer.training.tensor_file import read_pieces
+from peer.training.vectors import is_finite
 from protocol.checkpoint import Evaluation
 from protocol.errors import VerificationError
 from protocol.run_spec import PinnedDataSet, RunSpec
@@ -59,16 +58,17 @@ class Evaluator:
         return self._dataset
 
     def load(self, state_folder: Path) -> None:
-        """Take over the parameters of a state that `uploads.StateInbox` received and checked.
+        """Take over the parameters of a state that `uploads.StateInbox` received and checked, a piece at a time.
 
         Raises:
             VerificationError: values that are not finite.
             FormatError: not the run's parameters.
         """
-        flat = torch.from_numpy(np.fromfile(state_folder / PARAMETERS, dtype="<f4"))
-        if not bool(torch.isfinite(flat).all()):
+        path = state_folder / PARAMETERS
+        values = path.stat().st_size // 4
+        if not all(is_finite(piece) for piece in read_pieces(path, 0, values)):
             raise VerificationError("the agreed state holds values that are not finite")
-        self._loaded().write(flat)
+        self._loaded().write_pieces(read_pieces(path, 0, values))
 
     def evaluate(self) -> Evaluation:
         """The loss on the held-out split, of the parameters loaded last (genesis if none).

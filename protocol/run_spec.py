@@ -6,8 +6,8 @@ A host writes run.toml (`coordinator.run_config`); here every path has become a 
     [model]     digest, name, license, parameters, trainable, untrained
     [data]      digest, size_bytes, url, kind = "text" | "jsonl" | "chat", text_field, license, sequence_length,
                 packing, held_out, held_out_sequences, rules, template_date
-    [method]    kind = "full" | "lora", rank, alpha, targets, base = "fp32" | "nf4"; as peft names them: use_rslora,
-                use_dora, modules_to_save, layers_to_transform
+    [method]    kind = "full" | "lora", rank, alpha, targets, base = "fp32" | "bf16" | "nf4"; as peft names them:
+                use_rslora, use_dora, modules_to_save, layers_to_transform
     [sync]      method = "diloco" | "gradient", round_tokens, round_seconds (or "auto"), wire, fragments, overlap,
                 min_peers, max_group, clip, rules
     [inner]     that on each peer: optimizer = "adamw" | "schedule-free-adamw", lr, schedule, betas, weight_decay,
@@ -99,7 +99,8 @@ class Method(Section):
     rank: int = Field(default=16, ge=1, le=1024)  # lora
     alpha: float = Field(default=32.0, gt=0, le=65536)  # lora
     targets: tuple[Short, ...] = ()  # lora: module names; empty: all linear layers
-    base: Literal["fp32", "nf4"] = "fp32"  # lora: how the frozen base is held; nf4: in 4 bits (needs bitsandbytes)
+    # lora: how the frozen base is held; nf4: in 4 bits (needs bitsandbytes)
+    base: Literal["fp32", "bf16", "nf4"] = "fp32"
     use_rslora: bool = False  # lora: alpha counts for 1 / sqrt(rank) of it, not 1 / rank
     use_dora: bool = False  # lora: the length of each row of a weight is trained too
     modules_to_save: tuple[Short, ...] = ()  # lora: modules that are trained whole, beside the adapter

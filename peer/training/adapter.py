@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
 from peer.training import nf4
-from peer.training.state import NamesShapes
 from protocol.errors import InputError
 from protocol.run_spec import Method
-from protocol.safetensors_file import ADAPTER_FILE
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -137,10 +134,8 @@ def adapter_parameters(model: PeftModel) -> dict[str, torch.nn.Parameter]:
     return {name: by_storage[tensor.data_ptr()] for name, tensor in saved.items()}
 
 
-def save_adapter(model: PeftModel, folder: Path, names_shapes: NamesShapes, tensors: dict[str, torch.Tensor]) -> None:
-    """Write adapter_model.safetensors and adapter_config.json, the same bytes for the same adapter."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensors[name] for name, _ in names_shapes}, folder / ADAPTER_FILE, {"format": "pt"})
+def save_config(model: PeftModel, folder: Path) -> None:
+    """Write adapter_config.json, the same bytes for the same adapter."""
     config = model.peft_config["default"]
     inference_mode, config.inference_mode = config.inference_mode, True
     config.save_pretrained(str(folder))

@@ -83,6 +83,8 @@ class Layout:
             tensor, part = place.of(flat_N), values[outside]
             if part.numel() == place.size:
                 _put(tensor, part.view(place.shape), add)
+            elif tensor.is_contiguous():
+                _put(tensor.view(-1)[inside], part, add)
             else:  # the end of a stretch within a tensor that need not lie in one piece
                 whole = tensor.reshape(-1).clone()
                 _put(whole[inside], part, add)

@@ -9,23 +9,25 @@ Legend: N trainable parameters, B sequences, T tokens in each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from peer.training import adapter, base_files, nf4, weights
+from peer.training import adapter, base_files, bf16, nf4, weights
 from peer.training.data import NO_LOSS, Dataset, Sequences
 from peer.training.layout import layout_as_held, layout_in_files
 from peer.training.loading import loading
 from peer.training.quiet import no_progress_bars, no_reports
 from peer.training.recompute import recompute_layers
 from peer.training.state import NamesShapes
+from peer.training.tensor_file import piece_slices, write_pieces
 from protocol import disk
 from protocol.errors import FormatError, InputError
 from protocol.run_spec import Method, RunSpec
+from protocol.safetensors_file import ADAPTER_FILE, FULL_FILE
 
 # what architectures call a table of learned positions, one row each
 _POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings", "position_embedding", "positions_embed")
@@ -46,7 +48,7 @@ def load_trainable(
             bitsandbytes is missing for a base in 4 bits.
     """
     if spec.method.kind == "full":
-        model = load_causal_lm(genesis_model_dir)
+        model = load_causal_lm(genesis_model_dir, on_device(device))
         trainable = TrainableModel(model, full_parameters(model), load_tokenizer(genesis_model_dir), device)
     else:
         if base_model_dir is None:
@@ -55,15 +57,17 @@ def load_trainable(
         adapted = adapter.add_lora(base, spec.method, spec.run.seed, spec.model.name)
         parameters = adapter.adapter_parameters(adapted)
         trainable = TrainableModel(adapted, parameters, load_tokenizer(genesis_model_dir), device)
-    trainable.write(weights.read_flat(genesis_model_dir, trainable.names_shapes))
+    trainable.write_pieces(weights.pieces(genesis_model_dir, trainable.names_shapes))
     return trainable
 
 
 def load_base(method: Method, folder: Path, device: str | torch.device) -> PreTrainedModel:
-    """The frozen base of a LoRA run: fp32 on the CPU, or in 4 bits on the device. Raises: as `load_trainable`."""
+    """The frozen base of a LoRA run on the device: in fp32, bf16 or 4 bits. Raises: as `load_trainable`."""
     if method.base == "nf4":
         return nf4.prepare(load_causal_lm(folder, nf4.loading_options(device)))  # type: ignore[no-any-return]
-    return load_causal_lm(folder)
+    if method.base == "bf16":
+        return bf16.prepare(from_folder(folder, on_device(device), bf16.from_pretrained)[0])
+    return load_causal_lm(folder, on_device(device))
 
 
 def load_causal_lm(folder: Path, options: dict[str, Any] | None = None) -> PreTrainedModel:
@@ -78,11 +82,24 @@ def load_causal_lm(folder: Path, options: dict[str, Any] | None = None) -> PreTr
     return from_folder(folder, options or {})[0]
 
 
-def from_folder(folder: Path, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The same, and what transformers says of the names in the files. Raises: as `load_causal_lm`."""
+def on_device(device: str | torch.device) -> dict[str, Any]:
+    """For `from_pretrained`: each tensor goes from its file straight to the device, without a copy in main memory."""
+    return {"device_map": {"": str(device)}}
+
+
+def from_folder(
+    folder: Path, options: dict[str, Any], from_pretrained: Any = AutoModelForCausalLM.from_pretrained
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The same, and what transformers says of the names in the files.
+
+    Args:
+        from_pretrained: of transformers, or `bf16.from_pretrained`.
+
+    Raises:
+        InputError: as `load_causal_lm`.
+    """
     base_files.check_names(folder)
     base_files.headers(folder)
-    from_pretrained: Any = AutoModelForCausalLM.from_pretrained  # typed without output_loading_info
     with loading(folder, "causal LM"), no_reports():
         model, info = from_pretrained(
             str(folder),
@@ -217,7 +234,19 @@ class TrainableModel:
         """Take over the state's parameters: flat fp32 [N]. Raises: FormatError: another length or dtype."""
         if flat.shape != self.flat_N.shape or flat.dtype != torch.float32:
             raise FormatError(f"expected fp32 {tuple(self.flat_N.shape)}, got {flat.dtype} {tuple(flat.shape)}")
-        self._layout.write(self.flat_N, flat, slice(None))
+        self.write_pieces([flat])
+
+    def write_pieces(self, pieces: Iterable[torch.Tensor]) -> None:
+        """Take over the state's parameters, cut anywhere. Raises: FormatError: too few or too many, or another dtype."""
+        start, count = 0, self.parameters_trainable
+        for piece in pieces:
+            end = start + len(piece)
+            if end > count or piece.dtype != torch.float32:
+                raise FormatError(f"expected fp32 ({count},), got {piece.dtype}, {end} values and more")
+            self._layout.write(self.flat_N, piece, slice(start, end))
+            start = end
+        if start != count:
+            raise FormatError(f"expected {count} values, got {start}")
         for buffer, value in self._still:
             value.copy_(buffer)
 
@@ -294,21 +323,26 @@ class TrainableModel:
             InputError: the disk is full; or what was written is not exactly the shared state's tensors (an architecture
                 whose files do not mirror its parameters).
         """
-        pieces = zip(self._parameters, self._views(self.flat_N.detach()), strict=True)
-        tensors = {name: piece.to("cpu", copy=True) for name, piece in pieces}  # save_pretrained takes views for tied
+        adapted = hasattr(self.model, "peft_config")
         with disk.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            if hasattr(self.model, "peft_config"):
-                adapter.save_adapter(self.model, folder, self.names_shapes, tensors)
+            if adapted:
+                adapter.save_config(self.model, folder)
             else:
                 with no_progress_bars():
-                    self.model.save_pretrained(str(folder), state_dict=tensors)
+                    self.model.save_pretrained(str(folder), state_dict={})  # all but the weights
             self.tokenizer.save_pretrained(str(folder))
+            file = folder / (ADAPTER_FILE if adapted else FULL_FILE)
+            write_pieces(file, self.names_shapes, map(self.read, piece_slices(self.parameters_trainable)))
             for path in weights.weight_files(folder):
-                path.chmod(0o644)  # safetensors makes files that only their owner may read
-        saved = weights.read_flat(folder, self.names_shapes)
-        if not torch.equal(saved.view(torch.int32), self.read().view(torch.int32)):
-            raise InputError(f"{folder}: the saved weights are not the shared state's", "choose another architecture")
+                path.chmod(0o644)  # one that was there before may be its owner's alone
+        start = 0
+        for piece in weights.pieces(folder, self.names_shapes):
+            held = self.read(slice(start, start + len(piece)))
+            start += len(piece)
+            if not torch.equal(piece.view(torch.int32), held.view(torch.int32)):
+                hint = "choose another architecture"
+                raise InputError(f"{folder}: the saved weights are not the shared state's", hint)
 
     @torch.no_grad()
     def generate(self, prompt: str, max_new_tokens: int = 64, seed: int = 0) -> str:

@@ -8,7 +8,6 @@ is optional, and imported when a run asks for it (`method.base = "nf4"`): it mak
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -44,14 +43,17 @@ def prepare(model: Any) -> Any:
     """Make a model that was loaded so compute as one in fp32 does, with and without autocast; the same model."""
     from bitsandbytes.nn import Linear4bit
 
+    from peer.training.widened import widen_embedding, widen_linear
+
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     large = {id(module.weight) for module in (embedding, head) if module is not None}
     for parameter in model.parameters():
         if parameter.is_floating_point() and id(parameter) not in large:
             parameter.data = parameter.data.float()
-    embedding.register_forward_hook(lambda module, inputs, output: output.float())
+    model.requires_grad_(False)
+    widen_embedding(embedding)
     if head is not None:
-        head.forward = partial(_linear, head)
+        widen_linear(head)
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # 0.50 would repack the weights when they are used without gradients on such a CPU, for a kernel that has no
@@ -60,13 +62,6 @@ def prepare(model: Any) -> Any:
             module.compute_type_is_set = True
             module.register_forward_pre_hook(_compute_as_autocast)
     return model
-
-
-def _linear(head: torch.nn.Linear, values: torch.Tensor) -> torch.Tensor:
-    """A layer held in bf16, computed as autocast wants it, else in the precision of what comes."""
-    if torch.is_autocast_enabled(values.device.type):
-        return torch.nn.functional.linear(values, head.weight, head.bias)
-    return torch.nn.functional.linear(values, head.weight.to(values.dtype), head.bias)
 
 
 def _compute_as_autocast(module: Any, inputs: tuple[torch.Tensor]) -> None:

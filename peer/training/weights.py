@@ -6,12 +6,14 @@ precision its makers chose, is another matter: `base_files`.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from peer.training.state import NamesShapes
-from peer.training.vectors import bytes_of
+from peer.training.tensor_file import read_pieces
 from protocol.errors import FormatError, InputError, VerificationError
 from protocol.safetensors_file import Weights
 
@@ -53,17 +55,23 @@ def read_flat(folder: Path, names_shapes: NamesShapes) -> torch.Tensor:
     Raises:
         InputError: a tensor is missing, extra, of another shape or dtype, or cut short.
     """
+    flat = torch.empty(sum(math.prod(shape) for _, shape in names_shapes))
+    position = 0
+    for piece in pieces(folder, names_shapes):
+        flat[position : position + len(piece)] = piece
+        position += len(piece)
+    return flat
+
+
+def pieces(folder: Path, names_shapes: NamesShapes) -> Iterator[torch.Tensor]:
+    """The same, a piece after the other; each is overwritten by the next. Raises: as `read_flat`."""
     found = open_weights(folder)
     _check_layout(folder, dict(found.layout), dict(names_shapes))
-    flat = torch.empty(sum(tensor.size_bytes for tensor in found.tensors) // 4)
-    target, position = bytes_of(flat), 0
     for tensor in found.tensors:  # sorted by name, as the state is
-        with tensor.path.open("rb") as file:
-            file.seek(tensor.start)
-            if file.readinto(target[position : position + tensor.size_bytes]) != tensor.size_bytes:
-                raise InputError(f"{tensor.path}: cut short", "fetch or write the folder again")
-        position += tensor.size_bytes
-    return flat
+        try:
+            yield from read_pieces(tensor.path, tensor.start, tensor.size_bytes // 4)
+        except (FormatError, OSError) as error:
+            raise InputError(f"{tensor.path}: cut short", "fetch or write the folder again") from error
 
 
 def _check_layout(folder: Path, found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
