@@ -13,13 +13,15 @@ from peer.training.data import Dataset, load_dataset
 from peer.training.dataset.shard_folder import ShardFolder
 from peer.training.dataset.sharded import prepared_dataset
 from peer.training.evaluate import held_out_loss
-from peer.training.model import TrainableModel, load_tokenizer, load_trainable
+from peer.training.loading import load_tokenizer
+from peer.training.model import TrainableModel, load_trainable
 from peer.training.quiet import no_progress_bars
 from peer.training.tensor_file import read_pieces
 from peer.training.vectors import is_finite
 from protocol.checkpoint import Evaluation
+from protocol.data_spec import PinnedDataSet
 from protocol.errors import VerificationError
-from protocol.run_spec import PinnedDataSet, RunSpec
+from protocol.run_spec import RunSpec
 
 
 class Evaluator:

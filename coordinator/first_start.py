@@ -22,7 +22,7 @@ from coordinator.run_config import RunConfig
 from coordinator.run_folder import RunFolder
 from peer.training.data import Dataset, build_dataset, check_data
 from peer.training.genesis import build_genesis
-from peer.training.model import load_tokenizer
+from peer.training.loading import load_tokenizer
 from peer.training.model_check import ModelFacts, check_model, check_plan
 from peer.training.quiet import no_progress_bars
 from protocol import canonical, checkpoint, disk

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from protocol.checkpoint import Contributor, Evaluation
+from protocol.data_spec import PinnedData
 from protocol.run_card import RunCard
-from protocol.run_spec import PinnedData, RunSpec
 from protocol.run_spec import RunSpec
 from protocol.schedule import Schedule
 

@@ -23,27 +23,23 @@ from pydantic import Discriminator, Field, Tag, ValidationInfo, model_validator
 
 from coordinator import presets
 from protocol.data_manifest import MAX_SOURCES
+from protocol.data_spec import DataRules, PinnedData, SequenceRules, SourceRules
 from protocol.digests import Digest
 from protocol.errors import RunSpecError
 from protocol.run_spec import (
     MAX_RUN_SPEC_BYTES,
-    DataRules,
     InnerOptimizer,
     Method,
     OuterOptimizer,
-    PinnedData,
     PinnedModel,
     Publish,
     RunSection,
     RunSpec,
-    SequenceRules,
-    Short,
-    SourceRules,
     Sync,
     check_rates,
     validated,
 )
-from protocol.section import Section
+from protocol.section import Section, Short
 
 
 class ModelSource(Section):

@@ -16,13 +16,13 @@ from pathlib import Path
 from coordinator.run import Run
 from peer.training.dataset.shard_folder import ShardFolder
 from protocol import checkpoint
+from protocol.data_spec import PinnedDataSet
 from protocol.errors import InputError
 from protocol.files import file_sha256, hash_folder, list_files, open_regular
 from protocol.keys import public_pem
 from protocol.model_signature import ModelSignature
 from protocol.rpc import PART_BYTES
 from protocol.run_card import RunCard
-from protocol.run_spec import PinnedDataSet
 
 
 @dataclass(frozen=True)

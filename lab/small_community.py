@@ -48,7 +48,7 @@ def llama_inputs(folder: Path, *, hidden: int, layers: int) -> Inputs:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from peer.training.model import load_tokenizer
+    from peer.training.loading import load_tokenizer
 
     real = real_inputs(folder)
     text, model = folder / "plays.txt", folder / f"llama-{hidden}x{layers}"

@@ -15,7 +15,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from coordinator.run_config import RunConfig
 from peer.training.data import Dataset, load_dataset
 from peer.training.genesis import build_genesis, count_parameters, untrained_tensors
-from peer.training.model import TrainableModel, load_tokenizer, load_trainable
+from peer.training.loading import load_tokenizer
+from peer.training.model import TrainableModel, load_trainable
 from peer.training.state import SharedState
 from peer.training.work import LocalWork
 from protocol.files import file_sha256

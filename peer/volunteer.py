@@ -28,11 +28,11 @@ from peer.training.dataset.sharded import Shards, prepared_dataset
 from peer.training.model import load_trainable
 from peer.training.work import LocalWork
 from protocol.data_manifest import DataManifest
+from protocol.data_spec import PinnedDataSet
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity
 from protocol.leaving import LeaveSignals
 from protocol.parts import Failure
-from protocol.run_spec import PinnedDataSet
 from protocol.trust import trust
 
 OpenShards = Callable[[Admitted], Shards]

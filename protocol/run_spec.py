@@ -4,8 +4,7 @@ A host writes run.toml (`coordinator.run_config`); here every path has become a 
 
     [run]       name, seed, rounds
     [model]     digest, name, license, parameters, trainable, untrained
-    [data]      digest, size_bytes, url, kind = "text" | "jsonl" | "chat", text_field, license, sequence_length,
-                packing, held_out, held_out_sequences, rules, template_date
+    [data]      one file, or sources that were prepared: `protocol.data_spec`
     [method]    kind = "full" | "lora", rank, alpha, targets, base = "fp32" | "bf16" | "nf4"; as peft names them:
                 use_rslora, use_dora, modules_to_save, layers_to_transform
     [sync]      method = "diloco" | "gradient", round_tokens, round_seconds (or "auto"), wire, fragments, overlap,
@@ -21,77 +20,25 @@ A schedule is a table, `{ kind = "constant" | "linear" | "cosine" | "wsd", warmu
 
 from __future__ import annotations
 
-import datetime
 import difflib
-import re
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, Field, Tag, ValidationError, model_validator
 
 from protocol import canonical
+from protocol.data_spec import AnyPinnedData
 from protocol.digests import Digest
 from protocol.errors import RunSpecError
 from protocol.schedule import Rates, Schedule
-from protocol.section import Section
+from protocol.section import Positive, Section, Short
 
 MAX_RUN_SPEC_BYTES = 64 * 1024
-Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
-Short = Annotated[str, Field(min_length=1, max_length=200)]
-
-
-def _day(value: Any) -> Any:
-    if type(value) is datetime.date:  # TOML has dates of its own
-        return value.isoformat()
-    if not isinstance(value, str) or not re.fullmatch(r"[1-9]\d{3}-\d\d-\d\d", value, re.ASCII):
-        raise ValueError("expected a day as YYYY-MM-DD")
-    datetime.date.fromisoformat(value)
-    return value
-
-
-Day = Annotated[str, BeforeValidator(_day)]  # YYYY-MM-DD
 
 
 class RunSection(Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]  # lower case, digits, dashes
     seed: int = Field(default=0, ge=0, le=2**53 - 1)  # of batches and of new LoRA weights
     rounds: int = Field(default=0, ge=0, le=10**9)  # stop after this many; 0: go on until the host stops
-
-
-class DataRules(Section):
-    """How the data file becomes sequences of tokens: what the host writes, and what is pinned."""
-
-    url: str | None = None  # where peers may fetch the same bytes; else from the coordinator
-    kind: Literal["text", "jsonl", "chat"] = "text"
-    text_field: Short = "text"  # jsonl: the field that holds the text
-    license: Short  # SPDX id
-    sequence_length: int = Field(default=512, ge=8, le=1 << 20)  # tokens
-    packing: bool = True  # join short records into full sequences
-    held_out: float = Field(default=0.02, gt=0, lt=0.5)  # share of sequences kept for evaluation
-    held_out_sequences: int = Field(default=256, ge=1, le=100_000)  # at most this many are evaluated
-    rules: Literal[1, 2] = 1  # how the file becomes tokens: `peer.training.data`; new runs have 2
-    template_date: Day | None = None  # chat: what templates are told the day is (UTC); default: that of the first start
-    later: ClassVar[frozenset[str]] = frozenset({"rules", "template_date"})
-
-
-class SequenceRules(Section):
-    """How prepared data become sequences of tokens (`[sequences]` beside `[[data]]`); as in `DataRules`."""
-
-    sequence_length: int = Field(default=512, ge=8, le=1 << 20)  # tokens
-    packing: bool = True
-    held_out: float = Field(default=0.002, gt=0, lt=0.5)  # share of records that nobody trains on
-    held_out_sequences: int = Field(default=256, ge=1, le=100_000)  # of them, that are evaluated
-    template_date: Day | None = None
-    mirrors: tuple[Annotated[str, Field(pattern=r"^https?://", max_length=500)], ...] = ()  # folders with the shards
-
-
-class SourceRules(Section):
-    """One source of prepared data."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
-    kind: Literal["text", "jsonl", "chat"] = "text"
-    text_field: Short = "text"  # jsonl
-    license: Short  # SPDX id
-    weight: Positive = 1.0  # how often it is drawn from, against the others
 
 
 class Method(Section):
@@ -245,46 +192,13 @@ class PinnedModel(Section):
     later: ClassVar[frozenset[str]] = frozenset({"untrained"})
 
 
-class PinnedData(DataRules):
-    digest: Digest  # SHA-256 of the file
-    size_bytes: int = Field(ge=1)
-
-    @property
-    def licenses(self) -> tuple[str, ...]:
-        return (self.license,)
-
-    @model_validator(mode="after")
-    def _a_day_for_templates(self) -> PinnedData:
-        if self.kind == "chat" and self.rules > 1 and self.template_date is None:
-            raise ValueError("template_date is missing: without it chats would give other tokens each day")
-        return self
-
-
-class PinnedDataSet(SequenceRules):
-    sources: Annotated[tuple[SourceRules, ...], Field(min_length=1, max_length=64)]
-    digest: Digest  # SHA-256 of the manifest: `protocol.data_manifest`
-    size_bytes: int = Field(ge=1)  # of the manifest
-
-    @property
-    def licenses(self) -> tuple[str, ...]:
-        """Each once, in the order of the sources."""
-        return tuple(dict.fromkeys(source.license for source in self.sources))
-
-
-def _file_or_set(value: Any) -> str:
-    sources = "sources" in value if isinstance(value, dict) else isinstance(value, PinnedDataSet)
-    return "set" if sources else "file"
-
-
 class RunSpec(Section):
     """What is pinned: no path, no address, nothing of the host's machine."""
 
     version: Literal[1] = 1
     run: RunSection
     model: PinnedModel
-    data: Annotated[
-        Annotated[PinnedData, Tag("file")] | Annotated[PinnedDataSet, Tag("set")], Discriminator(_file_or_set)
-    ]
+    data: AnyPinnedData
     method: Method
     sync: Sync
     inner: InnerOptimizer

@@ -14,7 +14,7 @@ are also what a decay can end with.
 
 The factor is the same on every machine. It is found with whole numbers and fractions, which Python computes exactly,
 and rounded once to a multiple of 2**-20, ties to even. That is a number that float32 and float64 hold as it is, so the
-rate, `lr * factor`, is one IEEE product of two float64. No cosine of a C library is asked: these differ in the last bit.
+rate, `lr * factor`, is one IEEE product of two float64. No cosine of a C library is asked: they differ in bits.
 
     >>> schedule = Schedule(kind="cosine", warmup_rounds=1, min_factor=0.25)
     >>> [schedule.factor(round, rounds=6) for round in range(1, 7)]
@@ -82,8 +82,8 @@ class Schedule(Section):
         falling = self.decay_rounds or int(self.decays)
         if rounds and self.warmup_rounds + 1 + falling > rounds:
             raise ValueError(
-                f"{self.warmup_rounds} rounds of warm-up, one at the full rate and {falling} in which it falls are more "
-                f"than the run's {rounds}"
+                f"{self.warmup_rounds} rounds of warm-up, one at the full rate and {falling} in which it falls are "
+                f"more than the run's {rounds}"
             )
 
     def factor(self, round: int, rounds: int) -> float:

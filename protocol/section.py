@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+
+Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+Short = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class Section(BaseModel):

@@ -25,7 +25,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, Trai
 from coordinator.run_config import RunConfig
 from peer.training.data import Sequences, load_dataset
 from peer.training.genesis import build_genesis, count_parameters, load_state
-from peer.training.model import load_tokenizer, load_trainable
+from peer.training.loading import load_tokenizer
+from peer.training.model import load_trainable
 from peer.training.quiet import no_progress_bars
 from peer.training.work import LocalWork
 from protocol.run_spec import RunSpec

@@ -12,9 +12,9 @@ import pytest
 from coordinator.service import TRANSFERS_EACH
 from peer.training.genesis import load_state
 from protocol import coordinator_pb2
+from protocol.data_spec import PinnedData
 from protocol.errors import InputError
 from protocol.rpc import PART_BYTES
-from protocol.run_spec import PinnedData
 from tests.kit.coordinator import Site, site_of, write_run
 
 

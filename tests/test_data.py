@@ -13,7 +13,7 @@ import torch
 
 from lab.training_fixtures import CHAT_TEMPLATE
 from peer.training.data import Sequences, draw
-from peer.training.model import load_tokenizer
+from peer.training.loading import load_tokenizer
 from protocol.errors import InputError
 from tests.kit.data_fixtures import digest, load_by_config, rows, write_jsonl
 

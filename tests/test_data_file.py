@@ -21,7 +21,7 @@ from coordinator.run_config import RunConfig
 from coordinator.run_folder import RunFolder
 from lab.training_fixtures import CHAT_TEMPLATE, make_config, write_tiny_llama
 from peer.training.data import check_data, load_dataset
-from peer.training.model import load_tokenizer
+from peer.training.loading import load_tokenizer
 from protocol.errors import InputError
 from tests.kit.data_fixtures import byte_tokenizer, load, texts
 

@@ -9,7 +9,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from lab.training_fixtures import CHAT_TEMPLATE
-from peer.training.model import load_tokenizer
+from peer.training.loading import load_tokenizer
 from tests.kit.data_fixtures import digest, load_by_config, rows, write_jsonl
 
 

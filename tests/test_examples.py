@@ -13,7 +13,7 @@ from lab import REPOSITORY
 from lab.training_fixtures import CHAT_TEMPLATE
 from peer.training.data import build_dataset
 from peer.training.genesis import count_parameters
-from peer.training.model import load_tokenizer
+from peer.training.loading import load_tokenizer
 
 EXAMPLES = REPOSITORY / "examples"
 

@@ -12,7 +12,7 @@ import torch
 from coordinator.model_source import prepare_model
 from coordinator.run_config import ModelSource
 from peer.training.genesis import count_parameters
-from peer.training.model import load_causal_lm
+from peer.training.loading import load_causal_lm
 from peer.training.model_check import outline
 from protocol.errors import InputError, NetworkError
 from protocol.files import list_files

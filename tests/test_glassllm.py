@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from peer.training.glassllm import main, write_folder
-from peer.training.model import load_causal_lm, load_tokenizer
+from peer.training.loading import load_causal_lm, load_tokenizer
 from protocol.errors import InputError
 
 

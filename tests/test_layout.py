@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from lab.training_fixtures import make_genesis, make_spec
 from peer.training.data import load_dataset
 from peer.training.layout import Layout, TensorPlace, layout_in_files
-from peer.training.model import TrainableModel, full_parameters, load_causal_lm, load_tokenizer, load_trainable
+from peer.training.loading import load_causal_lm, load_tokenizer
+from peer.training.model import TrainableModel, full_parameters, load_trainable
 from peer.training.outer import outer_step, untrained_in
 from peer.training.state import SharedState
 from peer.training.work import LocalWork

@@ -17,7 +17,8 @@ from coordinator.run_config import ModelSource
 from lab.training_fixtures import CHAT_TEMPLATE, make_genesis, make_spec, write_tiny_gpt2, write_tiny_llama
 from peer.training.data import Dataset, Sequences
 from peer.training.genesis import build_genesis
-from peer.training.model import load_tokenizer, load_trainable
+from peer.training.loading import load_tokenizer
+from peer.training.model import load_trainable
 from peer.training.model_check import _check_tokenizer, check_model, check_plan
 from protocol.errors import InputError
 from protocol.run_spec import Method

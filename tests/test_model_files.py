@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from coordinator.base_model import copy_model
 from lab.training_fixtures import write_tiny_llama
 from peer.training.genesis import count_parameters
-from peer.training.model import load_causal_lm
+from peer.training.loading import load_causal_lm
 from peer.training.model_check import check_model
 from protocol.errors import InputError
 from tests.kit.base_models import FULL, data, refused, shard

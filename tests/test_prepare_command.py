@@ -14,7 +14,7 @@ from coordinator.dataset.plain_tokenizer import PlainTokenizer, tokenizer_of
 from coordinator.dataset.prepare import Progress
 from coordinator.dataset.screen import PrepareScreen
 from coordinator.run_config import ModelSource
-from peer.training.model import load_tokenizer
+from peer.training.loading import load_tokenizer
 from protocol import words
 from protocol.files import file_sha256
 from tests.kit.preparing import write_records

@@ -15,8 +15,8 @@ import pytest
 from coordinator.dataset import sources
 from coordinator.dataset.sources import files_of
 from coordinator.run_config import DataSource, RunConfig, SourceConfig
+from protocol.data_spec import SequenceRules
 from protocol.errors import InputError, NetworkError, RunSpecError
-from protocol.run_spec import SequenceRules
 from tests.kit.data_fixtures import TOOLS
 from tests.kit.hub_server import Hub, serve
 from tests.kit.preparing import both_sides, plain, prepared, rules, source, write_records

@@ -19,8 +19,8 @@ from peer.training.dataset.draws import ERA, LOT, Draws, Sample
 from peer.training.dataset.shard import Shard
 from peer.training.dataset.sharded import ShardedSequences
 from protocol.data_manifest import DataManifest, ShardEntry, SourceEntry
+from protocol.data_spec import PinnedDataSet, SourceRules
 from protocol.errors import FormatError, InputError, NetworkError, VerificationError
-from protocol.run_spec import PinnedDataSet, SourceRules
 
 LENGTH, VOCABULARY = 8, 1000
 PEER = "12D3KooWExample"

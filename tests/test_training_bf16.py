@@ -18,7 +18,8 @@ from lab.training_fixtures import (
     write_tiny_llama,
 )
 from peer.training.adapter import LINEAR, passed_over
-from peer.training.model import TrainableModel, load_base, load_causal_lm
+from peer.training.loading import load_causal_lm
+from peer.training.model import TrainableModel, load_base
 from peer.training.state import SharedState
 from peer.training.work import LocalWork
 from protocol.run_spec import Method, RunSpec

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lab.training_fixtures import make_genesis, make_spec, write_tiny_gpt2, write_tiny_llama
 from peer.training.genesis import count_parameters, load_state
-from peer.training.model import load_causal_lm, load_tokenizer, load_trainable
+from peer.training.loading import load_causal_lm, load_tokenizer
+from peer.training.model import load_trainable
 from peer.training.state import SharedState
 from protocol.errors import FormatError, InputError
 from protocol.run_spec import Method

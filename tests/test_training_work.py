@@ -11,7 +11,7 @@ import torch
 from lab.training_fixtures import Bench
 from peer.training.data import Dataset, draw
 from peer.training.evaluate import held_out_loss
-from peer.training.model import load_causal_lm
+from peer.training.loading import load_causal_lm
 from peer.training.state import SharedState
 from protocol.errors import FormatError, RoundAborted
 

@@ -169,7 +169,7 @@ def _processes_of(*scripts: str) -> list[str]:
 def test_a_widened_model_computes_what_it_did(glass_dir: Path) -> None:
     import torch
 
-    from peer.training.model import load_causal_lm
+    from peer.training.loading import load_causal_lm
     from scripts.wan.model import widened
 
     model, tokens = load_causal_lm(glass_dir).eval(), torch.arange(24).view(2, 12)

@@ -26,8 +26,8 @@ from peer.training.notes import LONG, UNKNOWN, UNPREDICTED
 from peer.training.records import Record, place_of_tokens
 from protocol import canonical
 from protocol.data_manifest import MAX_SHARD_BYTES, ShardEntry
+from protocol.data_spec import SequenceRules, SourceRules
 from protocol.disk import sync, write_file
-from protocol.run_spec import SequenceRules, SourceRules
 
 RULES = 1  # another number when the same bytes give other tokens
 SHARD_TOKENS = 8 << 20  # a shard ends with the record that reaches so many

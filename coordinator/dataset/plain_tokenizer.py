@@ -97,7 +97,7 @@ def in_another_process(source: ModelSource, base: Path, cache: Path) -> PlainTok
 def tokenizer_of(source: ModelSource, base: Path, cache: Path) -> PlainTokenizer:
     """The same in this process; of a model from a hub, its weights are not fetched. Raises: as `in_another_process`."""
     from coordinator.model_source import prepare_model
-    from peer.training.model import load_tokenizer
+    from peer.training.loading import load_tokenizer
     from peer.training.quiet import no_progress_bars
 
     found: list[Any] = []

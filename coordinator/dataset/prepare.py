@@ -34,9 +34,9 @@ from peer.training.dataset.shard import Shard, token_type
 from peer.training.records import Record
 from protocol import canonical
 from protocol.data_manifest import DataManifest, ShardEntry, SourceEntry
+from protocol.data_spec import SequenceRules
 from protocol.disk import disk_error, write_file
 from protocol.errors import InputError, PotluckError
-from protocol.run_spec import SequenceRules
 
 _PRUNED_AT = 100_000  # records that are kept out, by their places, before the highest are forgotten
 

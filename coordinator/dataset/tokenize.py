@@ -30,8 +30,8 @@ from peer.training.records import (
     value_of,
     value_of_object,
 )
+from protocol.data_spec import SequenceRules, SourceRules
 from protocol.errors import InputError
-from protocol.run_spec import SequenceRules, SourceRules
 
 _BATCH_RECORDS = 256
 _BATCH_CHARS = 1 << 19

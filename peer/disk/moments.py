@@ -1,4 +1,4 @@
-"""What the inner optimizer remembers, on disk for the next start; saved while the members average, when no step is done.
+"""What the inner optimizer remembers, on disk for the next start; saved while members average and no step is done.
 
 `trainer` begins a save when it has handed over, and waits for its end before it works on. As that may cost time when
 the save takes longer than the averaging, the next one comes only when a hundred times as long has passed.

@@ -12,8 +12,9 @@ from peer.link.answers import RunDescription
 from peer.link.run_files import data_path
 from peer.screen.terms import JoinTerms
 from peer.training.memory import memory_needed_bytes, update_bytes
+from protocol.data_spec import PinnedDataSet
 from protocol.invite import Invite
-from protocol.run_spec import PinnedDataSet, RunSpec
+from protocol.run_spec import RunSpec
 from protocol.status import RunStatus
 
 _KEPT_CHECKPOINTS = 2  # as far back as a peer keeps rounds: `peer.disk.kept_states.KEPT_STATES`

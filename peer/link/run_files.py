@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 from peer.link.answers import RemoteFile, RunDescription, RunFiles
 from peer.link.downloads import STREAM_TIMEOUT_S, Progress, fetch, read_url
+from protocol.data_spec import PinnedData, PinnedDataSet
 from protocol.disk import set_aside
 from protocol.errors import VerificationError
 from protocol.keys import fingerprint, load_public_pem
 from protocol.run_card import RunCard
-from protocol.run_spec import PinnedData, PinnedDataSet, RunSpec
+from protocol.run_spec import RunSpec
 from protocol.verify import verify_checkpoint
 
 if TYPE_CHECKING:

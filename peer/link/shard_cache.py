@@ -1,4 +1,4 @@
-"""The shards of a run's data on this computer: fetched before they are needed, verified, and no more of them than wanted.
+"""The shards of a run's data on this computer: fetched before they are needed, verified, no more than wanted.
 
     with ShardCache(folder, [from_mirror, from_coordinator], most_bytes=5 << 30) as cache:
         cache.want(entries)     # fetched in this order, in a thread of its own

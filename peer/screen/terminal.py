@@ -22,7 +22,8 @@ from peer.screen.terms import JoinTerms, duration
 from peer.sync.shelf import Head
 from peer.trainer import WorkReport
 from protocol import words
-from protocol.run_spec import PinnedDataSet, RunSpec
+from protocol.data_spec import PinnedDataSet
+from protocol.run_spec import RunSpec
 
 _REFRESH_S = 0.25
 _AVERAGING = STAGES[STAGES.index("group") : STAGES.index("kept")]  # what is said when "kept" comes: the round is over

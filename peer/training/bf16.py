@@ -1,8 +1,8 @@
 """A frozen base in bf16: 2 bytes a parameter instead of 4, and computed as one in fp32.
 
 Held so are the linear layers and the embedding, which are nearly all of a model; norms, biases, the adapter and
-whatever else there is stay fp32. Each layer is computed as wide as what comes (`widened`), so nothing is rounded but the
-weights, once; and those that are published in bf16 not at all.
+whatever else there is stay fp32. Each layer is computed as wide as what comes (`widened`), so nothing is rounded but
+the weights, once; and those that are published in bf16 not at all.
 """
 
 from __future__ import annotations

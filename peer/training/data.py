@@ -33,8 +33,9 @@ from peer.training.draw import draw
 from peer.training.notes import LONG, UNKNOWN, UNPREDICTED, Notes
 from peer.training.records import Record, blocks, check_records, place_of_tokens, read_records, read_text
 from peer.training.repeats import repeated
+from protocol.data_spec import DataRules, PinnedDataSet
 from protocol.errors import InputError
-from protocol.run_spec import DataRules, PinnedDataSet, RunSpec
+from protocol.run_spec import RunSpec
 
 __all__ = ["Dataset", "Sequences", "draw", "load_dataset"]
 NO_LOSS = -100  # torch.nn.functional.cross_entropy's ignore_index

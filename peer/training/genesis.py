@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from peer.training import adapter, model_check, weights
-from peer.training.model import TrainableModel, full_parameters, load_causal_lm, load_tokenizer
+from peer.training.loading import load_causal_lm, load_tokenizer
+from peer.training.model import TrainableModel, full_parameters
 from peer.training.state import SharedState
 from protocol.errors import InputError
 from protocol.run_spec import Method, RunSpec

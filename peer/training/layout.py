@@ -174,7 +174,7 @@ def _shortened(names: set[str], all: set[str]) -> tuple[str, ...]:
 
 
 class _Uncopied(torch.overrides.TorchFunctionMode):
-    """Leaves views where they lie: transformers asks for `contiguous` pieces, which it does not need before it writes."""
+    """Leaves views where they lie: transformers asks for `contiguous` pieces, which it needs not before it writes."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is torch.Tensor.contiguous:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
-from peer.training import adapter, base_files, bf16, nf4, weights
+from peer.training import adapter, bf16, nf4, weights
 from peer.training.data import NO_LOSS, Dataset, Sequences
 from peer.training.layout import layout_as_held, layout_in_files
-from peer.training.loading import loading
-from peer.training.quiet import no_progress_bars, no_reports
+from peer.training.loading import from_folder, load_causal_lm, load_tokenizer, on_device
+from peer.training.quiet import no_progress_bars
 from peer.training.recompute import recompute_layers
 from peer.training.state import NamesShapes
 from peer.training.tensor_file import piece_slices, write_pieces
@@ -68,76 +68,6 @@ def load_base(method: Method, folder: Path, device: str | torch.device) -> PreTr
     if method.base == "bf16":
         return bf16.prepare(from_folder(folder, on_device(device), bf16.from_pretrained)[0])
     return load_causal_lm(folder, on_device(device))
-
-
-def load_causal_lm(folder: Path, options: dict[str, Any] | None = None) -> PreTrainedModel:
-    """A causal LM from a local folder, fp32, on the CPU.
-
-    Args:
-        options: for `from_pretrained`, `nf4.loading_options` say.
-
-    Raises:
-        InputError: missing, damaged, a pickle, needs remote code, or lacks weights that the architecture has.
-    """
-    return from_folder(folder, options or {})[0]
-
-
-def on_device(device: str | torch.device) -> dict[str, Any]:
-    """For `from_pretrained`: each tensor goes from its file straight to the device, without a copy in main memory."""
-    return {"device_map": {"": str(device)}}
-
-
-def from_folder(
-    folder: Path, options: dict[str, Any], from_pretrained: Any = AutoModelForCausalLM.from_pretrained
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The same, and what transformers says of the names in the files.
-
-    Args:
-        from_pretrained: of transformers, or `bf16.from_pretrained`.
-
-    Raises:
-        InputError: as `load_causal_lm`.
-    """
-    base_files.check_names(folder)
-    base_files.headers(folder)
-    with loading(folder, "causal LM"), no_reports():
-        model, info = from_pretrained(
-            str(folder),
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-            **{"dtype": torch.float32} | options,
-        )
-    if info["mismatched_keys"]:
-        name, held, wanted = sorted(info["mismatched_keys"])[0]
-        raise InputError(
-            f"{folder}: {name} has the shape {tuple(held)}, by config.json it is {tuple(wanted)}",
-            "config.json and the weights must belong together",
-        )
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise InputError(
-            f"{folder}: lacks {len(missing)} weights of the architecture, {missing[0]} among them",
-            "config.json and the weights must belong together; is tie_word_embeddings right?",
-        )
-    return model, info
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The fast tokenizer in a folder.
-
-    Raises:
-        InputError: there is none, or it needs remote code.
-    """
-    with loading(folder, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    for option in ("is_local", "local_files_only"):  # how it was loaded, which transformers would save along with it
-        tokenizer.init_kwargs.pop(option, None)
-    if not tokenizer.is_fast:
-        raise InputError(f"{folder}: the tokenizer has no tokenizer.json", "save it with transformers >= 5 first")
-    return tokenizer
 
 
 def full_parameters(model: Any) -> dict[str, torch.Tensor]:
@@ -237,7 +167,7 @@ class TrainableModel:
         self.write_pieces([flat])
 
     def write_pieces(self, pieces: Iterable[torch.Tensor]) -> None:
-        """Take over the state's parameters, cut anywhere. Raises: FormatError: too few or too many, or another dtype."""
+        """Take over the state's parameters, cut anywhere. Raises: FormatError: too few, too many, or another dtype."""
         start, count = 0, self.parameters_trainable
         for piece in pieces:
             end = start + len(piece)

@@ -32,10 +32,11 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from peer.training import adapter, adapter_check, base_files, nf4
 from peer.training.base_files import FLOATS, Header
 from peer.training.layout import layout_in_files
-from peer.training.loading import loading
-from peer.training.model import from_folder, full_parameters, load_tokenizer, positions_in
+from peer.training.loading import from_folder, load_tokenizer, loading
+from peer.training.model import full_parameters, positions_in
+from protocol.data_spec import DataRules
 from protocol.errors import InputError
-from protocol.run_spec import DataRules, Method
+from protocol.run_spec import Method
 
 # what configurations call the longest sequence, after transformers' own renaming
 _POSITIONS = ("max_position_embeddings", "max_seq_len", "max_target_positions", "n_ctx", "context_length")

@@ -31,8 +31,8 @@ from peer.training.data_file import numbered_lines
 from peer.training.json_line import WHOLE_PAIRS, json_object
 from peer.training.notes import EMPTY_TEXTS, LIKE_JSONL, Notes
 from peer.training.repeats import normal_form
+from protocol.data_spec import DataRules, SourceRules
 from protocol.errors import InputError
-from protocol.run_spec import DataRules, SourceRules
 from protocol.shown import named
 
 TEXT_PIECE_BYTES = 1 << 16  # part of what makes tokens the same everywhere: do not change

@@ -1,4 +1,4 @@
-"""Tensors in files: written to one safetensors file, whole or not at all; and vectors too large to hold twice, in pieces.
+"""Tensors in files: written to one safetensors file, whole or not at all; vectors too large to hold twice, in pieces.
 
 `SharedState.save` and the inner optimizer's `save` call `write_tensors`. Models and received states are read and
 written a piece at a time.

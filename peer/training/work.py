@@ -137,7 +137,6 @@ class LocalWork:
         self.round = 0  # that the work is for; 0 before the first begin
         self._segment_steps = segment_steps
         self._base: SharedState | None = None
-        self._done = self._pending = _Count()
         self._ahead = False  # the work is for the round after the one that `_base` is the base of; see `carry_on`
         self._optimizer = make_optimizer(spec.inner, model.flat_N, model.gradient_N) if self._diloco else None
         self._passes = Passes(model, dataset.train, spec, wanted, sizes)

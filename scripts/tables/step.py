@@ -102,7 +102,7 @@ def random_llama(out: Path, demo: Path, options: Any) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from peer.training.model import load_tokenizer
+    from peer.training.loading import load_tokenizer
 
     size = float(options.model[:-1]) * {"M": 1e6, "B": 1e9}[options.model[-1].upper()]
     depth = min(range(2, 128), key=lambda d: abs(12 * d * (64 * d) ** 2 + VOCABULARY * 64 * d - size))

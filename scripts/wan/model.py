@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lab.small_community import Inputs
-from peer.training.model import load_causal_lm, load_tokenizer
+from peer.training.loading import load_causal_lm, load_tokenizer
 from peer.training.quiet import no_progress_bars
 
 MORE_UNITS = {"lora": 0, "full": 2048}  # of each layer's MLP, for times divided by 8

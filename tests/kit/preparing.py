@@ -13,7 +13,7 @@ from coordinator.dataset.prepare import Prepared, prepare
 from coordinator.run_config import SourceConfig
 from peer.training.dataset.shard import Shard
 from protocol.data_manifest import ShardEntry
-from protocol.run_spec import SequenceRules
+from protocol.data_spec import SequenceRules
 from tests.kit.data_fixtures import CHAT, byte_tokenizer
 
 LENGTH = 32

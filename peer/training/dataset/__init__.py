@@ -1,4 +1,4 @@
-"""Data of any size: sources as shards of tokens, prepared once by the host, fetched by members as their draws need them.
+"""Data of any size: sources as shards of tokens, prepared once by the host, fetched as members' draws need them.
 
 shard         one file of token sequences: format, writing, reading
 shard_folder  all shards of a run in one folder, as its host has them

@@ -9,11 +9,12 @@ Draw number `counter` (0, 1, 2, …) of a peer in a round falls into a source, a
     sequence    h[8:24] modulo the shard's sequences
 
 with big-endian integers. So 64 draws in a row come from one shard of each source, and the same of 15 other rounds do.
-A shard is drawn as often as it has sequences, and of these each is drawn as often as any other: each sequence of a source
+A shard is drawn as often as it has sequences, and of these each as often as any other: each sequence of a source
 equally often. What draws share a shard are not independent, though: those of one peer in 16 rounds come from the same
 places of the data, so that neighbours in a source meet more often than by independent draws.
 
-    >>> manifest = DataManifest(512, "", (SourceEntry("a", (ShardEntry("", 1, 90, 1), ShardEntry("", 1, 10, 1))),), None)
+    >>> shards = (ShardEntry("", 1, 90, 1), ShardEntry("", 1, 10, 1))
+    >>> manifest = DataManifest(512, "", (SourceEntry("a", shards),), None)
     >>> Draws(manifest, [1.0], seed=0).draw(1, "12D3KooWExample", first=0, count=3)
     [Sample(source=0, shard=0, row=63), Sample(source=0, shard=0, row=2), Sample(source=0, shard=0, row=17)]
 """
@@ -60,7 +61,7 @@ class Draws:
         return [self._one(round, peer_id, counter) for counter in range(first, first + count)]
 
     def shards(self, round: int, peer_id: str, first: int) -> list[ShardEntry]:
-        """Where draw `first`, and those that share its shards, may fall: a shard of each source, the likeliest first."""
+        """Where draw `first`, and those that share its shards, may fall: a shard of each source, likeliest first."""
         widths = [end - start for start, end in itertools.pairwise([0, *self._bounds])]
         order = sorted(range(len(self._sources)), key=lambda source: -widths[source])
         at = round // ERA, first // LOT

@@ -1,4 +1,4 @@
-"""A shard: some thousand sequences of tokens in one safetensors file. Written by the host, read by whoever draws from it.
+"""A shard: some thousand sequences of tokens in one safetensors file. Written by the host, read by who draws from it.
 
     tokens      uint16 or uint32 [N], all sequences one after the other, without padding
     ends        uint32 [S], where each sequence ends in `tokens`

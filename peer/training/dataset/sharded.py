@@ -13,7 +13,8 @@ from peer.training.data import Dataset, Sequences, batch_on, batch_width
 from peer.training.dataset.draws import LOT, Draws, Sample
 from peer.training.dataset.shard import Shard
 from protocol.data_manifest import DataManifest, ShardEntry
-from protocol.run_spec import PinnedDataSet, RunSpec
+from protocol.data_spec import PinnedDataSet
+from protocol.run_spec import RunSpec
 
 IN_MEMORY = 8  # shards, of some MB each
 AHEAD = 2  # lots that are fetched before they are drawn from
