@@ -25,13 +25,16 @@ def host(
     from peer.screen.starting import starting
 
     starting("torch", "transformers", "coordinator.host", quiet=json_output)
+    from coordinator.dataset.screen import PrepareScreen
     from coordinator.host import host as run_host
     from coordinator.host_screen import HostScreen
+    from coordinator.run_data import Telling
     from protocol.trust import trust
 
-    screen = HostScreen(as_json=json_output)
+    screen, preparing = HostScreen(as_json=json_output), PrepareScreen(as_json=json_output)
 
     def started(running: Any) -> None:
+        preparing.close()
         trust(running.invite.root, name=running.status().name, run=running.invite.run)
         screen.started(running)
 
@@ -40,11 +43,12 @@ def host(
             config,
             folder,
             on_start=started,
-            tell=screen.note,
+            telling=Telling(screen.note, preparing.show),
             on_status=screen.status,
             linger_s=10.0 if until_finished else None,
         )
     finally:
+        preparing.close()
         screen.close()
     screen.ended(status)
 

@@ -9,8 +9,6 @@ import contextlib
 import logging
 import os
 import shutil
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from coordinator import base_model
@@ -19,16 +17,15 @@ from coordinator.evaluator import Evaluator
 from coordinator.model_source import prepare_model
 from coordinator.run import Run, make_card, open_ledger
 from coordinator.run_config import RunConfig
+from coordinator.run_data import RunData, Telling
 from coordinator.run_folder import RunFolder
-from peer.training.data import Dataset, build_dataset, check_data
+from peer.training.data import Dataset
 from peer.training.genesis import build_genesis
-from peer.training.loading import load_tokenizer
 from peer.training.model_check import ModelFacts, check_model, check_plan
 from peer.training.quiet import no_progress_bars
 from protocol import canonical, checkpoint, disk
 from protocol.disk import write_file
 from protocol.errors import InputError
-from protocol.files import file_sha256
 from protocol.run_spec import RunSpec
 from protocol.trust import trusted_roots
 from protocol.verify import verify_checkpoint
@@ -37,35 +34,33 @@ logger = logging.getLogger(__name__)
 
 MAX_NAME_CHARS = 200
 SPARE_BYTES = 4 << 20  # for ledger, keys, plot and the like
-Tell = Callable[[str], None]  # one line for the host's screen
 
 
-def first_start(config_path: Path, config: RunConfig, folder: RunFolder, data: Path, tell: Tell) -> Run:
+def first_start(config_path: Path, config: RunConfig, folder: RunFolder, data: RunData, telling: Telling) -> Run:
     """Make a run in a folder where there is none yet, or what an earlier try has left.
 
     Args:
-        data: the run's data file.
-        tell: hears what the model is, before it is built.
+        telling: hears what the model is, before it is built, and how far the data are prepared.
 
     Raises:
         InputError: the model or the data cannot be used, or the disk is full.
-        NetworkError: the model's hub cannot be reached.
+        NetworkError: the model's hub, or a source of the data, cannot be reached.
     """
-    check_data(config.data_file, data)
+    data.check()
     build = folder.path / "genesis.building"
     for path in (folder.run_json, folder.run_card, *folder.path.glob("ledger.db*")):
         path.unlink(missing_ok=True)
     folder.renew_damaged()
     _check_source(config, config_path.parent)
     with no_progress_bars(), contextlib.ExitStack() as failed:
-        model, facts, dataset = _look(config_path.parent, config, folder, data, tell)
+        model, facts, dataset = _look(config_path.parent, config, folder, data, telling)
         for path in (build, folder.base_model, folder.licenses):
             failed.callback(shutil.rmtree, path, ignore_errors=True)
         spec = _copy_and_pin(config_path.parent, config, folder, data, model, facts)
         shutil.rmtree(build, ignore_errors=True)
         state = build_genesis(spec, folder.base_model, build)
         lora = folder.base_model if spec.method.kind == "lora" else None
-        evaluator = Evaluator(spec, build, lora, data, dataset)
+        evaluator = Evaluator(spec, build, lora, data.path, dataset)
         logger.info("evaluating the model before training")
         evaluation = evaluator.evaluate()  # what is wrong with the data shows here, and nothing is signed yet
         write_file(folder.path / "source.json", source_of(config))
@@ -88,25 +83,27 @@ def first_start(config_path: Path, config: RunConfig, folder: RunFolder, data: P
     return Run(folder, card, card_bytes, root, state.manifest(), ledger, checkpoints, evaluator)
 
 
-def _look(base: Path, config: RunConfig, folder: RunFolder, data: Path, tell: Tell) -> tuple[Path, ModelFacts, Dataset]:
-    """The model's folder, what it is, and all of the data as the members will read them; nothing is copied yet."""
-    dataset: Dataset | None = None
+def _look(
+    base: Path, config: RunConfig, folder: RunFolder, data: RunData, telling: Telling
+) -> tuple[Path, ModelFacts, Dataset | None]:
+    """The model's folder, what it is, and the data file as the members will read it; nothing is copied yet."""
+    read: list[Dataset | None] = []
 
     def look(plan: Path) -> None:  # at all but the weights, before these come from a hub
-        nonlocal dataset
-        check_plan(plan, config.method, config.data_file)
-        dataset = _read_data(config, data, plan, folder.path, tell)
+        check_plan(plan, config.method, config.data_rules)
+        read.append(data.read(plan, telling))
 
     model = prepare_model(config.model, base, folder.path / "hub", before_weights=look)
-    facts = check_model(model, config.method, config.data_file)
-    tell(f"model: {facts}")
-    dataset = dataset or _read_data(config, data, model, folder.path, tell)
+    facts = check_model(model, config.method, config.data_rules)
+    telling.tell(f"model: {facts}")
+    if not read:
+        read.append(data.read(model, telling))
     _check_place(folder, model, facts)
-    return model, facts, dataset
+    return model, facts, read[0]
 
 
 def _copy_and_pin(
-    base: Path, config: RunConfig, folder: RunFolder, data: Path, model: Path, facts: ModelFacts
+    base: Path, config: RunConfig, folder: RunFolder, data: RunData, model: Path, facts: ModelFacts
 ) -> RunSpec:
     """Copy the model and its licenses into the run's folder, and pin what was copied."""
     base_model.copy_model(model, folder.base_model)
@@ -116,8 +113,7 @@ def _copy_and_pin(
         parameters=facts.parameters,
         trainable=facts.trainable,
         untrained=facts.untrained,
-        data_digest=file_sha256(data),
-        data_size_bytes=data.stat().st_size,
+        **data.pins().as_arguments(),
     )
     base_model.copy_licenses(model, folder.licenses)
     return spec
@@ -141,22 +137,6 @@ def _check_place(folder: RunFolder, model: Path, facts: ModelFacts) -> None:
     sizes = {path: path.stat().st_size for path in base_model.files_to_copy(model)}
     besides = sum(size for path, size in sizes.items() if path.suffix != ".safetensors")
     disk.check_room(folder.path, sum(sizes.values()) + 2 * (4 * facts.trainable + besides) + SPARE_BYTES)
-
-
-def _read_data(config: RunConfig, data: Path, model: Path, place: Path, tell: Tell) -> Dataset:
-    """All of the data, as the members will read them, before anything is copied; the host is told what is not used.
-
-    Raises:
-        InputError: the data cannot be used; the line is named.
-    """
-    with tempfile.TemporaryDirectory(prefix="tokenizer-", dir=place) as name:  # as the genesis will hold it
-        folder = Path(name)
-        with disk.writing(folder):
-            load_tokenizer(model).save_pretrained(name)
-        dataset = build_dataset(config.data_file, load_tokenizer(folder), data)
-    for sentence in dataset.notes():
-        tell(f"{data}: {sentence}")
-    return dataset
 
 
 def _check_source(config: RunConfig, base: Path) -> None:

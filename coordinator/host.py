@@ -33,6 +33,7 @@ from coordinator.reports import CommittedRound, Reports
 from coordinator.roster import Announcements
 from coordinator.run import Run
 from coordinator.run_config import RunConfig
+from coordinator.run_data import TO_LOG, Telling
 from coordinator.run_folder import RunFolder
 from coordinator.server import Server
 from coordinator.service import CoordinatorService
@@ -64,7 +65,7 @@ class Host:
         config_path: run.toml.
         folder: the run's folder; default: runs/<name> where the host was started.
         rendezvous: whether to start one beside the coordinator.
-        tell: hears what is worth a line on the host's screen while it starts.
+        telling: hears of the start.
     """
 
     def __init__(
@@ -73,12 +74,12 @@ class Host:
         folder: Path | None = None,
         *,
         rendezvous: bool = True,
-        tell: Callable[[str], None] = logger.info,
+        telling: Telling = TO_LOG,
     ) -> None:
         self._config = RunConfig.load(config_path)
         self._config_path = config_path.resolve()
         self._folder_path = folder or Path("runs") / self._config.run.name
-        self._with_rendezvous, self._tell = rendezvous, tell
+        self._with_rendezvous, self._telling = rendezvous, telling
         self._stack = contextlib.ExitStack()
         self._closing = threading.Event()
         self._board: Board | None = None
@@ -131,7 +132,7 @@ class Host:
             if not is_new:
                 check_addresses(self._config.host)  # another host that runs in this very folder was told as that
             rendezvous = self._open_rendezvous(folder, stack)  # takes seconds, as does what follows
-            run = open_run(self._config_path, self._config, folder, self._tell)
+            run = open_run(self._config_path, self._config, folder, self._telling)
             stack.callback(run.close)
             self._serve(run, rendezvous, stack)
             self._stack = stack.pop_all()
@@ -268,7 +269,7 @@ def host(
     folder: Path | None = None,
     *,
     on_start: Callable[[Host], None] | None = None,
-    tell: Callable[[str], None] = logger.info,
+    telling: Telling = TO_LOG,
     on_status: Callable[[RunStatus], None] | None = None,
     linger_s: float | None = None,
 ) -> RunStatus:
@@ -278,7 +279,7 @@ def host(
 
     Args:
         on_start: called once volunteers can join.
-        tell: hears what is worth a line before that.
+        telling: hears of the start.
         on_status: called about every second.
         linger_s: leave this long after the run has finished, so that peers get their receipts; None: stay.
 
@@ -287,7 +288,7 @@ def host(
 
     Raises: as `Host.start` and `Host.wait`.
     """
-    with LeaveSignals(lambda: None) as leaving, Host(config_path, folder, tell=tell) as running:
+    with LeaveSignals(lambda: None) as leaving, Host(config_path, folder, telling=telling) as running:
         leaving.graceful = True
         if on_start is not None:
             on_start(running)

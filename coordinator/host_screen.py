@@ -34,7 +34,7 @@ class HostScreen:
         if self._as_json:
             self._write("note", text=text)
         else:
-            self._console.print(text, soft_wrap=True, markup=False)
+            self._console.print(words.told(text), soft_wrap=True, markup=False)
 
     def started(self, running: Host) -> None:
         """Volunteers can join: show the invite."""

@@ -17,15 +17,14 @@ from typing import Any
 from coordinator import base_model
 from coordinator.checkpoints import Checkpoints
 from coordinator.evaluator import Evaluator
-from coordinator.first_start import Tell, first_start, source_of
+from coordinator.first_start import first_start, source_of
 from coordinator.run import Run, make_card, open_ledger
 from coordinator.run_config import RunConfig
+from coordinator.run_data import TO_LOG, RunData, Telling
 from coordinator.run_folder import RunFolder
 from coordinator.store.database import RESTORE, Store
-from peer.training.data_file import check_file
 from protocol import checkpoint, note
 from protocol.errors import InputError, PotluckError, RunSpecError
-from protocol.files import file_sha256
 from protocol.keys import RootKey
 from protocol.run_card import MAX_RUN_CARD_BYTES, RunCard
 from protocol.run_spec import RunSpec
@@ -35,23 +34,21 @@ from protocol.verify import verify_checkpoint
 logger = logging.getLogger(__name__)
 
 
-def open_run(config_path: Path, config: RunConfig, folder: RunFolder, tell: Tell = logger.info) -> Run:
+def open_run(config_path: Path, config: RunConfig, folder: RunFolder, telling: Telling = TO_LOG) -> Run:
     """Make the run ready, or go on with the one in the folder, which the caller has locked.
 
     Args:
-        tell: hears what the model is, before it is built.
+        telling: hears what the model is, before it is built, and how far the data are prepared.
 
     Raises:
         RunSpecError: run.toml describes another run than the one in the folder.
         InputError: the model or the data cannot be used, the folder was damaged, or the disk is full.
-        NetworkError: the model's hub cannot be reached.
+        NetworkError: the model's hub, or a source of the data, cannot be reached.
     """
-    data = config_path.parent / config.data_file.path
-    check_file(data)
-    data = data.resolve()
+    data = RunData(config, config_path.parent, folder)
     if _is_started(folder):
         return _later_start(config_path, folder, data)
-    return first_start(config_path, config, folder, data, tell)
+    return first_start(config_path, config, folder, data, telling)
 
 
 def _is_started(folder: RunFolder) -> bool:
@@ -78,7 +75,7 @@ def _has_leaves(folder: RunFolder) -> bool:
         store.close()
 
 
-def _later_start(config_path: Path, folder: RunFolder, data: Path) -> Run:
+def _later_start(config_path: Path, folder: RunFolder, data: RunData) -> Run:
     try:
         spec = RunSpec.from_bytes(folder.run_json.read_bytes())
     except PotluckError as error:
@@ -99,7 +96,7 @@ def _later_start(config_path: Path, folder: RunFolder, data: Path) -> Run:
         if newest is not None:
             head = note.open_head(checkpoint.read_head_note(newest.folder), card.ledger_key)
             ledger.check_extends(head, str(newest.folder))
-        evaluator = Evaluator(spec, folder.genesis / checkpoint.MODEL, lora, data)
+        evaluator = Evaluator(spec, folder.genesis / checkpoint.MODEL, lora, data.path)
         failed.pop_all()
         return Run(folder, card, card_bytes, root, genesis, ledger, checkpoints, evaluator)
     raise AssertionError("an ExitStack swallows nothing")
@@ -134,7 +131,7 @@ def _verified_genesis(folder: RunFolder, root: RootKey) -> StateManifest:
     return checkpoint.read_info(folder.genesis).state
 
 
-def _check_same(config: RunConfig, spec: RunSpec, folder: RunFolder, data: Path, config_path: Path) -> None:
+def _check_same(config: RunConfig, spec: RunSpec, folder: RunFolder, data: RunData, config_path: Path) -> None:
     """Raises: RunSpecError: run.toml, the model's source or the data are not what the run was started with."""
     now = config.pin(
         model_digest=spec.model.digest,
@@ -142,8 +139,7 @@ def _check_same(config: RunConfig, spec: RunSpec, folder: RunFolder, data: Path,
         parameters=spec.model.parameters,
         trainable=spec.model.trainable,
         untrained=spec.model.untrained,
-        data_digest=file_sha256(data),
-        data_size_bytes=data.stat().st_size,
+        **data.pins().as_arguments(),
     )
     changes = list(_differences(spec.model_dump(mode="json"), now.model_dump(mode="json"), ""))
     source_path = folder.path / "source.json"

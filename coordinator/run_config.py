@@ -23,7 +23,7 @@ from pydantic import Discriminator, Field, Tag, ValidationInfo, model_validator
 
 from coordinator import presets
 from protocol.data_manifest import MAX_SOURCES
-from protocol.data_spec import DataRules, PinnedData, SequenceRules, SourceRules
+from protocol.data_spec import DataRules, DataSetRules, PinnedData, PinnedDataSet, SequenceRules, SourceRules
 from protocol.digests import Digest
 from protocol.errors import RunSpecError
 from protocol.run_spec import (
@@ -160,10 +160,18 @@ class RunConfig(Section):
         return self
 
     @property
+    def data_rules(self) -> DataRules | DataSetRules:
+        """How the data become sequences of tokens."""
+        if isinstance(self.data, DataSource):
+            return self.data
+        sources = [source.model_dump(include=set(SourceRules.model_fields)) for source in self.data]
+        return DataSetRules.model_validate({"sources": sources} | (self.sequences or SequenceRules()).model_dump())
+
+    @property
     def data_file(self) -> DataSource:
         """The run's one file. Raises: RunSpecError: it has sources to be prepared."""
         if not isinstance(self.data, DataSource):
-            raise RunSpecError("[[data]] is for `potluck data prepare`", "give one file as [data]")
+            raise RunSpecError("[[data]] are sources to be prepared", "give one file as [data]")
         return self.data
 
     @property
@@ -173,6 +181,7 @@ class RunConfig(Section):
             raise RunSpecError("[data] is one file, which is not prepared", "write its table as [[data]], with a name")
         return self.data
 
+    @model_validator(mode="after")
     def _rates_go_together(self) -> RunConfig:
         check_rates(self.run, self.sync, self.inner, self.outer)
         return self
@@ -209,9 +218,17 @@ class RunConfig(Section):
         data_digest: str,
         data_size_bytes: int,
         untrained: tuple[str, ...] = (),
+        template_date: str | None = None,
     ) -> RunSpec:
-        """The run spec, once the host knows what its model and data are."""
-        data = self.data_file.model_dump(exclude={"path"})
+        """The run spec, once the host knows what its model and data are.
+
+        Args:
+            data_digest: of the data file; of prepared data, of their manifest. `data_size_bytes` likewise.
+            template_date: of prepared data: the day that templates were told.
+        """
+        rules = self.data_rules.model_dump(exclude={"path"}) | {"digest": data_digest, "size_bytes": data_size_bytes}
+        if not isinstance(self.data, DataSource):
+            rules["template_date"] = template_date
         return RunSpec(
             run=self.run,
             model=PinnedModel(
@@ -222,7 +239,7 @@ class RunConfig(Section):
                 trainable=trainable,
                 untrained=untrained,
             ),
-            data=PinnedData(digest=data_digest, size_bytes=data_size_bytes, **data),
+            data=(PinnedData if isinstance(self.data, DataSource) else PinnedDataSet).model_validate(rules),
             method=self.method,
             sync=self.sync,
             inner=self.inner,

@@ -83,6 +83,11 @@ class RunFolder:
         return self.path / "licenses"
 
     @property
+    def data(self) -> Path:
+        """Prepared data."""
+        return self.path / "data"
+
+    @property
     def store(self) -> Path:
         return self.path / "ledger.db"
 

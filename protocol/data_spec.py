@@ -45,6 +45,14 @@ class DataRules(Section):
     template_date: Day | None = None  # chat: what templates are told the day is (UTC); default: that of the first start
     later: ClassVar[frozenset[str]] = frozenset({"rules", "template_date"})
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return (self.kind,)
+
+    @property
+    def licenses(self) -> tuple[str, ...]:
+        return (self.license,)
+
 
 class SequenceRules(Section):
     """How prepared data become sequences of tokens (`[sequences]` beside `[[data]]`); as in `DataRules`."""
@@ -67,13 +75,24 @@ class SourceRules(Section):
     weight: Positive = 1.0  # how often it is drawn from, against the others
 
 
-class PinnedData(DataRules):
-    digest: Digest  # SHA-256 of the file
-    size_bytes: int = Field(ge=1)
+class DataSetRules(SequenceRules):
+    """How sources that are prepared become sequences of tokens."""
+
+    sources: Annotated[tuple[SourceRules, ...], Field(min_length=1, max_length=64)]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(source.kind for source in self.sources))
 
     @property
     def licenses(self) -> tuple[str, ...]:
-        return (self.license,)
+        """Each once, in the order of the sources."""
+        return tuple(dict.fromkeys(source.license for source in self.sources))
+
+
+class PinnedData(DataRules):
+    digest: Digest  # SHA-256 of the file
+    size_bytes: int = Field(ge=1)
 
     @model_validator(mode="after")
     def _a_day_for_templates(self) -> PinnedData:
@@ -82,15 +101,9 @@ class PinnedData(DataRules):
         return self
 
 
-class PinnedDataSet(SequenceRules):
-    sources: Annotated[tuple[SourceRules, ...], Field(min_length=1, max_length=64)]
+class PinnedDataSet(DataSetRules):
     digest: Digest  # SHA-256 of the manifest: `protocol.data_manifest`
     size_bytes: int = Field(ge=1)  # of the manifest
-
-    @property
-    def licenses(self) -> tuple[str, ...]:
-        """Each once, in the order of the sources."""
-        return tuple(dict.fromkeys(source.license for source in self.sources))
 
 
 def _file_or_set(value: Any) -> str:

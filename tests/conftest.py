@@ -65,7 +65,7 @@ def community(tmp_path: Path, llama: Path, plays: Path, starter: WarmStart) -> I
 
     with ExitStack() as stack:
 
-        def open_one(*, fixed_ports: bool = False, **sections: dict[str, Any]) -> Community:
+        def open_one(*, fixed_ports: bool = False, **sections: Any) -> Community:
             config = small_run(llama, plays, sections)
             return stack.enter_context(
                 Community(tmp_path, config, starter=starter, fixed_ports=fixed_ports, tokens_per_s=CARD_TOKENS_PER_S)

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from coordinator.launch import open_run
 from coordinator.run_config import RunConfig
+from coordinator.run_data import Telling
 from coordinator.run_folder import RunFolder
 from lab.training_fixtures import CHAT_TEMPLATE, make_config, write_tiny_llama
 from peer.training.data import check_data, load_dataset
@@ -230,7 +231,7 @@ def test_a_host_reads_what_its_members_read_says_what_is_not_used_and_keeps_the_
     told: list[str] = []
     path, config = write_run(tmp_path, glass_dir, "{{ strftime_now('%d %b %Y') }} " + CHAT_TEMPLATE)
     config = config.model_copy(update={"data": config.data.model_copy(update={"template_date": "2024-02-29"})})
-    run = open_run(path, config, RunFolder(tmp_path / "run"), told.append)
+    run = open_run(path, config, RunFolder(tmp_path / "run"), Telling(told.append))
     assert f"{tmp_path / 'data'}: fields that are not used: id" in told
     tokenizer = load_tokenizer(run.folder.genesis / "model")
     members, host = load_dataset(run.card.spec, tokenizer, tmp_path / "data"), run.evaluator.dataset

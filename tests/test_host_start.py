@@ -24,6 +24,7 @@ from coordinator.host import Host
 from coordinator.host_screen import HostScreen
 from coordinator.rendezvous import Rendezvous
 from coordinator.run_config import HostConfig
+from coordinator.run_data import Telling
 from coordinator.store.database import Store
 from protocol import disk
 from protocol.errors import InputError
@@ -222,7 +223,7 @@ def test_a_model_in_the_runs_own_folder_is_not_cleared_away(tmp_path: Path) -> N
 
 def _tell(config: Path, folder: Path) -> tuple[list[str], InputError | None]:
     told: list[str] = []
-    host = Host(config, folder, rendezvous=False, tell=told.append)
+    host = Host(config, folder, rendezvous=False, telling=Telling(told.append))
     try:
         host.start()
     except InputError as error:

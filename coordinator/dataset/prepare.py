@@ -92,7 +92,7 @@ def prepare(
     here = DataFolder(folder)
     with _locked(here):
         here.clear_up()
-        rules = _dated(sources, sequences, here)
+        rules = dated(sources, sequences, here)
         job = ChunkJob(tuple(sources), rules, tokenizer, here)
         return _Preparation(job, sources, base, chunk_bytes, tell, show).run(processes)
 
@@ -280,7 +280,7 @@ def _of_source(source: SourceConfig) -> Iterator[None]:
         raise type(error)(f"{source.name}: {error.message}", error.hint) from error
 
 
-def _dated(sources: Sequence[SourceConfig], sequences: SequenceRules, folder: DataFolder) -> SequenceRules:
+def dated(sources: Sequence[SourceConfig], sequences: SequenceRules, folder: DataFolder) -> SequenceRules:
     """With the day that chat templates are told: as given, else that of the first preparation in this folder."""
     if sequences.template_date is not None or all(source.kind != "chat" for source in sources):
         return sequences

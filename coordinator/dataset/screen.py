@@ -31,6 +31,10 @@ class PrepareScreen:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away; harmless twice."""
         if self._bar is not None:
             self._bar.stop()
 
@@ -65,20 +69,8 @@ class PrepareScreen:
         if self._as_json:
             self._write_json(prepared, folder, speed)
             return
-        lines: list[str] = []
-        for source in prepared.report.sources:
-            bad = f", {source.bad:,} bad records left out" if source.bad else ""
-            lines.append(
-                f"{source.name}: {source.files:,} files, {source.records:,} records, {source.sequences:,} sequences, "
-                f"{source.tokens:,} tokens, {source.size_bytes / 1e6:,.1f} MB{bad}"
-            )
-            lines += [f"{source.name}: {sentence}" for sentence in source.notes.sentences()]
-        lines += [str(item) for item in prepared.report.bad[:SHOWN_BAD]]
-        if len(prepared.report.bad) > SHOWN_BAD:
-            lines.append(f"more bad records are named in {folder}/bad-records.jsonl")
-        held_out = prepared.manifest.held_out
-        lines += [
-            f"held out: {held_out.sequences:,} sequences, {held_out.loss_tokens:,} tokens that are predicted",
+        lines = [
+            *sentences(prepared, folder),
             f"{prepared.progress.new_tokens:,} tokens were prepared now, {speed:,.0f} tokens/s",
             f"root: {prepared.root}",
         ]
@@ -99,3 +91,21 @@ class PrepareScreen:
             "tokens_per_s": round(speed, 3),
         }
         sys.stdout.write(json.dumps(value) + "\n")
+
+
+def sentences(prepared: prepare.Prepared, folder: str) -> list[str]:
+    """What was found in the sources, a line each."""
+    lines: list[str] = []
+    for source in prepared.report.sources:
+        bad = f", {source.bad:,} bad records left out" if source.bad else ""
+        lines.append(
+            f"{source.name}: {source.files:,} files, {source.records:,} records, {source.sequences:,} sequences, "
+            f"{source.tokens:,} tokens, {source.size_bytes / 1e6:,.1f} MB{bad}"
+        )
+        lines += [f"{source.name}: {sentence}" for sentence in source.notes.sentences()]
+    lines += [str(item) for item in prepared.report.bad[:SHOWN_BAD]]
+    if len(prepared.report.bad) > SHOWN_BAD:
+        lines.append(f"more bad records are named in {folder}/bad-records.jsonl")
+    held_out = prepared.manifest.held_out
+    lines.append(f"held out: {held_out.sequences:,} sequences, {held_out.loss_tokens:,} tokens that are predicted")
+    return lines

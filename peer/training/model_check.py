@@ -34,7 +34,7 @@ from peer.training.base_files import FLOATS, Header
 from peer.training.layout import layout_in_files
 from peer.training.loading import from_folder, load_tokenizer, loading
 from peer.training.model import full_parameters, positions_in
-from protocol.data_spec import DataRules
+from protocol.data_spec import DataRules, DataSetRules
 from protocol.errors import InputError
 from protocol.run_spec import Method
 
@@ -68,7 +68,7 @@ class ModelFacts:
         return text + (f"; left out: {', '.join(self.left_out)}" if self.left_out else "")
 
 
-def check_model(folder: Path, method: Method, data: DataRules) -> ModelFacts:
+def check_model(folder: Path, method: Method, data: DataRules | DataSetRules) -> ModelFacts:
     """Look at a folder: its files, configuration, tokenizer, headers, and each weight once.
 
     Raises:
@@ -91,7 +91,7 @@ def check_model(folder: Path, method: Method, data: DataRules) -> ModelFacts:
     )
 
 
-def check_plan(folder: Path, method: Method, data: DataRules) -> int:
+def check_plan(folder: Path, method: Method, data: DataRules | DataSetRules) -> int:
     """Look at names, configuration and tokenizer alone; returns how many tokens there are.
 
     Raises:
@@ -236,7 +236,7 @@ def _rows(model: PreTrainedModel) -> int:
     return min(layer.weight.shape[0] for layer in layers if layer is not None)
 
 
-def _check_tokenizer(folder: Path, tokenizer: Any, rows: int, data: DataRules) -> int:
+def _check_tokenizer(folder: Path, tokenizer: Any, rows: int, data: DataRules | DataSetRules) -> int:
     """Only what any text may come to: tokens that were added for images, say, may lie beyond the embeddings.
 
     Whether the data have one of those, `TrainableModel.check_fits` asks.
@@ -250,13 +250,13 @@ def _check_tokenizer(folder: Path, tokenizer: Any, rows: int, data: DataRules) -
     named = template.values() if isinstance(template, dict) else [template] if template else []
     if not all(isinstance(text, str) for text in named):
         raise InputError(f"{folder}: the tokenizer's chat template is not text", "correct tokenizer_config.json")
-    if data.kind == "chat" and not template:
+    if "chat" in data.kinds and not template:
         hint = "use data.kind jsonl or text, or an instruct model"
         raise InputError(f"{folder}: the tokenizer has no chat template", hint)
-    if data.kind == "jsonl" and tokenizer.eos_token_id is None:
+    if "jsonl" in data.kinds and tokenizer.eos_token_id is None:
         hint = "use data.kind text, or a tokenizer that has one"
         raise InputError(f"{folder}: the tokenizer has no end-of-sequence token, which jsonl records need", hint)
-    set_in = backend.encode("", add_special_tokens=True).ids + [tokenizer.eos_token_id] * (data.kind == "jsonl")
+    set_in = backend.encode("", add_special_tokens=True).ids + [tokenizer.eos_token_id] * ("jsonl" in data.kinds)
     beyond = max(set_in, default=-1)
     if beyond >= rows:
         token = tokenizer.convert_ids_to_tokens(beyond)

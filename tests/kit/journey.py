@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from coordinator.first_start import first_start
 from coordinator.reports import Reports
 from coordinator.run import Run
+from coordinator.run_data import RunData, Telling
 from coordinator.run_folder import RunFolder
 from coordinator.uploads import PARAMETERS
 from lab.training_fixtures import make_config
@@ -81,7 +82,8 @@ def travel(base: Path, folder: Path, *, rounds: int = 2, **sections: Any) -> Jou
     for name, section in sections.items():
         short[name] = short.get(name, {}) | section
     place = RunFolder(folder / "run")
-    run = first_start(folder / "run.toml", make_config(base, data, **short), place, data, said.append)
+    config = make_config(base, data, **short)
+    run = first_start(folder / "run.toml", config, place, RunData(config, folder, place), Telling(said.append))
     try:
         return _go(run, base, tuple(said), rounds)
     finally:

@@ -19,9 +19,9 @@ Opener = Callable[..., Community]
 NAMES = ("alice", "bob", "carol")
 
 
-def small_run(model: Path, data: Path, sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A run.toml whose rounds take a fraction of a second; `sections` are merged in."""
-    config: dict[str, dict[str, Any]] = {
+def small_run(model: Path, data: Path, sections: dict[str, Any]) -> dict[str, Any]:
+    """A run.toml whose rounds take a fraction of a second; `sections` are merged in, several of a name put in."""
+    config: dict[str, Any] = {
         "run": {"name": "small", "seed": 7},
         "model": {"path": str(model), "license": "MIT"},
         "data": {"path": str(data), "license": "CC0-1.0", "sequence_length": 32, "held_out_sequences": 16},
@@ -31,7 +31,7 @@ def small_run(model: Path, data: Path, sections: dict[str, dict[str, Any]]) -> d
         "publish": {"every_rounds": 10},
     }
     for name, section in sections.items():
-        config[name] = config.get(name, {}) | section
+        config[name] = config.get(name, {}) | section if isinstance(section, dict) else section
     return config
 
 
