@@ -295,7 +295,7 @@ class LocalWork:
 
     def _forget_pending(self) -> None:
         """Start from a gradient of zero: what has been counted in it is drawn again, or has been stepped."""
-        self._pending = _Count()
+        self._pending: _Count = _Count()
         self._passes.clear()
 
     def _next_rows(self) -> list[Any]:
