@@ -1,6 +1,6 @@
 """The outer step: from the agreed base and the averaged update to the next agreed state, the same bits everywhere.
 
-Every peer computes it for itself after a round's average, and the coordinator's audit computes it again. So it may use
+Every peer computes it for itself after a round's average, and an audit can compute it again. So it may use
 only operations that IEEE 754 defines to the bit: products, sums, quotients and square roots of vectors, element by
 element, each rounded on its own (no fused multiply-add, no division by a scalar, which a kernel may turn into a product
 with the reciprocal, no power function or cosine of a library), and one sum over all values for clipping, whose order is

@@ -137,6 +137,7 @@ class LocalWork:
         self.round = 0  # that the work is for; 0 before the first begin
         self._segment_steps = segment_steps
         self._base: SharedState | None = None
+        self._pending = _Count()
         self._ahead = False  # the work is for the round after the one that `_base` is the base of; see `carry_on`
         self._optimizer = make_optimizer(spec.inner, model.flat_N, model.gradient_N) if self._diloco else None
         self._passes = Passes(model, dataset.train, spec, wanted, sizes)
@@ -244,11 +245,9 @@ class LocalWork:
         """
         if self._base is None:
             raise RuntimeError("begin was not called")
-        rows = self._next_rows()
-        while isinstance(passed := self._passes.attempt(rows), Failed):
+        while isinstance(passed := self._passes.attempt(rows := self._next_rows()), Failed):
             if passed.spoilt:
                 self._forget_pending()
-            rows = self._next_rows()
         count = _Count(len(rows), *self.dataset.train.counts(rows))
         self._pending = self._pending.plus(count)
         if self._diloco and self._pending.sequences >= self.spec.inner.batch:
@@ -295,7 +294,7 @@ class LocalWork:
 
     def _forget_pending(self) -> None:
         """Start from a gradient of zero: what has been counted in it is drawn again, or has been stepped."""
-        self._pending: _Count = _Count()
+        self._pending = _Count()
         self._passes.clear()
 
     def _next_rows(self) -> list[Any]:
