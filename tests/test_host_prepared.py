@@ -41,10 +41,10 @@ def test_members_train_on_prepared_data_and_what_is_published_verifies(
     host = run.host()
     told = host.find("note", where=lambda event: event["text"].startswith("wood: 1 files, 600 records"))
     assert told is not None and told["text"].endswith("1 bad records left out"), host.said
-    peers = [run.peer(name, "--data-cache", "0.001") for name in NAMES]
+    peers = [run.peer(name, "--data-cache", "0.1") for name in NAMES]
     peers[0].wait_round(2)
     assert peers[0].stop() == 0
-    peers.append(run.peer(NAMES[0], "--data-cache", "0.001"))  # it goes on with the shards that it has
+    peers.append(run.peer(NAMES[0], "--data-cache", "0.1"))  # it goes on with the shards that it has
     for peer in peers[1:]:
         assert peer.wait() == 0
     host.wait_for("status", lambda event: event["status"]["finished"])

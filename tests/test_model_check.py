@@ -249,7 +249,7 @@ def test_a_volunteer_is_told_of_such_data_before_it_trains(base: Path, tmp_path:
     files = SimpleNamespace(genesis=tmp_path / "genesis", base_model=None, data=tmp_path / "text.txt")
     admitted: Any = SimpleNamespace(card=SimpleNamespace(spec=spec), files=files)
     with pytest.raises(InputError, match=r"token 1024 \(<more>\), the model has 1024 rows of embeddings"):
-        load_work(admitted, "me", PeerConfig(tmp_path), JsonScreen(), tmp_path / "sizes.json")
+        load_work(admitted, "me", PeerConfig(tmp_path), JsonScreen(), tmp_path / "sizes.json", pytest.fail)
 
 
 def test_a_sequence_beyond_learned_positions_is_an_error_and_no_crash(
