@@ -29,7 +29,7 @@ from protocol.data_manifest import MAX_SHARD_BYTES, ShardEntry
 from protocol.data_spec import SequenceRules, SourceRules
 from protocol.disk import sync, write_file
 
-RULES = 1  # another number when the same bytes give other tokens
+RULES = 2  # another number when the same bytes give other tokens
 SHARD_TOKENS = 8 << 20  # a shard ends with the record that reaches so many
 
 
@@ -101,7 +101,9 @@ class ChunkJob:
                 "rules": RULES,
                 "chunk": [chunk.file.location, chunk.file.size_bytes, chunk.file.stamp, chunk.start, chunk.end],
                 "source": [source.kind, source.text_field if source.kind == "jsonl" else None],
-                "sequences": self.sequences.model_dump(mode="json", exclude={"mirrors", "template_date"}),
+                "sequences": self.sequences.model_dump(
+                    mode="json", exclude={"mirrors", "template_date", "documents_apart"}
+                ),
                 "day": day if source.kind == "chat" else None,
                 "tokenizer": [self.tokenizer.digest, self.tokenizer.special_tokens_map, self.tokenizer.chat_template],
             }
