@@ -3,9 +3,9 @@
 Used by `verify.verify_checkpoint` when the folder of checkpoints is at hand. Parents are found by payload digest, not
 by name. What only the whole history can show is checked here: that each round follows the one before
 (`protocol.succession`), that the ledger was only ever appended to, that nobody is named with more work than was
-agreed, that what the run does not train is as it was. The agreements of the rounds between two checkpoints lie in `rounds/` beside the step folders; the members'
-signatures are all that they need. Every round counts up to its checkpoint: what is not at hand is not checked, and then
-nobody is told yes.
+agreed, that what the run does not train is as it was. The agreements of the rounds between two checkpoints lie in
+`rounds/` beside the step folders; the members' signatures are all that they need. Every round counts up to its
+checkpoint: what is not at hand is not checked, and then nobody is told yes.
 """
 
 from __future__ import annotations
