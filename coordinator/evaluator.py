@@ -15,6 +15,7 @@ from peer.training.dataset.sharded import prepared_dataset
 from peer.training.evaluate import held_out_loss
 from peer.training.loading import load_tokenizer
 from peer.training.model import TrainableModel, load_trainable
+from peer.training.packed import keeps_apart
 from peer.training.quiet import no_progress_bars
 from peer.training.tensor_file import read_pieces
 from peer.training.vectors import is_finite
@@ -42,7 +43,7 @@ class Evaluator:
         data: Path,
         dataset: Dataset | None = None,
     ) -> None:
-        self._spec, self.base_model, self.data = spec, base_model, data
+        self.spec, self.base_model, self.data = spec, base_model, data
         self.genesis_model = genesis_model
         self._model: TrainableModel | None = None
         self._dataset = dataset
@@ -52,12 +53,16 @@ class Evaluator:
     def dataset(self) -> Dataset:
         """What the data file holds, read when first needed. Raises: InputError: it cannot be read."""
         if self._dataset is None:
-            if isinstance(self._spec.data, PinnedDataSet):
+            if isinstance(self.spec.data, PinnedDataSet):
                 shards = ShardFolder(self.data)
-                self._dataset = prepared_dataset(self._spec, shards.manifest, shards, self._loaded().rows)
+                self._dataset = prepared_dataset(self.spec, shards.manifest, shards, self._loaded().rows)
             else:
-                self._dataset = load_dataset(self._spec, load_tokenizer(self.genesis_model), self.data)
+                self._dataset = load_dataset(self.spec, load_tokenizer(self.genesis_model), self.data)
         return self._dataset
+
+    def keeps_apart(self) -> bool:
+        """Whether the model keeps documents apart that share a sequence."""
+        return keeps_apart(self._loaded().model, self.spec.data.sequence_length)
 
     def load(self, state_folder: Path) -> None:
         """Take over the parameters of a state that `uploads.StateInbox` received and checked, a piece at a time.
@@ -96,5 +101,5 @@ class Evaluator:
     def _loaded(self) -> TrainableModel:
         if self._model is None:
             with no_progress_bars():
-                self._model = load_trainable(self._spec, self.genesis_model, self.base_model)
+                self._model = load_trainable(self.spec, self.genesis_model, self.base_model)
         return self._model

@@ -24,6 +24,7 @@ from peer.training.genesis import build_genesis
 from peer.training.model_check import ModelFacts, check_model, check_plan
 from peer.training.quiet import no_progress_bars
 from protocol import canonical, checkpoint, disk
+from protocol.data_spec import PinnedDataSet
 from protocol.disk import write_file
 from protocol.errors import InputError
 from protocol.run_spec import RunSpec
@@ -61,6 +62,7 @@ def first_start(config_path: Path, config: RunConfig, folder: RunFolder, data: R
         state = build_genesis(spec, folder.base_model, build)
         lora = folder.base_model if spec.method.kind == "lora" else None
         evaluator = Evaluator(spec, build, lora, data.path, dataset)
+        spec = evaluator.spec = _as_the_model_can(spec, evaluator, telling)
         logger.info("evaluating the model before training")
         evaluation = evaluator.evaluate()  # what is wrong with the data shows here, and nothing is signed yet
         write_file(folder.path / "source.json", source_of(config))
@@ -117,6 +119,14 @@ def _copy_and_pin(
     )
     base_model.copy_licenses(model, folder.licenses)
     return spec
+
+
+def _as_the_model_can(spec: RunSpec, evaluator: Evaluator, telling: Telling) -> RunSpec:
+    """Documents that share a sequence are kept apart where the model can; where not, that is told."""
+    if not isinstance(spec.data, PinnedDataSet) or not spec.data.documents_apart or evaluator.keeps_apart():
+        return spec
+    telling.tell("this model does not keep documents apart: each also sees those before it in its sequence")
+    return spec.model_copy(update={"data": spec.data.model_copy(update={"documents_apart": False})})
 
 
 def source_of(config: RunConfig) -> bytes:

@@ -24,6 +24,7 @@ from coordinator.run_data import TO_LOG, RunData, Telling
 from coordinator.run_folder import RunFolder
 from coordinator.store.database import RESTORE, Store
 from protocol import checkpoint, note
+from protocol.data_spec import PinnedDataSet
 from protocol.errors import InputError, PotluckError, RunSpecError
 from protocol.keys import RootKey
 from protocol.run_card import MAX_RUN_CARD_BYTES, RunCard
@@ -134,6 +135,7 @@ def _verified_genesis(folder: RunFolder, root: RootKey) -> StateManifest:
 def _check_same(config: RunConfig, spec: RunSpec, folder: RunFolder, data: RunData, config_path: Path) -> None:
     """Raises: RunSpecError: run.toml, the model's source or the data are not what the run was started with."""
     now = config.pin(
+        apart=isinstance(spec.data, PinnedDataSet) and spec.data.documents_apart,  # the model was tried
         model_digest=spec.model.digest,
         model_name=spec.model.name,
         parameters=spec.model.parameters,

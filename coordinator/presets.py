@@ -39,13 +39,16 @@ NEW: Filling = {
     "sync": {"clip": 2.0, "rules": 3},
     # the day is filled in by `dated`
     "data": {"rules": 2, "template_date": None},
+    "sequences": {"documents_apart": True},  # of [[data]]
 }
+_PINNED_IN = {"sequences": "data"}  # sections of run.toml that have another name in the spec
 
 
 def kept(spec: Mapping[str, Any]) -> Filling:
     """What `NEW` is in the spec of a run that began earlier, as JSON; what it does not say has its default."""
+    sections = {section: spec[_PINNED_IN.get(section, section)] for section in NEW}
     return {
-        section: {name: spec[section][name] for name in values if name in spec[section]}
+        section: {name: sections[section][name] for name in values if name in sections[section]}
         for section, values in NEW.items()
     }
 
@@ -73,8 +76,8 @@ def filled(config: Any, new: Filling = NEW) -> Any:
     for section in {**preset, **new}:
         values = preset.get(section, {}) | new.get(section, {})
         own = config.get(section, {})
-        if not isinstance(own, dict):
-            continue  # refused with its name, later
+        if not isinstance(own, dict) or (section == "sequences" and not isinstance(config.get("data"), list | tuple)):
+            continue  # refused with its name, later; [sequences] goes with [[data]]
         given: tuple[str, ...] = ENDS if any(end in own for end in ENDS) else ()
         result[section] = {name: value for name, value in values.items() if name not in given} | own
     return result

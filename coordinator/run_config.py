@@ -219,16 +219,19 @@ class RunConfig(Section):
         data_size_bytes: int,
         untrained: tuple[str, ...] = (),
         template_date: str | None = None,
+        apart: bool = True,
     ) -> RunSpec:
         """The run spec, once the host knows what its model and data are.
 
         Args:
             data_digest: of the data file; of prepared data, of their manifest. `data_size_bytes` likewise.
             template_date: of prepared data: the day that templates were told.
+            apart: of prepared data: whether the model keeps documents apart where it is asked to.
         """
         rules = self.data_rules.model_dump(exclude={"path"}) | {"digest": data_digest, "size_bytes": data_size_bytes}
         if not isinstance(self.data, DataSource):
             rules["template_date"] = template_date
+            rules["documents_apart"] = rules["documents_apart"] and apart
         return RunSpec(
             run=self.run,
             model=PinnedModel(

@@ -3,7 +3,7 @@
 one file    digest, size_bytes, url, kind = "text" | "jsonl" | "chat", text_field, license, sequence_length, packing,
             held_out, held_out_sequences, rules, template_date
 prepared    digest and size_bytes of the manifest, sources, sequence_length, packing, held_out, held_out_sequences,
-            template_date, mirrors
+            template_date, mirrors, documents_apart
 """
 
 from __future__ import annotations
@@ -63,6 +63,10 @@ class SequenceRules(Section):
     held_out_sequences: int = Field(default=256, ge=1, le=100_000)  # of them, that are evaluated
     template_date: Day | None = None
     mirrors: tuple[Annotated[str, Field(pattern=r"^https?://", max_length=500)], ...] = ()  # folders with the shards
+    # documents that share a sequence do not see each other, and the first token of each is not predicted; new runs have
+    # it where their model can: `peer.training.packed`
+    documents_apart: bool = False
+    later: ClassVar[frozenset[str]] = frozenset({"documents_apart"})
 
 
 class SourceRules(Section):

@@ -65,6 +65,7 @@ class Inspection:
     agreement: Agreement | None = None
     proof: LogProof | None = None
     proof_head: LedgerHead | None = None  # the ledger that the proof leads to
+    weights: Weights | None = None  # that are the state
 
     def check_layout(self) -> str:
         """Only what belongs in a checkpoint folder lies there."""
@@ -188,6 +189,7 @@ class Inspection:
         against = "the run card" if info.round == 0 else "the members' agreement"
         if info.round > 0 and self.agreement is None:
             against = "checkpoint.json alone"
+        self.weights = weights
         count = info.state.parameter_count
         return f"{len(weights.tensors)} tensors, {count} values, all finite; their digest is that of {against}"
 

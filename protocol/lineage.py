@@ -3,9 +3,9 @@
 Used by `verify.verify_checkpoint` when the folder of checkpoints is at hand. Parents are found by payload digest, not
 by name. What only the whole history can show is checked here: that each round follows the one before
 (`protocol.succession`), that the ledger was only ever appended to, that nobody is named with more work than was
-agreed. The agreements of the rounds between two checkpoints lie in `rounds/` beside the step folders; the members'
-signatures are all that they need. Every round counts up to its checkpoint: what is not at hand is not checked, and then
-nobody is told yes.
+agreed, that what the run does not train is as it was. The agreements of the rounds between two checkpoints lie in
+`rounds/` beside the step folders; the members' signatures are all that they need. Every round counts up to its
+checkpoint: what is not at hand is not checked, and then nobody is told yes.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from pathlib import Path
 from protocol import checkpoint, files
 from protocol.agreement import MAX_AGREEMENT_BYTES, Agreement
 from protocol.errors import FormatError, InputError, PotluckError, VerificationError
-from protocol.inspection import Inspection, inspect
+from protocol.inspection import Inspection, inspect, refuse
 from protocol.model_signature import ModelSignature
 from protocol.report import KEY_CHECK, NotChecked
 from protocol.run_card import RunCard
+from protocol.safetensors_file import same_values
 from protocol.succession import Last, check_follows
 
 MAX_CHECKPOINTS = 100_000
@@ -235,6 +236,25 @@ def check_contributors(chain: list[Inspection], agreements: list[Agreement]) -> 
                 f"agreed were {agreed[0]}, {agreed[1]}, {agreed[2]}"
             )
     return f"{len(info.contributors)} contributors, none with more than was agreed"
+
+
+def check_untrained(chain: list[Inspection]) -> str:
+    """What the run says is not trained, buffers or towers for images, is to the bit what the genesis holds."""
+    genesis, seen, card = chain[0].weights, chain[-1].weights, chain[-1].card
+    if genesis is None or seen is None or card is None:
+        raise NotChecked("needs the run card and the weights, which do not hold")
+    exact = set(card.spec.model.untrained)
+    beginnings = tuple(name for name in exact if name.endswith("."))
+    still = [tensor for tensor in seen.tensors if tensor.name in exact or tensor.name.startswith(beginnings)]
+    before = {tensor.name: tensor for tensor in genesis.tensors}
+    refuse(
+        [
+            f"the tensor {tensor.name[:80]!r} is not trained in this run, and is not what the genesis holds"
+            for tensor in still
+            if tensor.name not in before or not same_values(tensor, before[tensor.name])
+        ]
+    )
+    return f"{len(still)} tensors that are not trained, each as in the genesis"
 
 
 def _check_sound(parent: Inspection, seen: Inspection) -> None:

@@ -160,6 +160,23 @@ class Weights:
             yield hasher.digest()
 
 
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same bytes, read a piece at a time; their shapes may differ."""
+    if one.size_bytes != other.size_bytes:
+        return False
+    with open_regular(one.path) as first, open_regular(other.path) as second:
+        first.seek(one.start)
+        second.seek(other.start)
+        left = one.size_bytes
+        while left:
+            size = min(left, STATE_CHUNK_BYTES)
+            piece = first.read(size)
+            if len(piece) < size or piece != second.read(size):
+                return False
+            left -= size
+    return True
+
+
 def all_finite(values: bytes) -> bool:
     """Whether little-endian fp32 values hold neither NaN nor an infinity.
 

@@ -237,6 +237,8 @@ def _check_lineage(seen: Inspection, checkpoints_dir: Path | None, alone: bool) 
     report.run("rounds", rounds)
     report.run("ledger growth", lambda: lineage.check_ledgers(chain))
     report.run("contributors", contributors)
+    if seen.card is not None and seen.card.spec.model.untrained:
+        report.run("untrained", lambda: lineage.check_untrained(chain))
 
 
 class _ReceiptInspection:

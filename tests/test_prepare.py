@@ -153,12 +153,14 @@ def test_copies_but_for_case_and_white_space_fall_on_one_side_wherever_they_stan
 def test_the_held_out_shard_has_the_lowest_places_of_all_and_no_more_than_are_evaluated(tmp_path: Path) -> None:
     write_records(tmp_path / "wood.jsonl", texts(600))
     tokenizer = plain()
-    few = prepared(tmp_path, source(), sequences=rules(held_out_sequences=5, held_out=0.2), tokenizer=tokenizer)
-    more = prepared(tmp_path, source(), sequences=rules(held_out_sequences=400, held_out=0.2), tokenizer=tokenizer)
+    five, many = rules(held_out_sequences=5, held_out=0.2), rules(held_out_sequences=400, held_out=0.2)
+    few = prepared(tmp_path, source(), folder="few", sequences=five, tokenizer=tokenizer)
+    more = prepared(tmp_path, source(), folder="more", sequences=many, tokenizer=tokenizer)
     assert few.manifest.held_out.sequences == 5 and more.manifest.held_out.sequences > 50
-    of_few, of_more = (sequences(tmp_path / "data", [made.manifest.held_out]) for made in (few, more))
+    of_few = sequences(tmp_path / "few", [few.manifest.held_out])
+    of_more = sequences(tmp_path / "more", [more.manifest.held_out])
     assert of_few == of_more[:5]
-    whole = prepared(tmp_path, source(), sequences=rules(held_out_sequences=5, held_out=0.2), chunk_bytes=1 << 20)
+    whole = prepared(tmp_path, source(), sequences=five, chunk_bytes=1 << 20)
     assert sequences(tmp_path / "data", [whole.manifest.held_out]) == of_few, "however the files are cut"
     assert few.manifest.sources == more.manifest.sources, "what is not evaluated is not trained on either"
 

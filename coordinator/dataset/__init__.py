@@ -2,6 +2,7 @@
 
 sources           `[[data]]` of run.toml as a list of files, here or elsewhere
 chunks            each file in stretches of some MB that are prepared on their own
+compressed        .gz and .zst, unpacked while they are read
 columns           the same of Parquet files and folders that the library `datasets` saved
 plain_tokenizer   the model's tokenizer without the libraries that it came with
 tokenize          one chunk as sequences of tokens

@@ -26,10 +26,11 @@ from peer.training.notes import LONG, UNKNOWN, UNPREDICTED
 from peer.training.records import Record, place_of_tokens
 from protocol import canonical
 from protocol.data_manifest import MAX_SHARD_BYTES, ShardEntry
-from protocol.data_spec import SequenceRules, SourceRules
+from protocol.data_spec import PinnedDataSet, SequenceRules, SourceRules
 from protocol.disk import sync, write_file
+from protocol.run_spec import RunSpec
 
-RULES = 1  # another number when the same bytes give other tokens
+RULES = 2  # another number when the same bytes give other tokens
 SHARD_TOKENS = 8 << 20  # a shard ends with the record that reaches so many
 
 
@@ -46,6 +47,32 @@ class DataFolder:
         """Remove what a kill left half written; nothing names it."""
         for path in self.path.glob("*/*.new*"):
             path.unlink(missing_ok=True)
+
+    def begun(self) -> str | None:
+        """The root of the data that a run in the folder above has begun with, if one has.
+
+        Raises:
+            PotluckError: its run spec cannot be read.
+        """
+        try:
+            spec = RunSpec.from_bytes((self.path.parent / "run.json").read_bytes())
+        except OSError:
+            return None
+        return spec.data.digest if isinstance(spec.data, PinnedDataSet) else ""
+
+    def clear_out(self, shards: set[str], keys: set[str]) -> None:
+        """Remove what earlier preparations have left.
+
+        Args:
+            shards: the digests of those that stay.
+            keys: of the chunks that do.
+        """
+        for path in self.path.glob("shards/*.safetensors"):
+            if path.stem not in shards:
+                path.unlink(missing_ok=True)
+        for path in (*self.path.glob("chunks/*.json"), *self.path.glob("kept-out/*.safetensors")):
+            if path.stem not in keys:
+                path.unlink(missing_ok=True)
 
     def shard(self, digest: str) -> Path:
         return self.path / "shards" / f"{digest}.safetensors"
@@ -101,7 +128,9 @@ class ChunkJob:
                 "rules": RULES,
                 "chunk": [chunk.file.location, chunk.file.size_bytes, chunk.file.stamp, chunk.start, chunk.end],
                 "source": [source.kind, source.text_field if source.kind == "jsonl" else None],
-                "sequences": self.sequences.model_dump(mode="json", exclude={"mirrors", "template_date"}),
+                "sequences": self.sequences.model_dump(
+                    mode="json", exclude={"mirrors", "template_date", "documents_apart"}
+                ),
                 "day": day if source.kind == "chat" else None,
                 "tokenizer": [self.tokenizer.digest, self.tokenizer.special_tokens_map, self.tokenizer.chat_template],
             }

@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from typing import BinaryIO, Literal, NamedTuple
 
 from coordinator.dataset import columns
+from coordinator.dataset.compressed import is_compressed
 from coordinator.dataset.sources import SourceFile
 from peer.training.data_file import MAX_LINE_BYTES
 
 CHUNK_BYTES = 8 << 20
 _READ_BYTES = 1 << 20
+_TO_THE_END = 2**53 - 1  # JSON has no larger numbers
 
 
 class Chunk(NamedTuple):
@@ -39,7 +41,9 @@ def chunks_of(source: int, file: SourceFile, chunk_bytes: int = CHUNK_BYTES) -> 
         InputError: a table that cannot be read.
     """
     kind = columns.kind_of(file.name)
-    if kind == "lines":
+    if kind == "lines" and is_compressed(file.name):
+        yield Chunk(source, file, 0, _TO_THE_END, file.size_bytes)
+    elif kind == "lines":
         for start in range(0, file.size_bytes, chunk_bytes):
             end = min(start + chunk_bytes, file.size_bytes)
             yield Chunk(source, file, start, end, end - start)

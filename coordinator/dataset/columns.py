@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
+from coordinator.dataset.compressed import ending, is_compressed
 from coordinator.dataset.sources import EXTRA, SourceFile, opened
 from protocol.errors import InputError
 from protocol.shown import named, shown
@@ -26,8 +26,13 @@ def kind_of(name: str) -> Literal["lines", "parquet", "arrow"]:
     >>> kind_of("data/train-00000.parquet"), kind_of("wiki.jsonl")
     ('parquet', 'lines')
     """
-    suffix = PurePosixPath(name).suffix.lower()
+    suffix = ending(name)
     return "parquet" if suffix == ".parquet" else "arrow" if suffix == ".arrow" else "lines"
+
+
+def _check_plain(file: SourceFile) -> None:
+    if is_compressed(file.name):
+        raise InputError(f"{file.name}: a table that is packed once more", "unpack it: tables are packed inside")
 
 
 def groups(file: SourceFile, kind: Table, chunk_bytes: int) -> Iterator[tuple[int, int, int]]:
@@ -36,6 +41,7 @@ def groups(file: SourceFile, kind: Table, chunk_bytes: int) -> Iterator[tuple[in
     Raises:
         InputError: not such a file.
     """
+    _check_plain(file)
     if kind == "parquet":
         with opened(file) as handle, _reading(file, "Parquet"):
             metadata = _parquet(handle).metadata

@@ -82,12 +82,12 @@ def lay(records: Sequence[Record], length: int, packing: bool, dtype: type) -> t
     begins = np.concatenate([[0], ends[:-1]])
     starts = np.arange(0, len(tokens), length) if packing else _cut(begins, ends, length)
     sizes = np.diff(starts, append=len(tokens))
-    counts = np.concatenate([[0], np.cumsum(learned)])
-    kept = counts[starts + sizes] > counts[starts + 1]  # the first token of a sequence is never predicted
-    if not kept.any():
-        return None, len(starts)
     is_document = np.zeros(len(tokens), dtype=bool)
     is_document[begins] = True
+    counts = np.concatenate([[0], np.cumsum(learned & ~is_document)])  # the first of a document, in a run that
+    kept = counts[starts + sizes] > counts[starts + 1]  # keeps them apart, is not predicted; that of a sequence never
+    if not kept.any():
+        return None, len(starts)
     is_document[starts[1:][kept[1:] & ~kept[:-1]]] = True  # what stood before is not there
     is_document[starts[kept][0]] = True
     mask = np.repeat(kept, sizes)

@@ -86,7 +86,8 @@ def prepare(
         show: hears how far it is.
 
     Raises:
-        InputError: the sources, the tokenizer or the folder cannot be used, or the disk is full.
+        InputError: the sources, the tokenizer or the folder cannot be used, a run in it has begun with other data, or
+            the disk is full.
         NetworkError: a source cannot be reached.
     """
     here = DataFolder(folder)
@@ -119,6 +120,7 @@ class _Preparation:
         self._progress = Progress(0, size, 0, 0, 0, 0)
         self._report = DataReport()
         self._shards: list[list[ShardEntry]] = [[] for _ in sources]
+        self._keys: set[str] = set()  # of all chunks
         self._kept_out: list[tuple[KeptPlace, str, int]] = []  # with the chunk's key, and which of its records
 
     def run(self, processes: int) -> Prepared:
@@ -138,9 +140,17 @@ class _Preparation:
         )
         data = manifest.to_bytes()
         DataManifest.from_bytes(data)  # members must be able to read it
+        root, begun = canonical.sha256_hex(data), job.folder.begun()
+        if begun not in (None, root):
+            raise InputError(
+                f"{job.folder.path.parent}: the run there has begun with other data",
+                "give another run.name, or another folder with --folder; or change run.toml and the sources back",
+            )
         write_file(job.folder.bad_records, self._report.bad_to_bytes())
         write_file(job.folder.manifest, data)
-        return Prepared(manifest, canonical.sha256_hex(data), job.sequences, self._report, self._progress)
+        if begun is None:  # what a host serves stays as it is
+            job.folder.clear_out({entry.digest for entry in (*manifest.shards, manifest.held_out)}, self._keys)
+        return Prepared(manifest, root, job.sequences, self._report, self._progress)
 
     def _prepare_source(self, number: int, workers: ChunkWorkers) -> None:
         source = self._sources[number]
@@ -183,6 +193,7 @@ class _Preparation:
     def _hear(self, source: SourceConfig, chunk: Chunk, future: Future[None] | None, workers: ChunkWorkers) -> bool:
         """Take a chunk into the manifest, when it is done; False: nothing of its file from here on."""
         key = self._job.key(chunk)
+        self._keys.add(key)
         if future is not None:
             with _of_source(source):
                 workers.take_back(future)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
+from coordinator.dataset.compressed import ending, is_compressed, unpacked
 from coordinator.run_config import SourceConfig
 from protocol.errors import InputError, NetworkError, PotluckError
 from protocol.shown import named, shown
@@ -74,7 +75,7 @@ def opened(file: SourceFile) -> Iterator[BinaryIO]:
     if not file.is_remote:
         try:
             with open(file.location, "rb") as handle:
-                yield handle
+                yield unpacked(handle, file.name) if is_compressed(file.name) else handle
         except OSError as error:
             raise InputError(f"{file.name}: cannot be read: {error.strerror}", "check its owner and path") from error
         return
@@ -84,7 +85,7 @@ def opened(file: SourceFile) -> Iterator[BinaryIO]:
         handle = stack.enter_context(system.open(path, "rb", block_size=_REMOTE_BLOCK_BYTES, **size))
         if not handle.seekable():
             raise _no_ranges(file.name)
-        yield handle
+        yield unpacked(handle, file.name) if is_compressed(file.name) else handle
 
 
 @contextlib.contextmanager
@@ -163,7 +164,7 @@ def _taken(source: SourceConfig, names: Iterable[str], tell: Callable[[str], Non
     taken: list[str] = []
     left: list[str] = []
     for name in names:
-        is_data = PurePosixPath(name).suffix.lower() in ENDINGS[source.kind]
+        is_data = ending(name) in ENDINGS[source.kind]
         (taken if is_data else left).append(name)
     others = [PurePosixPath(name).name for name in left if not PurePosixPath(name).name.startswith((".", "_"))]
     if others and taken:

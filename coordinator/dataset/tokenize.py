@@ -12,6 +12,7 @@ import numpy as np
 
 from coordinator.dataset.chunks import Chunk, owned_lines
 from coordinator.dataset.columns import rows
+from coordinator.dataset.compressed import DamagedFile
 from coordinator.dataset.findings import ChunkFindings
 from coordinator.dataset.sources import opened
 from peer.training.chat import Chats
@@ -35,7 +36,7 @@ from protocol.errors import InputError
 
 _BATCH_RECORDS = 256
 _BATCH_CHARS = 1 << 19
-_LONG_CHARS = 1 << 20  # texts beyond are tokenized in pieces that end at line ends: a token takes some 170 bytes first
+_LONG_CHARS = 1 << 20  # texts beyond are tokenized in pieces, to line ends if there are: a token takes 170 bytes first
 
 
 class Located(NamedTuple):
@@ -84,7 +85,14 @@ def records_of(
 
 
 def _lines(chunk: Chunk, found: ChunkFindings) -> Iterator[Located]:
-    """The good lines of a chunk, with their ends."""
+    """The good lines of a chunk, with their ends; of a packed file that is damaged, those before that."""
+    try:
+        yield from _lines_to_the_end(chunk, found)
+    except DamagedFile as error:
+        found.problem = error.message, error.hint
+
+
+def _lines_to_the_end(chunk: Chunk, found: ChunkFindings) -> Iterator[Located]:
     with opened(chunk.file) as file:
         head = file.read(HEAD_BYTES) if chunk.start == 0 else b""
         if head.startswith(BOM):
@@ -196,7 +204,9 @@ def _encoded(tokenizer: Any, texts: list[Located]) -> Iterator[list[int] | Input
         yield from encode_each(tokenizer, texts)
         return
     ids: list[int] = []
-    lines = (Located(texts[0].where, line) for line in texts[0].value.splitlines(keepends=True))
+    lines = (
+        Located(texts[0].where, piece) for line in texts[0].value.splitlines(keepends=True) for piece in _pieces(line)
+    )
     for some in _batches(lines, 1 << 30, _LONG_CHARS):
         piece = next(encode_each(tokenizer, [(texts[0].where, "".join(line.value for line in some))]))
         if isinstance(piece, InputError):
@@ -204,6 +214,16 @@ def _encoded(tokenizer: Any, texts: list[Located]) -> Iterator[list[int] | Input
             return
         ids += piece
     yield ids
+
+
+def _pieces(line: str) -> Iterator[str]:
+    """A line that is not long; of a long one pieces, cut before a space where there is one in their second half."""
+    while len(line) > _LONG_CHARS:
+        space = line.rfind(" ", _LONG_CHARS // 2, _LONG_CHARS)
+        end = space if space > 0 else _LONG_CHARS
+        yield line[:end]
+        line = line[end:]
+    yield line
 
 
 def _of_text(chunk: Chunk, length: int, tokenizer: Any, found: ChunkFindings) -> Iterator[Record]:
@@ -234,7 +254,8 @@ def _text_lines(chunk: Chunk, found: ChunkFindings) -> Iterator[Located]:
         if line.endswith("\r\n"):
             line, crlf = f"{line[:-2]}\n", crlf + 1
         if not blank:
-            yield Located(where, line)
+            for piece in _pieces(line):
+                yield Located(where, piece)
     found.notes.count(CRLF, crlf)
 
 

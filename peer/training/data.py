@@ -49,6 +49,10 @@ class TrainingData(Protocol):
     def longest(self) -> int:
         """T of the longest sequence that there may be."""
 
+    @property
+    def apart(self) -> bool:
+        """Whether documents that share a sequence must not see each other."""
+
     def draw(self, seed: int, round: int, peer_id: str, first: int, count: int) -> list[Any]:
         """Draws `first` to `first + count - 1` of a peer for a round."""
 
@@ -58,8 +62,11 @@ class TrainingData(Protocol):
     def counts(self, rows: Sequence[Any]) -> tuple[int, int]:
         """(tokens that are predicted, tokens that are read) in these sequences; padding is in neither."""
 
-    def batch(self, rows: Sequence[Any], device: str | torch.device = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
-        """(tokens_BT, labels_BT), int64; labels are the tokens, or -100 where there is no loss (not shifted)."""
+    def batch(self, rows: Sequence[Any], device: str | torch.device = "cpu") -> tuple[torch.Tensor, ...]:
+        """(tokens_BT, labels_BT), int64; labels are the tokens, or -100 where there is no loss (not shifted).
+
+        Where documents of a sequence are kept apart positions_BT follow, int64 (`peer.training.packed`).
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +77,17 @@ class Sequences:
         tokens_ST: int32.
         loss_ST: bool, True where the model has to predict the token.
         lengths: of each sequence, padding not counted.
+        positions_ST: int64, where documents of a sequence are kept apart; else None.
     """
 
     tokens_ST: torch.Tensor
     loss_ST: torch.Tensor
     lengths: tuple[int, ...]
+    positions_ST: torch.Tensor | None = None
+
+    @property
+    def apart(self) -> bool:
+        return self.positions_ST is not None
 
     def __len__(self) -> int:
         return self.tokens_ST.shape[0]
@@ -101,9 +114,10 @@ class Sequences:
         """T of a batch of these sequences: padding that all of them have is left out."""
         return batch_width(max(self.lengths[row] for row in indices), self.longest)
 
-    def batch(self, indices: Sequence[int], device: str | torch.device = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, indices: Sequence[int], device: str | torch.device = "cpu") -> tuple[torch.Tensor, ...]:
         rows, width = torch.tensor(indices, dtype=torch.int64), self.width(indices)
-        return batch_on(self.tokens_ST[rows, :width], self.loss_ST[rows, :width], device)
+        positions_BT = None if self.positions_ST is None else self.positions_ST[rows, :width]
+        return batch_on(self.tokens_ST[rows, :width], self.loss_ST[rows, :width], positions_BT, device)
 
 
 def batch_width(longest: int, most: int) -> int:
@@ -112,16 +126,15 @@ def batch_width(longest: int, most: int) -> int:
 
 
 def batch_on(
-    tokens_BT: torch.Tensor, loss_BT: torch.Tensor, device: str | torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(tokens_BT, labels_BT) as `TrainingData.batch` gives them, on the device."""
+    tokens_BT: torch.Tensor, loss_BT: torch.Tensor, positions_BT: torch.Tensor | None, device: str | torch.device
+) -> tuple[torch.Tensor, ...]:
+    """(tokens_BT, labels_BT), and positions_BT if there are, as `TrainingData.batch` gives them, on the device."""
     tokens_BT = tokens_BT.to(torch.int64)
-    labels_BT = tokens_BT.masked_fill(~loss_BT, NO_LOSS)
+    batch = [tokens_BT, tokens_BT.masked_fill(~loss_BT, NO_LOSS), *([] if positions_BT is None else [positions_BT])]
     if torch.device(device).type != "cuda":
-        return tokens_BT.to(device), labels_BT.to(device)
+        return tuple(part.to(device) for part in batch)
     # from other memory torch would wait until the device has done all that it was asked for
-    pinned = tokens_BT.pin_memory(), labels_BT.pin_memory()
-    return pinned[0].to(device, non_blocking=True), pinned[1].to(device, non_blocking=True)
+    return tuple(part.pin_memory().to(device, non_blocking=True) for part in batch)
 
 
 class Dataset:

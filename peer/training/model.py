@@ -20,6 +20,7 @@ from peer.training import adapter, bf16, nf4, weights
 from peer.training.data import NO_LOSS, Dataset, Sequences
 from peer.training.layout import layout_as_held, layout_in_files
 from peer.training.loading import from_folder, load_causal_lm, load_tokenizer, on_device
+from peer.training.packed import keeps_apart
 from peer.training.quiet import no_progress_bars
 from peer.training.recompute import recompute_layers
 from peer.training.state import NamesShapes
@@ -191,12 +192,18 @@ class TrainableModel:
         for buffer, value in self._still:
             buffer.copy_(value)
 
-    def loss(self, tokens_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+    def loss(
+        self, tokens_BT: torch.Tensor, labels_BT: torch.Tensor, positions_BT: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The cross-entropy summed over predicted tokens (labels other than -100, the first of each sequence left out).
 
         Labels are not shifted: label t is token t. Padding follows the tokens, so no attention mask is needed.
+
+        Args:
+            positions_BT: where they begin anew a document does, which does not see the one before (`packed`).
         """
-        logits_BTV = self.model(input_ids=tokens_BT, use_cache=False).logits
+        positions = {} if positions_BT is None else {"position_ids": positions_BT}
+        logits_BTV = self.model(input_ids=tokens_BT, use_cache=False, **positions).logits
         targets_BT = torch.nn.functional.pad(labels_BT[:, 1:], (0, 1), value=NO_LOSS)
         return torch.nn.functional.cross_entropy(
             logits_BTV.float().view(-1, logits_BTV.shape[-1]),
@@ -215,11 +222,16 @@ class TrainableModel:
         """Check that this model has a row for each token of the data, and a place for each in a sequence.
 
         Raises:
-            InputError: it has not.
+            InputError: it has not; or it does not keep documents apart where the run does.
         """
         rows, positions = self.rows, positions_in(self.model)
         if not isinstance(dataset.train, Sequences):  # its shards are held against the rows when they are read
             _check_positions(dataset.train.longest, positions)
+            if dataset.train.apart and not keeps_apart(self.model, dataset.train.longest):
+                raise InputError(
+                    "in this run documents that share a sequence do not see each other, and here the model lets them",
+                    "update transformers: others of the run compute another loss",
+                )
             return
         for part in (part for part in (dataset.train, dataset.held_out) if part.lengths):
             highest = int(part.tokens_ST.max())

@@ -47,6 +47,12 @@ class Shard:
         """Where a sequence begins and ends in `tokens`."""
         return (int(self.ends[row - 1]) if row else 0), int(self.ends[row])
 
+    def starts(self, row: int) -> np.ndarray:
+        """Where documents begin in a sequence, counted from its beginning, which is the first of them; int64 [D]."""
+        start, end = self.bounds(row)
+        first, last = np.searchsorted(self.documents, [start + 1, end])
+        return np.concatenate([[0], np.unique(self.documents[first:last]).astype(np.int64) - start])
+
     @property
     def loss_tokens(self) -> np.ndarray:
         """How many tokens of each sequence are predicted, int64 [S]."""
@@ -67,12 +73,13 @@ class Shard:
         return ShardEntry(hashlib.sha256(data).hexdigest(), len(data), len(self), int(self.loss_tokens.sum()))
 
     @classmethod
-    def from_bytes(cls, data: bytes, length: int, vocabulary: int) -> Shard:
+    def from_bytes(cls, data: bytes, length: int, vocabulary: int, apart: bool = False) -> Shard:
         """Read a shard whose digest has been checked; what a careless host may have written is found all the same.
 
         Args:
             length: most tokens of a sequence.
             vocabulary: rows of the model's embeddings.
+            apart: documents do not see each other: the first token of each is not predicted.
 
         Raises:
             FormatError: not a shard, a sequence that is empty or too long, or a token that the model has no row for.
@@ -88,10 +95,10 @@ class Shard:
                 raise FormatError(f"not a shard: {name[:40]!r} is {array.dtype} with {array.ndim} dimensions")
         if missing := _DTYPES.keys() - {"unlearned"} - tensors.keys():
             raise FormatError(f"not a shard: it lacks {', '.join(sorted(missing))}")
-        return cls._checked(tensors, length, vocabulary)
+        return cls._checked(tensors, length, vocabulary, apart)
 
     @classmethod
-    def _checked(cls, tensors: dict[str, np.ndarray], length: int, vocabulary: int) -> Shard:
+    def _checked(cls, tensors: dict[str, np.ndarray], length: int, vocabulary: int, apart: bool) -> Shard:
         tokens, ends, documents = tensors["tokens"], tensors["ends"], tensors["documents"]
         sizes = np.diff(ends.astype(np.int64), prepend=0)
         if not len(ends) or sizes.min() < 2 or sizes.max() > length or ends[-1] != len(tokens):
@@ -100,6 +107,8 @@ class Shard:
             raise FormatError(f"the data hold token {tokens.max()}, the model has {vocabulary} rows of embeddings")
         if not len(documents) or documents[0] or (np.diff(documents.astype(np.int64)) < 0).any():
             raise FormatError("not a shard: its documents do not ascend from 0")
+        if documents[-1] >= len(tokens):
+            raise FormatError("not a shard: a document begins behind its end")
         bits = tensors.get("unlearned")
         if bits is None:
             learned = np.ones(len(tokens), dtype=bool)
@@ -107,6 +116,8 @@ class Shard:
             learned = ~np.unpackbits(bits, count=len(tokens)).astype(bool)
         else:
             raise FormatError("not a shard: it has not one bit for each token")
+        if apart:
+            learned[documents] = False
         made = cls(tokens, ends, learned, documents)
         if not made.loss_tokens.all():
             raise FormatError("not a shard: a sequence holds nothing to learn")

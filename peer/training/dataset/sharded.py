@@ -12,6 +12,7 @@ import torch
 from peer.training.data import Dataset, Sequences, batch_on, batch_width
 from peer.training.dataset.draws import LOT, Draws, Sample
 from peer.training.dataset.shard import Shard
+from peer.training.packed import positions_of
 from protocol.data_manifest import DataManifest, ShardEntry
 from protocol.data_spec import PinnedDataSet
 from protocol.run_spec import RunSpec
@@ -39,6 +40,7 @@ class ShardedSequences:
 
     def __init__(self, manifest: DataManifest, data: PinnedDataSet, seed: int, shards: Shards, vocabulary: int) -> None:
         self._manifest, self._shards, self._vocabulary, self._seed = manifest, shards, vocabulary, seed
+        self.apart = data.documents_apart
         self._draws = Draws(manifest, [source.weight for source in data.sources], seed)
         self._read: OrderedDict[str, Shard] = OrderedDict()  # the one that was used last at the end
         self._wanted: tuple[int, int] | None = None  # round and lot
@@ -80,8 +82,8 @@ class ShardedSequences:
             read += end - start
         return predicted, read
 
-    def batch(self, rows: Sequence[Sample], device: str | torch.device = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
-        return batch_on(*_padded(list(self._rows(rows)), self.longest), device)
+    def batch(self, rows: Sequence[Sample], device: str | torch.device = "cpu") -> tuple[torch.Tensor, ...]:
+        return batch_on(*_padded(list(self._rows(rows)), self.longest, self.apart), device)
 
     def _rows(self, rows: Sequence[Sample]) -> Iterator[tuple[Shard, int]]:
         for sample in rows:
@@ -90,22 +92,34 @@ class ShardedSequences:
     def _shard(self, entry: ShardEntry) -> Shard:
         shard = self._read.pop(entry.digest, None)
         if shard is None:
-            shard = Shard.from_bytes(self._shards.read(entry), self.longest, self._vocabulary)
+            shard = Shard.from_bytes(self._shards.read(entry), self.longest, self._vocabulary, self.apart)
         self._read[entry.digest] = shard
         if len(self._read) > IN_MEMORY:
             self._read.popitem(last=False)
         return shard
 
 
-def _padded(rows: Sequence[tuple[Shard, int]], most: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(tokens_BT, loss_BT): as wide as the longest needs; what is behind a sequence's end carries no loss."""
+def _padded(
+    rows: Sequence[tuple[Shard, int]], most: int, apart: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(tokens_BT, loss_BT, positions_BT): as wide as the longest needs; what is behind a sequence's end has no loss.
+
+    Positions are those of a model's own, None, unless documents of a sequence are to be kept apart.
+    """
     bounds = [shard.bounds(row) for shard, row in rows]
     width = batch_width(max(end - start for start, end in bounds), most)
     tokens_BT, loss_BT = np.zeros((len(rows), width), dtype=np.int64), np.zeros((len(rows), width), dtype=bool)
     for place, ((shard, _), (start, end)) in enumerate(zip(rows, bounds, strict=True)):
         tokens_BT[place, : end - start] = shard.tokens[start:end]
         loss_BT[place, : end - start] = shard.learned[start:end]
-    return torch.from_numpy(tokens_BT), torch.from_numpy(loss_BT)
+    starts = [shard.starts(row) for shard, row in rows] if apart else []
+    if all(len(starts_D) == 1 for starts_D in starts):
+        return torch.from_numpy(tokens_BT), torch.from_numpy(loss_BT), None
+    positions = [
+        positions_of(starts_D if end - start == width else np.append(starts_D, end - start), width)
+        for starts_D, (start, end) in zip(starts, bounds, strict=True)
+    ]
+    return torch.from_numpy(tokens_BT), torch.from_numpy(loss_BT), torch.from_numpy(np.stack(positions))
 
 
 def prepared_dataset(spec: RunSpec, manifest: DataManifest, shards: Shards, vocabulary: int) -> Dataset:
@@ -114,9 +128,10 @@ def prepared_dataset(spec: RunSpec, manifest: DataManifest, shards: Shards, voca
     assert isinstance(data, PinnedDataSet)
 
     def held_out() -> Sequences:
-        shard = Shard.from_bytes(shards.read(manifest.held_out), data.sequence_length, vocabulary)
-        tokens_ST, loss_ST = _padded([(shard, row) for row in range(len(shard))], data.sequence_length)
+        apart, length = data.documents_apart, data.sequence_length
+        shard = Shard.from_bytes(shards.read(manifest.held_out), length, vocabulary, apart)
+        tokens_ST, loss_ST, positions_ST = _padded([(shard, row) for row in range(len(shard))], length, apart)
         lengths = tuple(end - start for start, end in map(shard.bounds, range(len(shard))))
-        return Sequences(tokens_ST.to(torch.int32), loss_ST, lengths)
+        return Sequences(tokens_ST.to(torch.int32), loss_ST, lengths, positions_ST)
 
     return Dataset(ShardedSequences(manifest, data, spec.run.seed, shards, vocabulary), held_out)
