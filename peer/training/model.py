@@ -9,14 +9,15 @@ Legend: N trainable parameters, B sequences, T tokens in each.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from peer.training import adapter, bf16, nf4, weights
+from peer.training import adapter, bf16, head_loss, nf4, weights
 from peer.training.data import NO_LOSS, Dataset, Sequences
 from peer.training.layout import layout_as_held, layout_in_files
 from peer.training.loading import from_folder, load_causal_lm, load_tokenizer, on_device
@@ -130,6 +131,7 @@ class TrainableModel:
         frozen = [parameter for parameter in self.model.parameters() if id(parameter) not in shared]
         self.parameters_total = self.parameters_trainable + sum(map(nf4.count, frozen))
         self.recomputing = False  # activations, in the backward pass
+        self._head_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
         self.flat_N = torch.empty(self.parameters_trainable, device=self.device)
         self._gradient_N: torch.Tensor | None = None
         for parameter, view in zip(self._parameters.values(), self._views(self.flat_N), strict=True):
@@ -196,14 +198,10 @@ class TrainableModel:
 
         Labels are not shifted: label t is token t. Padding follows the tokens, so no attention mask is needed.
         """
-        logits_BTV = self.model(input_ids=tokens_BT, use_cache=False).logits
         targets_BT = torch.nn.functional.pad(labels_BT[:, 1:], (0, 1), value=NO_LOSS)
-        return torch.nn.functional.cross_entropy(
-            logits_BTV.float().view(-1, logits_BTV.shape[-1]),
-            targets_BT.view(-1),
-            ignore_index=NO_LOSS,
-            reduction="sum",
-        )
+        if self._head_loss is None:
+            self._head_loss = head_loss.find(self.model) or partial(head_loss.plain, self.model)
+        return self._head_loss(tokens_BT, targets_BT)
 
     @property
     def rows(self) -> int:
