@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 CHUNK_BYTES = 1 << 27  # of fp32 logits at a time; the loss and its gradient take about twice that beside it
 _PROBE_BT = (2, 6)
 _RAISED = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # by a forward that wants something else
+Fused = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # hidden states [R, D], targets [R] -> summed loss
 
 
 class HeadLoss:
@@ -39,13 +40,11 @@ class HeadLoss:
         causal: the model, without peft's wrapper.
         decoder: the part of it that makes hidden states.
         vocabulary: how many logits a token has.
-        fused: (hidden states [R, D], targets [R]) -> summed loss, where a kernel does all of it.
     """
 
-    def __init__(
-        self, causal: Any, decoder: Any, vocabulary: int, fused: Callable[..., torch.Tensor] | None = None
-    ) -> None:
-        self._causal, self._decoder, self._fused = causal, decoder, fused
+    def __init__(self, causal: Any, decoder: Any, vocabulary: int) -> None:
+        self._causal, self._decoder = causal, decoder
+        self.fused: Fused | None = None  # a kernel that does all of it, for gradients
         self._rows = max(1, CHUNK_BYTES // (4 * vocabulary))
 
     def __call__(self, tokens_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
@@ -55,8 +54,9 @@ class HeadLoss:
         hidden_RD, targets_R = output.last_hidden_state[predicts_BT], targets_BT[predicts_BT]
         if len(targets_R) == 0:
             return hidden_RD.float().sum()  # of nothing
-        if self._fused is not None and torch.is_grad_enabled():
-            return self._fused(hidden_RD, targets_R)
+        half = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.float16
+        if self.fused is not None and torch.is_grad_enabled() and not half:
+            return self.fused(hidden_RD, targets_R)
 
         def chunk_loss(hidden_RD: torch.Tensor, targets_R: torch.Tensor) -> torch.Tensor:
             return cross_entropy(self.logits(type(output), hidden_RD).float(), targets_R, reduction="sum")
@@ -119,9 +119,30 @@ def find(model: Any) -> HeadLoss | None:
                 logger.debug("%s: %s", type(decoder).__name__, error)
                 continue
             if _same(logits_RV, expected_RV, causal):
+                found.fused = _fused(causal, hidden_RD, expected_RV)
                 return found
     logger.info("%s: the loss takes all logits at once", type(causal).__name__)
     return None
+
+
+def _fused(causal: Any, hidden_RD: torch.Tensor, expected_RV: torch.Tensor) -> Fused | None:
+    """Liger-Kernel's loss where it is installed, on CUDA, for a head that is a plain product; it keeps no logits.
+
+    It takes gradients in the forward pass, before a loss scale is known: not under autocast to fp16.
+    """
+    head, config = causal.get_output_embeddings(), causal.config.get_text_config(decoder=True)
+    if type(head) is not torch.nn.Linear or head.weight.device.type != "cuda" or "forward" in vars(head):
+        return None
+    capped = getattr(config, "final_logit_softcapping", None) is not None  # small logits do not show it
+    if capped or not _same(head(hidden_RD), expected_RV, causal):
+        return None
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    except ImportError:
+        return None
+    kernel = LigerFusedLinearCrossEntropyLoss(reduction="sum")
+    logger.info("%s: the loss by Liger-Kernel", type(causal).__name__)
+    return lambda hidden_RD, targets_R: kernel(head.weight, hidden_RD, targets_R, head.bias)
 
 
 def plain(model: Any, tokens_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
