@@ -55,7 +55,7 @@ class Head:
 
 @pytest.fixture(autouse=True)
 def chunks_of_five(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_loss, "CHUNK_BYTES", 4 * 283 * 5)
+    monkeypatch.setattr(head_loss, "LOGITS_BYTES", 4 * 283 * 5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda item: item.kind)

@@ -24,10 +24,10 @@ from torch.utils.checkpoint import checkpoint
 
 from peer.training.data import NO_LOSS
 from peer.training.device import is_out_of_memory
+from peer.training.memory import LOGITS_BYTES
 
 logger = logging.getLogger(__name__)
 
-CHUNK_BYTES = 1 << 27  # of fp32 logits at a time; the loss and its gradient take about twice that beside it
 _PROBE_BT = (2, 6)
 _RAISED = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # by a forward that wants something else
 Fused = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # hidden states [R, D], targets [R] -> summed loss
@@ -45,7 +45,7 @@ class HeadLoss:
     def __init__(self, causal: Any, decoder: Any, vocabulary: int) -> None:
         self._causal, self._decoder = causal, decoder
         self.fused: Fused | None = None  # a kernel that does all of it, for gradients
-        self._rows = max(1, CHUNK_BYTES // (4 * vocabulary))
+        self._rows = max(1, LOGITS_BYTES // (4 * vocabulary))
 
     def __call__(self, tokens_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
         """The loss summed over all targets that are not NO_LOSS; fp32, to be differentiated by `backward` only."""

@@ -21,6 +21,7 @@ from peer.training import adapter, bf16, head_loss, nf4, weights
 from peer.training.data import NO_LOSS, Dataset, Sequences
 from peer.training.layout import layout_as_held, layout_in_files
 from peer.training.loading import from_folder, load_causal_lm, load_tokenizer, on_device
+from peer.training.model_shape import ModelShape
 from peer.training.quiet import no_progress_bars
 from peer.training.recompute import recompute_layers
 from peer.training.state import NamesShapes
@@ -208,6 +209,12 @@ class TrainableModel:
         """Of the embeddings: tokens that there may be."""
         found: int = self.model.get_input_embeddings().weight.shape[0]
         return found
+
+    @property
+    def shape(self) -> ModelShape | None:
+        """What memory is estimated from; None: its configuration says too little."""
+        base = self.parameters_total - (self.parameters_trainable if hasattr(self.model, "peft_config") else 0)
+        return ModelShape.from_config(self.model.config.to_dict(), base)
 
     def check_fits(self, dataset: Dataset) -> None:
         """Check that this model has a row for each token of the data, and a place for each in a sequence.
