@@ -71,6 +71,7 @@ class CoordinatorService:
             model_files=[_model_file(file) for file in self._offer.model_files],
             round=self._board.round(),
             finished=self._board.finished(),
+            model_config=self._offer.model_config,
         )
 
     def GetChallenge(self, request: Any, network: str) -> Any:

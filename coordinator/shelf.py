@@ -21,7 +21,7 @@ from protocol.errors import InputError
 from protocol.files import file_sha256, hash_folder, list_files, open_regular
 from protocol.keys import public_pem
 from protocol.model_signature import ModelSignature
-from protocol.rpc import PART_BYTES
+from protocol.rpc import MAX_MODEL_CONFIG_BYTES, PART_BYTES
 from protocol.run_card import RunCard
 
 
@@ -106,11 +106,14 @@ class Offer:
     genesis_files: list[ShelfFile]
     model_files: list[ShelfFile]  # LoRA: of the base model
     shelf: FileShelf
+    model_config: bytes = b""  # config.json of the model, from which its memory is told; empty: it is too long
 
     @classmethod
     def of(cls, run: Run) -> Offer:
-        """Raises: as `FileShelf.add_folder` and `FileShelf.add_checkpoint`."""
+        """Raises: as `FileShelf.add_folder` and `FileShelf.add_checkpoint`; VerificationError: no config.json."""
         shelf, evaluator, data = FileShelf(), run.evaluator, run.card.spec.data
+        with open_regular((evaluator.base_model or run.folder.genesis / checkpoint.MODEL) / "config.json") as file:
+            config = file.read(MAX_MODEL_CONFIG_BYTES + 1)
         if isinstance(data, PinnedDataSet):
             shelf.add_shards(ShardFolder(evaluator.data), data)
         else:
@@ -122,4 +125,5 @@ class Offer:
             genesis_files=shelf.add_checkpoint(run.folder.genesis),
             model_files=shelf.add_folder(evaluator.base_model) if evaluator.base_model else [],
             shelf=shelf,
+            model_config=config if len(config) <= MAX_MODEL_CONFIG_BYTES else b"",
         )

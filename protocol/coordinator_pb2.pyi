@@ -21,20 +21,22 @@ class GetRunRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetRunReply(_message.Message):
-    __slots__ = ("run_card", "root_public_key", "genesis_files", "model_files", "round", "finished")
+    __slots__ = ("run_card", "root_public_key", "genesis_files", "model_files", "round", "finished", "model_config")
     RUN_CARD_FIELD_NUMBER: _ClassVar[int]
     ROOT_PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
     GENESIS_FILES_FIELD_NUMBER: _ClassVar[int]
     MODEL_FILES_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    MODEL_CONFIG_FIELD_NUMBER: _ClassVar[int]
     run_card: bytes
     root_public_key: bytes
     genesis_files: _containers.RepeatedCompositeFieldContainer[ModelFile]
     model_files: _containers.RepeatedCompositeFieldContainer[ModelFile]
     round: int
     finished: bool
-    def __init__(self, run_card: _Optional[bytes] = ..., root_public_key: _Optional[bytes] = ..., genesis_files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., model_files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., round: _Optional[int] = ..., finished: _Optional[bool] = ...) -> None: ...
+    model_config: bytes
+    def __init__(self, run_card: _Optional[bytes] = ..., root_public_key: _Optional[bytes] = ..., genesis_files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., model_files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., round: _Optional[int] = ..., finished: _Optional[bool] = ..., model_config: _Optional[bytes] = ...) -> None: ...
 
 class ModelFile(_message.Message):
     __slots__ = ("path", "sha256", "size_bytes")

@@ -8,16 +8,20 @@ protocol.errors.VerificationError: '../x': not a plain relative path
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from protocol import coordinator_pb2
+from peer.training.memory import base_parameters
+from peer.training.model_shape import ModelShape
+from protocol import canonical, coordinator_pb2
 from protocol.errors import FormatError
 from protocol.files import MAX_FILES, check_relative
-from protocol.rpc import Twin, check_swarm_address
+from protocol.rpc import MAX_MODEL_CONFIG_BYTES, Twin, check_swarm_address
 from protocol.run_card import RunCard
+from protocol.run_spec import RunSpec
 from protocol.status import Alarm
 
 MAX_KNOWN_ADDRESSES = 1024  # in one answer
@@ -41,6 +45,7 @@ class RunDescription(NamedTuple):
     model_files: tuple[RemoteFile, ...]  # LoRA only: the base model; their tree digest is the spec's
     round: int = 0  # the newest in the ledger, by the coordinator's word
     finished: bool = False  # likewise: it has had all its rounds
+    shape: ModelShape | None = None  # of the model, if the coordinator has sent its config.json
 
 
 class RunFiles(NamedTuple):
@@ -93,6 +98,21 @@ def parse_files(files: Iterable[coordinator_pb2.ModelFile]) -> tuple[RemoteFile,
         if len(file.sha256) != 64 or set(file.sha256) - set("0123456789abcdef"):
             raise FormatError(f"{file.path}: not a SHA-256: {file.sha256[:80]!r}")
     return result
+
+
+def parse_shape(
+    config: bytes, genesis_files: Iterable[RemoteFile], model_files: Iterable[RemoteFile], spec: RunSpec
+) -> ModelShape | None:
+    """The model's shape by its config.json; None: it was not sent, is not that among the files, or says too little."""
+    places = {"config.json": model_files} if spec.method.kind == "lora" else {"model/config.json": genesis_files}
+    listed = {file.sha256 for path, files in places.items() for file in files if file.path == path}
+    if hashlib.sha256(config).hexdigest() not in listed:
+        return None
+    try:
+        value = canonical.loads(config, max_bytes=MAX_MODEL_CONFIG_BYTES)
+    except FormatError:  # transformers reads more than is unambiguous, and only estimates want it
+        return None
+    return ModelShape.from_config(value, base_parameters(spec)) if isinstance(value, dict) else None
 
 
 def parse_addresses(addresses: Iterable[str]) -> tuple[str, ...]:

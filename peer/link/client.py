@@ -26,6 +26,7 @@ from peer.link.answers import (
     parse_addresses,
     parse_alarm,
     parse_files,
+    parse_shape,
     parse_twin,
 )
 from peer.link.clock import Clock, ClockWrong
@@ -95,14 +96,16 @@ class CoordinatorClient:
             raise SignatureError("the base model's files are not those that the run spec pins")
         if (card.spec.method.kind == "lora") != bool(model_files):
             raise FormatError("expected base model files exactly when the run trains an adapter")
+        genesis_files = parse_files(reply.genesis_files)
         self._run = RunDescription(
             card,
             reply.run_card,
             reply.root_public_key,
-            parse_files(reply.genesis_files),
+            genesis_files,
             model_files,
             reply.round,
             reply.finished,
+            parse_shape(reply.model_config, genesis_files, model_files, card.spec),
         )
         return self._run
 

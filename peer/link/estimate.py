@@ -56,7 +56,7 @@ def terms_of(
         download_bytes=sum(needed.values()) - here,
         here_bytes=here,
         disk_bytes=sum(needed.values()) + kept,
-        memory_bytes=memory_needed_bytes(spec, reduce_only=reduce_only),
+        memory_bytes=memory_needed_bytes(spec, run.shape, reduce_only=reduce_only),
         round=None if status is None else status.round,
         members=live,
         round_s=_round_s(spec, status),

@@ -3,20 +3,25 @@
 Of the trainable parameters there are, beside model, gradient and AdamW's moments, two copies all the time: the base,
 and first the update, then the average, then the state that it has become, which takes the base's place as the state
 before it. Gradients by a codec with error feedback keep one more; averages as they travelled take half of one at most.
-The number of members does not matter. tests/test_memory.py holds this against real processes.
+The number of members does not matter. tests/test_memory.py and `scripts/bench memory` hold this
+against real processes.
 
->>> round(_activation_bytes(135_000_000, tokens=2048) / 2**30, 1)
-5.1
->>> round(_activation_bytes(135_000_000, tokens=2048, recomputing=True) / 2**30, 1)
+>>> shape = ModelShape(576, 30, 49152, 576, 192, 1536, gated=True, tied=True, experts=False)
+>>> round(_activation_bytes(shape, tokens=2048) / 2**30, 1)
 2.9
+>>> round(_activation_bytes(shape, tokens=2048, recomputing=True) / 2**30, 1)
+0.6
 """
 
 from __future__ import annotations
 
+from peer.training.model_shape import ModelShape
 from protocol.run_spec import RunSpec
 
-_RUNTIME_BYTES = 1 << 29  # Python, torch, hivemind and its daemon on a CPU, measured: 0.4 GB; CUDA takes as much again
-_VOCABULARY_MOST = 100_000  # a guess, for the logits: large models have about this many
+RUNTIME_BYTES = 1 << 29  # Python, torch, hivemind and its daemon on a CPU, measured: 0.4 GB; CUDA takes as much again
+LOGITS_BYTES = (
+    1 << 27
+)  # in fp32 that go through the head at a time, see `head_loss`; their loss and gradient take as much
 _RESIDUAL_BYTES = 4.0  # a parameter: what gradients that travel by a codec with error feedback have left out
 _WITH_RESIDUAL = ("int4", "int2", "topk")
 _KEPT_BYTES = 2.0  # a parameter: the last averages, see `peer.sync.shelf.Position.keep_average`
@@ -30,26 +35,43 @@ _WIRE_BYTES = {
 }  # a parameter
 
 
-def memory_needed_bytes(spec: RunSpec, *, reduce_only: bool = False) -> int:
-    """A rough upper estimate of what taking part needs at least, device and main memory together.
+def memory_needed_bytes(
+    spec: RunSpec,
+    shape: ModelShape | None = None,
+    *,
+    reduce_only: bool = False,
+    sequences: int = 1,
+    recomputing: bool | None = None,
+) -> int:
+    """About what taking part needs at least, device and main memory together, with passes in fp32.
 
-    fp32 weights, or the base in 4 bits; for the trainable ones what the module's docstring lists; activations of one
-    sequence, for what fits on top of that goes into a larger micro-batch (with a base in 4 bits recomputed, for whoever
-    needs the one needs the other); the runtime. A peer that only reduces holds the states and the averages.
+    The weights, the base in fewer bits; for the trainable ones what the module's docstring lists; activations of one
+    sequence, for what fits on top of that goes into a larger micro-batch; the runtime. The update is there when
+    activations are gone, unless work goes on meanwhile. A peer that only reduces holds the states and the averages.
+
+    Args:
+        shape: of the model; None: guessed from its number of parameters.
+        sequences: in a pass.
+        recomputing: None: with a base in 4 bits, for whoever needs the one needs the other.
     """
     diloco = spec.sync.method == "diloco"
-    outer_vectors = (1 if spec.outer.momentum else 0) if diloco else 2
-    copies = 2 * (1 + outer_vectors)
+    state = 4 * (1 + ((1 if spec.outer.momentum else 0) if diloco else 2))  # bytes a parameter
     travelling = _WIRE_BYTES[spec.sync.wire] + _KEPT_BYTES
     if reduce_only:
-        return int((4 * copies + travelling) * spec.model.trainable) + _RUNTIME_BYTES
-    copies += 1 + (2 if diloco else 0)  # gradient, moments
+        return int((2 * state + travelling) * spec.model.trainable) + RUNTIME_BYTES
     residual = _RESIDUAL_BYTES if not diloco and spec.sync.wire in _WITH_RESIDUAL else 0.0
-    trainable_bytes = 4 * copies + travelling + residual
-    nf4 = spec.method.base == "nf4"
-    weights = _nf4_bytes(spec.model.parameters) if nf4 else 4 * spec.model.parameters
-    weights += int(trainable_bytes * spec.model.trainable)
-    return weights + activation_bytes(spec, 1, recomputing=nf4) + _RUNTIME_BYTES
+    held = state + 4 * (1 + (2 if diloco else 0)) + travelling + residual  # and gradient, moments
+    shape = shape or ModelShape.guessed(base_parameters(spec))
+    recomputing = spec.method.base == "nf4" if recomputing is None else recomputing
+    working = activation_bytes(spec, sequences, recomputing, shape)
+    averaging = state * spec.model.trainable
+    most = working + averaging if spec.sync.overlap else max(working, averaging)
+    return _weight_bytes(spec, shape) + int(held * spec.model.trainable) + most + RUNTIME_BYTES
+
+
+def base_parameters(spec: RunSpec) -> int:
+    """Of the model without an adapter."""
+    return spec.model.parameters - (spec.model.trainable if spec.method.kind == "lora" else 0)
 
 
 def update_bytes(spec: RunSpec) -> int:
@@ -57,38 +79,55 @@ def update_bytes(spec: RunSpec) -> int:
     return max(int(_WIRE_BYTES[spec.sync.wire] * spec.model.trainable / spec.sync.fragments), 1)
 
 
-def activation_bytes(spec: RunSpec, sequences: int, recomputing: bool = False) -> int:
-    """What a forward and backward pass over that many sequences holds beside weights and gradients, roughly.
+def activation_bytes(spec: RunSpec, sequences: int, recomputing: bool = False, shape: ModelShape | None = None) -> int:
+    """What a forward and backward pass over that many sequences holds beside weights and gradients, in fp32.
 
     Args:
         recomputing: whether layers keep only their input, and the rest is of one layer at a time.
+        shape: as for `memory_needed_bytes`.
     """
     tokens = sequences * spec.data.sequence_length
-    return _activation_bytes(spec.model.parameters, tokens, recomputing, spec.method.kind == "lora")
+    shape = shape or ModelShape.guessed(base_parameters(spec))
+    lora, narrow = spec.method.kind == "lora", spec.method.base != "fp32"
+    return _activation_bytes(shape, tokens, recomputing, frozen=lora, narrow=narrow)
 
 
-def _activation_bytes(parameters: int, tokens: int, recomputing: bool = False, frozen: bool = False) -> int:
-    """Of a decoder with the usual proportions: width 64 times the depth, 12 * depth * width**2 parameters.
+def _activation_bytes(
+    shape: ModelShape, tokens: int, recomputing: bool = False, *, frozen: bool = False, narrow: bool = False
+) -> int:
+    """What autograd keeps, and the most that is added to that on the way back: in the head, or in the last layer.
 
-    68 bytes for each token, layer and unit of width (Korthikanti et al. 2022, section 4.1: 34 at half precision,
-    without attention maps, which fused kernels do not keep), half as much again for gated MLPs; the logits with their
-    softmax and gradient; and, if it is not frozen, the gradient of the largest matrix before it is added, the
-    embedding's.
+    Attention maps are not kept, by fused kernels. A layer keeps what goes into its norms and what comes out, queries,
+    keys, values and what attention makes of them, and the MLP's inner values: gate, its activation, the other half and
+    their product. Without a gate: before and after the activation.
+
+    Args:
+        frozen: weights have no gradient; a norm then keeps one value less, and only a frozen base can be narrow.
+        narrow: weights are made wide when they are used, one at a time.
     """
-    depth, width, vocabulary = _proportions(parameters)
-    layers = 1.5 * 68 * width + 4 * depth * width if recomputing else 1.5 * 68 * depth * width
-    per_token = layers + 3 * 4 * vocabulary
-    return int(per_token * tokens + (0 if frozen else 4 * vocabulary * width))
+    norms = (4 if frozen else 6) if shape.gated else 4
+    inner = (4 if shape.gated else 2) * shape.inner
+    layer = 4 * (norms * shape.width + 2 * (shape.queries + shape.keys) + inner)
+    kept = 4 * shape.width * shape.layers + layer if recomputing else layer * shape.layers
+    kept += 4 * 4 * shape.width  # the last norm, and the rows that predict something
+    logits = 4 * shape.vocabulary * min(tokens, max(LOGITS_BYTES // (4 * shape.vocabulary), 1))
+    gradients = 4 * (2 * shape.inner + 2 * shape.width) * tokens
+    head, mlp = 3 * logits, gradients
+    if narrow or not frozen:  # the wide weight, or its gradient
+        head = max(head, 2 * logits + 4 * shape.embedding)
+        mlp += 4 * shape.width * shape.inner
+    return kept * tokens + max(head, mlp)
 
 
-def _nf4_bytes(parameters: int) -> int:
-    """Linear layers in 4 bits with their scales (Dettmers et al. 2023, section 3.2); embedding and head in bf16."""
-    _, width, vocabulary = _proportions(parameters)
-    bf16 = min(int(2 * vocabulary * width), parameters)
-    return int(0.52 * (parameters - bf16)) + 2 * bf16
-
-
-def _proportions(parameters: int) -> tuple[float, float, int]:
-    """(depth, width, vocabulary), guessed."""
-    depth = max(1.0, (parameters / (12 * 64**2)) ** (1 / 3))
-    return depth, 64 * depth, min(_VOCABULARY_MOST, parameters // 1000)
+def _weight_bytes(spec: RunSpec, shape: ModelShape) -> int:
+    """Linear layers in 4 bits with their scales (Dettmers et al. 2023, section 3.2), embedding and head then in bf16;
+    or all of these in bf16, but not experts, which are no linear layers; the rest in fp32."""
+    parameters = base_parameters(spec)
+    adapter = 4 * (spec.model.parameters - parameters)
+    large = min(shape.embedding * (1 if shape.tied else 2), parameters)
+    if spec.method.base == "nf4":
+        return int(0.52 * (parameters - large)) + 2 * large + adapter
+    if spec.method.base == "bf16":
+        wide = parameters - large - shape.layers * shape.attention if shape.experts else 0
+        return 2 * parameters + 2 * max(wide, 0) + adapter
+    return 4 * parameters + adapter

@@ -9,18 +9,20 @@ Legend: N trainable parameters, B sequences, T tokens in each.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from peer.training import adapter, bf16, nf4, weights
+from peer.training import adapter, bf16, head_loss, nf4, weights
 from peer.training.data import NO_LOSS, Dataset, Sequences
 from peer.training.layout import layout_as_held, layout_in_files
 from peer.training.loading import from_folder, load_causal_lm, load_tokenizer, on_device
 from peer.training.packed import keeps_apart
+from peer.training.model_shape import ModelShape
 from peer.training.quiet import no_progress_bars
 from peer.training.recompute import recompute_layers
 from peer.training.state import NamesShapes
@@ -131,6 +133,7 @@ class TrainableModel:
         frozen = [parameter for parameter in self.model.parameters() if id(parameter) not in shared]
         self.parameters_total = self.parameters_trainable + sum(map(nf4.count, frozen))
         self.recomputing = False  # activations, in the backward pass
+        self._head_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
         self.flat_N = torch.empty(self.parameters_trainable, device=self.device)
         self._gradient_N: torch.Tensor | None = None
         for parameter, view in zip(self._parameters.values(), self._views(self.flat_N), strict=True):
@@ -202,21 +205,22 @@ class TrainableModel:
         Args:
             positions_BT: where they begin anew a document does, which does not see the one before (`packed`).
         """
-        positions = {} if positions_BT is None else {"position_ids": positions_BT}
-        logits_BTV = self.model(input_ids=tokens_BT, use_cache=False, **positions).logits
         targets_BT = torch.nn.functional.pad(labels_BT[:, 1:], (0, 1), value=NO_LOSS)
-        return torch.nn.functional.cross_entropy(
-            logits_BTV.float().view(-1, logits_BTV.shape[-1]),
-            targets_BT.view(-1),
-            ignore_index=NO_LOSS,
-            reduction="sum",
-        )
+        if self._head_loss is None:
+            self._head_loss = head_loss.find(self.model) or partial(head_loss.plain, self.model)
+        return self._head_loss(tokens_BT, targets_BT, positions_BT)
 
     @property
     def rows(self) -> int:
         """Of the embeddings: tokens that there may be."""
         found: int = self.model.get_input_embeddings().weight.shape[0]
         return found
+
+    @property
+    def shape(self) -> ModelShape | None:
+        """What memory is estimated from; None: its configuration says too little."""
+        base = self.parameters_total - (self.parameters_trainable if hasattr(self.model, "peft_config") else 0)
+        return ModelShape.from_config(self.model.config.to_dict(), base)
 
     def check_fits(self, dataset: Dataset) -> None:
         """Check that this model has a row for each token of the data, and a place for each in a sequence.

@@ -150,7 +150,7 @@ class Passes:
 
     def _has_room(self, size: int) -> bool:
         """Whether that many sequences may be tried: a system short of main memory kills rather than refuses."""
-        needed = activation_bytes(self._spec, size, recomputing=self._model.recomputing)
+        needed = activation_bytes(self._spec, size, self._model.recomputing, self._model.shape)
         return self._model.device.type == "cuda" or needed < psutil.virtual_memory().available
 
     @property

@@ -44,10 +44,13 @@ class Probes:
     def __exit__(self, *_: object) -> None:
         self._process.communicate(timeout=60)
 
-    def take(self, folder: Path) -> dict[str, dict[str, int]]:
-        """Two rounds of the run in this folder: stage -> the most in it ("peak") and what is left after it, bytes."""
+    def take(self, folder: Path, *, recompute: bool = False, steps: int = 2) -> dict[str, dict[str, int]]:
+        """Two rounds of the run in this folder: stage -> what it took, bytes.
+
+        "peak": the most in it; "after": what is left after it; "mapped": of the base model's files, beside both.
+        """
         assert self._process.stdin is not None and self._process.stdout is not None
-        print(folder, file=self._process.stdin, flush=True)
+        print(json.dumps([str(folder), recompute, steps]), file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
         assert line, f"the probe ended with {self._process.wait(60)}"
         found: dict[str, dict[str, int]] = json.loads(line)
@@ -64,12 +67,23 @@ class Peak:
     mapped files are not counted: of libraries, other processes have the same ones.
     """
 
-    def take(self) -> tuple[int, int]:
-        """(most since the last call, now), bytes."""
+    def take(self) -> tuple[int, int, int]:
+        """(most since the last call, now, of weights' mapped files now), bytes."""
         fields = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
         kb = {name: int(values[0]) for name, *values in fields if name in ("VmHWM:", "RssFile:", "RssAnon:")}
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): the mark begins anew at what is resident now
-        return (kb["VmHWM:"] - kb["RssFile:"]) << 10, kb["RssAnon:"] << 10
+        return (kb["VmHWM:"] - kb["RssFile:"]) << 10, kb["RssAnon:"] << 10, _mapped_bytes(".safetensors")
+
+
+def _mapped_bytes(ending: str) -> int:
+    """What is in memory of mapped files whose names end so."""
+    found, of_it = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ", 1)[0]:  # the first line of a mapping: its addresses, and at the end its file
+            of_it = line.endswith(ending)
+        elif of_it and line.startswith("Rss:"):
+            found += int(line.split()[1]) << 10
+    return found
 
 
 def _average(encoded: EncodedUpdate, clip: float) -> Average:
@@ -87,7 +101,7 @@ def _average(encoded: EncodedUpdate, clip: float) -> Average:
     return Average(encoded.codec, encoded.values, tuple(chunks))
 
 
-def probe(folder: Path) -> dict[str, tuple[int, int]]:
+def probe(folder: Path, recompute: bool, steps: int) -> dict[str, tuple[int, int, int]]:
     """Two rounds of the run in this folder: stage -> `Peak.take` after it."""
     import torch
 
@@ -105,7 +119,8 @@ def probe(folder: Path) -> dict[str, tuple[int, int]]:
     spec = RunSpec.from_bytes((folder / "run-spec.json").read_bytes())
     state = load_state(model_dir)
     found["genesis"] = peak.take()
-    model = load_trainable(spec, model_dir)
+    model = load_trainable(spec, model_dir, folder / "base-model" if spec.method.kind == "lora" else None)
+    assert not recompute or model.recompute()
     found["model"] = peak.take()
     work = LocalWork(model, load_dataset(spec, model.tokenizer, folder / "data"), spec, "probe")
     found["optimizer"] = peak.take()
@@ -115,7 +130,7 @@ def probe(folder: Path) -> dict[str, tuple[int, int]]:
     for number in (1, 2):
         base = shelf.head.state
         work.rebase(base, encoded)
-        for _ in range(2):
+        for _ in range(steps):
             work.step()
         found[f"work {number}"] = peak.take()
         shelf.make_room()
@@ -158,8 +173,10 @@ def main() -> None:
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
-            found = {"imports": imports} | probe(Path(line.strip()))
-            print(json.dumps({name: {"peak": most, "after": now} for name, (most, now) in found.items()}), flush=True)
+            folder, *how = json.loads(line)
+            found = {"imports": imports} | probe(Path(folder), *how)
+            said = {name: dict(zip(("peak", "after", "mapped"), of, strict=True)) for name, of in found.items()}
+            print(json.dumps(said), flush=True)
             return
         _, status = os.waitpid(pid, 0)
         if status:
