@@ -7,7 +7,9 @@ does, all sections together end in time, and what they found by then has been sh
 
 from __future__ import annotations
 
+import gc
 import importlib
+import importlib.util
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -84,6 +86,9 @@ def run(names: list[str], device: str | None, small: bool, seconds: float, out: 
     started = time.monotonic()
     for module in ("given", "machine", "speed", "memory", "passes", "replay", "agreed", "transfer"):
         importlib.import_module(f"scripts.gpu_check.{module}")
+    if device == "cpu" and importlib.util.find_spec("peft") is not None:
+        importlib.import_module("peft")  # once for all; with a card it is left to those who need it: it may wake it
+    gc.freeze()  # what stays need not be looked at whenever a row has ended
     found: dict[str, Any] = {"import_s": round(time.monotonic() - started, 1), "sections": {}}
     whole = True
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:

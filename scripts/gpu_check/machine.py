@@ -27,10 +27,7 @@ def facts(given: Given) -> Iterator[Row]:
         yield attempt(given, "card's memory, MiB", lambda: {"is": torch.cuda.mem_get_info(given.device)[1] / MIB})
         yield Row("compute capability", {"is": str(torch.cuda.get_device_capability(given.device))})
         yield Row("CUDA", {"is": str(torch.version.cuda)})
-    chosen = attempt(
-        given, "precision that `auto` takes", lambda: {"is": choose("auto", Card.of(given.device), _never)}
-    )
-    yield chosen
+    yield Row("precision that `auto` takes", {"is": _auto(given)})
     yield Row("cores, threads of torch", {"is": f"{os.cpu_count()}, {torch.get_num_threads()}"})
     yield Row("system", {"is": f"{platform.platform()}, Python {sys.version.split()[0]}"})
     yield Row("packages", {"is": ", ".join(f"{name} {_version(name)}" for name in PACKAGES)})
