@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from scripts.gpu_check import course, stand_ins
+from scripts.gpu_check import course
 
 
 def main(arguments: list[str]) -> int:
@@ -25,7 +25,6 @@ def main(arguments: list[str]) -> int:
     if unknown:
         parser.error(f"no section {unknown[0]!r}; there are {', '.join(course.NAMES)}")
     try:
-        stand_ins.install()
         return course.run(names, options.device, options.small, options.seconds, options.json)
     except ModuleNotFoundError as error:
         print(f"error: {error}\nhint: PYTHON=/path/to/python scripts/gpu-check, one with torch", file=sys.stderr)

@@ -21,11 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.gpu_check import tables
+from scripts.gpu_check import stand_ins, tables
 from scripts.gpu_check.tables import Row
 
 SPEED = ("arm", "tokens/s", "peak memory, MiB", "loss")
 TIME = "not run: time"
+PACKAGE = "scripts.gpu_check"
+MODULES = ("given", "machine", "speed", "memory", "passes", "replay", "agreed", "transfer")
 
 
 @dataclass(frozen=True)
@@ -82,21 +84,20 @@ def run(names: list[str], device: str | None, small: bool, seconds: float, out: 
     Raises:
         ModuleNotFoundError: there is no torch, or no transformers.
     """
-    ends = time.monotonic() + seconds
     started = time.monotonic()
-    for module in ("given", "machine", "speed", "memory", "passes", "replay", "agreed", "transfer"):
-        importlib.import_module(f"scripts.gpu_check.{module}")
+    load()
     if device == "cpu" and importlib.util.find_spec("peft") is not None:
         importlib.import_module("peft")  # once for all; with a card it is left to those who need it: it may wake it
     gc.freeze()  # what stays need not be looked at whenever a row has ended
-    found: dict[str, Any] = {"import_s": round(time.monotonic() - started, 1), "sections": {}}
-    whole = True
+    way = "fork" if device == "cpu" or _card_works_in_a_fork() else "spawn"
+    found: dict[str, Any] = {"start_s": round(time.monotonic() - started, 1), "way": way, "sections": {}}
+    ends, whole = started + seconds, True
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
         for section in (section for section in SECTIONS if section.name in names):
             print(tables.head(section.title, section.columns), flush=True)
             began = time.monotonic()
             budget_s = min(section.budget_s * seconds / 420.0, ends - began)
-            rows, ended = _one(section, (device, small, folder), budget_s)
+            rows, ended = _one(section, (device, small, folder), budget_s, way)
             whole = whole and ended
             took_s = round(time.monotonic() - began, 1)
             print(f"\n{took_s} s", flush=True)
@@ -107,7 +108,9 @@ def run(names: list[str], device: str | None, small: bool, seconds: float, out: 
     return 0 if whole else 1
 
 
-def _one(section: Section, arguments: tuple[str | None, bool, str], budget_s: float) -> tuple[list[Row], bool]:
+def _one(
+    section: Section, arguments: tuple[str | None, bool, str], budget_s: float, way: str
+) -> tuple[list[Row], bool]:
     """A section's rows, shown as they came, and whether it ran to its end."""
     rows: list[Row] = []
 
@@ -120,15 +123,16 @@ def _one(section: Section, arguments: tuple[str | None, bool, str], budget_s: fl
         return rows, False
     here, there = multiprocessing.Pipe(duplex=False)
     sys.stdout.flush()
-    process = multiprocessing.get_context("fork").Process(target=_work, args=(section, arguments, there), daemon=True)
+    context: Any = multiprocessing.get_context(way)
+    process = context.Process(target=_work, args=(section, arguments, there), daemon=True)
     process.start()
     there.close()
     ends, ended = time.monotonic() + budget_s, False
     try:
         while here.poll(max(0.0, ends - time.monotonic())):
             row = here.recv()
-            if row is None:
-                ended = True
+            if isinstance(row, bool):
+                ended = row
                 break
             show(row)
         else:
@@ -146,15 +150,45 @@ def _one(section: Section, arguments: tuple[str | None, bool, str], budget_s: fl
 def _work(
     section: Section, arguments: tuple[str | None, bool, str], there: multiprocessing.connection.Connection
 ) -> None:
-    """In the section's process: send each row, and None at the end."""
+    """In the section's process: send each row, and at the end whether it was the section's own."""
+    os.dup2(2, 1)  # tables stand on standard output; what libraries print does not
+    load()
     from scripts.gpu_check.given import FAILED, Given
 
-    os.dup2(2, 1)  # tables stand on standard output; what libraries print does not
     module, _, function = section.function.partition(":")
     try:
         given = Given.make(*arguments)
-        for row in getattr(importlib.import_module(f"scripts.gpu_check.{module}"), function)(given, *section.options):
+        for row in getattr(importlib.import_module(f"{PACKAGE}.{module}"), function)(given, *section.options):
             there.send(row)
     except FAILED as error:
         there.send(Row("the rest", {}, tables.failed(error)))
-    there.send(None)
+        there.send(False)
+        raise
+    there.send(True)
+
+
+def load() -> None:
+    """Import everything. Raises: ModuleNotFoundError: there is no torch, or no transformers."""
+    import torch  # noqa: F401
+    from transformers import LlamaForCausalLM, Trainer  # noqa: F401  # as they are, without stand-ins
+
+    with stand_ins.importing():
+        for name in MODULES:
+            importlib.import_module(f"{PACKAGE}.{name}")
+
+
+def _card_works_in_a_fork() -> bool:
+    """Whether what was imported has left the card alone so far; else each section has to import anew."""
+    process = multiprocessing.get_context("fork").Process(target=_touch, daemon=True)
+    process.start()
+    process.join(30)
+    process.kill()
+    process.join()
+    return process.exitcode == 0
+
+
+def _touch() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.ones(8, device="cuda").sum().item()

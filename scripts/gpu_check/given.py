@@ -139,7 +139,7 @@ class Given:
             there = importlib.util.find_spec("accelerate") is not None  # transformers needs it to load onto a device
             model = load_causal_lm(folder, on_device(device) if there else None)
             return TrainableModel(model, full_parameters(model), None, device)
-        need("peft", "accelerate", *(["bitsandbytes"] if base == "nf4" else []))
+        need(*packages(kind, base))
         how = method(kind, base)
         adapted = adapter.add_lora(load_base(how, folder, device), how, 1, "random")
         return TrainableModel(adapted, adapter.adapter_parameters(adapted), None, device)
@@ -220,6 +220,11 @@ def member(
     return work
 
 
+def packages(kind: str, base: str) -> tuple[str, ...]:
+    """What such a model needs beside torch and transformers."""
+    return () if kind == "full" else ("peft", "accelerate", *(("bitsandbytes",) if base == "nf4" else ()))
+
+
 def need(*packages: str) -> None:
     """Raises: NotHere: one of these is not installed."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
@@ -227,12 +232,21 @@ def need(*packages: str) -> None:
         raise NotHere(f"not installed: {', '.join(missing)}")
 
 
+def missing(label: str, *packages: str) -> Row | None:
+    """One row instead of many, where a package is not installed."""
+    try:
+        need(*packages)
+    except NotHere as error:
+        return Row(label, {}, str(error))
+    return None
+
+
 def attempt(given: Given, label: str, measure: Callable[[], Mapping[str, Any]]) -> Row:
     """A row, whatever becomes of it; what a failure has left on the card is given back."""
     try:
         return Row(label, measure())
-    except NotHere as missing:
-        return Row(label, {}, str(missing))
+    except NotHere as error:
+        return Row(label, {}, str(error))
     except FAILED as error:
         row = Row(label, {}, failed(error))
     finally:

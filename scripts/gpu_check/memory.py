@@ -15,7 +15,7 @@ from peer.training.memory import activation_bytes, memory_needed_bytes
 from peer.training.outer import outer_step
 from peer.training.state import SharedState
 from peer.training.work import LocalWork
-from scripts.gpu_check.given import MIB, Given, Memory, attempt, main_memory_most, member
+from scripts.gpu_check.given import MIB, Given, Memory, attempt, main_memory_most, member, missing, packages
 from scripts.gpu_check.tables import Row
 
 KINDS = (("full", "fp32"), ("lora", "fp32"), ("lora", "bf16"), ("lora", "nf4"))
@@ -26,6 +26,9 @@ def predictions(given: Given) -> Iterator[Row]:
     precision = "bf16" if given.on_gpu else "fp32"
     for kind, base in KINDS:
         name = kind if kind == "full" else f"{kind}, base {base}"
+        if (row := missing(name, *packages(kind, base))) is not None:
+            yield row
+            continue
         yield attempt(given, f"{name}: a whole round", partial(_round, given, memory, kind, base, precision))
         for size in (1, given.shape.batch):
             for recomputing in (False, True):

@@ -14,7 +14,20 @@ import torch
 from transformers import TrainerCallback
 
 from scripts import stock_arms
-from scripts.gpu_check.given import KERNELS, MIB, PRECISIONS, Given, Memory, attempt, member, need, seconds, sequences
+from scripts.gpu_check.given import (
+    KERNELS,
+    MIB,
+    PRECISIONS,
+    Given,
+    Memory,
+    attempt,
+    member,
+    missing,
+    need,
+    packages,
+    seconds,
+    sequences,
+)
 from scripts.gpu_check.tables import Row
 
 WARM = 2  # steps
@@ -28,6 +41,9 @@ def steps(given: Given, kind: str, base: str) -> Iterator[Row]:
         kind: full or lora.
         base: how the base is held: fp32, bf16, nf4.
     """
+    if (row := missing("all", *packages(kind, base))) is not None:
+        yield row
+        return
     memory = Memory(given.device)
     for precision in PRECISIONS:
         for kernel in KERNELS:
@@ -53,8 +69,6 @@ def _ours(given: Given, memory: Memory, kind: str, base: str, precision: str, ke
 
 
 def _stock(given: Given, kind: str, base: str, precision: str) -> Any:
-    if kind != "full":
-        need("peft", *(["bitsandbytes", "accelerate"] if base == "nf4" else []))
     return stock_arms.stock_model(str(given.model_folder()), kind, base, given.device.type, precision)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ def line(row: Row, columns: Sequence[str]) -> str:
     cells = [shown(row.values.get(column)) for column in columns[1:]]
     if row.why_not:
         cells[0] = row.why_not.replace("|", "/").replace("\n", " ")
-    return "| " + " | ".join([row.label, *cells]).replace("|  |", "| |").rstrip() + " |"
+    return "".join(f"| {cell} " if cell else "| " for cell in (row.label, *cells)) + "|"
 
 
 def shown(value: Any) -> str:
@@ -63,6 +63,3 @@ def failed(error: BaseException) -> str:
     """Why a measurement came to nothing: the first line of what was raised."""
     text = str(error).strip().partition("\n")[0]
     return f"failed: {type(error).__name__}{': ' if text else ''}{text[:160]}"
-
-
-Measure = Callable[[], Mapping[str, Any]]
