@@ -51,23 +51,23 @@ class Section:
 
 
 SECTIONS = (
-    Section("machine", "Machine", "machine:facts", 30, ("what", "is")),
-    Section("full", "Steps: all parameters", "speed:steps", 65, SPEED, ("full", "fp32")),
-    Section("agreed", "States from members of both kinds", "agreed:states", 30, (
+    Section("machine", "Machine", "machine:facts", 20, ("what", "is")),
+    Section("full", "Steps: all parameters", "speed:steps", 60, SPEED, ("full", "fp32")),
+    Section("agreed", "States from members of both kinds", "agreed:states", 25, (
         "method, codec", "rounds", "same state digest", "read back the same", "members")),
     Section("replay", "A segment replayed", "replay:segments", 55, (
         "replayed against fp32", "cosine", "relative L2", "same bits", "s")),
-    Section("lora", "Steps: LoRA, base in fp32", "speed:steps", 40, SPEED, ("lora", "fp32")),
-    Section("nf4", "Steps: LoRA, base in 4 bits", "speed:steps", 40, SPEED, ("lora", "nf4")),
+    Section("lora", "Steps: LoRA, base in fp32", "speed:steps", 55, SPEED, ("lora", "fp32")),
+    Section("nf4", "Steps: LoRA, base in 4 bits", "speed:steps", 35, SPEED, ("lora", "nf4")),
     Section("bf16", "Steps: LoRA, base in bf16", "speed:steps", 35, SPEED, ("lora", "bf16")),
-    Section("memory", "Memory: predicted and measured", "memory:predictions", 40, (
+    Section("memory", "Memory: predicted and measured", "memory:predictions", 35, (
         "what", "predicted, MiB", "measured, MiB", "measured / predicted")),
     Section("oom", "Where memory runs out", "passes:back_off", 25, (
         "memory for", "asked, sequences", "taken", "recomputing", "relative L2 of the update")),
     Section("recompute", "Activations kept and recomputed", "passes:recompute", 20, (
         "activations", "tokens/s", "peak memory, MiB", "relative L2 of the update")),
-    Section("copies", "The update's way to the CPU", "transfer:copies", 20, ("way", "s", "GB/s")),
-    Section("codecs", "Codecs on the way", "transfer:codecs", 20, (
+    Section("copies", "The update's way to the CPU", "transfer:copies", 17, ("way", "s", "GB/s")),
+    Section("codecs", "Codecs on the way", "transfer:codecs", 18, (
         "codec", "encode, GB/s", "decode, GB/s", "bytes a value", "relative L2")),
 )  # fmt: skip
 NAMES = tuple(section.name for section in SECTIONS)

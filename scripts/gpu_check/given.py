@@ -1,4 +1,4 @@
-"""What every section gets: shapes, a model, data, members of a run, and how time and memory are measured.
+"""What every section gets: shapes, a model, data, members of a run.
 
 The model is a random Llama, written once by the first section that needs it; the data are random tokens, some much more
 frequent than others, so that there is something to learn. Nothing is fetched.
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +43,6 @@ FAILED = (
     TypeError,
     ValueError,
 )
-MIB = float(1 << 20)
 PRECISIONS = ("bf16", "fp16", "fp32")
 # What the model's loss can be computed by: name -> what makes a model use it. A new kernel is one line.
 KERNELS: Mapping[str, Callable[[TrainableModel], None]] = {"plain": lambda model: None}
@@ -80,8 +77,8 @@ class Shape:
         return f"{self.width}x{self.layers}"
 
 
-LARGE = Shape(896, 24, 4864, 14, 2, 151_936, 1024, 4, 8)  # 0.49 B parameters, as Qwen2.5-0.5B has them
-MIDDLE = Shape(512, 8, 1408, 8, 8, 32_000, 256, 8, 10)  # 42 M: what a CPU replays in seconds
+LARGE = Shape(896, 24, 4864, 14, 2, 151_936, 1024, 4, 6)  # 0.49 B parameters, as Qwen2.5-0.5B has them
+MIDDLE = Shape(512, 8, 1408, 8, 8, 32_000, 256, 4, 6)  # 42 M: what a CPU replays in seconds
 TINY = Shape(32, 2, 64, 2, 2, 512, 32, 4, 2)
 
 
@@ -108,7 +105,8 @@ class Given:
         Args:
             device: cpu or cuda; None: cuda where there is one.
         """
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        chosen = torch.device("cuda", 0) if kind == "cuda" else torch.device(kind)  # some calls want its number
         return cls(chosen, TINY if small else LARGE, TINY if small else MIDDLE, Path(folder))
 
     @property
@@ -253,90 +251,3 @@ def attempt(given: Given, label: str, measure: Callable[[], Mapping[str, Any]]) 
         gc.collect()
     let_go_of_memory(given.device)
     return row
-
-
-class Memory:
-    """The most that a device's allocator has held; on the CPU the most that this process has grown by.
-
-    Args:
-        device: to look at.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._before = _status("VmRSS")
-
-    def begin(self) -> None:
-        """Look from now on."""
-        let_go_of_memory(self._device)
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-            torch.cuda.reset_peak_memory_stats(self._device)
-        else:
-            forget_peak()
-
-    def held(self) -> int:
-        """Bytes now."""
-        if self._device.type == "cuda":
-            return torch.cuda.memory_allocated(self._device)
-        return _status("VmRSS") - self._before
-
-    def most(self) -> int:
-        """Bytes since `begin`."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-            return torch.cuda.max_memory_allocated(self._device)
-        return main_memory_most() - self._before
-
-
-def main_memory_most() -> int:
-    """Bytes that this process held at most since it began, or since `forget_peak`."""
-    return _status("VmHWM")
-
-
-def forget_peak() -> None:
-    """Let the kernel count anew; where it does not, peaks are those of all that this process did."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def _status(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return 1024 * int(line.split()[1])
-    return 0
-
-
-@contextmanager
-def seconds(device: torch.device) -> Iterator[Callable[[], float]]:
-    """How long the block takes, the device's work in it included; to be asked after it."""
-    taken = [0.0]
-    _wait(device)
-    started = time.perf_counter()
-    yield lambda: taken[0]
-    _wait(device)
-    taken[0] = time.perf_counter() - started
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def against(vector: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
-    """Cosine and relative L2 of two updates, flat [N], in float64 sums."""
-    own, other = _dot(vector, vector), _dot(reference, reference)
-    both = _dot(vector, reference)
-    difference = max(own + other - 2 * both, 0.0) if other else 0.0
-    if difference < 1e-6 * other:  # of sums that nearly cancel
-        less = vector - reference
-        difference = _dot(less, less)
-    scale = (own * other) ** 0.5
-    return {"cosine": both / scale if scale else 0.0, "relative L2": (difference / other) ** 0.5 if other else 0.0}
-
-
-def _dot(one: torch.Tensor, other: torch.Tensor) -> float:
-    lots = zip(one.split(1 << 22), other.split(1 << 22), strict=True)
-    return sum(torch.dot(a.double(), b.double()).item() for a, b in lots)

@@ -15,7 +15,8 @@ import torch
 from peer.training.device import device_name
 from peer.training.precision import Card, choose
 from scripts.gpu_check import stand_ins
-from scripts.gpu_check.given import MIB, Given, attempt, seconds
+from scripts.gpu_check.gauges import MIB, seconds
+from scripts.gpu_check.given import Given, attempt
 from scripts.gpu_check.tables import Row
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes", "triton", "numpy")
@@ -34,7 +35,7 @@ def facts(given: Given) -> Iterator[Row]:
     yield Row("stand-ins, for what is not installed", {"is": ", ".join(stand_ins.installed) or "none"})
     yield Row("checkout", {"is": _commit()})
     for shape in dict.fromkeys((given.shape, given.replayed)):
-        with seconds(given.device) as taken:
+        with seconds(given) as taken:
             given.model_folder(shape)
         size = sum(path.stat().st_size for path in given.model_folder(shape).iterdir())
         words = f"{size / 4e6:,.3g} M parameters, {shape.batch} x {shape.sequence} tokens a step, {taken():.1f} s"

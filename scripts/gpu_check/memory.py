@@ -13,28 +13,31 @@ from typing import Any
 from peer.training.codecs.codec import EncodedUpdate
 from peer.training.memory import activation_bytes, memory_needed_bytes
 from peer.training.outer import outer_step
+from peer.training.passes import Passed, Passes
 from peer.training.state import SharedState
 from peer.training.work import LocalWork
-from scripts.gpu_check.given import MIB, Given, Memory, attempt, main_memory_most, member, missing, packages
+from scripts.gpu_check.gauges import MIB, Memory, main_memory_most
+from scripts.gpu_check.given import Given, attempt, member, missing, packages
 from scripts.gpu_check.tables import Row
 
 KINDS = (("full", "fp32"), ("lora", "fp32"), ("lora", "bf16"), ("lora", "nf4"))
 
 
 def predictions(given: Given) -> Iterator[Row]:
-    memory = Memory(given.device)
     precision = "bf16" if given.on_gpu else "fp32"
     for kind, base in KINDS:
         name = kind if kind == "full" else f"{kind}, base {base}"
         if (row := missing(name, *packages(kind, base))) is not None:
             yield row
             continue
-        yield attempt(given, f"{name}: a whole round", partial(_round, given, memory, kind, base, precision))
-        for size in (1, given.shape.batch):
-            for recomputing in (False, True):
+        works: list[LocalWork] = []  # one, if there was memory for it
+        yield attempt(given, f"{name}: a whole round", partial(_round, given, kind, base, precision, works))
+        for recomputing in (False, True):
+            for size in (1, given.shape.batch):
                 how = "recomputed" if recomputing else "kept"
                 label = f"{name}: activations of {size}, {how}, {precision}"
-                yield attempt(given, label, partial(_pass, given, memory, kind, base, precision, size, recomputing))
+                yield attempt(given, label, partial(_pass, given, works, precision, size, recomputing))
+        works.clear()
 
 
 def _compared(predicted: float, measured: float) -> Mapping[str, Any]:
@@ -45,26 +48,11 @@ def _compared(predicted: float, measured: float) -> Mapping[str, Any]:
     }
 
 
-def _member(given: Given, kind: str, base: str, precision: str, size: int) -> LocalWork:
-    return member(given, kind, base, precision, inner={"micro_batch": size, "batch": size})
-
-
-def _pass(
-    given: Given, memory: Memory, kind: str, base: str, precision: str, size: int, recomputing: bool
-) -> Mapping[str, Any]:
-    work = _member(given, kind, base, precision, size)
-    if recomputing:
-        work.model.recompute()
-    work.step()  # what is only made once is made
+def _round(given: Given, kind: str, base: str, precision: str, works: list[LocalWork]) -> Mapping[str, Any]:
+    memory = Memory(given)
     memory.begin()
-    held = memory.held()
-    work.step()
-    return _compared(activation_bytes(work.spec, size, recomputing), memory.most() - held)
-
-
-def _round(given: Given, memory: Memory, kind: str, base: str, precision: str) -> Mapping[str, Any]:
-    memory.begin()
-    work = _member(given, kind, base, precision, 1)
+    work = member(given, kind, base, precision, inner={"micro_batch": 1, "batch": 1})
+    works.append(work)
     state = SharedState(0, work.model.names_shapes, work.model.read())
     work.begin(state)
     work.step()
@@ -72,3 +60,18 @@ def _round(given: Given, memory: Memory, kind: str, base: str, precision: str) -
     work.begin(outer_step(work.spec, state, update.decode()))
     on_device = memory.most() if given.on_gpu else 0
     return _compared(memory_needed_bytes(work.spec), on_device + main_memory_most())
+
+
+def _pass(given: Given, works: list[LocalWork], precision: str, size: int, recomputing: bool) -> Mapping[str, Any]:
+    if not works:
+        raise RuntimeError("no member; the row above says why")
+    (work,) = works
+    if recomputing:
+        work.model.recompute()
+    passes, memory = Passes(work.model, work.dataset.train, work.spec, precision), Memory(given)
+    passes.attempt(range(size))  # what is only made once is made
+    memory.begin()
+    held = memory.held()
+    if not isinstance(passes.attempt(range(size)), Passed):
+        raise RuntimeError("the pass came to nothing")
+    return _compared(activation_bytes(work.spec, size, recomputing), memory.most() - held)

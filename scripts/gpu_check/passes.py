@@ -17,7 +17,8 @@ from peer.training.device import let_go_of_memory
 from peer.training.model import TrainableModel
 from peer.training.work import LocalWork
 from protocol.errors import InputError
-from scripts.gpu_check.given import MIB, Given, Memory, against, attempt, member, seconds
+from scripts.gpu_check.gauges import MIB, Memory, against, seconds
+from scripts.gpu_check.given import Given, attempt, member
 from scripts.gpu_check.tables import Row
 
 L2 = "relative L2 of the update"
@@ -28,7 +29,7 @@ def back_off(given: Given) -> Iterator[Row]:
     precision = "bf16" if given.on_gpu else "fp32"
     asked = 4 * given.shape.batch
     reference, one = _reference(given, precision, asked)
-    kinds: tuple[tuple[str, float], ...] = (("five and a half sequences", 5.5), ("two thirds of a sequence", 0.66))
+    kinds: tuple[tuple[str, float], ...] = (("five and a half sequences", 5.5), ("most of a sequence", 0.85))
     for name, sequences in kinds:
         yield attempt(given, name, partial(_short, given, precision, asked, sequences, one, reference))
     yield attempt(given, "a hundredth of a sequence", partial(_too_short, given, precision, asked, one))
@@ -37,7 +38,7 @@ def back_off(given: Given) -> Iterator[Row]:
 def _reference(given: Given, precision: str, asked: int) -> tuple[torch.Tensor, int]:
     """The update of one step, a sequence at a time; and what one takes, in bytes."""
     work = member(given, precision=precision, inner={"micro_batch": 1, "batch": asked})
-    memory = Memory(given.device)
+    memory = Memory(given)
     work.step()
     memory.begin()
     held = memory.held()
@@ -104,13 +105,13 @@ def recompute(given: Given) -> Iterator[Row]:
 
 
 def _steps(given: Given, precision: str, recomputing: bool, updates: list[torch.Tensor]) -> Mapping[str, Any]:
-    memory = Memory(given.device)
+    memory = Memory(given)
     memory.begin()
     work = member(given, precision=precision)
     if recomputing and not work.model.recompute():
         raise RuntimeError("this model cannot recompute")
     _steps_of(work, 2)
-    with seconds(given.device) as taken:
+    with seconds(given) as taken:
         tokens = _steps_of(work, given.shape.steps)
     most = memory.most()
     updates.append(work.finish().vector)

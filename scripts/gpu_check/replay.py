@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from scripts.gpu_check.given import Given, NotHere, Shape, against, attempt, member, seconds
+from scripts.gpu_check.gauges import against, seconds
+from scripts.gpu_check.given import Given, Shape, attempt, member
 from scripts.gpu_check.tables import Row
 
 CPU = torch.device("cpu")
@@ -38,29 +39,30 @@ def segments(given: Given) -> Iterator[Row]:
 
 
 def _replayed(given: Given, kind: str, shape: Shape, devices: tuple[torch.device, ...]) -> Iterator[Row]:
-    first = Replay(given.device, "fp32", kind)
     known: dict[str, torch.Tensor] = {}
-    yield attempt(given, f"{first.name}, the first, {shape.name}", partial(_replay, given, first, shape, known))
+
+    def row(who: Replay, note: str = "") -> Row:
+        return attempt(given, f"{who.name}{note}, {shape.name}", partial(_replay, given, who, shape, known))
+
+    first = Replay(given.device, "fp32", kind)
+    yield row(first, ", the first")
     if not known:
         return
-    yield attempt(given, f"{first.name}, again, {shape.name}", partial(_replay, given, first, shape, known))
-    others = [Replay(device, precision, kind) for device in devices for precision in ("bf16", "fp16", "fp32")]
-    for replay in dict.fromkeys(others):
-        if replay != first:
-            yield attempt(given, f"{replay.name}, {shape.name}", partial(_replay, given, replay, shape, known))
-    if not given.on_gpu and len(devices) > 1:
-        yield attempt(given, f"{kind}, on a GPU", _no_gpu)
-
-
-def _no_gpu() -> Mapping[str, Any]:
-    raise NotHere("not run: no GPU")
+    yield row(first, ", again")
+    for precision in ("bf16", "fp16"):
+        yield row(Replay(given.device, precision, kind))
+    if CPU in devices and given.on_gpu:
+        for precision in ("fp32", "bf16"):  # a CPU's fp16 is slow, and nobody trains in it
+            yield row(Replay(CPU, precision, kind))
+    elif CPU in devices:
+        yield Row(f"{kind}, on a GPU", {}, "not run: no GPU")
 
 
 def _replay(given: Given, replay: Replay, shape: Shape, known: dict[str, torch.Tensor]) -> Mapping[str, Any]:
     """The first one is what the others are held against."""
     inner = {"lr": 1e-3 if replay.kind == "lora" else 3e-4}
     work = member(given, replay.kind, precision=replay.precision, shape=shape, device=replay.device, inner=inner)
-    with seconds(replay.device) as taken:
+    with seconds(given) as taken:
         for _ in range(shape.steps):
             work.step()
     vector = work.finish().vector

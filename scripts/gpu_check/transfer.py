@@ -10,7 +10,8 @@ import torch
 
 from peer.training.codecs.codec import EncodedUpdate
 from peer.training.state import SharedState
-from scripts.gpu_check.given import Given, NotHere, against, attempt, member, seconds
+from scripts.gpu_check.gauges import against, seconds
+from scripts.gpu_check.given import Given, NotHere, attempt, member
 from scripts.gpu_check.tables import Row
 
 CODECS = ("fp32", "fp16", "int8", "int4", "int2", "topk")
@@ -57,7 +58,7 @@ def _timed(given: Given, way: Callable[[], Any], size_bytes: int, times: int) ->
     """The faster of two: the first one makes what stays."""
     fastest = float("inf")
     for _ in range(times):
-        with seconds(given.device) as taken:
+        with seconds(given) as taken:
             way()
         fastest = min(fastest, taken())
     return {"s": fastest, "GB/s": size_bytes / fastest / 1e9}
@@ -70,13 +71,13 @@ def codecs(given: Given) -> Iterator[Row]:
         work.step()
     vector = work.finish().vector[:MOST_VALUES]
     for name in CODECS:
-        yield attempt(given, name, partial(_codec, name, vector))
+        yield attempt(given, name, partial(_codec, given, name, vector))
 
 
-def _codec(name: str, vector: torch.Tensor) -> Mapping[str, Any]:
-    with seconds(vector.device) as encoding:
+def _codec(given: Given, name: str, vector: torch.Tensor) -> Mapping[str, Any]:
+    with seconds(given) as encoding:
         update = EncodedUpdate.encode(vector, name)
-    with seconds(vector.device) as decoding:
+    with seconds(given) as decoding:
         decoded = update.decode()
     gigabytes = 4 * vector.numel() / 1e9
     return {
