@@ -6,32 +6,29 @@ what our arm starts from, and ends: it needs memory that no volunteer does.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import peft
+import peft  # noqa: F401  # all arms load it before they are asked how much they have grown since
 import psutil
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from coordinator.run_config import RunConfig
 from peer.training.data import Sequences, load_dataset
 from peer.training.genesis import build_genesis, count_parameters, load_state
 from peer.training.loading import load_tokenizer
 from peer.training.model import load_trainable
-from peer.training.quiet import no_progress_bars
 from peer.training.work import LocalWork
 from protocol.run_spec import RunSpec
-
-LR, BETAS, CLIP, RANK, ALPHA = 1e-4, (0.9, 0.99), 1.0, 16, 32.0
+from scripts import stock_arms
+from scripts.stock_arms import ALPHA, BETAS, CLIP, LR, RANK
 
 
 class Stopwatch:
@@ -120,7 +117,7 @@ def ours(options: SimpleNamespace, spec: RunSpec, data: Any, watch: Stopwatch) -
     genesis = genesis_folder(options)
     state = load_state(genesis)
     model = load_trainable(spec, genesis, Path(options.base), options.device)
-    work = LocalWork(model, data, spec, "bench", wanted="bf16" if options.device == "cuda" else "fp32")
+    work = LocalWork(model, data, spec, "bench", wanted=precision(options))
     while True:
         watch.begin()
         work.begin(state)
@@ -130,70 +127,24 @@ def ours(options: SimpleNamespace, spec: RunSpec, data: Any, watch: Stopwatch) -
         watch.end()
 
 
-def stock_model(options: SimpleNamespace) -> Any:
-    """As one would load it by hand."""
-    quantized: dict[str, Any] = {}
-    if options.kind == "qlora":
-        compute = torch.bfloat16 if options.device == "cuda" else torch.float32
-        config = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute,
-        )
-        quantized = {"quantization_config": config, "device_map": {"": options.device}}
-    with no_progress_bars():
-        model = AutoModelForCausalLM.from_pretrained(options.base, dtype=torch.float32, **quantized)
-    if options.kind != "full":
-        config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
-        model = peft.get_peft_model(model, config)
-    return model.to(options.device)
+def stock(options: SimpleNamespace) -> Any:
+    """The model of the two other arms."""
+    kind, base = ("full", "fp32") if options.kind == "full" else ("lora", "nf4" if options.kind == "qlora" else "fp32")
+    return stock_arms.stock_model(options.base, kind, base, options.device, precision(options))
 
 
-def batches(options: SimpleNamespace, sequences: Sequences) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    rows = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(0)).tolist()
-    full = [row for row in rows if sequences.lengths[row] == options.sequence_length]
-    while True:
-        for first in range(0, len(full) - options.batch + 1, options.batch):
-            yield sequences.batch(full[first : first + options.batch], options.device)
+def precision(options: SimpleNamespace) -> str:
+    return "bf16" if options.device == "cuda" else "fp32"
 
 
 def bare(options: SimpleNamespace, sequences: Sequences, watch: Stopwatch) -> None:
-    model = stock_model(options).train()
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=LR, betas=BETAS, weight_decay=0.0, fused=True)
-    source = batches(options, sequences)
-    autocast: Callable[[], Any] = contextlib.nullcontext
-    if options.device == "cuda":
-        autocast = lambda: torch.autocast("cuda", dtype=torch.bfloat16)  # noqa: E731
+    source = stock_arms.batches(sequences, options.batch, options.device)
+    steps = stock_arms.bare_steps(stock(options), source, options.device, precision(options))
     while True:
         watch.begin()
         for _ in range(options.steps):
-            tokens_BT, labels_BT = next(source)
-            targets_BT = torch.nn.functional.pad(labels_BT[:, 1:], (0, 1), value=-100)
-            with autocast():
-                logits_BTV = model(input_ids=tokens_BT, use_cache=False).logits
-            flat = logits_BTV.float().view(-1, logits_BTV.shape[-1])
-            torch.nn.functional.cross_entropy(flat, targets_BT.view(-1)).backward()
-            torch.nn.utils.clip_grad_norm_(parameters, CLIP)
-            optimizer.step()
-            optimizer.zero_grad()
+            next(steps)
         watch.end()
-
-
-class Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
-    """Sequences as Trainer wants them."""
-
-    def __init__(self, sequences: Sequences, length: int) -> None:
-        self._sequences = sequences
-        self._rows = [row for row in range(len(sequences)) if sequences.lengths[row] == length]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        tokens_1T, labels_1T = self._sequences.batch([self._rows[index]])
-        return {"input_ids": tokens_1T[0], "labels": labels_1T[0]}
 
 
 class Turns(TrainerCallback):
@@ -209,28 +160,15 @@ class Turns(TrainerCallback):
 
 
 def trainer(options: SimpleNamespace, sequences: Sequences, watch: Stopwatch) -> None:
-    arguments = TrainingArguments(
-        output_dir=str(Path(options.folder) / "trainer"),
-        per_device_train_batch_size=options.batch,
-        max_steps=10**9,
-        learning_rate=LR,
-        lr_scheduler_type="constant",
-        adam_beta1=BETAS[0],
-        adam_beta2=BETAS[1],
-        max_grad_norm=CLIP,
-        optim="adamw_torch_fused",
-        bf16=options.device == "cuda",
-        use_cpu=options.device == "cpu",
-        dataloader_drop_last=True,
-        dataloader_pin_memory=options.device == "cuda",
-        remove_unused_columns=False,
-        logging_strategy="no",
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-    )
-    data = Rows(sequences, options.sequence_length)
-    Trainer(stock_model(options), arguments, train_dataset=data, callbacks=[Turns(watch, options.steps)]).train()
+    stock_arms.trainer(
+        stock(options),
+        sequences,
+        Path(options.folder) / "trainer",
+        options.device,
+        batch=options.batch,
+        precision=precision(options),
+        callbacks=[Turns(watch, options.steps)],
+    ).train()
 
 
 if __name__ == "__main__":
