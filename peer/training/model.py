@@ -21,8 +21,8 @@ from peer.training import adapter, bf16, head_loss, nf4, weights
 from peer.training.data import NO_LOSS, Dataset, Sequences
 from peer.training.layout import layout_as_held, layout_in_files
 from peer.training.loading import from_folder, load_causal_lm, load_tokenizer, on_device
-from peer.training.packed import keeps_apart
 from peer.training.model_shape import ModelShape
+from peer.training.packed import keeps_apart
 from peer.training.quiet import no_progress_bars
 from peer.training.recompute import recompute_layers
 from peer.training.state import NamesShapes
@@ -133,7 +133,7 @@ class TrainableModel:
         frozen = [parameter for parameter in self.model.parameters() if id(parameter) not in shared]
         self.parameters_total = self.parameters_trainable + sum(map(nf4.count, frozen))
         self.recomputing = False  # activations, in the backward pass
-        self._head_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+        self._head_loss: Callable[..., torch.Tensor] | None = None
         self.flat_N = torch.empty(self.parameters_trainable, device=self.device)
         self._gradient_N: torch.Tensor | None = None
         for parameter, view in zip(self._parameters.values(), self._views(self.flat_N), strict=True):
