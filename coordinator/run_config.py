@@ -231,7 +231,7 @@ class RunConfig(Section):
         rules = self.data_rules.model_dump(exclude={"path"}) | {"digest": data_digest, "size_bytes": data_size_bytes}
         if not isinstance(self.data, DataSource):
             rules["template_date"] = template_date
-            rules["documents_apart"] = rules["documents_apart"] and apart
+            rules["documents_apart"] = rules.get("documents_apart", False) and apart
         return RunSpec(
             run=self.run,
             model=PinnedModel(

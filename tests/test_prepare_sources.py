@@ -293,7 +293,7 @@ def load(tmp_path: Path, text: str) -> RunConfig:
 def test_run_toml_has_one_file_or_several_sources(tmp_path: Path) -> None:
     config = load(tmp_path, f'{ONE}kind = "chat"\non_bad = "skip"\nweight = 2\n{TWO}[sequences]\npacking = false\n')
     assert [item.name for item in config.data_sources] == ["a", "b"] and config.data_sources[0].weight == 2
-    assert config.sequences == SequenceRules(packing=False)
+    assert config.sequences == SequenceRules(packing=False, documents_apart=True)
     with pytest.raises(RunSpecError, match="sources to be prepared"):
         _ = config.data_file
     one = load(tmp_path, '[data]\npath = "a"\nlicense = "MIT"\n')
