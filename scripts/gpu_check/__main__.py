@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
         parser.error(f"no section {unknown[0]!r}; there are {', '.join(course.NAMES)}")
     try:
         return course.run(names, options.device, options.small, options.seconds, options.json)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         print(f"error: {error}\nhint: PYTHON=/path/to/python scripts/gpu-check, one with torch", file=sys.stderr)
         return 2
 

@@ -37,8 +37,8 @@ class Section:
     Args:
         name: for `--only`.
         title: above it.
-        function: "module:generator" in this package, called with a `Given` and `options`.
-        budget_s: at most, of 420 for all.
+        function: "module:generator", called with a `Given` and `options`.
+        budget_s: about what it may take; what others have left over is shared out.
         columns: the first one holds the rows' labels.
     """
 
@@ -51,59 +51,63 @@ class Section:
 
 
 SECTIONS = (
-    Section("machine", "Machine", "machine:facts", 20, ("what", "is")),
-    Section("full", "Steps: all parameters", "speed:steps", 60, SPEED, ("full", "fp32")),
-    Section("agreed", "States from members of both kinds", "agreed:states", 25, (
+    Section("machine", "Machine", f"{PACKAGE}.machine:facts", 20, ("what", "is")),
+    Section("full", "Steps: all parameters", f"{PACKAGE}.speed:steps", 60, SPEED, ("full", "fp32")),
+    Section("agreed", "States from members of both kinds", f"{PACKAGE}.agreed:states", 25, (
         "method, codec", "rounds", "same state digest", "read back the same", "members")),
-    Section("replay", "A segment replayed", "replay:segments", 55, (
+    Section("replay", "A segment replayed", f"{PACKAGE}.replay:segments", 55, (
         "replayed against fp32", "cosine", "relative L2", "same bits", "s")),
-    Section("lora", "Steps: LoRA, base in fp32", "speed:steps", 55, SPEED, ("lora", "fp32")),
-    Section("nf4", "Steps: LoRA, base in 4 bits", "speed:steps", 35, SPEED, ("lora", "nf4")),
-    Section("bf16", "Steps: LoRA, base in bf16", "speed:steps", 35, SPEED, ("lora", "bf16")),
-    Section("memory", "Memory: predicted and measured", "memory:predictions", 35, (
+    Section("lora", "Steps: LoRA, base in fp32", f"{PACKAGE}.speed:steps", 55, SPEED, ("lora", "fp32")),
+    Section("nf4", "Steps: LoRA, base in 4 bits", f"{PACKAGE}.speed:steps", 35, SPEED, ("lora", "nf4")),
+    Section("bf16", "Steps: LoRA, base in bf16", f"{PACKAGE}.speed:steps", 35, SPEED, ("lora", "bf16")),
+    Section("memory", "Memory: predicted and measured", f"{PACKAGE}.memory:predictions", 35, (
         "what", "predicted, MiB", "measured, MiB", "measured / predicted")),
-    Section("oom", "Where memory runs out", "passes:back_off", 25, (
+    Section("oom", "Where memory runs out", f"{PACKAGE}.passes:back_off", 25, (
         "memory for", "asked, sequences", "taken", "recomputing", "relative L2 of the update")),
-    Section("recompute", "Activations kept and recomputed", "passes:recompute", 20, (
+    Section("recompute", "Activations kept and recomputed", f"{PACKAGE}.passes:recompute", 20, (
         "activations", "tokens/s", "peak memory, MiB", "relative L2 of the update")),
-    Section("copies", "The update's way to the CPU", "transfer:copies", 17, ("way", "s", "GB/s")),
-    Section("codecs", "Codecs on the way", "transfer:codecs", 18, (
+    Section("copies", "The update's way to the CPU", f"{PACKAGE}.transfer:copies", 17, ("way", "s", "GB/s")),
+    Section("codecs", "Codecs on the way", f"{PACKAGE}.transfer:codecs", 18, (
         "codec", "encode, GB/s", "decode, GB/s", "bytes a value", "relative L2")),
 )  # fmt: skip
 NAMES = tuple(section.name for section in SECTIONS)
 
 
-def run(names: list[str], device: str | None, small: bool, seconds: float, out: Path | None) -> int:
+def run(
+    names: list[str], device: str | None, small: bool, seconds: float, out: Path | None = None, way: str | None = None
+) -> int:
     """Run the sections and print their tables; 0 when all of them ran to their end, rows that failed included.
 
     Args:
         device: cpu or cuda; None: as `Given.make` finds.
         seconds: for all together.
-        out: a file for all rows.
+        out: a file for all rows, written after each section.
+        way: fork or spawn; None: fork, where that leaves the card usable.
 
     Raises:
-        ModuleNotFoundError: there is no torch, or no transformers.
+        ImportError: there is no torch, or no transformers.
     """
     started = time.monotonic()
     load()
     if device == "cpu" and importlib.util.find_spec("peft") is not None:
         importlib.import_module("peft")  # once for all; with a card it is left to those who need it: it may wake it
     gc.freeze()  # what stays need not be looked at whenever a row has ended
-    way = "fork" if device == "cpu" or _card_works_in_a_fork() else "spawn"
+    way = way or ("fork" if device == "cpu" or _card_works_in_a_fork() else "spawn")
     found: dict[str, Any] = {"start_s": round(time.monotonic() - started, 1), "way": way, "sections": {}}
-    ends, whole = started + seconds, True
+    left, ends, whole = [section for section in SECTIONS if section.name in names], started + seconds, True
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
-        for section in (section for section in SECTIONS if section.name in names):
+        while left:
+            share, section = left[0].budget_s / sum(each.budget_s for each in left), left.pop(0)
             print(tables.head(section.title, section.columns), flush=True)
             began = time.monotonic()
-            budget_s = min(section.budget_s * seconds / 420.0, ends - began)
-            rows, ended = _one(section, (device, small, folder), budget_s, way)
+            rows, ended = _one(section, (device, small, folder), share * (ends - began), way)
             whole = whole and ended
             took_s = round(time.monotonic() - began, 1)
             print(f"\n{took_s} s", flush=True)
             found["sections"][section.name] = {"s": took_s, "ended": ended, "rows": [row.to_json() for row in rows]}
             if out is not None:
                 out.write_text(json.dumps(found, indent=1))
+    gc.unfreeze()
     print(f"\n{time.monotonic() - started:.0f} s in all", flush=True)
     return 0 if whole else 1
 
@@ -158,7 +162,7 @@ def _work(
     module, _, function = section.function.partition(":")
     try:
         given = Given.make(*arguments)
-        for row in getattr(importlib.import_module(f"{PACKAGE}.{module}"), function)(given, *section.options):
+        for row in getattr(importlib.import_module(module), function)(given, *section.options):
             there.send(row)
     except FAILED as error:
         there.send(Row("the rest", {}, tables.failed(error)))
@@ -168,7 +172,7 @@ def _work(
 
 
 def load() -> None:
-    """Import everything. Raises: ModuleNotFoundError: there is no torch, or no transformers."""
+    """Import everything. Raises: ImportError: there is no torch, or no transformers."""
     import torch  # noqa: F401
     from transformers import LlamaForCausalLM, Trainer  # noqa: F401  # as they are, without stand-ins
 
