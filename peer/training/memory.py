@@ -65,8 +65,7 @@ def memory_needed_bytes(
     recomputing = spec.method.base == "nf4" if recomputing is None else recomputing
     working = activation_bytes(spec, sequences, recomputing, shape)
     averaging = state * spec.model.trainable
-    most = working + averaging if spec.sync.overlap else max(working, averaging)
-    return _weight_bytes(spec, shape) + int(held * spec.model.trainable) + most + RUNTIME_BYTES
+    return _weight_bytes(spec, shape) + int(held * spec.model.trainable) + working + averaging + RUNTIME_BYTES
 
 
 def base_parameters(spec: RunSpec) -> int:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab.small_community import Inputs, real_inputs
+from lab.small_community import Inputs, tiny_inputs
 
 GOAL = 0.15
 DAEMON_BYTES = 90 << 20  # p2pd, which the probe does not start
@@ -124,7 +124,7 @@ def main(arguments: list[str]) -> int:
         "\n| model | M parameters | | said, MB | measured | off | said beyond | measured | off |\n" + "|---" * 9 + "|"
     )
     with tempfile.TemporaryDirectory() as name, Probes() as probes:
-        inputs = real_inputs(Path(name) / "inputs")
+        inputs = tiny_inputs(Path(name) / "inputs")
         for number, model in enumerate(MODELS):
             if options.only not in (None, model.name):
                 continue
