@@ -46,8 +46,8 @@ def memory_needed_bytes(
     """About what taking part needs at least, device and main memory together, with passes in fp32.
 
     The weights, the base in fewer bits; for the trainable ones what the module's docstring lists; activations of one
-    sequence, for what fits on top of that goes into a larger micro-batch; the runtime. The update is there when
-    activations are gone, unless work goes on meanwhile. A peer that only reduces holds the states and the averages.
+    sequence, for what fits on top of that goes into a larger micro-batch; the runtime. The state before
+    this one stays while it works. A peer that only reduces holds the states and the averages.
 
     Args:
         shape: of the model; None: guessed from its number of parameters.
