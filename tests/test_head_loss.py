@@ -13,7 +13,7 @@ from lab.training_fixtures import Bench
 from peer.training import head_loss, precision
 from peer.training.data import NO_LOSS
 from peer.training.loading import load_causal_lm
-from tests.kit.architectures import ARCHITECTURES, Architecture, write_base
+from tests.kit.architectures import Architecture, each, write_base
 
 TOKENS_BT = (torch.arange(40) * 7 % 270).view(2, 20)
 LORA = {"kind": "lora", "rank": 4, "alpha": 8.0}
@@ -58,7 +58,7 @@ def chunks_of_five(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_loss, "LOGITS_BYTES", 4 * 283 * 5)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda item: item.kind)
+@pytest.mark.parametrize("architecture", each())
 def test_every_architecture_has_the_loss_and_the_gradient_of_all_logits_at_once(
     tmp_path: Path, architecture: Architecture
 ) -> None:

@@ -24,7 +24,7 @@ from peer.training.state import SharedState
 from peer.training.work import LocalWork
 from protocol.run_spec import Method, RunSpec
 from tests.kit import base_probe
-from tests.kit.architectures import ARCHITECTURES, Architecture, write_base
+from tests.kit.architectures import Architecture, each, write_base
 
 LORA = {"kind": "lora", "rank": 4, "alpha": 8.0}
 BF16 = LORA | {"base": "bf16"}
@@ -84,7 +84,7 @@ def test_rounding_the_base_changes_loss_and_gradient_by_little(
     assert loss == pytest.approx(expected, rel=5e-4) and error(gradient, reference) < 0.02
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.kind)
+@pytest.mark.parametrize("architecture", each())
 def test_every_architecture_computes_as_in_fp32(tmp_path: Path, architecture: Architecture) -> None:
     base = write_base(tmp_path / "base", architecture)
     held = load_base(Method.model_validate(BF16), base, "cpu")

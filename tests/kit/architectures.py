@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -83,6 +84,17 @@ ARCHITECTURES = (
     Architecture("Mamba", "mamba", {"state_size": 4}),
     Architecture("Mamba 2", "mamba2", {"state_size": 4, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 8}),
 )
+
+# each of these does something of its own between its layers, or with its logits; `scripts/test -m slow` tries all
+SAMPLE = ("llama", "gemma2", "mixtral", "gpt2", "opt", "granite", "cohere", "mamba")
+
+
+def each() -> list[Any]:
+    """All of them for `parametrize`, those beyond the sample as slow ones."""
+    return [
+        pytest.param(item, id=item.kind, marks=() if item.kind in SAMPLE else pytest.mark.slow)
+        for item in ARCHITECTURES
+    ]
 
 
 def write_model(folder: Path, config: Any, seed: int = 0) -> Path:
