@@ -36,7 +36,7 @@ def prepare(
     from coordinator.dataset import plain_tokenizer
     from coordinator.dataset.prepare import prepare as prepare_data
     from coordinator.dataset.screen import PrepareScreen
-    from coordinator.run_config import RunConfig, SequenceRules
+    from coordinator.run_config import RunConfig
 
     run = RunConfig.load(config)
     sources, here = run.data_sources, config.resolve().parent
@@ -46,7 +46,7 @@ def prepare(
         tokenizer = plain_tokenizer.in_another_process(run.model, here, run_folder.absolute() / "hub")
         prepared = prepare_data(
             sources,
-            run.sequences or SequenceRules(),
+            run.sequence_rules,
             here,
             tokenizer,
             run_folder / "data",

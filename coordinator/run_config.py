@@ -160,12 +160,17 @@ class RunConfig(Section):
         return self
 
     @property
+    def sequence_rules(self) -> SequenceRules:
+        """`[sequences]`, as written or by default."""
+        return self.sequences or SequenceRules()
+
+    @property
     def data_rules(self) -> DataRules | DataSetRules:
         """How the data become sequences of tokens."""
         if isinstance(self.data, DataSource):
             return self.data
         sources = [source.model_dump(include=set(SourceRules.model_fields)) for source in self.data]
-        return DataSetRules.model_validate({"sources": sources} | (self.sequences or SequenceRules()).model_dump())
+        return DataSetRules.model_validate({"sources": sources} | self.sequence_rules.model_dump())
 
     @property
     def data_file(self) -> DataSource:

@@ -22,7 +22,6 @@ from peer.training.loading import load_tokenizer
 from protocol import disk
 from protocol.canonical import sha256_hex
 from protocol.data_manifest import MAX_MANIFEST_BYTES
-from protocol.data_spec import SequenceRules
 from protocol.errors import InputError
 from protocol.files import file_sha256, read_bounded
 
@@ -98,7 +97,7 @@ class RunData:
     def _prepare(self, tokenizer: PlainTokenizer, telling: Telling) -> None:
         prepared = prepare(
             self._config.data_sources,
-            self._config.sequences or SequenceRules(),
+            self._config.sequence_rules,
             self._base,
             tokenizer,
             self.path,
@@ -117,5 +116,5 @@ class RunData:
         if not here.manifest.is_file():
             raise InputError(f"{here.manifest}: no such file", "prepare the data: potluck data prepare")
         manifest = read_bounded(here.manifest, MAX_MANIFEST_BYTES)
-        rules = dated(self._config.data_sources, self._config.sequences or SequenceRules(), here)
+        rules = dated(self._config.data_sources, self._config.sequence_rules, here)
         return DataPins(sha256_hex(manifest), len(manifest), rules.template_date)

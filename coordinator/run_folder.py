@@ -21,7 +21,6 @@ lock                held while a host runs
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import secrets
@@ -33,6 +32,7 @@ from typing import TypeVar
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from coordinator.file_lock import held
 from protocol.checkpoint import step_name
 from protocol.disk import disk_error, is_full, set_aside, sync, write_file
 from protocol.errors import FormatError, InputError
@@ -110,28 +110,15 @@ class RunFolder:
         Raises:
             InputError: another host holds it, or the disk is full.
         """
-        lock = self.path / "lock"
-        try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise disk_error(lock, error) from error
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-                raise InputError(
-                    f"{self.path}: another host runs in this folder (process {holder})",
-                    "stop it first, or choose another folder",
-                ) from error
-            try:
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-            except OSError as error:
-                raise disk_error(lock, error) from error
+
+        def taken(holder: str) -> InputError:
+            return InputError(
+                f"{self.path}: another host runs in this folder (process {holder})",
+                "stop it first, or choose another folder",
+            )
+
+        with held(self.path / "lock", taken):
             yield
-        finally:
-            os.close(descriptor)
 
     def renew_damaged(self) -> None:
         """Put keys that cannot be read aside, so that new ones are made: before a run has begun nothing hangs on them.

@@ -21,12 +21,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import ValidationError
 
 from protocol import canonical, envelope
 from protocol.digests import Digest
 from protocol.envelope import MAX_ENVELOPE_BYTES, Envelope, Signer
 from protocol.errors import FormatError
+from protocol.fields import Fields
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -41,21 +42,7 @@ class Signed(Generic[T_co]):
     digest: Digest  # of the payload: names the statement, however often it was signed
 
 
-class SignedFields(BaseModel):
-    """Fields of something that is signed. No other field is let in, and `later` ones are left out at their defaults."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    later: ClassVar[frozenset[str]] = frozenset()  # fields that version 1 did not have at first
-
-    @model_serializer(mode="wrap")
-    def _without_later(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What was signed before there was a field keeps its bytes."""
-        fields = type(self).model_fields
-        value: dict[str, Any] = handler(self)
-        return {name: item for name, item in value.items() if name not in self.later or item != fields[name].default}
-
-
-class Statement(SignedFields):
+class Statement(Fields):
     """What a peer, or a run's coordinator by its membership key, signs."""
 
     media_type: ClassVar[str]

@@ -19,7 +19,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from protocol.digests import Digest
-from protocol.signed import Signed, SignedFields, Statement, open_signed
+from protocol.fields import Fields
+from protocol.signed import Signed, Statement, open_signed
 
 MAX_ATTEMPT = 2**31 - 1  # so many that no round uses them up
 MAX_TOKENS = 2**40  # tokens one peer can claim for one round
@@ -29,7 +30,7 @@ MAX_EPOCH = 10**9
 EPOCH = Field(default=0, ge=0, le=MAX_EPOCH, strict=True)  # of the coordinator's word on who decides; 0: of none
 
 
-class UpdateDigest(SignedFields):
+class UpdateDigest(Fields):
     """Binds a claim to one encoded update."""
 
     root: Digest  # Merkle root over the encoded chunks
@@ -38,7 +39,7 @@ class UpdateDigest(SignedFields):
     codec: str = Field(max_length=32)
 
 
-class Late(SignedFields):
+class Late(Fields):
     """Work of rounds that its author was not in; part of the update of the round that it is in.
 
     Without `waited` it missed the round before, because it came too late or its author could not be reached. It was
@@ -111,7 +112,7 @@ class Vote(Statement):
     epoch: int = EPOCH
 
 
-class Cast(SignedFields):
+class Cast(Fields):
     """A vote that a member has given before, as it tells of it."""
 
     later: ClassVar[frozenset[str]] = frozenset({"completes"})

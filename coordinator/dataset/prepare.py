@@ -10,9 +10,7 @@ the root is the same for any number of processes. A chunk that is done is not do
 from __future__ import annotations
 
 import datetime
-import fcntl
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -29,6 +27,7 @@ from coordinator.dataset.plain_tokenizer import PlainTokenizer
 from coordinator.dataset.sources import SourceFile, files_of
 from coordinator.dataset.tokenize import check_tokenizer
 from coordinator.dataset.workers import ChunkWorkers
+from coordinator.file_lock import held
 from coordinator.run_config import SourceConfig
 from peer.training.dataset.shard import Shard, token_type
 from peer.training.records import Record
@@ -306,19 +305,13 @@ def dated(sources: Sequence[SourceConfig], sequences: SequenceRules, folder: Dat
 @contextmanager
 def _locked(folder: DataFolder) -> Iterator[None]:
     """Hold the folder; the system lets go of it when the process ends. Raises: InputError: another one holds it."""
-    lock = folder.path / "lock"
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise disk_error(lock, error) from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"{folder.path}: another process prepares data there", "wait for it, or stop it"
-            ) from error
+        raise disk_error(folder.path, error) from error
+
+    def taken(_: str) -> InputError:
+        return InputError(f"{folder.path}: another process prepares data there", "wait for it, or stop it")
+
+    with held(folder.path / "lock", taken):
         yield
-    finally:
-        os.close(descriptor)

@@ -21,7 +21,7 @@ from protocol.errors import InputError
 from protocol.run_spec import Method, RunSpec
 
 # what was seen when a configuration made sense to transformers and not to its model
-_FAILED = (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
+_FAILED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _LEAK = 1e-4  # of the largest logit; what rounding does is far below, what attention to later tokens does far above
 
 
