@@ -100,11 +100,18 @@ def test_every_section_runs_to_its_end_with_nothing_but_torch_and_transformers(a
 
 
 def test_each_precision_is_held_against_a_bare_loop_and_trainer(complete: dict[str, Any]) -> None:
-    for arm in ("ours, ", "bare loop, ", "Trainer, "):
+    ours = rows(complete["full"], "ours, ")
+    ways = [
+        f"ours, {precision}, loss {way}" for precision in ("bf16", "fp16", "fp32") for way in ("in chunks", "plain")
+    ]
+    assert [row["label"] for row in ours] == ways
+    for in_chunks, plain in zip(ours[::2], ours[1::2], strict=True):
+        assert in_chunks["loss"] == pytest.approx(plain["loss"], rel=1e-3)
+    for arm in ("bare loop, ", "Trainer, "):
         assert [row["label"].split(", ")[1] for row in rows(complete["full"], arm)] == ["bf16", "fp16", "fp32"]
     losses = [row["loss"] for row in rows(complete["full"])]
     assert max(losses) - min(losses) < 0.02  # of the same weights, after as many steps on other draws
-    assert len(rows(complete["bf16"])) == 5 and len(rows(complete["memory"], "lora, base bf16")) == 5
+    assert len(rows(complete["bf16"])) == 8 and len(rows(complete["memory"], "lora, base bf16")) == 5
 
 
 def test_a_replay_in_another_precision_is_near_and_in_the_same_one_the_same(complete: dict[str, Any]) -> None:

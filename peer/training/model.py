@@ -210,6 +210,10 @@ class TrainableModel:
             self._head_loss = head_loss.find(self.model) or partial(head_loss.plain, self.model)
         return self._head_loss(tokens_BT, targets_BT, positions_BT)
 
+    def compute_loss_by(self, way: Callable[..., torch.Tensor]) -> None:
+        """Another way to the loss than what `head_loss` finds for this model, with its arguments."""
+        self._head_loss = way
+
     @property
     def rows(self) -> int:
         """Of the embeddings: tokens that there may be."""

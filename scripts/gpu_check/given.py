@@ -10,13 +10,14 @@ import gc
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from peer.training import adapter
+from peer.training import adapter, head_loss
 from peer.training.data import Dataset, Sequences
 from peer.training.device import let_go_of_memory
 from peer.training.loading import load_causal_lm, on_device
@@ -44,12 +45,29 @@ FAILED = (
     ValueError,
 )
 PRECISIONS = ("bf16", "fp16", "fp32")
-# What the model's loss can be computed by: name -> what makes a model use it. A new kernel is one line.
-KERNELS: Mapping[str, Callable[[TrainableModel], None]] = {"plain": lambda model: None}
 
 
 class NotHere(Exception):
     """Something optional is not on this machine: the row says which."""
+
+
+def _by_chunks(model: TrainableModel, *, fused: bool) -> None:
+    found = head_loss.find(model.model)
+    if found is None:
+        raise NotHere("not for this model")
+    if fused and found.fused is None:
+        raise NotHere("not installed: liger-kernel, or no CUDA")
+    if not fused:
+        found.fused = None
+    model.compute_loss_by(found)
+
+
+# What the model's loss can be computed by: name -> what makes a model use it. A new kernel is one line.
+KERNELS: Mapping[str, Callable[[TrainableModel], None]] = {
+    "in chunks": partial(_by_chunks, fused=False),
+    "by Liger": partial(_by_chunks, fused=True),
+    "plain": lambda model: model.compute_loss_by(partial(head_loss.plain, model.model)),
+}
 
 
 @dataclass(frozen=True)
