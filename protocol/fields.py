@@ -11,6 +11,12 @@ class Fields(BaseModel):
     """No other field is let in, and `later` ones are left out at their defaults.
 
     So what was pinned or signed before there was a field keeps its bytes.
+
+    >>> class Example(Fields):
+    ...     later: ClassVar[frozenset[str]] = frozenset({"names"})
+    ...     names: tuple[str, ...] = ()  # a list, as JSON
+    >>> Example().model_dump(mode="json"), Example(names=("a",)).model_dump(mode="json")
+    ({}, {'names': ['a']})
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
