@@ -67,6 +67,11 @@ class DataManifest:
     def shards(self) -> list[ShardEntry]:
         return [shard for source in self.sources for shard in source.shards]
 
+    def check(self, sources: Sequence[str], sequence_length: int) -> None:
+        """Whether it is of a run with these sources. Raises: FormatError: it is not."""
+        if [source.name for source in self.sources] != list(sources) or self.sequence_length != sequence_length:
+            raise FormatError("the manifest of the data has other sources or sequences than the run spec pins")
+
     def to_bytes(self) -> bytes:
         sources = [{"name": item.name, "shards": [list(shard) for shard in item.shards]} for item in self.sources]
         return canonical.dumps(

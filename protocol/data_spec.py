@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from protocol.data_manifest import MAX_MANIFEST_BYTES
 from protocol.digests import Digest
 from protocol.section import Positive, Section, Short
 
@@ -107,7 +108,7 @@ class PinnedData(DataRules):
 
 class PinnedDataSet(DataSetRules):
     digest: Digest  # SHA-256 of the manifest: `protocol.data_manifest`
-    size_bytes: int = Field(ge=1)  # of the manifest
+    size_bytes: int = Field(ge=1, le=MAX_MANIFEST_BYTES)  # of the manifest
 
 
 def _file_or_set(value: Any) -> str:

@@ -7,18 +7,20 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from peer.link.shard_cache import ShardCache
 from peer.training.dataset.draws import ERA, LOT, Draws, Sample
 from peer.training.dataset.shard import Shard
 from peer.training.dataset.sharded import ShardedSequences
-from protocol.data_manifest import DataManifest, ShardEntry, SourceEntry
+from protocol.data_manifest import MAX_MANIFEST_BYTES, DataManifest, ShardEntry, SourceEntry
 from protocol.data_spec import PinnedDataSet, SourceRules
 from protocol.errors import FormatError, InputError, NetworkError, VerificationError
 
@@ -176,6 +178,32 @@ def test_any_weights_leave_each_source_its_share(weights: list[float]) -> None:
     for index, weight in enumerate(weights):
         share = sum(item.source == index for item in drawn) / len(drawn)
         assert share == pytest.approx(weight / sum(weights), abs=0.06)
+
+
+def test_a_manifest_of_other_sources_and_a_shard_of_other_sequences_are_refused() -> None:
+    prepared = Prepared(a=[5], b=[5])
+    spec = prepared.spec(1.0, 1.0)
+
+    class Here:
+        def read(self, entry: ShardEntry) -> bytes:
+            return prepared.files[entry.digest]
+
+        def want(self, entries: object) -> None: ...
+
+    for wrong in ({"sources": spec.sources[:1]}, {"sources": spec.sources[::-1]}, {"sequence_length": LENGTH + 1}):
+        with pytest.raises(FormatError, match="than the run spec pins"):
+            ShardedSequences(prepared.manifest, spec.model_copy(update=wrong), 0, Here(), VOCABULARY)
+    a, b = prepared.manifest.sources
+    says_more = SourceEntry("a", (a.shards[0]._replace(sequences=9),))
+    data = ShardedSequences(replace(prepared.manifest, sources=(says_more, b)), spec, 0, Here(), VOCABULARY)
+    with pytest.raises(FormatError, match="it has 5 sequences, by the manifest 9"):
+        data.batch([Sample(0, 0, 0)])
+
+
+def test_a_manifest_is_not_read_beyond_its_bound() -> None:
+    spec = Prepared(a=[5]).spec(1.0)
+    with pytest.raises(ValidationError, match="size_bytes"):
+        PinnedDataSet.model_validate(spec.model_dump() | {"size_bytes": MAX_MANIFEST_BYTES + 1})
 
 
 # ---- the cache -------------------------------------------------------------------------------------------------------

@@ -60,7 +60,9 @@ def test_a_text_that_is_not_in_the_catalogue_is_listed(monkeypatch: pytest.Monke
 
 
 def test_the_catalogue_holds_nothing_that_is_said_no_more() -> None:
-    ours = words.parse((REPOSITORY / "protocol" / "zh.txt").read_text(encoding="utf-8").partition(SAID_ELSEWHERE)[0])
+    text = (REPOSITORY / "protocol" / "zh.txt").read_text(encoding="utf-8").partition(SAID_ELSEWHERE)[0]
+    ours, lines = words.parse(text), [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    assert len(lines) == 2 * len(ours), f"twice: {[line for line in lines[::2] if lines[::2].count(line) > 1]}"
     said = texts().keys() | {english.strip() for english in messages._MESSAGES.values()}
     assert not [english for english in ours if english.strip() not in said]
 

@@ -15,6 +15,7 @@ from peer.training.dataset.shard import Shard
 from peer.training.packed import positions_of
 from protocol.data_manifest import DataManifest, ShardEntry
 from protocol.data_spec import PinnedDataSet
+from protocol.errors import FormatError
 from protocol.run_spec import RunSpec
 
 IN_MEMORY = 8  # shards, of some MB each
@@ -36,9 +37,13 @@ class ShardedSequences:
 
     Args:
         vocabulary: rows of the model's embeddings.
+
+    Raises:
+        FormatError: the manifest is not one of the run's sources.
     """
 
     def __init__(self, manifest: DataManifest, data: PinnedDataSet, seed: int, shards: Shards, vocabulary: int) -> None:
+        manifest.check([source.name for source in data.sources], data.sequence_length)
         self._manifest, self._shards, self._vocabulary, self._seed = manifest, shards, vocabulary, seed
         self.apart = data.documents_apart
         self._draws = Draws(manifest, [source.weight for source in data.sources], seed)
@@ -93,6 +98,8 @@ class ShardedSequences:
         shard = self._read.pop(entry.digest, None)
         if shard is None:
             shard = Shard.from_bytes(self._shards.read(entry), self.longest, self._vocabulary, self.apart)
+            if len(shard) != entry.sequences:
+                raise FormatError(f"not a shard: it has {len(shard)} sequences, by the manifest {entry.sequences}")
         self._read[entry.digest] = shard
         if len(self._read) > IN_MEMORY:
             self._read.popitem(last=False)
