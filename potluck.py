@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import typer
 
-from commands import anyone, data, identity, volunteer
+from commands import anyone, data, identity, own_peers, volunteer
 from commands.host import go_on, host
 from protocol import words
 from protocol.errors import PotluckError
@@ -29,8 +29,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (host, go_on, volunteer.join, volunteer.leave, anyone.fetch, anyone.verify, anyone.status):
+for verb in (host, go_on, volunteer.join, anyone.fetch, anyone.verify):
     app.command()(verb)
+for asked in (own_peers.status, own_peers.pause, own_peers.resume, own_peers.finish, own_peers.leave, own_peers.limits):
+    app.command()(asked)
 app.add_typer(data.app, name="data")
 app.add_typer(identity.app, name="identity")
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from commands.options import Home, InviteLine, Json, Lang
-from commands.talk import need, say
+from commands.talk import need
 from protocol import words
 from protocol.errors import InputError
 
@@ -133,60 +133,3 @@ def fetch(
     told = {"folder": str(step), **report.to_json()}
     typer.echo(json.dumps(told, indent=2) if json_output else f"{step}\n{report.to_text(words.told)}")
     raise typer.Exit(report.answer.exit_code)
-
-
-def status(
-    invite: Annotated[
-        str | None, typer.Argument(metavar="[INVITE]", help="A run's invite, or a file that holds it.")
-    ] = None,
-    home: Home = None,
-    lang: Lang = None,
-    json_output: Json = False,
-) -> None:
-    """Show the peers of this computer; with an invite, ask the run's coordinator how the run stands."""
-    if invite is None:
-        _local_status(home, json_output)
-        return
-    need("peer", "grpc")
-    from peer.link.client import CoordinatorClient
-    from protocol.pasted import read_invite
-
-    with CoordinatorClient(read_invite(invite)) as client:
-        client.get_run()
-        current = client.status()
-    if json_output:
-        typer.echo(current.to_bytes().decode())
-        return
-    say(f"{current.name}: round {current.round} of {current.rounds or 'open end'}, {current.tokens:,} tokens agreed")
-    if current.rates is not None:
-        say(f"learning rate {current.rates}")
-    if current.finished:
-        say("this run is over; `potluck fetch INVITE` brings its newest checkpoint")
-    for part in current.parts_failed:
-        say(f"a part of the coordinator has failed: {part}")
-    if current.alarm is not None:
-        say(f"ALARM: {current.alarm}")
-    for peer in sorted(current.peers, key=lambda item: -item.credit_tokens):
-        seen = words.told("away") if peer.last_seen_s is None else f"seen {peer.last_seen_s:.0f} s ago"
-        say(f"  {peer.peer_id[-8:]}  {peer.credit_tokens:>12,} tokens in {peer.rounds} rounds, {seen}")
-    for item in current.evaluations:
-        say(f"  round {item.round:>6}: held-out loss {item.held_out_loss:.4f}")
-
-
-def _local_status(home: Path | None, json_output: bool) -> None:
-    from peer.disk.local_peers import find_peers
-    from peer.screen.rounds import describe
-    from protocol.trust import home as default_home
-
-    found = find_peers(home or default_home())
-    if json_output:
-        typer.echo(json.dumps([peer.to_json() for peer in found], indent=2))
-        return
-    if not found:
-        say("no run was joined here; `potluck join INVITE` joins one")
-    for peer in found:
-        running = f"running, process {peer.process.pid}" if peer.process else "not running"
-        at = f", round {peer.rounds[-1].round}" if peer.rounds else ""
-        say(f"{peer.name or words.told('(unknown)')} ({peer.run}…): {running}{at}")
-        for item in peer.rounds:
-            typer.echo(f"  {describe(item, words.language_of_user())}")

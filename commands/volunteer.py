@@ -1,4 +1,4 @@
-"""What a volunteer types: `potluck join` and `potluck leave`."""
+"""What a volunteer types first: `potluck join`. What they ask of it later is in `own_peers`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from commands.options import Home, InviteLine, Json, Lang, Verbose, one_of
-from commands.talk import log_to_stderr, need, say
+from commands.talk import log_to_stderr, need
 from protocol import words
 from protocol.errors import InputError
 
@@ -34,6 +34,10 @@ def join(
     data_cache: Annotated[
         float, typer.Option(min=0.1, help="GB on disk for the run's data, where they are fetched in parts.")
     ] = 5.0,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A limit, before those of limits.toml; may be repeated. See: limits."),
+    ] = None,
     reduce_only: Annotated[
         bool,
         typer.Option(
@@ -45,19 +49,21 @@ def join(
     verbose: Verbose = False,
 ) -> None:
     """Donate this computer's time to a run: train with the others until it is over or you press Ctrl-C."""
+    from peer.limits.limits import read as check_limits
     from peer.net.listening import check_listen
     from peer.screen.starting import starting
     from protocol.pasted import read_invite
+    from protocol.trust import home as default_home
 
     parsed = read_invite(invite)  # before the heavy imports: a bad paste is told at once
     one_of("--precision", precision, ("auto", "bf16", "fp16", "fp32"))
+    check_limits((home or default_home()) / "limits.toml", limit or ())
     check_listen(listen, announce)  # before gigabytes are fetched in vain
     log_to_stderr(verbose)
     need("peer", "torch", "hivemind")
     starting("torch", "transformers", "hivemind", "peer.volunteer", quiet=json_output)
     from peer.net.swarm import SwarmConfig
     from peer.participation import PeerConfig
-    from protocol.trust import home as default_home
 
     config = PeerConfig(
         home=home or default_home(),
@@ -65,6 +71,7 @@ def join(
         threads=threads,
         precision=precision,
         cache_bytes=int(data_cache * 1e9),
+        limits=tuple(limit or ()),
         swarm=SwarmConfig(listen=listen, announce=announce, reduce_only=reduce_only),
     )
     _take_part(parsed, config, _screen(config, yes=yes, as_json=json_output, details=verbose))
@@ -104,33 +111,6 @@ def _take_part(invite: Invite, config: PeerConfig, screen: JsonScreen | Terminal
         raise typer.Exit(1)
     if volunteer.outcome in (Outcome.NOT_HANDED_ON, Outcome.ALONE):
         raise typer.Exit(4)
-
-
-def leave(
-    run: Annotated[str | None, typer.Option("--run", help="Only this run: its name, or how its digest begins.")] = None,
-    now: Annotated[bool, typer.Option("--now", help="At once, as a second Ctrl-C: the step in hand is lost.")] = False,
-    home: Home = None,
-    lang: Lang = None,
-) -> None:
-    """Ask the peers that run on this computer to leave, and wait until they have: as Ctrl-C does where they began."""
-    from peer.disk.local_peers import ask_to_leave, find_peers
-    from protocol.trust import home as default_home
-
-    running = [peer for peer in find_peers(home or default_home(), run) if peer.process is not None]
-    if not running:
-        say("no peer runs here")
-    stayed = 0
-    for peer in running:
-        assert peer.process is not None
-        name = f"{peer.name or peer.run} (process {peer.process.pid})"
-        if ask_to_leave(peer, now=now):
-            say(f"{name}: left")
-        else:
-            stayed += 1
-            waits = "it may wait until another member has the run's newest state; --now makes it leave at once"
-            say(f"{name}: has not left yet; {'kill -9 does it no harm' if now else waits}")
-    if stayed:
-        raise typer.Exit(1)
 
 
 def usable_device(wanted: str) -> str:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from peer.disk.keeper import Keeper
 from peer.disk.kept_states import KeptStates
@@ -23,6 +22,7 @@ from peer.disk.peer_folder import PeerFolder
 from peer.disk.receipts import Receipts
 from peer.disk.round_log import Round
 from peer.handing_on import Outcome, hand_in, hand_on
+from peer.limits.watch import Gate
 from peer.link.answers import Announcement
 from peer.link.background import CoordinatorLink, Greeting
 from peer.link.client import CoordinatorClient
@@ -31,30 +31,29 @@ from peer.link.notices import Notices
 from peer.net import box_bytes
 from peer.net.opening import Opening
 from peer.net.place import Place
-from peer.net.swarm import DaemonEnded, Swarm, SwarmConfig
+from peer.net.swarm import Swarm, SwarmConfig
+from peer.net.traffic import Traffic
 from peer.round.box import Box
 from peer.round.report import RoundReport
 from peer.round.turns import Waiting
 from peer.screen.messages import Reason
 from peer.screen.rounds import describe
 from peer.screen.screen import Screen, tell_failure, tell_over
+from peer.stopping import Stopping, start_again
 from peer.sync.shelf import Head
-from peer.trainer import WorkReport, reduce, train
+from peer.trainer import Ended, WorkReport, reduce, train
 from peer.training.genesis import load_state
 from peer.training.work import LocalWork
 from protocol.agreement import Agreement
-from protocol.backoff import Backoff
-from protocol.errors import NetworkError, PartFailed, RefusedError
+from protocol.errors import NetworkError, RefusedError
 from protocol.keys import PeerIdentity
 from protocol.leaving import LeaveSignals
-from protocol.parts import MOST_FAILURES, Failure
-from protocol.rpc import Twin, draw_session
+from protocol.parts import Failure
+from protocol.rpc import draw_session
 
 logger = logging.getLogger(__name__)
 
-OVER_S = 5.0  # the run is over by the coordinator's word: this peer may be about to commit the last round, too
-LAST_STATE_S = 60.0  # all rounds are made, the last state is still to be handed in: this peer may be about to fetch it
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0  # before the network part is started again
+LOOK_S = 0.2  # between two looks whether this peer may work again
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,7 @@ class PeerConfig:
     threads: int | None = None  # CPU threads for torch; None: torch's choice
     precision: str = "auto"  # of the forward and backward passes: auto, bf16, fp16, fp32
     cache_bytes: int = 5 << 30  # that prepared data may take on disk
+    limits: tuple[str, ...] = ()  # key=value, before those of limits.toml
     swarm: SwarmConfig = field(default_factory=SwarmConfig)
 
     @property
@@ -100,19 +100,40 @@ class Participation:
         self._link: CoordinatorLink | None = None
         self._tokens_per_s = 0.0
         self._kept_round = 0  # the newest whose state and claims are on disk
+        self._gate, self._ended = Gate(), Ended.OVER
         self.outcome = Outcome.DONE  # of leaving
 
-    def take_part(self, work: LocalWork | None) -> None:
+    def take_part(self, work: LocalWork | None, gate: Gate) -> None:
         """Train, or reduce for the others (without work), until the run is over or the owner stops.
+
+        Args:
+            gate: while it is closed, this peer leaves the others and keeps its model and its work.
 
         Raises:
             PartFailed: a part of the swarm fails again and again.
             RefusedError: another computer uses this identity.
         """
         self._leaving.graceful = True  # from here on there are others
-        start_again(lambda: self._once(work), lambda: self._kept_round, self._screen.problem, self._leaving.stop)
+        self._gate, stop = gate, self._leaving.stop
+        moments = None
+        if work is not None:
+            moments = Moments(work, self._folder.place("optimizer.safetensors"), self._failed)
+            moments.load()
+        self._ended = Ended.ASIDE
+        while self._ended is Ended.ASIDE and self._is_let_in():
+            self._ended = Ended.OVER
+            start_again(lambda: self._once(work, moments), lambda: self._kept_round, self._screen.problem, stop)
 
-    def _once(self, work: LocalWork | None) -> None:
+    def _is_let_in(self) -> bool:
+        """Wait until this peer may work; False: it is to leave instead."""
+        while self._gate.closed.is_set():
+            self._screen.held(self._gate.verdict)
+            if self._leaving.stop.wait(LOOK_S) or self._gate.finishing.is_set():
+                return False
+        self._screen.step("finding-members")
+        return True
+
+    def _once(self, work: LocalWork | None, moments: Moments | None) -> None:
         """Raises: DaemonEnded, PartFailed: all but the work must start again."""
         with ExitStack() as stack:
             stack.callback(self._forget)
@@ -125,12 +146,11 @@ class Participation:
             certificate = self._admitted.certificate
             link = CoordinatorLink(self._client, certificate, outbox, self._receipts, states, self, self._failed)
             self._link = stack.enter_context(link)
+            stop = self._leaving.stop
             if work is None:
-                reduce(swarm, self._rounds, self._leaving.stop)
+                self._ended = reduce(swarm, self._rounds, stop, self._gate)
             else:
-                moments = Moments(work, self._folder.place("optimizer.safetensors"), self._failed)
-                moments.load()
-                train(swarm, work, self._rounds, self._leaving.stop, self, moments)
+                self._ended = train(swarm, work, self._rounds, stop, self, self._gate, moments)
             self._tokens_per_s = 0.0
             self._leave(swarm, link)
 
@@ -172,7 +192,8 @@ class Participation:
         if self._stopping.is_over:
             with contextlib.suppress(NetworkError):
                 swarm.begin_leaving()
-        if self._stopping.is_over or not self._leaving.stop.is_set():
+        goes_early = self._leaving.stop.is_set() or self._ended is not Ended.OVER
+        if self._stopping.is_over or not goes_early:
             self._screen.step("handing-in")
             if not hand_in(link, lambda: self._is_done(swarm), lambda: self._leaving.is_asked):
                 self._screen.step("claims-wait")
@@ -215,6 +236,24 @@ class Participation:
         """No step is done until `reason` is gone."""
         self._tokens_per_s = 0.0
         self._screen.paused(self._why(reason))
+
+    def held(self) -> None:
+        """No step is done by the owner's word, or by a limit's."""
+        self._tokens_per_s = 0.0
+        self._screen.held(self._gate.verdict)
+
+    def standing(self) -> dict[str, Any]:
+        """For the owner, in another thread."""
+        swarm = self._swarm
+        traffic = swarm.traffic if swarm is not None else Traffic()
+        tokens, rounds, newest = self._receipts.credit()
+        return {
+            "round": swarm.head.round if swarm is not None else self._kept_round,
+            "tokens_per_s": round(self._tokens_per_s, 1),
+            "sent_bytes": traffic.sent.total(),
+            "received_bytes": traffic.received.total(),
+            "credit": {"tokens": tokens, "rounds": rounds, "newest": newest},
+        }
 
     def _why(self, reason: Waiting | None) -> str:
         """Why no round is made: who has no certificate hears nobody, which looks like the others' absence."""
@@ -260,66 +299,3 @@ class Participation:
     def _here(self) -> Swarm:
         assert self._swarm is not None, "the link is closed before the swarm is"
         return self._swarm
-
-
-class Stopping:
-    """Why this peer stops by the coordinator's word, and not by its owner's.
-
-    Args:
-        stop: set when it is to stop.
-        rounds: that the run has; 0: without end.
-    """
-
-    def __init__(self, stop: threading.Event, rounds: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stop, self._rounds, self._clock = stop, rounds, clock
-        self._over_since: float | None = None  # the run has had all its rounds
-        self.is_over = False  # and this peer, at an earlier one, has nothing to do any more
-        self.is_twin = False  # another computer uses this peer's identity, and was there first
-
-    def heard(self, answer: Announcement, round: int) -> None:
-        """What the coordinator said while this peer's newest round was `round`."""
-        if 0 < self._rounds <= answer.round:
-            self._over(round, LAST_STATE_S)
-        if answer.finished:
-            self._over(round, OVER_S)
-        if answer.twin is Twin.CAME_FIRST:
-            self.is_twin = True
-            self._stop.set()
-
-    def _over(self, round: int, grace_s: float) -> None:
-        now = self._clock()
-        self._over_since = self._over_since or now
-        if round < self._rounds and now - self._over_since >= grace_s:
-            self.is_over = True
-            self._stop.set()
-
-
-def start_again(
-    once: Callable[[], None], kept_round: Callable[[], int], problem: Callable[..., None], stop: threading.Event
-) -> None:
-    """Call `once` until it returns; again, after a pause, when it could do nothing any more.
-
-    Args:
-        once: ends with DaemonEnded or PartFailed when all must start again.
-        kept_round: the newest round that is on disk; while there are new ones, pauses stay short.
-        problem: shows the owner a message: its key in `peer.screen.messages`.
-        stop: ends it in a pause.
-
-    Raises:
-        PartFailed: that has happened `MOST_FAILURES` times without a round in between.
-    """
-    backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
-    while True:
-        before = kept_round()
-        try:
-            return once()
-        except (DaemonEnded, PartFailed) as error:
-            logger.warning("%s", error.message)
-            if kept_round() > before:
-                backoff.worked()
-            pause_s = backoff.failed()
-            if isinstance(error, PartFailed) and backoff.failures >= MOST_FAILURES:
-                raise
-            problem("network-restarts" if isinstance(error, DaemonEnded) else "swarm-restarts")
-        if stop.wait(pause_s):
-            return

@@ -4,25 +4,34 @@ While no round can be made (too few peers are reached, say) it works on for a bo
 the agreed state is worth little; then it pauses, keeps what it has done, and goes on when the reason is gone.
 
 Where the run says so, rounds overlap: the work of the next round goes on while the members average.
+
+When its owner, or one of the owner's limits, wants the computer back, a step ends in the middle. What is done in this
+round is handed over when the others close it; then, and at once if nothing is, this peer stands aside: it leaves, by
+its farewell, as long as that lasts, so that nobody waits for it.
 """
 
 from __future__ import annotations
 
+import enum
 import logging
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from peer.disk.moments import Moments
 from peer.net.swarm import Swarm
 from peer.round.turns import Waiting
 from peer.sync.shelf import Head
-from peer.training.work import LocalWork, StepResult
+from peer.training.interruption import Interrupted
+from peer.training.work import LocalWork
 from protocol.errors import RoundAborted
 from protocol.schedule import Rates
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +42,19 @@ _WAIT_S = 0.2  # for the next head, before looking whether the owner has stopped
 _SPEED_MEMORY = 0.9  # of the moving average of tokens/s
 LOOK_S = 0.1  # between two looks whether a round can be made again
 _DIVERGED_MOST = 3  # rounds in a row
+HOLD_S = 600.0  # that work in hand waits for its round to be closed, before this peer stands aside all the same
+
+
+class Ended(enum.Enum):
+    """Why training came to an end."""
+
+    OVER = enum.auto()  # the run has all its rounds, or the owner has stopped this peer
+    ASIDE = enum.auto()  # it may not work now
+    FINISHED = enum.auto()  # the owner wanted it to leave after the round in hand
+
+
+class _Aside(Exception):
+    """Nothing is to be handed over, and nothing may be done."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +77,18 @@ class Watcher(Protocol):
 
     def paused(self, reason: Waiting) -> None: ...
 
+    def held(self) -> None:
+        """It may not work now; what is done is handed over when the round is closed."""
+
+
+class Permit(Protocol):
+    """Whether work may be done: `peer.limits.watch.Gate`."""
+
+    closed: threading.Event  # no step is to be done
+    finishing: threading.Event  # leave after the round in hand
+
+    def rest_s(self, step_s: float) -> float: ...
+
 
 def train(
     swarm: Swarm,
@@ -62,14 +96,16 @@ def train(
     rounds: int,
     stop: threading.Event,
     watcher: Watcher,
+    permit: Permit,
     moments: Moments | None = None,
     patience_s: float = PATIENCE_S,
-) -> None:
-    """Train until `rounds` rounds are committed (0: without end) or `stop` is set.
+) -> Ended:
+    """Train until `rounds` rounds are committed (0: without end), `stop` is set, or it may not work any more.
 
     When `stop` is set while a round is being closed, what was done is handed over first, within `HAND_OVER_S`.
 
     Args:
+        permit: whether it may work.
         moments: keeps what the optimizer remembers over a restart; None: nobody does.
         patience_s: how long to work on while no round can be made, at least.
 
@@ -77,22 +113,28 @@ def train(
         RoundAborted: the local work diverged several rounds in a row.
         DaemonEnded, PartFailed: no round can be made here any more.
     """
-    trainer = _Trainer(swarm, work, rounds, stop, watcher, moments, patience_s)
+    trainer = _Trainer(swarm, work, rounds, stop, watcher, permit, moments, patience_s)
+    work.passes.interrupt_when(lambda: permit.closed.is_set() or stop.is_set())
     diverged = 0
     while not stop.is_set() and not (rounds and swarm.head.round >= rounds):
         try:
             trainer.one_round()
             diverged = 0
+            if permit.finishing.is_set():
+                return Ended.FINISHED
+        except _Aside:
+            return Ended.ASIDE
         except RoundAborted as error:
             if stop.is_set():
-                return
+                break
             diverged += 1
             logger.warning("%s", error.message)
             if diverged >= _DIVERGED_MOST:
                 raise
+    return Ended.OVER
 
 
-def reduce(swarm: Swarm, rounds: int, stop: threading.Event) -> None:
+def reduce(swarm: Swarm, rounds: int, stop: threading.Event, permit: Permit) -> Ended:
     """Reduce for the others, with no work of one's own, until `rounds` rounds are committed or `stop` is set.
 
     Raises:
@@ -100,8 +142,13 @@ def reduce(swarm: Swarm, rounds: int, stop: threading.Event) -> None:
     """
     while not (rounds and swarm.head.round >= rounds):
         swarm.check()
+        if permit.closed.is_set():
+            return Ended.ASIDE
+        if permit.finishing.is_set():
+            return Ended.FINISHED
         if stop.wait(_WAIT_S):
-            return
+            break
+    return Ended.OVER
 
 
 class _Trainer:
@@ -114,17 +161,19 @@ class _Trainer:
         rounds: int,
         stop: threading.Event,
         watcher: Watcher,
+        permit: Permit,
         moments: Moments | None,
         patience_s: float,
     ) -> None:
         self._swarm, self._work, self._rounds = swarm, work, rounds
-        self._stop, self._watcher = stop, watcher
+        self._stop, self._watcher, self._permit = stop, watcher, permit
         self._moments, self._patience_s = moments, patience_s
         self._speed = self._step_s = 0.0
         self._round_s = 0.0  # how long the last round took, without pauses
         self._paused_s = 0.0  # in this round
         self._waiting_since: float | None = None
         self._ahead = False  # the work is the next round's, whose base is not agreed yet
+        self._loss: torch.Tensor | None = None  # of the newest step
 
     def one_round(self) -> None:
         """Work, hand over, and wait for what comes of it.
@@ -135,14 +184,13 @@ class _Trainer:
         swarm, work, stop, started = self._swarm, self._work, self._stop, time.monotonic()
         self._paused_s = 0.0
         head = self._begin()
-        while True:
-            result = self._step()
+        while not (swarm.close_work.is_set() and work.tokens) and not stop.is_set():
+            self._step()
+            self._hold(swarm.close_work.is_set)
             self._pause(swarm.close_work.is_set)
-            if swarm.close_work.is_set() or stop.is_set():
-                break
-        if stop.is_set() and not swarm.close_work.is_set():
+        if stop.is_set() and not (swarm.close_work.is_set() and work.tokens):
             raise RoundAborted("stopped by its owner")  # in the middle of a round: nobody waits for this peer
-        self._watcher.working(self._work_report(result.loss.item()))
+        self._watcher.working(self._work_report(self._loss.item() if self._loss is not None else None))
         update = [work.finish()]  # handed on, not held: it is as large as the model
         handed = swarm.hand_over(update.pop(), head.digest)
         self._save(wait=self._overlaps(head))
@@ -158,7 +206,9 @@ class _Trainer:
         self._ahead = False
         sent = self._swarm.part_of(head)
         forgotten = sent is None and work.peer_id in head.weights
-        if head.agreement is None or head.agreement.base != work.base or forgotten:
+        if work.stands_on(head.digest):
+            self._report()  # this peer stood aside, and the others are where they were
+        elif head.agreement is None or head.agreement.base != work.base or forgotten:
             work.begin(head.state)  # its first work, or it missed more than a round
         else:
             work.rebase(head.state, sent)
@@ -180,22 +230,54 @@ class _Trainer:
             if later.is_set():
                 handed.cancel()
                 raise RoundAborted("stopped by its owner")
-            if self._ahead and not self._stop.is_set():
+            if self._ahead and not self._stop.is_set() and not self._permit.closed.is_set():
                 self._step()
                 self._pause(handed.done)
+            elif self._ahead:
+                self._watcher.held()
+                self._wait(handed.done, _WAIT_S)
             else:
                 self._watcher.waiting(swarm.waiting_for)
 
-    def _step(self) -> StepResult:
+    def _step(self) -> None:
+        """One step, unless it may not be, and the rest after it; an interrupted one counts for nothing."""
         started = time.monotonic()
-        result = self._work.step()
+        if self._permit.closed.is_set():
+            return
+        try:
+            result = self._work.step()
+        except Interrupted:
+            return
+        self._loss = result.loss
         step_s = time.monotonic() - started
         now = result.tokens / max(step_s, 1e-6)
         self._speed = now if not self._speed else _SPEED_MEMORY * self._speed + (1 - _SPEED_MEMORY) * now
         self._step_s = step_s
         self._report()
         self._watcher.working(self._work_report(None))
-        return result
+        self._wait(self._swarm.close_work.is_set, self._permit.rest_s(step_s))
+
+    def _wait(self, over: Callable[[], bool], seconds: float) -> None:
+        """Rest so long, unless there is something to do before."""
+        until = time.monotonic() + seconds
+        while (left_s := until - time.monotonic()) > 0 and not (over() or self._stop.is_set()):
+            time.sleep(min(left_s, LOOK_S))
+
+    def _hold(self, over: Callable[[], bool]) -> None:
+        """While it may not work: wait for the round to be closed, if there is something to hand over.
+
+        Raises:
+            _Aside: there is not, or no round came.
+        """
+        since = time.monotonic()
+        while self._permit.closed.is_set() and not self._stop.is_set():
+            self._watcher.held()
+            if not self._work.tokens or time.monotonic() - since >= HOLD_S:
+                raise _Aside
+            if over():
+                return
+            self._swarm.check()
+            self._wait(over, LOOK_S)
 
     def _work_report(self, loss: float | None) -> WorkReport:
         work = self._work

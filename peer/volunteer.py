@@ -18,6 +18,10 @@ from peer.disk.outbox import Outbox
 from peer.disk.peer_folder import PeerFolder
 from peer.disk.receipts import Receipts
 from peer.handing_on import Outcome
+from peer.limits.answers import LiveState
+from peer.limits.control import Control
+from peer.limits.sensors import ThisComputer
+from peer.limits.watch import Watch
 from peer.link.client import CoordinatorClient
 from peer.link.newcomer import Admitted, Newcomer, RunOver
 from peer.link.shard_cache import ShardCache, from_coordinator, from_mirror
@@ -61,6 +65,7 @@ class Volunteer:
         with ExitStack() as stack:
             folder = PeerFolder(config.home, self._invite.run)
             stack.callback(folder.close)
+            watch = stack.enter_context(self._watch(folder))
             newcomer = Newcomer(
                 self._invite,
                 self._client,
@@ -81,15 +86,23 @@ class Volunteer:
             if not reduce_only:
                 sizes = folder.place("micro-batch.json")
                 work = load_work(admitted, self._identity.peer_id, config, self._screen, sizes, self._shards(stack))
-            self._screen.step("reducing" if reduce_only else "finding-members")
+            if reduce_only:
+                self._screen.step("reducing")
             self.took_part = True
             receipts = self._receipts(folder)
             participation = Participation(
                 self._client, self._identity, admitted, folder, receipts, config, self._screen, self._leaving
             )
-            participation.take_part(work)
+            state = LiveState(watch, participation)
+            stack.enter_context(Control(folder.path, state.answer, self.failed))
+            participation.take_part(work, watch.gate)
             self.outcome = participation.outcome
         return True
+
+    def _watch(self, folder: PeerFolder) -> Watch:
+        config, screen = self._config, self._screen
+        sensors = ThisComputer(config.home)
+        return Watch(config.home, folder.path, config.limits, sensors, self.failed, screen.problem, screen.held)
 
     def _shards(self, stack: ExitStack) -> OpenShards:
         """What opens the cache of the run's prepared data, until the peer has left."""

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from peer import participation
+from peer import stopping
 from peer.net.swarm import DaemonEnded
-from peer.participation import start_again
 from peer.screen.json_lines import JsonScreen
 from peer.screen.messages import text
 from peer.screen.screen import tell_failure
+from peer.stopping import start_again
 from protocol.errors import PartFailed, PotluckError
 from protocol.parts import MOST_FAILURES, Failure
 
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # hivemin
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(participation, "FIRST_PAUSE_S", 1e-6)
-    monkeypatch.setattr(participation, "LONGEST_PAUSE_S", 1e-6)
+    monkeypatch.setattr(stopping, "FIRST_PAUSE_S", 1e-6)
+    monkeypatch.setattr(stopping, "LONGEST_PAUSE_S", 1e-6)
 
 
 class Stretches:

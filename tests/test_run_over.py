@@ -17,10 +17,11 @@ from peer.disk.outbox import Outbox
 from peer.link.answers import Announcement
 from peer.link.client import CoordinatorClient
 from peer.link.notices import Notices
-from peer.participation import OVER_S, PeerConfig, Stopping
+from peer.participation import PeerConfig
 from peer.round.report import RoundReport
 from peer.screen.json_lines import JsonScreen
 from peer.screen.terminal import TerminalScreen
+from peer.stopping import OVER_S, Stopping
 from peer.volunteer import Volunteer
 from protocol.errors import InputError, NetworkError, RefusedError
 from protocol.invite import Invite

@@ -14,6 +14,7 @@ import torch
 from lab.processes import eventually
 from lab.training_fixtures import make_genesis, make_spec, write_tiny_llama
 from peer.disk.moments import Moments
+from peer.limits.watch import Gate
 from peer.net.place import Place, SwarmConfig
 from peer.net.swarm import Swarm
 from peer.round.report import RoundReport
@@ -52,7 +53,7 @@ class Peer:
         self.told: list[str] = []  # why it waits or is paused, the newest last
         self.is_paused = False
         self.steps = 0
-        self.stop = threading.Event()
+        self.stop, self.gate = threading.Event(), Gate()
         self.swarm = Swarm(
             Place(identity, card, lambda: token, Head(genesis), config=SwarmConfig(listen="127.0.0.1:0")),
             world.identity_path(index),
@@ -61,7 +62,7 @@ class Peer:
         self.peer_id, self.folder = identity.peer_id, folder
         self.named = Beginners(run=card.run, peers=(world.identity(0).peer_id,)).sign(PeerIdentity(world.key)).data
         moments = Moments(self.work, folder / f"optimizer-{index}.safetensors")
-        arguments = (self.swarm, self.work, 0, self.stop, self, moments, PATIENCE_S)
+        arguments = (self.swarm, self.work, 0, self.stop, self, self.gate, moments, PATIENCE_S)
         self.thread = threading.Thread(target=train, args=arguments)
 
     def __enter__(self) -> Peer:
@@ -81,6 +82,9 @@ class Peer:
 
     def working(self, report: WorkReport) -> None:
         self.steps += report.loss is None
+
+    def held(self) -> None:
+        self.told.append("held")
 
     def waiting(self, reason: Waiting | None) -> None:
         self.is_paused = False

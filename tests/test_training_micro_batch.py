@@ -157,7 +157,7 @@ def test_running_out_of_memory_changes_neither_the_update_nor_the_count(
     card = SmallCard(small, holds=3, where=where)  # another program has taken the rest of the memory
     train(small, 16)
     expected, update = ample.finish(), small.finish()
-    assert card.failures == 2 and small.micro_batch == 2
+    assert card.failures == 2 and small.passes.most == 2
     assert (update.tokens, update.batches, update.flops) == (expected.tokens, expected.batches, expected.flops)
     assert close(update.vector, expected.vector)
 
@@ -173,7 +173,7 @@ def test_a_search_from_one_sequence_gives_the_same_update_as_full_passes(
     train(full, 60)
     train(searching, 60)
     expected, update = full.finish(), searching.finish()
-    assert searching.micro_batch <= holds and update.batches == expected.batches == 60
+    assert searching.passes.most <= holds and update.batches == expected.batches == 60
     assert (update.tokens, update.flops) == (expected.tokens, expected.flops)
     assert close(update.vector, expected.vector)
 
@@ -194,13 +194,13 @@ def test_the_next_start_begins_at_the_size_that_was_found(tmp_path: Path, glass_
     path = tmp_path / "sizes.json"
     remember_size(path, "another card", 5)
     work = bench.work(sizes=path)
-    assert work.micro_batch == 1
+    assert work.passes.most == 1
     SmallCard(work, 0, "forward").holds = 1
     train(work, 16)
     (key,) = [key for key in path.read_text().split('"') if bench.spec.digest in key]
     assert "cpu" in key and "fp32" in key and read_size(path, key) == 1
     remember_size(path, key, 4)
-    assert bench.work(sizes=path).micro_batch == 4
+    assert bench.work(sizes=path).passes.most == 4
 
 
 def test_a_card_too_small_for_one_sequence_says_so(tmp_path: Path, glass_dir: Path, plays: Path) -> None:

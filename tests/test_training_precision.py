@@ -92,7 +92,7 @@ def test_an_update_at_half_precision_passes_for_the_same_work(
     update, reference = train(work, 40), train(bench.work(), 40)
     cosine, relative = distance(update, reference)
     assert 0.99 <= cosine < 1.0 and 0.0 < relative <= 0.15
-    assert work.precision == wanted
+    assert work.passes.precision == wanted
     assert {work.model.flat_N.dtype, work.model.gradient_N.dtype, before.dtype, update.dtype} == {torch.float32}
 
 
@@ -121,7 +121,7 @@ def test_an_overflow_costs_a_pass_and_no_sequence(tmp_path: Path, glass_dir: Pat
     work, reference = bench.work(wanted="fp16"), bench.work()
     model = Overflowing(work, bearable=2.0**10)
     cosine, relative = distance(train(work, 16), train(reference, 16))
-    assert model.passes == 4 + 2 and work.precision == "fp16"
+    assert model.passes == 4 + 2 and work.passes.precision == "fp16"
     assert work.tokens == reference.tokens and work.sequences == 16
     assert cosine >= 0.99 and relative <= 0.15
 
@@ -132,15 +132,15 @@ def test_a_model_that_fp16_cannot_hold_goes_on_in_fp32(
     bench = Bench(tmp_path, glass_dir, plays, base=glass_dir)
     work = bench.work(wanted="fp16")
     loss = work.model.loss
-    work.model.loss = lambda *batch: loss(*batch) * (math.inf if work.precision == "fp16" else 1.0)  # type: ignore[method-assign]
+    work.model.loss = lambda *batch: loss(*batch) * (math.inf if work.passes.precision == "fp16" else 1.0)  # type: ignore[method-assign]
     update = train(work, 16)
-    assert work.precision == "fp32" and "going on in fp32" in caplog.text
+    assert work.passes.precision == "fp32" and "going on in fp32" in caplog.text
     assert torch.equal(update, train(bench.work(), 16))
 
 
 def test_a_measured_choice_leaves_no_trace_in_the_work(tmp_path: Path, glass_dir: Path, plays: Path) -> None:
     bench = Bench(tmp_path, glass_dir, plays)
     work = bench.work(wanted="auto")
-    assert work.precision in ("bf16", "fp32") and not work.model.gradient_N.any()
-    plain = bench.work(wanted=work.precision)
+    assert work.passes.precision in ("bf16", "fp32") and not work.model.gradient_N.any()
+    plain = bench.work(wanted=work.passes.precision)
     assert torch.equal(train(work, 16), train(plain, 16))

@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from peer.limits.gate import Verdict
 from peer.round.report import RoundReport
 from peer.screen.messages import text
+from peer.screen.screen import tell_held
 from peer.screen.terms import JoinTerms
 from peer.sync.shelf import Head
 from peer.trainer import WorkReport
@@ -73,6 +75,9 @@ class JsonScreen:
 
     def paused(self, reason: str) -> None:
         self._once("paused", reason)
+
+    def held(self, verdict: Verdict) -> None:
+        self._once("held", tell_held(verdict))
 
     def _once(self, event: str, reason: str) -> None:
         if (event, reason) != self._told:

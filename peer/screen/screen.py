@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from peer.disk.receipts import Receipts
+from peer.limits.gate import Verdict
 from peer.round.report import RoundReport
 from peer.screen.messages import Reason
 from peer.screen.terms import JoinTerms
@@ -34,6 +35,9 @@ class Screen(Protocol):
     def paused(self, reason: str) -> None:
         """No step is done until the reason is gone; what was done is kept."""
 
+    def held(self, verdict: Verdict) -> None:
+        """Whether this peer may work by its owner's limits, and if not, why and until when; any thread."""
+
     def problem(self, key: str, **values: str) -> None:
         """Something that the owner may have to see to, and that goes on by itself then: a key of `messages`."""
 
@@ -45,6 +49,14 @@ class Screen(Protocol):
 
     def stage(self, round: int, name: str) -> None:
         """Where in the round this peer is: one of `peer.round.report.STAGES`. Called in another thread."""
+
+
+def tell_held(verdict: Verdict) -> str:
+    """Why a peer does not work, in English; empty: it may."""
+    if verdict.why is None:
+        return ""
+    until = Reason("held-until", time=f"{verdict.until:%a %H:%M}") if verdict.until else ""
+    return Reason("held", reason=Reason(verdict.why.key, **verdict.why.values), until=until)
 
 
 def tell_failure(screen: Screen, failure: Failure) -> None:

@@ -14,10 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from peer.disk.round_log import Round
+from peer.limits.gate import Verdict
 from peer.round.report import STAGES, RoundReport
 from peer.screen.download_bar import DownloadBar
 from peer.screen.messages import text
 from peer.screen.rounds import describe, name_left_out
+from peer.screen.screen import tell_held
 from peer.screen.terms import JoinTerms, duration
 from peer.sync.shelf import Head
 from peer.trainer import WorkReport
@@ -49,7 +51,7 @@ class TerminalScreen:
         self._report: RoundReport | None = None
         self._credit, self._credited_until = (0, 0), 0  # tokens and rounds in the ledger, up to this round
         self._pending: dict[int, int] = {}  # round -> tokens that are agreed and not known to be in the ledger
-        self._reason = ""
+        self._reason = self._held = ""
         self._problem: tuple[str, str | None] = ("", None)
         self._left_out = ""  # of the newest round that left somebody out
         self._averaging = False
@@ -158,6 +160,15 @@ class TerminalScreen:
     def paused(self, reason: str) -> None:
         self.waiting(self._text("paused", reason=self._told(reason)))
 
+    def held(self, verdict: Verdict) -> None:
+        told = self._told(tell_held(verdict))
+        if told == self._held:
+            return
+        self._held = told
+        if told and self._live is None:
+            self._console.print(told, markup=False)
+        self._draw(force=True)
+
     def problem(self, key: str, **values: str) -> None:
         if (key, values.get("reason")) != self._problem:
             own = {name: self._told(value) for name, value in values.items()}
@@ -200,7 +211,7 @@ class TerminalScreen:
         if self._left_out:
             table.add_row(say("left-out"), self._left_out)
         quiet = "between-rounds" if self._reduce_only else "working"
-        table.add_row(say("now"), self._reason or say("averaging" if self._averaging else quiet))
+        table.add_row(say("now"), self._held or self._reason or say("averaging" if self._averaging else quiet))
         return table
 
     def credit_text(self) -> str:

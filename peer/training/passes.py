@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 from peer.training import micro_batch, precision
 from peer.training.data import TrainingData
 from peer.training.device import Stopwatch, device_name, is_out_of_memory, let_go_of_memory
+from peer.training.interruption import Interrupted, interrupt_layers
 from peer.training.memory import activation_bytes
 from peer.training.micro_batch import MicroBatch
 from peer.training.model import TrainableModel
@@ -44,6 +45,7 @@ class Failed:
     """A pass that came to nothing; `spoilt`: the gradient holds a part of it, and has to be cleared."""
 
     spoilt: bool
+    is_interrupted: bool = False
 
 
 class Passes:
@@ -76,6 +78,13 @@ class Passes:
         self.precision = precision.choose(wanted, Card.of(model.device), self._measure)
         self._scale = LossScale(self.precision)
         self._size = self._micro_batch()
+        self._interrupting: Callable[[], bool] | None = None
+
+    def interrupt_when(self, is_asked: Callable[[], bool]) -> None:
+        """From now on, end a pass in the middle when this says so."""
+        if self._interrupting is None:
+            interrupt_layers(self._model.model, lambda: self._interrupting is not None and self._interrupting())
+        self._interrupting = is_asked
 
     @property
     def most(self) -> int:
@@ -104,6 +113,8 @@ class Passes:
         try:
             loss = self._pass(rows, self.precision)
             seconds = clock.seconds()
+        except Interrupted:
+            return Failed(self._model.gradient_N._version != untouched, is_interrupted=True)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

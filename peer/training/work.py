@@ -42,6 +42,7 @@ import torch
 from peer.training.codecs.codec import EncodedUpdate, codec
 from peer.training.data import Dataset
 from peer.training.inner_optimizer import put_aside
+from peer.training.interruption import Interrupted
 from peer.training.model import TrainableModel
 from peer.training.passes import Failed, Passes
 from peer.training.schedule_free import make_optimizer
@@ -140,18 +141,8 @@ class LocalWork:
         self._pending = _Count()
         self._ahead = False  # the work is for the round after the one that `_base` is the base of; see `carry_on`
         self._optimizer = make_optimizer(spec.inner, model.flat_N, model.gradient_N) if self._diloco else None
-        self._passes = Passes(model, dataset.train, spec, wanted, sizes)
+        self.passes = Passes(model, dataset.train, spec, wanted, sizes)
         self._restart()
-
-    @property
-    def precision(self) -> str:
-        """Of the passes: bf16, fp16 or fp32."""
-        return self._passes.precision
-
-    @property
-    def micro_batch(self) -> int:
-        """How many sequences a pass takes."""
-        return self._passes.most
 
     @property
     def tokens(self) -> int:
@@ -172,6 +163,10 @@ class LocalWork:
     def base(self) -> str:
         """Digest of the state that the work, or with `carry_on` the work before, started from; empty: none."""
         return self._base.digest if self._base is not None else ""
+
+    def stands_on(self, state: str) -> bool:
+        """Whether work that was begun from the state of this digest is in hand."""
+        return bool(self.tokens) and not self._ahead and self.base == state
 
     # ---- a round -----------------------------------------------------------------------------------------------------
 
@@ -242,12 +237,15 @@ class LocalWork:
 
         Raises:
             InputError: there is not even memory for one sequence.
+            Interrupted: as `Passes.interrupt_when` says; its sequences are drawn again.
         """
         if self._base is None:
             raise RuntimeError("begin was not called")
-        while isinstance(passed := self._passes.attempt(rows := self._next_rows()), Failed):
+        while isinstance(passed := self.passes.attempt(rows := self._next_rows()), Failed):
             if passed.spoilt:
                 self._forget_pending()
+            if passed.is_interrupted:
+                raise Interrupted
         count = _Count(len(rows), *self.dataset.train.counts(rows))
         self._pending = self._pending.plus(count)
         if self._diloco and self._pending.sequences >= self.spec.inner.batch:
@@ -270,7 +268,7 @@ class LocalWork:
             self._optimizer.look_back(vector, lambda held_N: self.model.read(fragment, held_N))
             torch.sub(self._base.parameters[fragment], vector, out=vector)
         else:
-            vector = self.model.read(of=self.model.gradient_N).mul_(1.0 / (self.tokens * self._passes.scale))
+            vector = self.model.read(of=self.model.gradient_N).mul_(1.0 / (self.tokens * self.passes.scale))
         if not is_finite(vector):
             if self._optimizer is not None:
                 self._optimizer.reset()  # its memory is spoilt too
@@ -295,11 +293,11 @@ class LocalWork:
     def _forget_pending(self) -> None:
         """Start from a gradient of zero: what has been counted in it is drawn again, or has been stepped."""
         self._pending = _Count()
-        self._passes.clear()
+        self.passes.clear()
 
     def _next_rows(self) -> list[Any]:
         """Which sequences the next pass takes."""
-        first, size = self.sequences, self._passes.most
+        first, size = self.sequences, self.passes.most
         if self._diloco:  # an optimizer step takes exactly `inner.batch`
             size = min(size, self.spec.inner.batch - self._pending.sequences)
         return self.dataset.train.draw(self.spec.run.seed, self.round, self.peer_id, first, size)
@@ -308,7 +306,7 @@ class LocalWork:
         """One step on the mean gradient of the pending tokens, at the rate of the round that they are for."""
         lr = self.rates.inner
         assert self._optimizer is not None and lr is not None
-        self._optimizer.step(self._pending.tokens * self._passes.scale, lr, self.round)
+        self._optimizer.step(self._pending.tokens * self.passes.scale, lr, self.round)
         self.model.hold_still()
         self._done = self._done.plus(self._pending)
         self._forget_pending()

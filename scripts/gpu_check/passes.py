@@ -55,7 +55,7 @@ def _short(
         while work.sequences < asked:
             work.step()
         vector = work.finish().vector
-    found = {"asked, sequences": asked, "taken": work.micro_batch, "recomputing": work.model.recomputing}
+    found = {"asked, sequences": asked, "taken": work.passes.most, "recomputing": work.model.recomputing}
     return found | {L2: against(vector, reference)["relative L2"]}
 
 
@@ -66,7 +66,7 @@ def _too_short(given: Given, precision: str, asked: int, one: int) -> Mapping[st
             work.step()
     except InputError as error:
         return {"asked, sequences": asked, "taken": f"refused: {error.message[:60]}…", "recomputing": True}
-    raise RuntimeError(f"{work.micro_batch} sequences fitted all the same")
+    raise RuntimeError(f"{work.passes.most} sequences fitted all the same")
 
 
 @contextmanager

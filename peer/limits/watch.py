@@ -1,0 +1,191 @@
+"""The gate at work: a thread that looks at the limits file, the clock and the sensors, and opens or closes.
+
+with Watch(home, folder, given, sensors, told) as gate:
+    train(..., gate)              # works while gate.closed is not set
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from peer.limits import gate, limits
+from peer.limits.gate import Asked, Readings, Verdict
+from peer.limits.limits import Limits
+from protocol.backoff import Backoff
+from protocol.disk import write_file
+from protocol.errors import InputError
+from protocol.parts import SupervisedThread, Told
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 0.5
+SENSE_S = 1.0
+MOST_PAUSE_S = 366 * 86400.0
+LIMITS_FILE, PAUSED_FILE = "limits.toml", "paused.json"
+
+
+class Sensors(Protocol):
+    """What tells how this computer is."""
+
+    def read(self, limits: Limits) -> Readings:
+        """What these limits need; cheap enough for once a second."""
+
+    def apply(self, limits: Limits) -> None:
+        """Set what is set once: threads, niceness, rates."""
+
+
+class Gate:
+    """Whether this peer may work, for the trainer; and what its owner asks of it, for the control socket."""
+
+    def __init__(self) -> None:
+        self.closed = threading.Event()  # no step is to be done
+        self.finishing = threading.Event()  # leave after the round in hand
+        self.verdict = Verdict()
+        self.limits = Limits()
+        self.readings: Readings | None = None
+        self.asked = Asked()
+
+    def rest_s(self, step_s: float) -> float:
+        """How long to rest after a step, so that work takes no more than its share of the time."""
+        return gate.rest_s(self.verdict.share, step_s)
+
+
+class Watch:
+    """Keeps a `Gate` up to date while it is entered.
+
+    Args:
+        home: where `limits.toml` lies.
+        folder: of the run: the owner's pause is kept there over a restart.
+        given: `key=value` of the command line, which go before the file.
+        told: when the thread fails by a mistake of ours.
+        problem: shows the owner a message.
+        changed: called in the thread whenever the answer is another.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        folder: Path,
+        given: Sequence[str],
+        sensors: Sensors,
+        told: Told,
+        problem: Callable[..., None] = lambda key, **values: None,
+        changed: Callable[[Verdict], None] = lambda verdict: None,
+    ) -> None:
+        self.gate = Gate()
+        self._limits_path, self._paused_path, self._given = home / LIMITS_FILE, folder / PAUSED_FILE, given
+        self._sensors, self._problem, self._changed = sensors, problem, changed
+        self._closing, self._nudge = threading.Event(), threading.Event()
+        self._seen: tuple[int, int] | None = (-1, -1)
+        self._thread = SupervisedThread("limits", self._forever, self._closing, told, Backoff(0.5, 5.0), vital=False)
+
+    def __enter__(self) -> Watch:
+        self.gate.limits = limits.read(self._limits_path, self._given)  # a mistake in it is told before all else
+        self.gate.asked = self._kept()
+        self._look()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        self._nudge.set()
+        self._thread.join(5.0)
+
+    # ---- what the owner asks -----------------------------------------------------------------------------------------
+
+    def pause(self, seconds: float | None) -> None:
+        """Stop working, for so long or until `resume`; kept over a restart."""
+        until = None
+        if seconds is not None:
+            until = self._now() + datetime.timedelta(seconds=min(max(seconds, 0.0), MOST_PAUSE_S))
+        self._ask(Asked(True, until))
+
+    def resume(self) -> None:
+        """Take back `pause` and `finish`; other limits still hold."""
+        self.gate.finishing.clear()
+        self._ask(Asked())
+
+    def finish(self) -> None:
+        """Leave once the round in hand is made."""
+        self.gate.finishing.set()
+        self._nudge.set()
+
+    def _ask(self, asked: Asked) -> None:
+        self.gate.asked = asked
+        if asked.paused:
+            self.gate.closed.set()
+        self._nudge.set()
+        value = {"until": asked.until.timestamp() if asked.until else None}
+        try:
+            if asked.paused:
+                write_file(self._paused_path, json.dumps(value).encode())
+            else:
+                self._paused_path.unlink(missing_ok=True)
+        except (InputError, OSError) as error:
+            logger.warning("the pause is not kept over a restart: %s", error)
+
+    def _kept(self) -> Asked:
+        try:
+            until = json.loads(self._paused_path.read_bytes()[:1000])["until"]
+            return Asked(True, None if until is None else datetime.datetime.fromtimestamp(float(until)).astimezone())
+        except FileNotFoundError:
+            return Asked()
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            logger.warning("%s cannot be read; this peer is not paused", self._paused_path.name)
+            return Asked()
+
+    # ---- the thread --------------------------------------------------------------------------------------------------
+
+    def _forever(self) -> None:
+        sensed = time.monotonic()
+        while not self._closing.is_set():
+            if self._nudge.wait(LOOK_S) or time.monotonic() - sensed >= SENSE_S or self._is_new():
+                self._nudge.clear()
+                sensed = time.monotonic()
+                self._look()
+
+    def _look(self) -> None:
+        own = self.gate
+        if self._is_new():
+            self._reload()
+        own.readings = replace(self._sensors.read(own.limits), now=self._now())
+        verdict = gate.decide(own.limits, own.readings, own.asked, own.verdict)
+        if not verdict.may_work:
+            own.closed.set()
+        elif not own.asked.holds(self._now()):  # asked meanwhile, in another thread
+            own.closed.clear()
+        before, own.verdict = own.verdict, verdict
+        if (before.why, before.until) != (verdict.why, verdict.until):
+            self._changed(verdict)
+
+    def _is_new(self) -> bool:
+        return self._stamp() != self._seen
+
+    def _stamp(self) -> tuple[int, int] | None:
+        with contextlib.suppress(OSError):
+            found = self._limits_path.stat()
+            return found.st_mtime_ns, found.st_size
+        return None
+
+    def _reload(self) -> None:
+        """Take over the file as it is now; a mistake in it leaves the limits as they were, and is told."""
+        self._seen = self._stamp()
+        try:
+            self.gate.limits = limits.read(self._limits_path, self._given)
+        except InputError as error:
+            self._problem("limits-wrong", reason=error.message)
+            return
+        self._sensors.apply(self.gate.limits)
+
+    @staticmethod
+    def _now() -> datetime.datetime:
+        return datetime.datetime.now().astimezone()
