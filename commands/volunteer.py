@@ -106,7 +106,7 @@ def _take_part(invite: Invite, config: PeerConfig, screen: JsonScreen | Terminal
         if not agreed:
             screen.step("declined")
         elif volunteer.took_part:
-            screen.step("left" if leaving.is_asked else "done")
+            screen.step("left" if leaving.is_asked or volunteer.left_early else "done")
     if not agreed:
         raise typer.Exit(1)
     if volunteer.outcome in (Outcome.NOT_HANDED_ON, Outcome.ALONE):

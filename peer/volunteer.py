@@ -51,6 +51,7 @@ class Volunteer:
         self._client = CoordinatorClient(invite)
         self.outcome = Outcome.DONE  # of leaving
         self.took_part = False  # in the run, now or earlier
+        self.left_early = False  # by its owner's `finish`
 
     def run(self) -> bool:
         """Join, train and leave.
@@ -96,7 +97,7 @@ class Volunteer:
             state = LiveState(watch, participation)
             stack.enter_context(Control(folder.path, state.answer, self.failed))
             participation.take_part(work, watch.gate)
-            self.outcome = participation.outcome
+            self.outcome, self.left_early = participation.outcome, watch.gate.finishing.is_set()
         return True
 
     def _watch(self, folder: PeerFolder) -> Watch:
