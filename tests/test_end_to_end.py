@@ -34,7 +34,7 @@ OVERLAPPED = ("int4", "int2", "topk")
         ("full", "diloco", "int8"),
         pytest.param("full", "gradient", "fp32", marks=pytest.mark.slow),
         pytest.param("full", "diloco", "topk", marks=pytest.mark.slow),
-        ("full", "diloco", "int2"),
+        pytest.param("full", "diloco", "int2", marks=pytest.mark.slow),
         ("full", "gradient", "int8"),
         pytest.param("lora", "diloco", "fp16", marks=pytest.mark.slow),
         ("lora", "diloco", "int4"),

@@ -171,7 +171,8 @@ class ShardCache:
                     (entry for entry in (*self._asked, *self._wanted) if not self._path(entry).is_file()), None
                 )
                 if missing is None:
-                    self._changed.wait(10.0)
+                    if not self._closing.is_set():  # it is set before this lock is taken for telling it
+                        self._changed.wait(10.0)
                     continue
             error = self._fetch(missing)
             with self._changed:
