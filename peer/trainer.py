@@ -114,7 +114,7 @@ def train(
         DaemonEnded, PartFailed: no round can be made here any more.
     """
     trainer = _Trainer(swarm, work, rounds, stop, watcher, permit, moments, patience_s)
-    work.passes.interrupt_when(lambda: permit.closed.is_set() or stop.is_set())
+    work.passes.interrupt_when(lambda: permit.closed.is_set() or (stop.is_set() and not swarm.close_work.is_set()))
     diverged = 0
     while not stop.is_set() and not (rounds and swarm.head.round >= rounds):
         try:

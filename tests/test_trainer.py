@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from peer.round.report import RoundReport
 from peer.round.turns import Waiting
 from peer.sync.averages import Average
 from peer.sync.shelf import Head
-from peer.trainer import WorkReport, train
+from peer.trainer import Ended, WorkReport, train
 from peer.training.codecs.codec import EncodedUpdate
 from peer.training.data import load_dataset
 from peer.training.model import load_trainable
@@ -63,7 +64,8 @@ class Peer:
         self.named = Beginners(run=card.run, peers=(world.identity(0).peer_id,)).sign(PeerIdentity(world.key)).data
         moments = Moments(self.work, folder / f"optimizer-{index}.safetensors")
         arguments = (self.swarm, self.work, 0, self.stop, self, self.gate, moments, PATIENCE_S)
-        self.thread = threading.Thread(target=train, args=arguments)
+        self.ended: Ended | None = None
+        self.thread = threading.Thread(target=self._train, args=arguments)
 
     def __enter__(self) -> Peer:
         self.swarm.__enter__()
@@ -75,6 +77,9 @@ class Peer:
         self.stop.set()
         self.thread.join(30)
         self.swarm.__exit__(None, None, None)
+
+    def _train(self, *arguments: Any) -> None:
+        self.ended = train(*arguments)
 
     def _committed(self, head: Head, report: RoundReport, average: Average | None) -> None:
         self.heads.append(head)
@@ -209,6 +214,53 @@ def test_what_was_handed_over_counts_although_its_owner_leaves(new_peer: Callabl
     assert Moments(again, leaver.folder / "optimizer-0.safetensors").load(), (
         "what AdamW remembers is kept for a restart"
     )
+
+
+def test_who_may_not_work_any_more_hands_over_what_it_has_and_stands_aside(new_peer: Callable[[int], Peer]) -> None:
+    one, other = new_peer(0), new_peer(1)
+    meet(one, other)
+    eventually(lambda: one.reports and other.reports, WAIT_S)
+    for peer in (one, other):
+        slow_down(peer.work, 0.3)
+    made = len(one.reports)
+    eventually(lambda: len(one.reports) > made and one.work.tokens and not one.swarm.close_work.is_set(), WAIT_S)
+    one.gate.closed.set()
+    time.sleep(0.5)  # a step in hand ends
+    round, steps, tokens = one.work.round, one.steps, one.work.tokens
+    one.thread.join(WAIT_S)
+    assert one.ended is Ended.ASIDE and one.steps == steps and "held" in one.told
+    handed = [
+        head.agreement.by_peer[one.peer_id].tokens for head in one.heads if head.round == round and head.agreement
+    ]
+    assert handed == [tokens] or not tokens
+
+
+def test_who_stands_aside_with_nothing_in_hand_does_so_at_once_and_goes_on_from_there(
+    new_peer: Callable[[int], Peer],
+) -> None:
+    one = new_peer(0)
+    eventually(lambda: one.is_paused, WAIT_S)
+    one.gate.closed.set()
+    one.stop.set()
+    one.thread.join(WAIT_S)
+    tokens, base = one.work.tokens, one.work.base
+    assert tokens and one.work.stands_on(base)
+    one.gate.closed.clear()
+    one.stop.clear()
+    seen: list[int] = []
+    step = one.work.step
+
+    def noted_step() -> StepResult:
+        seen.append(one.work.tokens)
+        return step()
+
+    one.work.step = noted_step  # type: ignore[method-assign]
+    again = threading.Thread(target=train, args=(one.swarm, one.work, 0, one.stop, one, one.gate, None, 0.1))
+    again.start()
+    eventually(lambda: seen, WAIT_S)
+    one.stop.set()
+    again.join(WAIT_S)
+    assert seen[0] == tokens, "what was done before is not done again"
 
 
 @pytest.mark.parametrize("new_peer", [{"overlap": True, "wire": "int2", "fragments": 3}], indirect=True, ids=["int2"])
