@@ -19,7 +19,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+
+import torch
 
 from peer.disk.moments import Moments
 from peer.net.swarm import Swarm
@@ -29,9 +31,6 @@ from peer.training.interruption import Interrupted
 from peer.training.work import LocalWork
 from protocol.errors import RoundAborted
 from protocol.schedule import Rates
-
-if TYPE_CHECKING:
-    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +85,9 @@ class Permit(Protocol):
 
     closed: threading.Event  # no step is to be done
     finishing: threading.Event  # leave after the round in hand
+
+    @property
+    def threads(self) -> int | None: ...
 
     def rest_s(self, step_s: float) -> float: ...
 
@@ -244,6 +246,8 @@ class _Trainer:
         started = time.monotonic()
         if self._permit.closed.is_set():
             return
+        if (threads := self._permit.threads) not in (None, torch.get_num_threads()):
+            torch.set_num_threads(threads)  # a matter of each thread
         try:
             result = self._work.step()
         except Interrupted:

@@ -48,7 +48,7 @@ class Volunteer:
     def __init__(self, invite: Invite, config: PeerConfig, screen: Screen, leaving: LeaveSignals) -> None:
         self._invite, self._config, self._screen, self._leaving = invite, config, screen, leaving
         self._identity = PeerIdentity.load_or_create(config.identity_path)
-        self._client = CoordinatorClient(invite)
+        self._client = CoordinatorClient(invite, rates=config.swarm.rates)
         self.outcome = Outcome.DONE  # of leaving
         self.took_part = False  # in the run, now or earlier
         self.left_early = False  # by its owner's `finish`
@@ -102,7 +102,7 @@ class Volunteer:
 
     def _watch(self, folder: PeerFolder) -> Watch:
         config, screen = self._config, self._screen
-        sensors = ThisComputer(config.home)
+        sensors = ThisComputer(config.home, config.swarm.rates)
         return Watch(config.home, folder.path, config.limits, sensors, self.failed, screen.problem, screen.held)
 
     def _shards(self, stack: ExitStack) -> OpenShards:
@@ -111,7 +111,8 @@ class Volunteer:
         def open_shards(admitted: Admitted) -> ShardCache:
             data, held = admitted.card.spec.data, admitted.certificate
             assert isinstance(data, PinnedDataSet)
-            sources = [*map(from_mirror, data.mirrors), from_coordinator(self._client, lambda: held.token)]
+            mirrors = [from_mirror(base, self._client.rates.down) for base in data.mirrors]
+            sources = [*mirrors, from_coordinator(self._client, lambda: held.token)]
             folder = admitted.files.data.parent / "shards"
             cache = ShardCache(folder, sources, self._config.cache_bytes, self.failed)
             return stack.enter_context(cache)

@@ -37,7 +37,7 @@ TEMPLATE = """\
 # niceness = 10                     # 0 to 19: how far other programs go before
 # temperature_c = 80                # of the card: rests more from 5 degrees below, pauses here
 # power_w = 150                     # of the card: rests more when it draws more
-# upload_mbit = 10                  # Mbit/s
+# upload_mbit = 10                  # Mbit/s, at least 1
 # download_mbit = 50                # Mbit/s
 # month_gb = 200                    # of traffic in a calendar month, both ways together
 
@@ -61,8 +61,8 @@ class Limits(Section):
     niceness: int | None = Field(default=None, ge=0, le=19)
     temperature_c: float | None = Field(default=None, ge=40, le=110)
     power_w: float | None = Field(default=None, ge=10, le=2000)
-    upload_mbit: float | None = Field(default=None, ge=0.1, le=100_000)
-    download_mbit: float | None = Field(default=None, ge=0.1, le=100_000)
+    upload_mbit: float | None = Field(default=None, ge=1, le=100_000)
+    download_mbit: float | None = Field(default=None, ge=1, le=100_000)
     month_gb: float | None = Field(default=None, ge=0.1, le=1e6)
     hours: tuple[str, ...] = Field(default=(), max_length=24)
     days: tuple[str, ...] = Field(default=(), max_length=7)

@@ -54,6 +54,11 @@ class Gate:
         self.readings: Readings | None = None
         self.asked = Asked()
 
+    @property
+    def threads(self) -> int | None:
+        """CPU threads that a step may take; None: as many as before."""
+        return self.limits.threads
+
     def rest_s(self, step_s: float) -> float:
         """How long to rest after a step, so that work takes no more than its share of the time."""
         return gate.rest_s(self.verdict.share, step_s)

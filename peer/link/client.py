@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from peer.limits.rates import Rates
 from peer.link.answers import (
     Announcement,
     Enrollment,
@@ -61,10 +62,11 @@ class CoordinatorClient:
     Args:
         invite: says where it is, and which keys to believe.
         timeout_s: deadline of each short call.
+        rates: how fast files and states may go.
     """
 
-    def __init__(self, invite: Invite, *, timeout_s: float = 15.0) -> None:
-        self._invite = invite
+    def __init__(self, invite: Invite, *, timeout_s: float = 15.0, rates: Rates | None = None) -> None:
+        self._invite, self.rates = invite, rates or Rates()
         self.timeout_s = timeout_s
         self.connection = Connection(invite.addresses, invite.tls, timeout_s)
         self._run: RunDescription | None = None
@@ -154,7 +156,7 @@ class CoordinatorClient:
 
         def read(offset: int) -> Iterator[bytes]:
             request = coordinator_pb2.FetchFileRequest(certificate=certificate, sha256=sha256, offset=offset)
-            return self.connection.stream("FetchFile", request)
+            return self.rates.down.slowed(self.connection.stream("FetchFile", request))
 
         return fetch(read, destination.name, sha256, size_bytes, destination, progress)
 
@@ -281,7 +283,7 @@ class CoordinatorClient:
             yield coordinator_pb2.StatePart(
                 certificate=certificate, state=manifest.digest, manifest=manifest.to_bytes()
             )
-            for chunk in chunks:
+            for chunk in self.rates.up.slowed(map(bytes, chunks)):
                 for start in range(0, len(chunk), PART_BYTES):
                     yield coordinator_pb2.StatePart(data=bytes(chunk[start : start + PART_BYTES]))
 

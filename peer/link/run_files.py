@@ -106,7 +106,7 @@ def _fetch_data(
     url = pinned.url
 
     def read(offset: int) -> Iterator[bytes]:
-        return read_url(url, offset, client.timeout_s, STREAM_TIMEOUT_S)
+        return client.rates.down.slowed(read_url(url, offset, client.timeout_s, STREAM_TIMEOUT_S))
 
     fetch(read, "data", pinned.digest, pinned.size_bytes, destination, progress)
 

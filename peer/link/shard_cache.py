@@ -1,6 +1,6 @@
 """The shards of a run's data on this computer: fetched before they are needed, verified, no more than wanted.
 
-    with ShardCache(folder, [from_mirror, from_coordinator], most_bytes=5 << 30) as cache:
+    with ShardCache(folder, [bring, bring_too], most_bytes=5 << 30) as cache:
         cache.want(entries)     # fetched in this order, in a thread of its own
         cache.read(entries[0])  # its bytes; waits until they are here
 
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from peer.limits.rates import Rate
 from peer.link.client import CoordinatorClient
 from peer.link.downloads import STREAM_TIMEOUT_S, fetch, read_url
 from protocol.backoff import Backoff
@@ -36,14 +37,14 @@ CLOSE_S = 5.0
 CALL_S, ATTEMPTS = 10.0, 3  # of a mirror: then the next source is asked
 
 
-def from_mirror(base: str) -> Source:
-    """Shards from a folder on the web: `BASE/DIGEST.safetensors`."""
+def from_mirror(base: str, rate: Rate) -> Source:
+    """Shards from a folder on the web: `BASE/DIGEST.safetensors`, no faster than `rate`."""
 
     def bring(entry: ShardEntry, path: Path) -> None:
         url = f"{base.rstrip('/')}/{entry.digest}.safetensors"
 
         def read(offset: int) -> Iterator[bytes]:
-            return read_url(url, offset, CALL_S, STREAM_TIMEOUT_S)
+            return rate.slowed(read_url(url, offset, CALL_S, STREAM_TIMEOUT_S))
 
         fetch(read, path.name, entry.digest, entry.size_bytes, path, None, ATTEMPTS)
 

@@ -33,6 +33,7 @@ from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.multiaddr.exceptions import Error as MultiaddrError
 
+from peer.limits.rates import Rates
 from peer.net import frames
 from peer.net.daemon import UNREACHABLE, children_in_their_own_session, sockets, start_reaper, tell_of_failed_task
 from peer.net.listening import check_free, split_host_port
@@ -57,10 +58,10 @@ Handler = Callable[[str, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[
 class Node:
     """A started node; `await close()` when done."""
 
-    def __init__(self, p2p: P2P, dht: DHTNode, reaper: subprocess.Popen[bytes]) -> None:
+    def __init__(self, p2p: P2P, dht: DHTNode, reaper: subprocess.Popen[bytes], rates: Rates) -> None:
         self._p2p, self._dht, self._reaper = p2p, dht, reaper
         self._open: Counter[str] = Counter()  # peer id -> streams that it holds open
-        self.traffic = Traffic()
+        self.traffic = Traffic(rates=rates)
         self.peer_id: str = p2p.peer_id.to_base58()
 
     @classmethod
@@ -71,6 +72,7 @@ class Node:
         listen: str,
         announce: str | None = None,
         validator: RecordValidatorBase | None = None,
+        rates: Rates | None = None,
     ) -> Node:
         """Start p2pd and a DHT node that knows nobody yet.
 
@@ -79,6 +81,7 @@ class Node:
             listen: "host:port"; port 0 takes a free one.
             announce: a host that others reach this one by, when it is not the one it listens on.
             validator: which DHT records this node stores and believes.
+            rates: how fast bulk may go.
 
         Raises:
             InputError: `listen` cannot be used.
@@ -106,7 +109,7 @@ class Node:
             raise NetworkError(f"libp2p did not start: {error}", f"is {listen} taken by another program?") from error
         reaper = start_reaper(p2p)
         dht = await DHTNode.create(p2p=p2p, record_validator=validator, cache_refresh_before_expiry=0)
-        return cls(p2p, dht, reaper)
+        return cls(p2p, dht, reaper, rates or Rates())
 
     async def daemon_ended(self) -> None:
         """Returns when p2pd has ended, by whatever cause."""

@@ -268,7 +268,11 @@ class Swarm:
         config, place = self._config, self._place
         assert place is not None, "a swarm is entered once"
         self._node = node = await Node.start(
-            self._identity_path, listen=config.listen, announce=config.announce, validator=RecordValidator()
+            self._identity_path,
+            listen=config.listen,
+            announce=config.announce,
+            validator=RecordValidator(),
+            rates=config.rates,
         )
         self._driver = driver = Driver(node, place, self._callbacks, self._failed)
         self._search = MemberSearch(node, driver, place.identity, place.certificate)

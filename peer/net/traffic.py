@@ -17,6 +17,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import cast
 
+from peer.limits.rates import LONGEST_S, Rate, Rates
+
 BULK = frozenset({"reduce", "state", "average"})  # kinds whose bytes grow with the model; all others are control
 
 
@@ -27,13 +29,15 @@ class Traffic:
     sent: Counter[str] = field(default_factory=Counter)
     received: Counter[str] = field(default_factory=Counter)
     opened: Counter[str] = field(default_factory=Counter)  # streams to others
+    rates: Rates = field(default_factory=Rates)  # bulk waits for them; control is counted, and goes first
 
     def counted(
         self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """The two ends of a stream called `name`, whose bytes are counted from now on."""
         kind = name.rpartition("/")[2]
-        counted = _Reader(reader, self.received, kind), _Writer(writer, self.sent, kind)
+        down, up = self.rates.down, self.rates.up
+        counted = _Reader(reader, self.received, kind, down), _Writer(writer, self.sent, kind, up)
         return cast(tuple[asyncio.StreamReader, asyncio.StreamWriter], counted)
 
     def control_bytes(self) -> tuple[int, int]:
@@ -47,27 +51,37 @@ class Traffic:
 class _Reader:
     """As much of an asyncio.StreamReader as streams use."""
 
-    def __init__(self, reader: asyncio.StreamReader, sizes: Counter[str], kind: str) -> None:
-        self._reader, self._sizes, self._kind = reader, sizes, kind
+    def __init__(self, reader: asyncio.StreamReader, sizes: Counter[str], kind: str, rate: Rate) -> None:
+        self._reader, self._sizes, self._kind, self._rate = reader, sizes, kind, rate
 
     async def read(self, most: int = -1) -> bytes:
-        return self._count(await self._reader.read(most))
+        return await self._count(await self._reader.read(most))
 
     async def readexactly(self, size: int) -> bytes:
-        return self._count(await self._reader.readexactly(size))
+        return await self._count(await self._reader.readexactly(size))
 
-    def _count(self, data: bytes) -> bytes:
+    async def _count(self, data: bytes) -> bytes:
         self._sizes[self._kind] += len(data)
+        wait_s = self._rate.took(len(data))
+        if wait_s > 0 and self._kind in BULK:
+            await asyncio.sleep(min(wait_s, LONGEST_S))
         return data
 
 
 class _Writer:
     """As much of an asyncio.StreamWriter as streams use."""
 
-    def __init__(self, writer: asyncio.StreamWriter, sizes: Counter[str], kind: str) -> None:
-        self._writer, self._sizes, self._kind = writer, sizes, kind
-        self.transport, self.drain, self.close = writer.transport, writer.drain, writer.close
+    def __init__(self, writer: asyncio.StreamWriter, sizes: Counter[str], kind: str, rate: Rate) -> None:
+        self._writer, self._sizes, self._kind, self._rate = writer, sizes, kind, rate
+        self._wait_s = 0.0
+        self.transport, self.close = writer.transport, writer.close
 
     def write(self, data: bytes) -> None:
         self._writer.write(data)
         self._sizes[self._kind] += len(data)
+        self._wait_s = self._rate.took(len(data))
+
+    async def drain(self) -> None:
+        await self._writer.drain()
+        if self._wait_s > 0 and self._kind in BULK:
+            await asyncio.sleep(min(self._wait_s, LONGEST_S))

@@ -55,7 +55,7 @@ def tell_held(verdict: Verdict) -> str:
     """Why a peer does not work, in English; empty: it may."""
     if verdict.why is None:
         return ""
-    until = Reason("held-until", time=f"{verdict.until:%a %H:%M}") if verdict.until else ""
+    until = Reason("held-until", time=told_time(verdict.until)) if verdict.until else ""
     return Reason("held", reason=Reason(verdict.why.key, **verdict.why.values), until=until)
 
 

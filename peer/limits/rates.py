@@ -1,0 +1,54 @@
+"""How fast bytes may go, each way, over all that this peer sends and fetches; and how many have gone.
+
+Whoever has passed bytes on tells `took`, and waits as long as that says before the next.
+
+    >>> rate = Rate(lambda: 0.0)
+    >>> rate.took(1_000_000)
+    0.0
+    >>> rate.most_bytes_s = 500_000
+    >>> rate.took(1_000_000), rate.took(250_000), rate.total
+    (2.0, 2.5, 2250000)
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+LONGEST_S = 8.0  # that a piece on a stream waits, for streams have deadlines: at 1 Mbit/s enough for eight of them
+
+
+class Rate:
+    """One way."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.most_bytes_s: float | None = None  # None: as fast as it goes
+        self.total = 0  # bytes
+        self._clock, self._lock = clock, threading.Lock()
+        self._free = 0.0  # when the bytes so far are paid for
+
+    def took(self, size: int) -> float:
+        """Count bytes that have passed; how long to wait before the next, in seconds."""
+        with self._lock:
+            self.total += size
+            if self.most_bytes_s is None:
+                return 0.0
+            now = self._clock()
+            self._free = max(self._free, now) + size / self.most_bytes_s
+            return self._free - now
+
+    def slowed(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """The same pieces, no faster than allowed; for a thread."""
+        for piece in pieces:
+            yield piece
+            time.sleep(self.took(len(piece)))
+
+
+@dataclass
+class Rates:
+    """Both ways."""
+
+    up: Rate = field(default_factory=Rate)
+    down: Rate = field(default_factory=Rate)
