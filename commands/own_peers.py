@@ -86,11 +86,11 @@ def limits(
     lang: Lang = None,
 ) -> None:
     """Check limits.toml: when and how much the peers on this computer may work. It may change while they run."""
-    from peer.limits.limits import Limits, read, write_example
+    from peer.limits.limits import OwnLimits, read, write_example
     from protocol.trust import home as default_home
 
     path = (home or default_home()) / "limits.toml"
-    if (new or edit) and write_example(path):
+    if (new or edit) and write_example(path, words.language_of_user()):
         say(f"{path}: written, with every limit explained and off")
     if edit:
         editor = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "nano")
@@ -98,7 +98,7 @@ def limits(
             subprocess.run([*editor, str(path)], check=False)
         except OSError as error:
             raise InputError(f"{editor[0]}: {error.strerror}", f"set EDITOR, or edit {path} yourself") from error
-    found, plain = read(path), Limits()
+    found, plain = read(path), OwnLimits()
     held = {key: value for key, value in found.model_dump().items() if value != getattr(plain, key)}
     say(f"{path}: nothing is limited; --edit changes that" if not held else f"{path}: holds")
     for key, value in held.items():
@@ -204,7 +204,7 @@ def _live(peer: LocalPeer) -> dict[str, Any] | None:
 
 
 def _say_live(peer: LocalPeer) -> None:
-    from peer.screen.messages import Reason
+    from peer.screen.messages import Reason, told_time
 
     state = _live(peer)
     if state is None or "error" in state:
@@ -212,8 +212,8 @@ def _say_live(peer: LocalPeer) -> None:
             say(f"  {state['error']}")
         return
     if state["why"]:
-        until = datetime.datetime.fromtimestamp(state["until"]) if state["until"] else None
-        ends = Reason("held-until", time=f"{until:%a %H:%M}") if until else ""
+        until = datetime.datetime.fromtimestamp(state["until"]).astimezone() if state["until"] else None
+        ends = Reason("held-until", time=told_time(until)) if until else ""
         say("  " + Reason("held", reason=Reason(state["why"], **state["why_values"]), until=ends))
     else:
         say(f"  working: {state['tokens_per_s']:,.0f} tokens/s")

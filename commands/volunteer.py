@@ -36,7 +36,7 @@ def join(
     ] = 5.0,
     limit: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="A limit, before those of limits.toml; may be repeated. See: limits."),
+        typer.Option(metavar="KEY=VALUE", help="A limit, before those of limits.toml; may be repeated."),
     ] = None,
     reduce_only: Annotated[
         bool,

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from lab.processes import eventually
 from peer.limits import gate, watch
-from peer.limits.gate import AGAIN_S, Asked, Readings, Verdict, decide, rest_s
-from peer.limits.limits import MAX_BYTES, TEMPLATE, Limits, parse, read, write_example
+from peer.limits.gate import AGAIN_S, Asked, Permission, Readings, decide, rest_s
+from peer.limits.limits import MAX_BYTES, OwnLimits, example, parse, read, write_example
 from peer.limits.watch import Watch
+from protocol import words
 from protocol.errors import InputError
 
 NOON = datetime.datetime(2026, 12, 2, 12, 0).astimezone()  # a Wednesday
@@ -36,11 +37,16 @@ def after(seconds: float, **told: Any) -> Readings:
 # ---- the file --------------------------------------------------------------------------------------------------------
 
 
-def test_the_example_names_every_limit_and_limits_nothing_until_a_line_is_switched_on() -> None:
-    assert parse(TEMPLATE.encode()) == Limits()
-    lines = [line.removeprefix("# ") for line in TEMPLATE.splitlines() if line.startswith("# ") and " = " in line]
+@pytest.mark.parametrize("language", words.LANGUAGES)
+def test_the_example_names_every_limit_and_limits_nothing_until_a_line_is_switched_on(language: str) -> None:
+    assert parse(example(language)) == OwnLimits()
+    lines = [
+        line.removeprefix("# ")
+        for line in example(language).decode().splitlines()
+        if line.startswith("# ") and " = " in line
+    ]
     limits = parse("\n".join(lines).encode())
-    assert limits.model_fields_set == set(Limits.model_fields)
+    assert limits.model_fields_set == set(OwnLimits.model_fields)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +80,7 @@ def test_what_is_no_text_or_too_long_is_refused(tmp_path: Path) -> None:
             parse(data)
     with pytest.raises(InputError, match="directory"):
         read(tmp_path)
-    assert read(tmp_path / "none.toml") == Limits()
+    assert read(tmp_path / "none.toml") == OwnLimits()
 
 
 def test_what_the_command_line_says_goes_before_the_file() -> None:
@@ -88,16 +94,16 @@ def test_what_the_command_line_says_goes_before_the_file() -> None:
 
 def test_the_example_never_overwrites_what_is_there(tmp_path: Path) -> None:
     path = tmp_path / "home" / "limits.toml"
-    assert write_example(path)
+    assert write_example(path, "en")
     path.write_text("share = 0.5")
-    assert not write_example(path) and read(path).share == 0.5
+    assert not write_example(path, "en") and read(path).share == 0.5
 
 
 # ---- hours and days --------------------------------------------------------------------------------------------------
 
 
 def test_a_span_over_midnight_belongs_to_the_day_on_which_it_begins() -> None:
-    limits = Limits(hours=("22:00-07:00",), days=("fri",))  # the 4th
+    limits = OwnLimits(hours=("22:00-07:00",), days=("fri",))  # the 4th
     open_at = [at(4, 22), at(4, 23, 59), at(5, 0), at(5, 6, 59)]
     closed_at = [at(3, 23), at(4, 3), at(4, 21, 59), at(5, 7), at(5, 23)]
     assert all(map(limits.is_open, open_at)) and not any(map(limits.is_open, closed_at))
@@ -114,7 +120,7 @@ def test_between_now_and_the_next_change_nothing_changes(
     spans: list[tuple[int, int]], days: set[str], minute: int
 ) -> None:
     hours = tuple(f"{a // 60:02}:{a % 60:02}-{b // 60:02}:{b % 60:02}" for a, b in spans)
-    limits = Limits(hours=hours, days=tuple(days))
+    limits = OwnLimits(hours=hours, days=tuple(days))
     now = at(7, 0) + datetime.timedelta(minutes=minute, seconds=30)
     change = limits.changes_at(now)
     end = change or now + datetime.timedelta(days=8)
@@ -147,25 +153,25 @@ def test_between_now_and_the_next_change_nothing_changes(
 def test_each_limit_stands_against_work_only_where_it_is_set_and_the_system_tells(
     limits: dict[str, Any], told: dict[str, Any], key: str
 ) -> None:
-    held, readings = Limits.model_validate(limits), replace(QUIET, **told)
-    verdict = decide(held, readings, Asked(), Verdict())
+    held, readings = OwnLimits.model_validate(limits), replace(QUIET, **told)
+    verdict = decide(held, readings, Asked(), Permission())
     assert verdict.why is not None and verdict.why.key == key and not verdict.may_work
-    assert decide(Limits(), readings, Asked(), Verdict()).may_work
+    assert decide(OwnLimits(), readings, Asked(), Permission()).may_work
     if told:
-        assert decide(held, QUIET, Asked(), Verdict()).may_work, "a system that does not tell limits nothing"
+        assert decide(held, QUIET, Asked(), Permission()).may_work, "a system that does not tell limits nothing"
 
 
 def test_the_owners_word_goes_before_all_else_and_ends_by_itself() -> None:
-    limits, until = Limits(hours=("22:00-07:00",)), NOON + datetime.timedelta(hours=2)
-    verdict = decide(limits, QUIET, Asked(True, until), Verdict())
+    limits, until = OwnLimits(hours=("22:00-07:00",)), NOON + datetime.timedelta(hours=2)
+    verdict = decide(limits, QUIET, Asked(True, until), Permission())
     assert verdict.why is not None and (verdict.why.key, verdict.until) == ("owner-paused", until)
-    assert decide(Limits(), after(7201), Asked(True, until), verdict).may_work
-    assert not decide(Limits(), after(10**6), Asked(True), verdict).may_work
+    assert decide(OwnLimits(), after(7201), Asked(True, until), verdict).may_work
+    assert not decide(OwnLimits(), after(10**6), Asked(True), verdict).may_work
 
 
 def test_who_has_paused_needs_a_clear_sign_for_a_while() -> None:
-    limits = Limits(temperature_c=80)
-    hot = decide(limits, after(0, temperature_c=81.0), Asked(), Verdict())
+    limits = OwnLimits(temperature_c=80)
+    hot = decide(limits, after(0, temperature_c=81.0), Asked(), Permission())
     still = decide(limits, after(1, temperature_c=75.0), Asked(), hot)
     assert still.why == hot.why, "cooler, and not cool"
     first = decide(limits, after(2, temperature_c=70.0), Asked(), still)
@@ -178,14 +184,14 @@ def test_who_has_paused_needs_a_clear_sign_for_a_while() -> None:
 
 
 def test_a_warm_card_rests_more_and_a_cool_one_less_again() -> None:
-    limits, verdict = Limits(temperature_c=80, share=0.9), Verdict(share=0.9)
+    limits, verdict = OwnLimits(temperature_c=80, share=0.9), Permission(share=0.9)
     shares = []
     for told in [78.0] * 40 + [60.0] * 80:
         verdict = decide(limits, replace(QUIET, temperature_c=told), Asked(), verdict)
         assert verdict.may_work
         shares.append(verdict.share)
     assert shares[0] < 0.9 and min(shares) == pytest.approx(gate.LEAST_SHARE) and shares[-1] == pytest.approx(0.9)
-    assert decide(Limits(power_w=100), replace(QUIET, power_w=120.0), Asked(), Verdict()).share < 1.0
+    assert decide(OwnLimits(power_w=100), replace(QUIET, power_w=120.0), Asked(), Permission()).share < 1.0
 
 
 @given(st.floats(0.05, 1.0), st.floats(0.001, 60.0))
@@ -200,12 +206,12 @@ class FakeSensors:
     """Tells what it is told to."""
 
     def __init__(self) -> None:
-        self.readings, self.applied = QUIET, [Limits()][:0]
+        self.readings, self.applied = QUIET, [OwnLimits()][:0]
 
-    def read(self, limits: Limits) -> Readings:
+    def read(self, limits: OwnLimits) -> Readings:
         return self.readings
 
-    def apply(self, limits: Limits) -> None:
+    def apply(self, limits: OwnLimits) -> None:
         self.applied.append(limits)
 
 

@@ -8,13 +8,15 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import psutil
 import pytest
 
 from peer.limits import sensors
-from peer.limits.limits import Limits
-from peer.limits.rates import Rate, Rates
+from peer.limits.limits import OwnLimits
+from peer.limits.rates import LineRates, Rate
 from peer.limits.sensors import FullScreen, Idle, Metered, Month, Programs, Seldom, ThisComputer
 from peer.net.traffic import Traffic
 
@@ -83,17 +85,19 @@ def test_what_a_system_does_not_tell_is_said_once(caplog: pytest.LogCaptureFixtu
 
 
 def test_this_computer_reads_all_limits_without_failing(tmp_path: Path) -> None:
-    limits = Limits(
+    limits = OwnLimits(
         away_minutes=1, on_battery=False, on_metered=False, full_screen=False, programs=("x",), temperature_c=80,
         disk_free_gb=1,
     )  # fmt: skip
-    readings = ThisComputer(tmp_path, Rates()).read(limits)
+    readings = ThisComputer(tmp_path, LineRates()).read(limits)
     assert readings.disk_free_bytes and readings.programs
-    assert ThisComputer(tmp_path, Rates()).read(Limits()).programs == frozenset(), "what nothing needs is not read"
+    assert ThisComputer(tmp_path, LineRates()).read(OwnLimits()).programs == frozenset(), (
+        "what nothing needs is not read"
+    )
 
 
 def test_the_months_traffic_is_kept_over_a_restart_and_begins_anew_with_the_next(tmp_path: Path) -> None:
-    rates = Rates()
+    rates = LineRates()
     month = Month(tmp_path, rates)
     rates.up.took(300)
     rates.down.took(700)
@@ -104,15 +108,15 @@ def test_the_months_traffic_is_kept_over_a_restart_and_begins_anew_with_the_next
     assert again.read(DAY) == 1005
     assert again.read(DAY + datetime.timedelta(days=31)) == 0
     (tmp_path / sensors.TRAFFIC_FILE).write_text("[" * 900)
-    assert Month(tmp_path, Rates()).read(DAY) == 0
+    assert Month(tmp_path, LineRates()).read(DAY) == 0
 
 
 def test_rates_are_applied_and_taken_back(tmp_path: Path) -> None:
-    rates = Rates()
+    rates = LineRates()
     computer = ThisComputer(tmp_path, rates)
-    computer.apply(Limits(upload_mbit=8))
+    computer.apply(OwnLimits(upload_mbit=8))
     assert (rates.up.most_bytes_s, rates.down.most_bytes_s) == (1e6, None)
-    computer.apply(Limits())
+    computer.apply(OwnLimits())
     assert rates.up.most_bytes_s is None
 
 
@@ -142,7 +146,7 @@ def test_bulk_keeps_to_the_rate_and_control_goes_first(monkeypatch: pytest.Monke
         now[0] += seconds
 
     monkeypatch.setattr("peer.net.traffic.asyncio.sleep", sleep)
-    rates = Rates(Rate(lambda: now[0]), Rate(lambda: now[0]))
+    rates = LineRates(Rate(lambda: now[0]), Rate(lambda: now[0]))
     rates.down.most_bytes_s = 100_000
     traffic = Traffic(rates=rates)
 
@@ -150,15 +154,14 @@ def test_bulk_keeps_to_the_rate_and_control_goes_first(monkeypatch: pytest.Monke
         bulk, control = asyncio.StreamReader(), asyncio.StreamReader()
         bulk.feed_data(bytes(1_000_000))
         control.feed_data(bytes(1000))
-        reading, _ = traffic.counted("potluck/x/reduce", bulk, None)  # type: ignore[arg-type]
+        writer = cast(asyncio.StreamWriter, SimpleNamespace(transport=None, close=None))
+        reading, _ = traffic.counted("potluck/x/reduce", bulk, writer)
         for _ in range(10):
             await reading.readexactly(100_000)
         assert slept[0] == pytest.approx(10.0, rel=0.01), "a megabyte at 100 kB/s"
-        telling, _ = traffic.counted("potluck/x/vote", control, None)  # type: ignore[arg-type]
+        telling, _ = traffic.counted("potluck/x/vote", control, writer)
         await telling.readexactly(1000)
         assert slept[0] == pytest.approx(10.0, rel=0.01), "nobody waits for a vote"
 
-    # a writer is not used here
-    monkeypatch.setattr("peer.net.traffic._Writer", lambda *arguments: None)
     asyncio.run(play())
     assert rates.down.total == 1_001_000

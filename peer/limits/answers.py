@@ -11,7 +11,7 @@ from peer.limits.watch import MOST_PAUSE_S, Watch
 from protocol.errors import InputError
 
 
-class Standing(Protocol):
+class Running(Protocol):
     """A peer, as far as its owner asks: `peer.participation.Participation`."""
 
     def standing(self) -> dict[str, Any]:
@@ -21,7 +21,7 @@ class Standing(Protocol):
 class LiveState:
     """Does what is asked; `answer` is called in the socket's thread."""
 
-    def __init__(self, watch: Watch, peer: Standing) -> None:
+    def __init__(self, watch: Watch, peer: Running) -> None:
         self._watch, self._peer = watch, peer
         self._started = time.time()
         self._deeds: dict[str, Callable[[dict[str, Any]], None]] = {

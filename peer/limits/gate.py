@@ -9,7 +9,7 @@ import datetime
 import math
 from dataclasses import dataclass, replace
 
-from peer.limits.limits import Limits
+from peer.limits.limits import OwnLimits
 from peer.round.turns import Waiting
 
 COOLER_C = 8.0  # below its limit a card that was too hot works again
@@ -54,7 +54,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Permission:
     """The gate's answer.
 
     Args:
@@ -74,7 +74,7 @@ class Verdict:
         return self.why is None
 
 
-def decide(limits: Limits, readings: Readings, asked: Asked, before: Verdict) -> Verdict:
+def decide(limits: OwnLimits, readings: Readings, asked: Asked, before: Permission) -> Permission:
     """The answer of the moment.
 
     Args:
@@ -84,12 +84,12 @@ def decide(limits: Limits, readings: Readings, asked: Asked, before: Verdict) ->
     was = before.why.key if before.why else ""
     found = _against(limits, readings, asked, was)
     if found is not None:
-        return Verdict(*found, share=limits.share)
+        return Permission(*found, share=limits.share)
     if was and was not in _BY_THE_CLOCK:
         since = before.clear_since or now
         if (now - since).total_seconds() < AGAIN_S:
             return replace(before, until=None, clear_since=since)
-    return Verdict(share=_share(limits, readings, before.share if not was else limits.share))
+    return Permission(share=_share(limits, readings, before.share if not was else limits.share))
 
 
 def rest_s(share: float, step_s: float) -> float:
@@ -104,7 +104,7 @@ def rest_s(share: float, step_s: float) -> float:
 Against = tuple[Waiting, datetime.datetime | None]
 
 
-def _against(limits: Limits, readings: Readings, asked: Asked, was: str) -> Against | None:
+def _against(limits: OwnLimits, readings: Readings, asked: Asked, was: str) -> Against | None:
     """What stands against work, the owner's own word first."""
     now = readings.now
     if asked.holds(now):
@@ -116,7 +116,7 @@ def _against(limits: Limits, readings: Readings, asked: Asked, was: str) -> Agai
     return next((found for found in _of_the_moment(limits, readings, was) if found), None)
 
 
-def _of_the_moment(limits: Limits, readings: Readings, was: str) -> list[Against | None]:
+def _of_the_moment(limits: OwnLimits, readings: Readings, was: str) -> list[Against | None]:
     def against(key: str, holds: object, **values: str) -> Against | None:
         return (Waiting(key, dict(values)), None) if holds else None
 
@@ -143,7 +143,7 @@ def _of_the_moment(limits: Limits, readings: Readings, was: str) -> list[Against
     ]
 
 
-def _share(limits: Limits, readings: Readings, before: float) -> float:
+def _share(limits: OwnLimits, readings: Readings, before: float) -> float:
     """Less while the card is warm or draws too much, a little at a time; more again when it is not."""
     hot, most_w = limits.temperature_c, limits.power_w
     warm = hot is not None and readings.temperature_c is not None and readings.temperature_c > hot - WARM_C
@@ -158,7 +158,7 @@ def _next_month(now: datetime.datetime) -> datetime.datetime:
     return first.replace(year=first.year + 1, month=1) if first.month == 12 else first.replace(month=first.month + 1)
 
 
-def next_change(limits: Limits, readings: Readings) -> tuple[str, float] | None:
+def next_change(limits: OwnLimits, readings: Readings) -> tuple[str, float] | None:
     """The limit that will bite next, and how near it is, 0 to 1; None: none in sight."""
     found: list[tuple[str, float]] = []
     if limits.month_gb is not None:

@@ -15,6 +15,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +29,8 @@ MAX_BYTES = 64 * 1024
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _SPAN = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 
-TEMPLATE = """\
-# What Potluck may do on this computer, in all runs. A change is in force within two seconds, without a restart.
-# Lines that begin with # are off. Check what you have written: potluck limits
 
-# share = 0.5                       # of the card's time: it rests between two steps
-# threads = 2                       # CPU threads
-# niceness = 10                     # 0 to 19: how far other programs go before
-# temperature_c = 80                # of the card: rests more from 5 degrees below, pauses here
-# power_w = 150                     # of the card: rests more when it draws more
-# upload_mbit = 10                  # Mbit/s, at least 1
-# download_mbit = 50                # Mbit/s
-# month_gb = 200                    # of traffic in a calendar month, both ways together
-
-# hours = ["22:00-07:00"]           # only then; several may stand there
-# days = ["sat", "sun"]             # only on these, by when the hours begin
-# away_minutes = 10                 # only when nobody has touched mouse or keyboard for so long
-# on_battery = false                # false: pause on battery
-# on_metered = false                # false: pause on a line that is paid by volume
-# programs = ["blender", "steam"]   # pause while one of these runs
-# full_screen = false               # false: pause while a program fills the screen
-
-# disk_free_gb = 20                 # pause before less than this is left
-"""
-
-
-class Limits(Section):
+class OwnLimits(Section):
     """All of them; what is not set limits nothing."""
 
     share: float = Field(default=1.0, ge=0.05, le=1.0)  # of the time, between steps
@@ -122,8 +99,8 @@ def _minutes(span: str) -> tuple[int, int]:
     return 60 * int(first[:2]) + int(first[3:]), 60 * int(last[:2]) + int(last[3:])
 
 
-def parse(data: bytes, name: str = "limits", given: Sequence[str] = ()) -> Limits:
-    """Limits from TOML, and from `key=value` as on a command line, which go before.
+def parse(data: bytes, name: str = "limits", given: Sequence[str] = ()) -> OwnLimits:
+    """OwnLimits from TOML, and from `key=value` as on a command line, which go before.
 
     Raises:
         InputError: no TOML, a key that there is not, a value that does not do.
@@ -140,19 +117,19 @@ def parse(data: bytes, name: str = "limits", given: Sequence[str] = ()) -> Limit
             raise InputError(f"--limit {item}: no key=value", "write, say, --limit share=0.5")
         value[key.strip()] = _value(text.strip())
     for key in value:
-        if key not in Limits.model_fields:
-            near = difflib.get_close_matches(key, Limits.model_fields, 1)
-            meant = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(Limits.model_fields)}"
+        if key not in OwnLimits.model_fields:
+            near = difflib.get_close_matches(key, OwnLimits.model_fields, 1)
+            meant = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(OwnLimits.model_fields)}"
             raise InputError(f"{name}: {key[:40]}: there is no such limit{meant}")
     try:
-        return Limits.model_validate(value)
+        return OwnLimits.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise InputError(f"{name}: {where}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
-def read(path: Path, given: Sequence[str] = ()) -> Limits:
+def read(path: Path, given: Sequence[str] = ()) -> OwnLimits:
     """As `parse`, of a file; one that is not there limits nothing."""
     try:
         with path.open("rb") as file:
@@ -164,15 +141,20 @@ def read(path: Path, given: Sequence[str] = ()) -> Limits:
     return parse(data, str(path), given)
 
 
-def write_example(path: Path) -> bool:
-    """Put the commented example where there is no file yet; whether it did. Raises: InputError: the disk."""
+def example(language: str) -> bytes:
+    """Every limit with a comment, and off; in "en" or "zh"."""
+    return (resources.files(__package__) / f"example.{language}.toml").read_bytes()
+
+
+def write_example(path: Path, language: str) -> bool:
+    """Put the example where there is no file yet; whether it did. Raises: InputError: the disk."""
     if path.exists():
         return False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(path, error) from error
-    write_file(path, TEMPLATE.encode())
+    write_file(path, example(language))
     return True
 
 

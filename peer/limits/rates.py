@@ -47,7 +47,7 @@ class Rate:
 
 
 @dataclass
-class Rates:
+class LineRates:
     """Both ways."""
 
     up: Rate = field(default_factory=Rate)

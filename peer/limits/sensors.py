@@ -24,8 +24,8 @@ from typing import Any, Protocol
 import psutil
 
 from peer.limits.gate import Readings
-from peer.limits.limits import Limits
-from peer.limits.rates import Rates
+from peer.limits.limits import OwnLimits
+from peer.limits.rates import LineRates
 from protocol.disk import write_file
 from protocol.errors import InputError
 
@@ -35,7 +35,7 @@ ASK_S = 2.0  # that another program may take to answer
 SELDOM_S = 10.0  # between two looks at what changes seldom or costs a program's start
 TRAFFIC_FILE = "traffic.json"
 SAVE_S = 60.0  # between two times that the month's traffic is written down
-Run = Callable[..., "str | None"]
+Run = Callable[..., str | None]
 
 
 def ask(*command: str) -> str | None:
@@ -181,7 +181,7 @@ class Month:
         folder: where the count is kept.
     """
 
-    def __init__(self, folder: Path, rates: Rates) -> None:
+    def __init__(self, folder: Path, rates: LineRates) -> None:
         self._path, self._rates = folder / TRAFFIC_FILE, rates
         self._month, self._before = self._kept()
         self._from = self._saved = self._total
@@ -234,7 +234,7 @@ class ThisComputer:
         home: on whose disk room must be left; the month's traffic is kept there.
     """
 
-    def __init__(self, home: Path, rates: Rates) -> None:
+    def __init__(self, home: Path, rates: LineRates) -> None:
         self._home, self._rates = home, rates
         self._month, self._programs = Month(home, rates), Programs()
         self._idle = Seldom("when you were here last", Idle())
@@ -245,7 +245,7 @@ class ThisComputer:
         self._niceness = os.getpriority(os.PRIO_PROCESS, 0)
         self._saved = time.monotonic()
 
-    def read(self, limits: Limits) -> Readings:
+    def read(self, limits: OwnLimits) -> Readings:
         """What these limits need."""
         now = datetime.datetime.now().astimezone()
         self._keep(now)
@@ -264,8 +264,8 @@ class ThisComputer:
             month_bytes=self._month.read(now),
         )
 
-    def apply(self, limits: Limits) -> None:
-        """Rates, and niceness, which a process may only raise; threads are the trainer's to set."""
+    def apply(self, limits: OwnLimits) -> None:
+        """LineRates, and niceness, which a process may only raise; threads are the trainer's to set."""
         for rate, most in ((self._rates.up, limits.upload_mbit), (self._rates.down, limits.download_mbit)):
             rate.most_bytes_s = None if most is None else most * 1e6 / 8
         if limits.niceness is not None and limits.niceness > self._niceness:

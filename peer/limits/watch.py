@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Protocol
 
 from peer.limits import gate, limits
-from peer.limits.gate import Asked, Readings, Verdict
-from peer.limits.limits import Limits
+from peer.limits.gate import Asked, Permission, Readings
+from peer.limits.limits import OwnLimits
 from protocol.backoff import Backoff
 from protocol.disk import write_file
 from protocol.errors import InputError
@@ -36,10 +36,10 @@ LIMITS_FILE, PAUSED_FILE = "limits.toml", "paused.json"
 class Sensors(Protocol):
     """What tells how this computer is."""
 
-    def read(self, limits: Limits) -> Readings:
+    def read(self, limits: OwnLimits) -> Readings:
         """What these limits need; cheap enough for once a second."""
 
-    def apply(self, limits: Limits) -> None:
+    def apply(self, limits: OwnLimits) -> None:
         """Set what is set once: threads, niceness, rates."""
 
 
@@ -49,8 +49,8 @@ class Gate:
     def __init__(self) -> None:
         self.closed = threading.Event()  # no step is to be done
         self.finishing = threading.Event()  # leave after the round in hand
-        self.verdict = Verdict()
-        self.limits = Limits()
+        self.verdict = Permission()
+        self.limits = OwnLimits()
         self.readings: Readings | None = None
         self.asked = Asked()
 
@@ -84,7 +84,7 @@ class Watch:
         sensors: Sensors,
         told: Told,
         problem: Callable[..., None] = lambda key, **values: None,
-        changed: Callable[[Verdict], None] = lambda verdict: None,
+        changed: Callable[[Permission], None] = lambda verdict: None,
     ) -> None:
         self.gate = Gate()
         self._limits_path, self._paused_path, self._given = home / LIMITS_FILE, folder / PAUSED_FILE, given

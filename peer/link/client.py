@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from peer.limits.rates import Rates
+from peer.limits.rates import LineRates
 from peer.link.answers import (
     Announcement,
     Enrollment,
@@ -65,8 +65,8 @@ class CoordinatorClient:
         rates: how fast files and states may go.
     """
 
-    def __init__(self, invite: Invite, *, timeout_s: float = 15.0, rates: Rates | None = None) -> None:
-        self._invite, self.rates = invite, rates or Rates()
+    def __init__(self, invite: Invite, *, timeout_s: float = 15.0, rates: LineRates | None = None) -> None:
+        self._invite, self.rates = invite, rates or LineRates()
         self.timeout_s = timeout_s
         self.connection = Connection(invite.addresses, invite.tls, timeout_s)
         self._run: RunDescription | None = None

@@ -33,7 +33,7 @@ from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.multiaddr.exceptions import Error as MultiaddrError
 
-from peer.limits.rates import Rates
+from peer.limits.rates import LineRates
 from peer.net import frames
 from peer.net.daemon import UNREACHABLE, children_in_their_own_session, sockets, start_reaper, tell_of_failed_task
 from peer.net.listening import check_free, split_host_port
@@ -58,7 +58,7 @@ Handler = Callable[[str, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[
 class Node:
     """A started node; `await close()` when done."""
 
-    def __init__(self, p2p: P2P, dht: DHTNode, reaper: subprocess.Popen[bytes], rates: Rates) -> None:
+    def __init__(self, p2p: P2P, dht: DHTNode, reaper: subprocess.Popen[bytes], rates: LineRates) -> None:
         self._p2p, self._dht, self._reaper = p2p, dht, reaper
         self._open: Counter[str] = Counter()  # peer id -> streams that it holds open
         self.traffic = Traffic(rates=rates)
@@ -72,7 +72,7 @@ class Node:
         listen: str,
         announce: str | None = None,
         validator: RecordValidatorBase | None = None,
-        rates: Rates | None = None,
+        rates: LineRates | None = None,
     ) -> Node:
         """Start p2pd and a DHT node that knows nobody yet.
 
@@ -109,7 +109,7 @@ class Node:
             raise NetworkError(f"libp2p did not start: {error}", f"is {listen} taken by another program?") from error
         reaper = start_reaper(p2p)
         dht = await DHTNode.create(p2p=p2p, record_validator=validator, cache_refresh_before_expiry=0)
-        return cls(p2p, dht, reaper, rates or Rates())
+        return cls(p2p, dht, reaper, rates or LineRates())
 
     async def daemon_ended(self) -> None:
         """Returns when p2pd has ended, by whatever cause."""

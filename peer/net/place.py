@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from peer.limits.rates import Rates
+from peer.limits.rates import LineRates
 from peer.net.pace import Patience
 from peer.round.box import Box
 from peer.round.report import RoundReport
@@ -27,7 +27,7 @@ class SwarmConfig:
     reduce_only: bool = False  # without a trainer; the certificate must say that the host trusts this peer
     patience: Patience = field(default_factory=Patience)
     timing: Timing = field(default_factory=Timing)
-    rates: Rates = field(default_factory=Rates)  # of this peer's line, over all starts
+    rates: LineRates = field(default_factory=LineRates)  # of this peer's line, over all starts
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import cast
 
-from peer.limits.rates import LONGEST_S, Rate, Rates
+from peer.limits.rates import LONGEST_S, LineRates, Rate
 
 BULK = frozenset({"reduce", "state", "average"})  # kinds whose bytes grow with the model; all others are control
 
@@ -29,7 +29,7 @@ class Traffic:
     sent: Counter[str] = field(default_factory=Counter)
     received: Counter[str] = field(default_factory=Counter)
     opened: Counter[str] = field(default_factory=Counter)  # streams to others
-    rates: Rates = field(default_factory=Rates)  # bulk waits for them; control is counted, and goes first
+    rates: LineRates = field(default_factory=LineRates)  # bulk waits for them; control is counted, and goes first
 
     def counted(
         self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

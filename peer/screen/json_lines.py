@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from peer.limits.gate import Verdict
+from peer.limits.gate import Permission
 from peer.round.report import RoundReport
 from peer.screen.messages import text
 from peer.screen.screen import tell_held
@@ -76,7 +76,7 @@ class JsonScreen:
     def paused(self, reason: str) -> None:
         self._once("paused", reason)
 
-    def held(self, verdict: Verdict) -> None:
+    def held(self, verdict: Permission) -> None:
         self._once("held", tell_held(verdict))
 
     def _once(self, event: str, reason: str) -> None:

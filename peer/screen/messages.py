@@ -8,6 +8,8 @@ The Chinese is in `protocol/zh.txt`.
 
 from __future__ import annotations
 
+import datetime
+
 from protocol import words
 
 _MESSAGES = {
@@ -165,6 +167,12 @@ def text(key: str, language: str, **values: object) -> str:
     """The message `key` in "en" or "zh"."""
     english = _MESSAGES[key]
     return words.catalogue().text(english, values) if language == "zh" else english.format(**values)
+
+
+def told_time(at: datetime.datetime) -> str:
+    """A time of today as 14:30, another as 2026-12-24 14:30; the same in all languages."""
+    today = at.date() == datetime.datetime.now().astimezone().date()
+    return f"{at:%H:%M}" if today else f"{at:%Y-%m-%d %H:%M}"
 
 
 class Reason(str):

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Protocol
 
 from peer.disk.receipts import Receipts
-from peer.limits.gate import Verdict
+from peer.limits.gate import Permission
 from peer.round.report import RoundReport
-from peer.screen.messages import Reason
+from peer.screen.messages import Reason, told_time
 from peer.screen.terms import JoinTerms
 from peer.sync.shelf import Head
 from peer.trainer import WorkReport
@@ -35,7 +35,7 @@ class Screen(Protocol):
     def paused(self, reason: str) -> None:
         """No step is done until the reason is gone; what was done is kept."""
 
-    def held(self, verdict: Verdict) -> None:
+    def held(self, verdict: Permission) -> None:
         """Whether this peer may work by its owner's limits, and if not, why and until when; any thread."""
 
     def problem(self, key: str, **values: str) -> None:
@@ -51,7 +51,7 @@ class Screen(Protocol):
         """Where in the round this peer is: one of `peer.round.report.STAGES`. Called in another thread."""
 
 
-def tell_held(verdict: Verdict) -> str:
+def tell_held(verdict: Permission) -> str:
     """Why a peer does not work, in English; empty: it may."""
     if verdict.why is None:
         return ""

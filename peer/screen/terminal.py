@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from peer.disk.round_log import Round
-from peer.limits.gate import Verdict
+from peer.limits.gate import Permission
 from peer.round.report import STAGES, RoundReport
 from peer.screen.download_bar import DownloadBar
 from peer.screen.messages import text
@@ -160,7 +160,7 @@ class TerminalScreen:
     def paused(self, reason: str) -> None:
         self.waiting(self._text("paused", reason=self._told(reason)))
 
-    def held(self, verdict: Verdict) -> None:
+    def held(self, verdict: Permission) -> None:
         told = self._told(tell_held(verdict))
         if told == self._held:
             return

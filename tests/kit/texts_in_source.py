@@ -48,6 +48,8 @@ NOT_SHOWN = {
     "SELECT COUNT(*) > 1 FROM leaves",
     "Value error,",
     "{}, {} threads",
+    "value = {}",
+    "{} GB",
     "{} | recomputing",
 }
 FORMATS = ("protocol/", "coordinator/run_config")
