@@ -73,7 +73,7 @@ def records_of(
     elif source.kind == "jsonl":
         records = _of_texts(_values(chunk, source, found), Texts(tokenizer, found.notes), tokenizer, found)
     else:
-        chats = Chats(tokenizer, sequences.template_date or "", found.notes)
+        chats = Chats(tokenizer, sequences.template_date or "", found.notes, _pieces_of)
         records = _of_chats(_values(chunk, source, found), chats, found)
     for record in records:
         found.records += 1
@@ -204,16 +204,23 @@ def _encoded(tokenizer: Any, texts: list[Located]) -> Iterator[list[int] | Input
         yield from encode_each(tokenizer, texts)
         return
     ids: list[int] = []
-    lines = (
-        Located(texts[0].where, piece) for line in texts[0].value.splitlines(keepends=True) for piece in _pieces(line)
-    )
-    for some in _batches(lines, 1 << 30, _LONG_CHARS):
-        piece = next(encode_each(tokenizer, [(texts[0].where, "".join(line.value for line in some))]))
+    for text in _pieces_of(texts[0].value):
+        piece = next(encode_each(tokenizer, [(texts[0].where, text)]))
         if isinstance(piece, InputError):
             yield piece
             return
         ids += piece
     yield ids
+
+
+def _pieces_of(text: str) -> Iterator[str]:
+    """A text that is not long; of a long one pieces, cut at line ends, or as `_pieces` cuts a line."""
+    if len(text) <= _LONG_CHARS:
+        yield text
+        return
+    lines = (Located("", piece) for line in text.splitlines(keepends=True) for piece in _pieces(line))
+    for some in _batches(lines, 1 << 30, _LONG_CHARS):
+        yield "".join(line.value for line in some)
 
 
 def _pieces(line: str) -> Iterator[str]:
