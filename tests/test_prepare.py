@@ -240,24 +240,6 @@ def test_a_large_chunk_becomes_several_shards(tmp_path: Path, monkeypatch: pytes
     assert Counter(train + held_out) == Counter(texts(300))
 
 
-@pytest.mark.parametrize("apart", [True, False])
-def test_the_manifest_counts_the_tokens_that_evaluation_and_members_count(tmp_path: Path, apart: bool) -> None:
-    write_records(tmp_path / "wood.jsonl", texts(200))
-    made = prepared(tmp_path, source(), sequences=rules(documents_apart=apart))
-    for entry in (*made.manifest.shards, made.manifest.held_out):
-        assert entry.loss_tokens == shard(tmp_path / "data", entry, apart=apart).loss_tokens.sum()
-
-
-def test_no_sequence_is_prepared_that_holds_only_first_tokens_of_documents(tmp_path: Path) -> None:
-    # "</s>" is a document of one token
-    write_records(tmp_path / "wood.jsonl", [text for one in texts(30) for text in (one, *["</s>"] * 3 * LENGTH)])
-    made = prepared(tmp_path, source(), sequences=rules(documents_apart=True), chunk_bytes=1 << 20)
-    for entry in (*made.manifest.shards, made.manifest.held_out):
-        assert shard(tmp_path / "data", entry, apart=True).loss_tokens.min() > 0
-    kept = sum(len(row) for row in sequences(tmp_path / "data", made.manifest.shards))
-    assert kept < 0.6 * made.progress.tokens, "what holds nothing else is left out"
-
-
 # ---- what ends a preparation -----------------------------------------------------------------------------------------
 
 PREPARE = """

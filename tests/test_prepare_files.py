@@ -104,7 +104,7 @@ def test_a_long_conversation_is_tokenized_in_pieces_with_the_loss_where_it_was(
     (tmp_path / "wood.jsonl").write_text("".join(f"{json.dumps(chat)}\n" for chat in chats))
     every, some = rules(template_date="2026-12-01", held_out=0.3, held_out_sequences=500), source(kind="chat")
     whole = prepared(tmp_path, some, folder="whole", sequences=every)
-    monkeypatch.setattr(tokenize, "_LONG_CHARS", 400)
+    monkeypatch.setattr(tokenize, "CHAT_CHARS", 400)
     tokenizer = Watched(**{name: getattr(plain(), name) for name in PlainTokenizer.__dataclass_fields__})
     made = prepared(tmp_path, some, folder="pieces", sequences=every, tokenizer=tokenizer)
     assert 400 <= max(tokenizer.backend_tokenizer.sizes) < 2 * 400
