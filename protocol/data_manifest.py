@@ -7,7 +7,8 @@ its draws fall into (`peer.training.draw`); each is held against its digest here
      "sources": [{"name": "wiki", "shards": [["cd34…", 1048576, 4096, 2080000], …]}, …],
      "held_out": ["ef56…", 70000, 256, 130000]}
 
-A shard is its digest, its bytes, its sequences, and how many of their tokens are predicted.
+A shard is its digest, its bytes, its sequences, and how many of their tokens are predicted: where documents are kept
+apart, the first of each is not.
 """
 
 from __future__ import annotations
