@@ -28,7 +28,7 @@ def join(
         str, typer.Option(help="auto, bf16, fp16, fp32: of the passes; auto: what this card does well.")
     ] = "auto",
     moments: Annotated[
-        str, typer.Option(help="fp32, 8bit: what AdamW remembers; in 8 bits it takes a quarter, by bitsandbytes.")
+        str, typer.Option(help="fp32, 8bit: of the optimizer's moments; in 8 bits they take a quarter of the memory.")
     ] = "fp32",
     listen: Annotated[
         str, typer.Option(help="Address and port for other members; port 0: any free one.")

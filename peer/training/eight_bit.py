@@ -27,7 +27,7 @@ from protocol.errors import InputError
 from protocol.run_spec import InnerOptimizer, RunSpec
 
 _BLOCK = 256  # values that share a scale; bitsandbytes' own choice
-_LOT = 1 << 22  # values stepped at a time: on a CPU they are unpacked for that. A multiple of a block
+LOT = 1 << 22  # values stepped at a time: on a CPU they are unpacked for that. A multiple of a block
 
 
 def check_choice(spec: RunSpec, moments: MomentsKind) -> None:
@@ -68,7 +68,7 @@ class EightBitAdamW(LocalOptimizer):
             vectors[f"{name}_8bit"] = torch.zeros(count, dtype=torch.uint8, device=device)
             vectors[f"{name}_scales"] = torch.zeros(-(-count // _BLOCK), device=device)
         super().__init__(inner, flat_N, gradient_N, vectors)
-        lots = [slice(start, min(start + _LOT, count)) for start in range(0, count, _LOT)]
+        lots = [slice(start, min(start + LOT, count)) for start in range(0, count, LOT)]
         parameters = [torch.nn.Parameter(flat_N[lot]) for lot in lots]
         self._adamw: Any = AdamW8bit(
             parameters, lr=inner.lr, betas=inner.betas, weight_decay=inner.weight_decay, min_8bit_size=0

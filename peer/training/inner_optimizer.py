@@ -117,7 +117,7 @@ class LocalOptimizer(ABC):
             with safe_open(path, framework="pt") as file:
                 held = sorted(file.keys())
                 if held != sorted(self._vectors):
-                    raise FormatError(f"{path.name} holds {', '.join(held)}, expected {', '.join(self._vectors)}")
+                    raise FormatError(f"{path.name} is of moments that were held otherwise: {', '.join(held)}")
                 found = file.metadata() or {}
                 vectors = {name: file.get_tensor(name) for name in self._vectors}
             metadata = {name: found[name] for name in ("run", "round", *self.numbers)}
@@ -177,7 +177,7 @@ def _check_as(held: torch.Tensor, vector: torch.Tensor, what: str) -> None:
         check_vector(vector, held.numel(), what)
     elif vector.dtype != held.dtype or vector.shape != held.shape:
         raise FormatError(
-            f"{what}: expected {held.dtype} {tuple(held.shape)}, got {vector.dtype} {tuple(vector.shape)}"
+            f"{what}: expected {held.numel()} values of {held.dtype}, got {vector.dtype} {tuple(vector.shape)}"
         )
 
 
