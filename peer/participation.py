@@ -41,6 +41,7 @@ from peer.screen.screen import Screen, tell_failure, tell_over
 from peer.sync.shelf import Head
 from peer.trainer import WorkReport, reduce, train
 from peer.training.genesis import load_state
+from peer.training.memory import MomentsKind
 from peer.training.work import LocalWork
 from protocol.agreement import Agreement
 from protocol.backoff import Backoff
@@ -65,6 +66,7 @@ class PeerConfig:
     device: str = "cpu"
     threads: int | None = None  # CPU threads for torch; None: torch's choice
     precision: str = "auto"  # of the forward and backward passes: auto, bf16, fp16, fp32
+    moments: MomentsKind = "fp32"  # how AdamW's are held: fp32, 8bit
     cache_bytes: int = 5 << 30  # that prepared data may take on disk
     swarm: SwarmConfig = field(default_factory=SwarmConfig)
 

@@ -69,6 +69,7 @@ class Volunteer:
                 self._screen,
                 reduce_only=reduce_only,
                 cache_bytes=config.cache_bytes,
+                moments=config.moments,
             )
             admitted = newcomer.admit()
             if admitted is None:
@@ -151,4 +152,4 @@ def load_work(
     else:
         dataset = load_dataset(spec, model.tokenizer, files.data)
     model.check_fits(dataset)
-    return LocalWork(model, dataset, spec, peer_id, wanted=config.precision, sizes=sizes)
+    return LocalWork(model, dataset, spec, peer_id, wanted=config.precision, sizes=sizes, moments=config.moments)

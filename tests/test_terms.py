@@ -117,6 +117,14 @@ def test_who_only_reduces_sends_to_all(tmp_path: Path) -> None:
     assert reducer.round_bytes == 4 * member.round_bytes
 
 
+def test_moments_in_8_bits_are_told_in_memory_and_on_disk(tmp_path: Path) -> None:
+    run = description("full")
+    plain, small = (terms_of(INVITE, run, None, tmp_path, moments=moments) for moments in ("fp32", "8bit"))
+    saved = 5.96 * run.card.spec.model.trainable
+    assert plain.memory_bytes - small.memory_bytes == pytest.approx(saved, rel=1e-6)
+    assert plain.disk_bytes - small.disk_bytes == pytest.approx(saved, rel=1e-6)
+
+
 def shown(terms: JoinTerms, language: str, capsys: pytest.CaptureFixture[str], **options: bool) -> str:
     screen = TerminalScreen(language, "me", yes=True, **options)
     screen._console.width = 200
