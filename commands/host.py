@@ -17,7 +17,7 @@ def host(
     until_finished: Annotated[bool, typer.Option(help="Leave when the run has had all its rounds.")] = False,
     evaluate_on: Annotated[
         str | None,
-        typer.Option(help="Where to measure the held-out loss: cpu, cuda, cuda:1, mps, none [default: cpu]."),
+        typer.Option(help="Where to measure the held-out loss, instead of what run.toml says: cpu, cuda, cuda:1, mps."),
     ] = None,
     lang: Lang = None,
     json_output: Json = False,

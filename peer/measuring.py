@@ -79,9 +79,11 @@ class Measuring:
             logger.warning("the held-out loss cannot be measured for the host: %s", error.message)
             return True
         self._done, self._measured = asked, None
-        if found is None or not math.isfinite(found.loss):
-            why = "the memory is not enough" if found is None else f"it is {found.loss}"
-            logger.warning("the held-out loss of round %d cannot be given to the host: %s", state.round, why)
+        if found is None:
+            logger.warning("the held-out loss of round %d cannot be measured: memory is too short", state.round)
+            return True
+        if not math.isfinite(found.loss):
+            logger.warning("the held-out loss of round %d is %s", state.round, found.loss)
             return True
         statement = Measured(
             run=self._work.spec.digest,

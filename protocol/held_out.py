@@ -25,9 +25,9 @@ class Measured(Statement):
 
     media_type: ClassVar[str] = "application/vnd.potluck.held-out-loss.v1+json"
     run: Digest
-    round: int = Field(ge=1, le=10**9)
+    round: int = Field(ge=1, le=10**9, strict=True)
     state: Digest  # after that round
-    held_out_loss: float = Field(ge=0, allow_inf_nan=False)  # nats per token; a cross-entropy is never negative
+    held_out_loss: float = Field(ge=0, allow_inf_nan=False, strict=True)  # nats per token; a cross-entropy is never negative
     sequences: int = Field(ge=1, le=10**9, strict=True)
     tokens: int = Field(ge=1, le=2**53 - 1, strict=True)
 
