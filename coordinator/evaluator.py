@@ -5,6 +5,7 @@ Everything is loaded when first needed, in the thread that asks: for genesis the
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from coordinator.uploads import PARAMETERS
 from peer.training.data import Dataset, load_dataset
 from peer.training.dataset.shard_folder import ShardFolder
 from peer.training.dataset.sharded import prepared_dataset
-from peer.training.device import let_go_of_memory, why_unusable
+from peer.training.device import is_out_of_memory, let_go_of_memory, why_unusable
 from peer.training.evaluate import held_out_loss
 from peer.training.loading import load_tokenizer
 from peer.training.model import TrainableModel, load_trainable
@@ -30,7 +31,7 @@ from protocol.checkpoint import INFO, LEDGER_HEAD, Evaluation
 from protocol.data_spec import PinnedDataSet
 from protocol.errors import InputError, VerificationError
 from protocol.run_spec import RunSpec
-from protocol.safetensors_file import ADAPTER_FILE, FULL_FILE
+from protocol.safetensors_file import ADAPTER_FILE, FULL_FILE, Weights
 from protocol.state import StateManifest
 
 _NOT_OF_THE_MODEL = ("*.safetensors*", INFO, LEDGER_HEAD.partition("/")[0])  # of a checkpoint's files
@@ -99,8 +100,14 @@ class Evaluator:
             raise VerificationError("the agreed state holds values that are not finite")
 
     def load(self, state_folder: Path) -> None:
-        """Take over such parameters, a piece at a time. Raises: FormatError: not the run's."""
-        self._loaded().write_pieces(_pieces(state_folder))
+        """Take over such parameters, a piece at a time.
+
+        Raises:
+            FormatError: not the run's.
+            InputError: the device's memory is not enough.
+        """
+        with self._enough_memory():
+            self._loaded().write_pieces(_pieces(state_folder))
 
     def let_go(self) -> None:
         """Give back the memory of the model; it is loaded again when it is needed."""
@@ -112,13 +119,15 @@ class Evaluator:
 
         Raises:
             VerificationError: it is not finite.
-            InputError: the data cannot be read, or hold tokens or sequences that the model has no place for.
+            InputError: the data cannot be read, or hold tokens or sequences that the model has no place for; or the
+                device's memory is not enough.
         """
-        model = self._loaded()
-        if not self._fits:
-            model.check_fits(self.dataset)
-            self._fits = True
-        result = held_out_loss(model, self.dataset)
+        with self._enough_memory():
+            model = self._loaded()
+            if not self._fits:
+                model.check_fits(self.dataset)
+                self._fits = True
+            result = held_out_loss(model, self.dataset)
         if not math.isfinite(result.loss):
             raise VerificationError(f"the held-out loss is {result.loss}")
         return Evaluation(held_out_loss=result.loss, sequences=result.sequences, tokens=result.tokens)
@@ -126,12 +135,26 @@ class Evaluator:
     def save(self, manifest: StateManifest, state_folder: Path, folder: Path) -> None:
         """Write such a state as a folder that transformers (peft for LoRA) loads: the genesis' files, other weights.
 
-        Raises: InputError: the disk is full.
+        Raises: InputError: the disk is full, or holds other bytes than were written.
         """
         with disk.writing(folder):
             shutil.copytree(self.genesis_model, folder, ignore=shutil.ignore_patterns(*_NOT_OF_THE_MODEL))
             file = folder / (ADAPTER_FILE if self.spec.method.kind == "lora" else FULL_FILE)
             write_pieces(file, manifest.tensors, _pieces(state_folder))
+        if Weights.open(folder, [file.name]).state_root() != manifest.parameters:
+            raise InputError(f"{file}: not the weights of the state", "look after the disk; it is tried again")
+
+    @contextlib.contextmanager
+    def _enough_memory(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InputError(
+                f"evaluating on {self._device}: its memory is not enough",
+                "choose another device, evaluate_on in run.toml, or a member that measures instead: evaluators",
+            ) from error
 
     def _loaded(self) -> TrainableModel:
         if self._model is None:

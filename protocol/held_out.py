@@ -27,7 +27,7 @@ class Measured(Statement):
     run: Digest
     round: int = Field(ge=1, le=10**9, strict=True)
     state: Digest  # after that round
-    held_out_loss: float = Field(ge=0, allow_inf_nan=False, strict=True)  # nats per token; a cross-entropy is never negative
+    held_out_loss: float = Field(ge=0, allow_inf_nan=False, strict=True)  # nats per token
     sequences: int = Field(ge=1, le=10**9, strict=True)
     tokens: int = Field(ge=1, le=2**53 - 1, strict=True)
 

@@ -12,6 +12,7 @@ from protocol.checkpoint import Evaluation
 from protocol.errors import FormatError, VerificationError
 from protocol.held_out import Asked, Measured, open_measured
 from protocol.keys import PeerIdentity
+from tests.kit.vectors import PEERS, stored
 
 RUN, STATE, OTHER = "a" * 64, "b" * 64, "c" * 64
 GENESIS = Evaluation(held_out_loss=4.0, sequences=8, tokens=120)
@@ -112,6 +113,12 @@ def test_one_is_asked_at_a_time_and_the_next_when_it_is_silent(losses: Losses) -
     assert losses.ask(bob.peer_id, [STATE], 1.0 + ASKED_SHARE * WAIT_S) == STATE
     assert not losses.is_overdue(WAIT_S - 1) and losses.is_overdue(WAIT_S)
     assert losses.submit(signed(bob), bob.peer_id).accepted, "late is better than never"
+
+
+def test_what_a_member_said_once_is_said_the_same_way_today() -> None:
+    asked = Asked(RUN, 20, STATE, 8, 120)
+    assert signed(PEERS[0]) == stored("measured.json") == Measured(**SAID).sign(PEERS[0]).data
+    assert open_measured(stored("measured.json"), asked).by == PEERS[0].peer_id
 
 
 def test_whoever_verifies_holds_the_loss_against_what_its_measurer_signed() -> None:
