@@ -116,7 +116,7 @@ class CoordinatorService:
                 alarm=_alarm(board.alarm),
                 twin=coordinator_pb2.Twin.Name(twin),
                 want_chain=self._gap.ask(peer_id, request.round, round_number, now, worked=worked),
-                want_loss=self._publisher.losses.ask(peer_id, request.states, now),
+                want_loss=self._publisher.losses.ask(peer_id, () if request.reduce_only else request.states, now),
             )
 
     def Report(self, request: Any, network: str) -> Any:

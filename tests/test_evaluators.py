@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from lab.processes import eventually
 from peer.measuring import Measuring
 from peer.training.data import load_dataset
 from peer.training.evaluate import held_out_loss
-from peer.training.model import load_trainable
+from peer.training.model import TrainableModel, load_trainable
 from peer.training.state import SharedState
 from peer.training.work import LocalWork
 from protocol import checkpoint
@@ -92,11 +93,24 @@ def test_a_host_publishes_by_the_word_of_a_member_that_it_named_and_holds_no_mod
     assert f"measured by member `{ann.peer_id}`" in (step / "model" / "README.md").read_text()
 
 
-def test_a_host_measures_itself_when_no_named_member_does(tmp_path: Path) -> None:
-    host = f'evaluators = ["{PeerIdentity.generate().peer_id}"]\n{AT_ONCE}'
-    with site_of(write_run(tmp_path, rounds=1, every=1, host=host), tmp_path / "run") as site:
+def test_a_host_measures_where_it_was_told_when_no_named_member_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[str] = []
+
+    def load(*arguments: Any) -> TrainableModel:
+        devices.append(arguments[-1])
+        return load_trainable(*arguments[:-1])
+
+    monkeypatch.setattr(evaluator, "load_trainable", load)
+    host = f'evaluators = ["{PeerIdentity.generate().peer_id}"]\nevaluate_on = "cpu:0"\n{AT_ONCE}'
+    config = write_run(tmp_path, rounds=1, every=1, host=host)
+    with site_of(config, tmp_path / "run") as site:
+        swarm = site.swarm
+    assert devices == ["cpu:0"], "the genesis"
+    with site_of(config, tmp_path / "run", swarm) as site:
         site.commit(1)
-        assert site.deliver(1).published
+        assert site.deliver(1).published and devices == ["cpu:0", "cpu:0"]
     assert checkpoint.read_info(tmp_path / "run" / "checkpoints" / "step-000001").evaluation.measured is None
 
 

@@ -80,6 +80,9 @@ def main(what: str, folder: Path, data: Path) -> None:
             start = _own_bytes()
             evaluator = Evaluator(spec, folder / "genesis", None, data)
             with _Watch() as watch:
+                evaluator.save(manifest, Path(name), Path(name) / "alone")
+            found["save alone"] = watch.most - start
+            with _Watch() as watch:
                 evaluator.evaluate()
             found["evaluate"] = watch.most - start
             for stage, work in (
