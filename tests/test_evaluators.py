@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from coordinator import evaluator
+from coordinator import evaluator, publisher
 from coordinator.host import Host
 from lab.processes import eventually
 from peer.measuring import Measuring
@@ -91,6 +91,26 @@ def test_a_host_publishes_by_the_word_of_a_member_that_it_named_and_holds_no_mod
     report = verify_checkpoint(step, trusted=trusted, checkpoints_dir=folder / "checkpoints")
     assert report.ok and f"measured by member {ann.peer_id}, whom the host named" in report.to_text()
     assert f"measured by member `{ann.peer_id}`" in (step / "model" / "README.md").read_text()
+
+
+def test_what_nobody_measures_waits_and_a_later_round_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "FALL_BACK_S", 0.0)
+    ann = PeerIdentity.generate()
+    host = f'evaluators = ["{ann.peer_id}"]\nevaluate_on = "none"\n{AT_ONCE}'
+    with site_of(write_run(tmp_path, rounds=2, every=1, host=host), tmp_path / "run") as site:
+        token, first = site.client.enroll(ann).certificate, site.commit(1)
+        assert asked_for(site, token, first) == first.digest, "and no answer comes"
+        second = site.commit(2)
+        assert asked_for(site, token, second) == second.digest
+        assert not (site.folder / "incoming" / first.digest).exists() and not site.host.status().finished
+        measuring, _ = member(site, ann, Kept({second.digest: second}))
+        measuring.asked(second.digest)
+        measuring.between_rounds(lambda: False)
+        assert site.client.report_loss(token, measuring.measured() or b"").accepted
+        assert site.host.wait(60)
+        assert [item.round for item in site.host.status().checkpoints] == [0, 2]
 
 
 def test_a_host_measures_where_it_was_told_when_no_named_member_does(
