@@ -1,8 +1,8 @@
 """The held-out loss of the state that is to be published, asked of the members that the host has named for that.
 
 One of them is asked at a time, in the answers to its announcements, if it has the state; the next one when that one is
-silent. `service` hands in what they send; `publisher` looks whether it is there, and when the time for it is over. The
-rules for what counts are those of `protocol.held_out`.
+silent, or has sent what does not count. `service` hands in what they send; `publisher` looks whether it is there, and
+when the time for it is over. The rules for what counts are those of `protocol.held_out`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Losses:
         self._asked: Asked | None = None
         self._since = 0.0  # monotonic seconds; when it was first wanted
         self._whom: list[tuple[str, float]] = []  # peer id, and since when it is asked
+        self._refused: set[str] = set()  # of those that are named, who has sent what does not count
         self._found: Signed[Measured] | None = None
 
     def want(self, round: int, state: str, now: float) -> bool:
@@ -47,7 +48,7 @@ class Losses:
             if self._asked is not None and self._asked.state == state:
                 return False
             self._asked = Asked(self._run, round, state, self._genesis.sequences, self._genesis.tokens)
-            self._since, self._whom, self._found = now, [], None
+            self._since, self._whom, self._refused, self._found = now, [], set(), None
             return True
 
     def done(self) -> None:
@@ -65,7 +66,7 @@ class Losses:
             return ""
         with self._lock:
             asked = self._asked
-            if asked is None or self._found is not None or asked.state not in offers:
+            if asked is None or self._found is not None or asked.state not in offers or peer_id in self._refused:
                 return ""
             if peer_id not in (peer for peer, _ in self._whom):
                 if self._whom and now - self._whom[-1][1] < ASKED_SHARE * self._wait_s:
@@ -84,6 +85,10 @@ class Losses:
             signed = accept_measured(data, peer_id, asked)
         except (FormatError, RefusedError) as error:
             logger.warning("a held-out loss from …%s is refused: %s", peer_id[-8:], error.message)
+            with self._lock:
+                if asked is not None and peer_id in self.named:
+                    self._refused.add(peer_id)
+                self._whom = [item for item in self._whom if item[0] != peer_id]
             return ReportAnswer(False, error.message)
         with self._lock:
             if self._asked == asked and self._found is None:

@@ -156,6 +156,9 @@ def test_a_member_answers_again_what_was_lost_and_nothing_that_it_cannot_stand_f
     said = measuring.measured()
     measuring.asked(good.digest)
     assert not measuring.between_rounds(lambda: False) and said is not None and measuring.measured() == said
+    measuring.asked(good.digest)
+    measuring.asked("")
+    assert measuring.measured() is None, "nobody waits for it any more"
 
 
 @pytest.mark.parametrize(

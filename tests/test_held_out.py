@@ -105,6 +105,14 @@ def test_a_changed_statement_is_refused(losses: Losses) -> None:
     assert not losses.submit(b"{}", ann.peer_id).accepted and not losses.submit(b"", ann.peer_id).accepted
 
 
+def test_who_has_sent_what_does_not_count_is_not_asked_again_and_the_next_one_is(losses: Losses) -> None:
+    assert losses.ask(ann.peer_id, [STATE], 1.0) == STATE and losses.ask(bob.peer_id, [STATE], 2.0) == ""
+    losses.submit(signed(tokens=119), ann.peer_id)
+    assert losses.ask(ann.peer_id, [STATE], 3.0) == "" and losses.ask(bob.peer_id, [STATE], 3.0) == STATE
+    losses.want(30, OTHER, 4.0)
+    assert losses.ask(ann.peer_id, [OTHER], 5.0) == OTHER, "in another round it may have mended that"
+
+
 def test_one_is_asked_at_a_time_and_the_next_when_it_is_silent(losses: Losses) -> None:
     assert losses.ask(ann.peer_id, [], 0.0) == "", "it has no such state"
     assert losses.ask(ann.peer_id, [STATE], 1.0) == STATE

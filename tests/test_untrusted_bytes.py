@@ -148,8 +148,9 @@ def hosts_bytes(run: Run) -> dict[str, tuple[bytes, Callable[[bytes], Any]]]:
 
 NAMES = [
     "claim", "vote", "held-out loss", "envelope", "agreement", "agreement of a large run", "word", "certificate",
-    "run card", "run spec", "invite", "identity", "public key", "peer id", "state manifest", "ledger entry", "ledger head",
-    "verifier key", "log proof", "receipt", "file with a ledger head", "checkpoint.json", "model signature",
+    "run card", "run spec", "invite", "identity", "public key", "peer id", "state manifest", "ledger entry",
+    "ledger head", "verifier key", "log proof", "receipt", "file with a ledger head", "checkpoint.json",
+    "model signature",
 ]  # fmt: skip
 
 
