@@ -141,11 +141,10 @@ def leave(
 def usable_device(wanted: str) -> str:
     import torch
 
+    from peer.training.device import why_unusable
+
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=wanted)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).partition("\n")[0].partition(". ")[0][:200]  # torch goes on for a page
-        raise InputError(f"--device {wanted}: {why}", "use auto, cpu, cuda or mps") from error
+    if why := why_unusable(wanted):
+        raise InputError(f"--device {wanted}: {why}", "use auto, cpu, cuda or mps")
     return wanted

@@ -63,7 +63,7 @@ def first_start(config_path: Path, config: RunConfig, folder: RunFolder, data: R
         shutil.rmtree(build, ignore_errors=True)
         state = build_genesis(spec, folder.base_model, build)
         lora = folder.base_model if spec.method.kind == "lora" else None
-        evaluator = Evaluator(spec, build, lora, data.path, dataset)
+        evaluator = Evaluator(spec, build, lora, data.path, dataset, config.host.device)
         spec = evaluator.spec = _as_the_model_can(spec, evaluator, telling)
         logger.info("evaluating the model before training")
         evaluation = evaluator.evaluate()  # what is wrong with the data shows here, and nothing is signed yet

@@ -183,6 +183,10 @@ class StateInbox:
             shutil.rmtree(partial, ignore_errors=True)
         return final
 
+    def drop(self, state: str) -> None:
+        """Throw away one state."""
+        shutil.rmtree(self.path(state), ignore_errors=True)
+
     def clear(self) -> None:
         """Throw away all states, and what a killed process left half received."""
         shutil.rmtree(self._folder, ignore_errors=True)

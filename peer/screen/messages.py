@@ -19,6 +19,7 @@ _MESSAGES = {
     "loading-model": "loading the model …",
     "reading-data": "reading the data …",
     "finding-members": "looking for other members; training begins",
+    "measuring": "the host has this computer measure the held-out loss of its checkpoints, between rounds",
     "reducing": "reducing for the others; nothing is trained on this computer",
     "handing-in": "the last round is done; handing in the last claims …",
     "claims-wait": "some claims could not be handed in yet; they are kept, start again later to send them",
