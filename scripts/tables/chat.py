@@ -7,8 +7,8 @@ beside what was told before, and the answers of the base and of the checkpoint.
 
     scripts/bench chat --out chat        half an hour; chat/loss.png, and the processes' own words
 
-Memory is sampled: PSS (pages that processes share counted by halves) of all processes of a member, and the most that
-its main process has had for itself (VmHWM), by the kernel's word.
+Memory is sampled: PSS, which divides shared pages among those who share them, of all processes of a part; and the most
+that its main process has had, shared pages in full, by the kernel's word (VmHWM).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ NAMES = ("alice", "bob", "carol")
 QUESTIONS = 5
 ANSWER_TOKENS = 60
 START_S = 600.0  # the host: prepares, evaluates, signs
-FIRST_ROUND_S = 600.0
-END_S = 300.0
+FIRST_ROUND_S = 600.0  # the members: fetch, load, try
+END_S = 300.0  # the last evaluations, and each command
 SAMPLE_S = 1.0
 
 
@@ -89,9 +89,9 @@ def in_mb(pid: int, file: str, key: str) -> float:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench chat", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--round-seconds", type=float, default=75.0)
+    parser.add_argument("--round-seconds", type=float, default=60.0)
     parser.add_argument("--sequence-length", type=int, default=256)
-    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--base", choices=("bf16", "fp32"), default="bf16", help="how the frozen base is held")
     parser.add_argument("--model", type=Path, help="where it was converted before; default: it is converted")
     parser.add_argument("--out", type=Path, default=Path("chat-out"), help="loss.png and the run; emptied first")
@@ -154,10 +154,8 @@ def take_part(run: Community, memory: MemoryWatch, options: argparse.Namespace) 
     assert host.stop(signal.SIGINT, END_S) == 0, host.said[-2000:]
     run.check_nothing_left()
     assert not divergences(peers), "two states in one round"
-    print(
-        f"\nhost ready after {started - began:.0f} s, first round agreed {trained - started:.0f} s after the start of"
-    )
-    print(f"the members, all {options.rounds} rounds after {ended - started:.0f} s")
+    print(f"\nthe host was ready after {started - began:.0f} s; from the members' start on, the first round was agreed")
+    print(f"after {trained - started:.0f} s, and all {options.rounds} after {ended - started:.0f} s")
     return step, {"status": status, "predicted": predicted, "own": own_figures(peers)}
 
 
@@ -199,7 +197,7 @@ def tell_curve(told: dict[str, Any], plot: Path) -> None:
     print("\n| round | tokens agreed | held-out loss | after, s |\n|---|---|---|---|")
     for item, (number, tokens, loss) in zip(told["status"]["evaluations"], points, strict=True):
         print(f"| {number} | {tokens:,} | {loss:.4f} | {item['time'] - begin:.0f} |")
-    draw_losses(plot, "SmolLM2-135M-Instruct, LoRA, three members", points)
+    draw_losses(plot, "SmolLM2-135M-Instruct, LoRA", points)
     print("\n| member | tokens/s | waited in a round, s | rounds |\n|---|---|---|---|")
     for name, own in told["own"].items():
         print(f"| {name} | {own['tokens_per_s']:.1f} | {own['waited_s']:.2f} | {own['rounds']} |")
