@@ -89,7 +89,12 @@ class Publisher:
         self._part = SupervisedThread("publisher", self._run, self._closing, on_failure, restarts)
 
     def wake(self) -> None:
-        """Look soon: something has happened."""
+        """Look soon: something has happened.
+
+        While one state is evaluated, that of the run's last round is asked for already: its members wait a minute.
+        """
+        if self._deciding.is_set():
+            self.wanted.want(self._last_to_come())
         self._wake.set()
 
     def offer_last(self, state: str) -> None:
@@ -138,8 +143,8 @@ class Publisher:
             self.inbox.drop(given_up)
         for round_number, state in choices:
             if self.inbox.has(state):
-                self.wanted.want([])
                 self._deciding.set()
+                self.wanted.want(self._last_to_come())
                 if self._decide(round_number, state):
                     self._decided()
                 self._deciding.clear()
@@ -172,6 +177,17 @@ class Publisher:
             return best
         return best + later
 
+    def _last_state(self) -> str | None:
+        """That of the run's last round, once it is committed."""
+        rounds = self._spec.run.rounds
+        with self._store.reading() as tables:
+            return tables.rounds.state_of(rounds) if rounds else None
+
+    def _last_to_come(self) -> list[str]:
+        """The run's last state, if it is not here."""
+        last = self._last_state()
+        return [] if last is None or self.inbox.has(last) else [last]
+
     def _decide(self, round_number: int, state: str) -> bool:
         """Publish a state that is here, or hold it back; False: its held-out loss is not here yet."""
         path = self.inbox.path(state)
@@ -194,7 +210,7 @@ class Publisher:
                 manifest, evaluation, lambda out: self._evaluator.save(manifest, path, out)
             )
             logger.info("published %s: held-out loss %.4f", final.name, loss)
-        self.inbox.clear()
+        self._clear(state)
         self.draw()
         self._on_evaluation(round_number, evaluation)
         return True
@@ -230,7 +246,7 @@ class Publisher:
     def _hold_back(self, round_number: int, state: str, evaluation: Evaluation | None, reason: str) -> None:
         logger.warning("the checkpoint of round %d is held back: %s", round_number, reason)
         self._checkpoints.hold_back(round_number, state, evaluation, reason)
-        self.inbox.clear()
+        self._clear(state)
         with self._store.reading() as tables:
             alarm = alarm_of(tables.checkpoints.all())
         if alarm is not None:
@@ -240,6 +256,10 @@ class Publisher:
                 alarm,
                 self._folder.checkpoints / step_name(alarm.published_round) / MODEL,
             )
+
+    def _clear(self, decided: str) -> None:
+        last = self._last_state()
+        self.inbox.clear(keep=None if last == decided else last)
 
     def draw(self) -> None:
         """Draw loss.png anew."""

@@ -152,4 +152,5 @@ def load_work(
     else:
         dataset = load_dataset(spec, model.tokenizer, files.data)
     model.check_fits(dataset)
+    screen.step("trying-passes")
     return LocalWork(model, dataset, spec, peer_id, wanted=config.precision, sizes=sizes, moments=config.moments)

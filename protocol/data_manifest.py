@@ -29,6 +29,16 @@ MAX_MANIFEST_BYTES = 64 << 20
 MAX_SHARD_BYTES = 256 << 20
 MAX_SOURCES = 64
 _DIGEST: TypeAdapter[str] = TypeAdapter(Digest)
+_ENTRY_BYTES = len(f'["{"0" * 64}",1,1,1],')  # of a shard in the manifest, at least
+
+
+def most_shard_bytes(manifest_bytes: int) -> int:
+    """What the shards of a manifest of that size come to at most.
+
+    >>> most_shard_bytes(331) / MAX_SHARD_BYTES, most_shard_bytes(10_000) / MAX_SHARD_BYTES
+    (4.0, 133.0)
+    """
+    return manifest_bytes // _ENTRY_BYTES * MAX_SHARD_BYTES
 
 
 class ShardEntry(NamedTuple):

@@ -12,6 +12,7 @@ from peer.link.answers import RunDescription
 from peer.link.run_files import data_path
 from peer.screen.terms import JoinTerms
 from peer.training.memory import MOMENTS_BYTES, MomentsKind, memory_needed_bytes, update_bytes
+from protocol.data_manifest import most_shard_bytes
 from protocol.data_spec import PinnedDataSet
 from protocol.invite import Invite
 from protocol.run_spec import RunSpec
@@ -50,7 +51,7 @@ def terms_of(
     travels = 2 * update_bytes(spec)  # to those who average a part each, and what this peer averages to all others
     kept = _kept_bytes(spec, reduce_only=reduce_only, moments=moments)
     if isinstance(spec.data, PinnedDataSet) and not reduce_only:
-        kept += cache_bytes
+        kept += min(cache_bytes, most_shard_bytes(spec.data.size_bytes))
     return JoinTerms(
         card=run.card,
         address=invite.addresses[0],

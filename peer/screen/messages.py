@@ -18,6 +18,7 @@ _MESSAGES = {
     "fetching": "fetching the model and the data, and verifying them …",
     "loading-model": "loading the model …",
     "reading-data": "reading the data …",
+    "trying-passes": "trying how this computer trains best; a minute or two on a slow one …",
     "finding-members": "looking for other members; training begins",
     "measuring": "the host has this computer measure the held-out loss of its checkpoints, between rounds",
     "reducing": "reducing for the others; nothing is trained on this computer",
