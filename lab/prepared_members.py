@@ -27,6 +27,7 @@ from lab import pacing
 from lab.processes import Community, LabProcess, eventually
 
 LOOK_S = 0.2
+FILLER = "filler"  # the file that takes what is left of a disk
 _FETCHED = re.compile(r"^(\S+ \S+) INFO \S+: shard (\w+): [\d.]+ MB from (.+) in ([\d.]+) s$", re.MULTILINE)
 
 
@@ -64,7 +65,7 @@ class Member:
     def _files(self) -> list[tuple[Path, int]]:
         """Of the cache, with those that are on their way."""
         found = []
-        for path in self._run.home(self.name).glob("runs/*/shards/*"):
+        for path in self._run.home(self.name).glob("runs/*/data/shards/*"):
             with contextlib.suppress(OSError):
                 found.append((path, path.stat().st_size))
         return found
@@ -167,7 +168,7 @@ def small_disk(folder: Path, size_bytes: int) -> Iterator[bool]:
 
 def fill(folder: Path) -> None:
     """Take all the room that is left on the disk of a folder."""
-    with (folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+    with (folder / FILLER).open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(4096))
     assert os.statvfs(folder).f_bavail == 0

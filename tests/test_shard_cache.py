@@ -16,7 +16,7 @@ import pytest
 from lab.mirror import Mirror
 from peer.link import shard_cache
 from peer.link.shard_cache import ShardCache, from_mirror
-from peer.training.dataset.draws import LOT, Draws
+from peer.training.dataset.draws import LOT, Draws, Sample
 from peer.training.dataset.sharded import ShardedSequences
 from protocol.data_manifest import ShardEntry
 from protocol.errors import InputError, NetworkError, RoundAborted, VerificationError
@@ -76,12 +76,14 @@ def test_a_source_that_is_dead_or_lies_is_left_for_another(tmp_path: Path) -> No
     assert asked == ["dead", "lies"], "then the good one is asked first"
 
 
-def test_a_damaged_shard_is_fetched_again(tmp_path: Path) -> None:
+def test_a_damaged_shard_is_fetched_again_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_cache, "LOOK_S", 1e6)  # nothing but a word wakes who fetches
     prepared = Prepared(a=[5])
     (entry,) = prepared.manifest.shards
     path = tmp_path / f"{entry.digest}.safetensors"
     path.write_bytes(bytes(entry.size_bytes))
     with cache_of(tmp_path, prepared.give) as cache:
+        threading.Event().wait(0.3)  # who fetches has nothing to do: else this shows nothing
         assert cache.read(entry, wait_s=30) == prepared.files[entry.digest] == path.read_bytes()
 
 
@@ -169,6 +171,36 @@ def test_on_a_disk_that_is_nearly_full_the_cache_makes_do_with_what_is_free(
         for entry in entries:
             assert cache.read(entry, wait_s=30) == prepared.files[entry.digest]
             assert len(list(tmp_path.iterdir())) <= 3
+
+
+def test_a_disk_that_becomes_full_meanwhile_costs_other_shards_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = Prepared(a=[20] * 3)
+    entries = prepared.manifest.shards
+    usage = [shutil.disk_usage(tmp_path)._replace(free=1 << 40)]
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage[0])
+
+    def gives(entry: ShardEntry, path: Path) -> None:
+        if entry == entries[2] and usage[0].free:
+            usage[0] = usage[0]._replace(free=0)
+            raise InputError("the disk is full")
+        prepared.give(entry, path)
+
+    with cache_of(tmp_path, gives) as cache:
+        for entry in entries:
+            assert cache.read(entry, wait_s=30) == prepared.files[entry.digest]
+    assert [path.stem for path in tmp_path.iterdir()] == [entries[2].digest]
+
+
+def test_after_a_restart_a_shard_that_is_here_serves_as_the_example(tmp_path: Path) -> None:
+    prepared = Prepared(a=[5, 6], b=[7])
+    entry = prepared.manifest.sources[1].shards[0]
+    with cache_of(tmp_path) as cache:  # no source: what is not here cannot be had
+        prepared.give(entry, tmp_path / f"{entry.digest}.safetensors")
+        data = ShardedSequences(prepared.manifest, prepared.spec(1.0, 1.0), 5, cache, VOCABULARY)
+        assert data.example() == Sample(1, 0, 0)
+        assert data.counts([data.example()]) == (3, 4)
 
 
 def test_whoever_waits_for_a_shard_leaves_when_its_owner_does(tmp_path: Path) -> None:

@@ -140,6 +140,9 @@ def test_a_manifest_of_other_sources_and_a_shard_of_other_sequences_are_refused(
         def read(self, entry: ShardEntry) -> bytes:
             return prepared.files[entry.digest]
 
+        def has(self, entry: ShardEntry) -> bool:
+            return True
+
         def want(self, entries: object) -> None: ...
 
     for wrong in ({"sources": spec.sources[:1]}, {"sources": spec.sources[::-1]}, {"sequence_length": LENGTH + 1}):

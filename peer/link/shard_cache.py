@@ -37,6 +37,7 @@ Source = Callable[[ShardEntry, Path], object]  # brings a shard to a path, verif
 WAIT_S = 3600.0  # for one shard, while no source gives it
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 CLOSE_S = 5.0
+LOOK_S = 10.0  # between two looks whether there is room for what is wanted; whoever waits for a shard is heard at once
 CALL_S, ATTEMPTS = 10.0, 3  # of a mirror: then the next source is asked
 SLOWEST = 100_000  # bytes/s of a mirror, below which the next source is asked, and goes on from there
 REST_S = 600.0  # of a source that failed: until then the others are asked first
@@ -138,6 +139,10 @@ class ShardCache:
             self._changed.notify_all()
         self._thread.join(CLOSE_S)
 
+    def has(self, entry: ShardEntry) -> bool:
+        """Whether it is here, whole or not."""
+        return self._path(entry).is_file()
+
     def want(self, entries: Sequence[ShardEntry]) -> None:
         """These are needed next, the first of them first; those that were wanted before are not any more."""
         with self._changed:
@@ -171,6 +176,7 @@ class ShardCache:
         try:
             while (data := self._whole(entry)) is None:
                 with self._changed:
+                    self._changed.notify_all()  # what was damaged is missing from now on
                     self._check(deadline)
                     if not self._path(entry).is_file():
                         self._changed.wait(1.0)
@@ -216,7 +222,7 @@ class ShardCache:
             with self._changed:
                 missing = self._next()
                 if missing is None:
-                    self._changed.wait(10.0)
+                    self._changed.wait(LOOK_S)
                     continue
             error = self._fetch(missing)
             with self._changed:
@@ -234,8 +240,7 @@ class ShardCache:
         rested = time.monotonic() - REST_S
         for source in sorted(self._sources, key=lambda source: max(rested, self._failed.get(source, rested))):
             try:
-                self._make_room(entry)
-                source(entry, self._path(entry))
+                self._bring(source, entry)
             except InputError as error:
                 return error  # the disk's fault, not the source's
             except PotluckError as error:
@@ -247,6 +252,16 @@ class ShardCache:
             if self._closing.is_set():
                 break
         return failed or NetworkError("there is no source for the run's data")
+
+    def _bring(self, source: Source, entry: ShardEntry) -> None:
+        """Fetch a shard. Raises: PotluckError."""
+        self._make_room(entry)
+        try:
+            source(entry, self._path(entry))
+        except InputError:
+            if not self._make_room(entry):  # the disk has become full meanwhile, and the cache has nothing to spare
+                raise
+            source(entry, self._path(entry))
 
     def _next(self) -> ShardEntry | None:
         """What is fetched next: what somebody waits for, else of the wanted the first, if all of them find room."""
@@ -275,9 +290,13 @@ class ShardCache:
                 found.append((0.0 if path.suffix == ".part" else state.st_mtime, state.st_size, path))
         return sorted(found)
 
-    def _make_room(self, entry: ShardEntry) -> None:
-        """Throw away what was read longest ago, what is wanted last, until the shard fits. Raises: InputError."""
-        path = self._path(entry)
+    def _make_room(self, entry: ShardEntry) -> bool:
+        """Throw away what was read longest ago, what is wanted last, until the shard fits; whether anything was.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        path, is_less = self._path(entry), False
         own = {path, path.with_name(path.name + ".part")}
         with self._changed:
             asked, wanted = ({self._path(item) for item in items} for items in (self._asked, self._wanted))
@@ -291,5 +310,7 @@ class ShardCache:
                 if path not in asked:
                     path.unlink(missing_ok=True)
                     total -= size
+                    is_less = True
         except OSError as error:
             raise disk_error(self._folder, error) from error
+        return is_less

@@ -29,7 +29,7 @@ import tomlkit
 from lab import REPOSITORY
 from lab.mirror import Mirror
 from lab.outcomes import divergences
-from lab.prepared_members import Fetched, Member, Members, fill, small_disk
+from lab.prepared_members import FILLER, Fetched, Member, Members, fill, small_disk
 from lab.processes import Community, eventually
 from lab.small_community import real_inputs, run_config, tiny_inputs
 from lab.warm_start import WarmStart
@@ -268,9 +268,7 @@ def _damaged_source(scene: Scene, members: Members, mirror: Mirror) -> None:
     bob.wait_rounds(ROUNDS_AFTER, WAIT_S)
     from_host = {item.shard for item in bob.fetched() if item.source == COORDINATOR}
     lines = [line for line in bob.process.said.splitlines() if f"could not be fetched from {mirror.url}" in line]
-    scene.tell(
-        f"{len(from_host)} from the host instead; said: “{lines[-1].rpartition(': ')[2][:200]}”" if lines else ""
-    )
+    scene.tell(f"{len(from_host)} from the host instead; said: “{lines[-1].rpartition(': ')[2]}”" if lines else "")
     scene.must(lines and "expected" in lines[-1], "it was not said")
     scene.must(not from_host & bob.wrong(), "a wrong shard is in the cache")
     mirror.damaged.clear()
@@ -297,10 +295,13 @@ def _full_disk(scene: Scene, members: Members, mirror: Mirror) -> None:
         members["alice"].wait_rounds(ROUNDS_AFTER, WAIT_S)
         word = next((line for line in dora.process.said.splitlines() if "disk is full" in line), "")
         scene.tell(
-            f"filled to the last byte it says “{word.rpartition('/')[2][:120]}”, "
+            f"filled to the last byte it says “…{word[-60:]}”, "
             f"the others made {members['alice'].rounds_taken() - before} rounds meanwhile"
         )
         scene.must(word, "it was not said")
+        (home / FILLER).unlink()
+        dora.wait_rounds(1, WAIT_S)
+        scene.tell("with room again it takes part again")
         dora.process.kill()
 
 
