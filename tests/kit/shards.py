@@ -52,4 +52,6 @@ class Prepared:
         return PinnedDataSet(sources=tuple(sources), digest=digest, size_bytes=len(data), sequence_length=LENGTH)
 
     def give(self, entry: ShardEntry, path: Path) -> None:
-        path.write_bytes(self.files[entry.digest])
+        part = path.with_name(path.name + ".part")
+        part.write_bytes(self.files[entry.digest])
+        part.replace(path)
