@@ -100,7 +100,7 @@ class Volunteer:
             assert isinstance(data, PinnedDataSet)
             sources = [*map(from_mirror, data.mirrors), from_coordinator(self._client, lambda: held.token)]
             folder = admitted.files.data.parent / "shards"
-            cache = ShardCache(folder, sources, self._config.cache_bytes, self.failed)
+            cache = ShardCache(folder, sources, self._config.cache_bytes, self.failed, self._leaving.stop.is_set)
             return stack.enter_context(cache)
 
         return open_shards
