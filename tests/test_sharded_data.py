@@ -5,10 +5,13 @@ from __future__ import annotations
 import collections
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -269,6 +272,46 @@ def test_a_damaged_shard_is_fetched_again(tmp_path: Path) -> None:
     path.write_bytes(bytes(entry.size_bytes))
     with cache_of(tmp_path, prepared.give) as cache:
         assert cache.read(entry, wait_s=30) == prepared.files[entry.digest] == path.read_bytes()
+
+
+def test_a_shard_that_is_found_damaged_only_while_it_is_read_is_asked_for_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = Prepared(a=[5])  # who fetches has looked meanwhile, and found it there
+    (entry,) = prepared.manifest.shards
+    (tmp_path / f"{entry.digest}.safetensors").write_bytes(bytes(entry.size_bytes))
+
+    def slow(data: bytes) -> Any:
+        time.sleep(0.3)
+        return hashlib.sha256(data)
+
+    monkeypatch.setattr("peer.link.shard_cache.hashlib", SimpleNamespace(sha256=slow))
+    with cache_of(tmp_path, prepared.give) as cache:
+        assert cache.read(entry, wait_s=5) == prepared.files[entry.digest]
+
+
+@pytest.mark.parametrize("look", [1, 2, 3])
+def test_the_cache_ends_when_it_is_closed_between_a_look_and_a_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: int
+) -> None:
+    looked = threading.Event()
+
+    class Slow(threading.Event):
+        looks = 0
+
+        def is_set(self) -> bool:
+            found = super().is_set()
+            if threading.current_thread().name == "shards":
+                self.looks += 1
+                if self.looks == look:
+                    looked.set()
+                    time.sleep(0.3)
+            return found
+
+    monkeypatch.setattr("peer.link.shard_cache.threading", SimpleNamespace(Event=Slow, Condition=threading.Condition))
+    with cache_of(tmp_path, Prepared(a=[5]).give):
+        looked.wait(0.5)
+    assert not [part for part in threading.enumerate() if part.name == "shards"]
 
 
 def test_the_cache_keeps_to_its_size_and_to_what_is_wanted(tmp_path: Path) -> None:

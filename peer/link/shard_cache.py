@@ -128,6 +128,7 @@ class ShardCache:
                 with self._changed:
                     self._check(deadline)
                     if not self._path(entry).is_file():
+                        self._changed.notify_all()  # it may have been there, damaged, when this was asked for
                         self._changed.wait(1.0)
             return data
         finally:
@@ -165,14 +166,15 @@ class ShardCache:
 
     def _work(self) -> None:
         backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
-        while not self._closing.is_set():
+        while True:
             with self._changed:
+                if self._closing.is_set():  # looked at under the lock, or the word of it could come before the wait
+                    return
                 missing = next(
                     (entry for entry in (*self._asked, *self._wanted) if not self._path(entry).is_file()), None
                 )
                 if missing is None:
-                    if not self._closing.is_set():  # it is set before this lock is taken for telling it
-                        self._changed.wait(10.0)
+                    self._changed.wait(10.0)
                     continue
             error = self._fetch(missing)
             with self._changed:
