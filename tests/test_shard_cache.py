@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -85,6 +86,30 @@ def test_a_damaged_shard_is_fetched_again_at_once(tmp_path: Path, monkeypatch: p
     with cache_of(tmp_path, prepared.give) as cache:
         threading.Event().wait(0.3)  # who fetches has nothing to do: else this shows nothing
         assert cache.read(entry, wait_s=30) == prepared.files[entry.digest] == path.read_bytes()
+
+
+@pytest.mark.parametrize("look", [1, 2, 3])
+def test_the_cache_ends_when_it_is_closed_between_a_look_and_a_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: int
+) -> None:
+    looked = threading.Event()
+
+    class Slow(threading.Event):
+        looks = 0
+
+        def is_set(self) -> bool:
+            found = super().is_set()
+            if threading.current_thread().name == "shards":
+                self.looks += 1
+                if self.looks == look:
+                    looked.set()
+                    time.sleep(0.3)
+            return found
+
+    monkeypatch.setattr("peer.link.shard_cache.threading", SimpleNamespace(Event=Slow, Condition=threading.Condition))
+    with cache_of(tmp_path, Prepared(a=[5]).give):
+        looked.wait(0.5)
+    assert not [part for part in threading.enumerate() if part.name == "shards"]
 
 
 def test_the_cache_keeps_to_its_size_and_to_what_is_wanted(tmp_path: Path) -> None:

@@ -218,12 +218,13 @@ class ShardCache:
 
     def _work(self) -> None:
         backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
-        while not self._closing.is_set():
+        while True:
             with self._changed:
+                if self._closing.is_set():  # looked at under the lock, or the word of it could come before the wait
+                    return
                 missing = self._next()
                 if missing is None:
-                    if not self._closing.is_set():  # it is set before this lock is taken for telling it
-                        self._changed.wait(LOOK_S)
+                    self._changed.wait(LOOK_S)
                     continue
             error = self._fetch(missing)
             with self._changed:
