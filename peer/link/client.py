@@ -66,8 +66,7 @@ class CoordinatorClient:
     """
 
     def __init__(self, invite: Invite, *, timeout_s: float = 15.0, rates: LineRates | None = None) -> None:
-        self._invite, self.rates = invite, rates or LineRates()
-        self.timeout_s = timeout_s
+        self._invite, self.rates, self.timeout_s = invite, rates or LineRates(), timeout_s
         self.connection = Connection(invite.addresses, invite.tls, timeout_s)
         self._run: RunDescription | None = None
         self.clock = Clock()  # measured on the way
@@ -221,6 +220,7 @@ class CoordinatorClient:
             parse_alarm(reply),
             parse_twin(reply),
             reply.want_chain,
+            reply.want_loss,
         )
 
     def agreement(self, certificate: str, round: int = 0) -> Agreement | None:
@@ -263,6 +263,12 @@ class CoordinatorClient:
         """
         request = coordinator_pb2.ReportChainRequest(certificate=certificate, agreements=agreements)
         reply = self.connection.call("ReportChain", request, timeout_s=8 * self.timeout_s)
+        return ReportAnswer(reply.accepted, reply.reason)
+
+    def report_loss(self, certificate: str, measured: bytes) -> ReportAnswer:
+        """Report the held-out loss that `announce` asked for (`Measured`, signed). Raises: as `report`."""
+        request = coordinator_pb2.ReportLossRequest(certificate=certificate, measured=measured)
+        reply = self.connection.call("ReportLoss", request)
         return ReportAnswer(reply.accepted, reply.reason)
 
     def upload_state(self, certificate: str, manifest: StateManifest, chunks: Iterable[bytes]) -> bool:
