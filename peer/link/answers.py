@@ -46,6 +46,8 @@ class RunDescription(NamedTuple):
     round: int = 0  # the newest in the ledger, by the coordinator's word
     finished: bool = False  # likewise: it has had all its rounds
     shape: ModelShape | None = None  # of the model, if the coordinator has sent its config.json
+    version: int = 0  # of the protocol that members must speak; 0: a host of before
+    release: str = ""  # of the host's Potluck, for people
 
 
 class RunFiles(NamedTuple):

@@ -13,6 +13,7 @@ from peer.screen.messages import text
 from peer.screen.terms import JoinTerms
 from peer.sync.shelf import Head
 from peer.trainer import WorkReport
+from protocol.release import Release
 
 
 class JsonScreen:
@@ -21,6 +22,10 @@ class JsonScreen:
     def __init__(self) -> None:
         self._told = ("waiting", "")
         self._problem: tuple[str, str | None] = ("", None)
+
+    def started(self, release: Release) -> None:
+        """This program has started."""
+        self._write("started", version=release.version, commit=release.commit)
 
     def agree(self, terms: JoinTerms) -> bool:
         self._write(

@@ -19,6 +19,7 @@ NO_SCREENS = {
     "model_card.py",
     "plot.py",
     "rows.py",
+    "unit.py",
     "words.py",
 }  # files that are written, SQL, and the catalogue's own module
 OURS = {
@@ -30,6 +31,8 @@ OURS = {
 }  # mistakes of ours, not of people
 NOT_SHOWN = {
     "%(asctime)s %(levelname)s %(name)s: %(message)s",
+    "%(asctime)s %(message)s",
+    "Failed to connect to bus",
     "(os error",
     "as a standalone, add `is_decoder=True",
     ".is_gradient_checkpointing. is deprecated",
