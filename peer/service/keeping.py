@@ -4,12 +4,13 @@ and what it says goes to a file that is rotated. `potluck service run` calls it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import IO
@@ -17,13 +18,13 @@ from typing import IO
 from peer.service.plan import ENDED, LEFT, REFUSED
 from protocol.backoff import Backoff
 from protocol.disk import disk_error
+from protocol.leaving import LeaveSignals
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 10.0, 900.0
 STEADY_S = 600.0  # who has run so long begins with the first pause again
 LOG_BYTES, LOG_FILES = 5_000_000, 4  # of each, and beside the newest
 _LINE_BYTES = 1 << 16
 _REST_S = 5.0  # for the last lines, where a child's child holds the pipe
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def keep_running(
@@ -47,16 +48,11 @@ def keep(command: Sequence[str], log: Path) -> None:
     Raises:
         InputError: the log cannot be written.
     """
-    stop, children = threading.Event(), list[subprocess.Popen[bytes]]()
+    children = list[subprocess.Popen[bytes]]()
 
-    def leave(number: int, frame: object) -> None:
-        stop.set()
+    def ask_to_leave() -> None:
         for child in children:
             child.send_signal(signal.SIGINT)
-
-    for number in _SIGNALS:
-        signal.signal(number, leave)
-    logger = _log(log)
 
     def start() -> int:
         with subprocess.Popen(
@@ -64,8 +60,8 @@ def keep(command: Sequence[str], log: Path) -> None:
         ) as child:
             assert child.stdout is not None, "it is a pipe"
             children[:] = [child]
-            if stop.is_set():  # asked before the child was there
-                child.send_signal(signal.SIGINT)
+            if leaving.stop.is_set():  # asked before the child was there
+                ask_to_leave()
             copying = threading.Thread(target=_copy, args=(child.stdout, logger), daemon=True)
             copying.start()
             code = child.wait()
@@ -74,10 +70,13 @@ def keep(command: Sequence[str], log: Path) -> None:
         logger.info("it has ended with exit code %d", code)
         return code
 
-    keep_running(start, stop, Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S))
+    with _rotated(log) as logger, LeaveSignals(ask_to_leave) as leaving:
+        leaving.graceful = True
+        keep_running(start, leaving.stop, Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S))
 
 
-def _log(path: Path) -> logging.Logger:
+@contextlib.contextmanager
+def _rotated(path: Path) -> Iterator[logging.Logger]:
     """What writes a line with its time, and begins a new file when this one is long."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +86,8 @@ def _log(path: Path) -> logging.Logger:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger = logging.Logger("service", logging.INFO)  # of no tree: nothing else writes there
     logger.addHandler(handler)
-    return logger
+    with contextlib.closing(handler):
+        yield logger
 
 
 def _copy(source: IO[bytes], logger: logging.Logger) -> None:

@@ -39,10 +39,8 @@ class ServicePlan:
 
     def __post_init__(self) -> None:
         for text in (*self.program, *self.options, str(self.home), *self.environment.values()):
-            if not text.isprintable() or text.endswith("\\"):
-                raise InputError(
-                    f"{text!r}: a unit cannot hold this", "use names without line ends, or a backslash at the end"
-                )
+            if not text.isprintable() or text.endswith("\\") or (text == self.program[0] and set(text) & set("\"'\\")):
+                raise InputError(f"{text!r}: a unit cannot hold this", "use names without quotes and line ends")
 
     @property
     def name(self) -> str:

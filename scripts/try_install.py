@@ -1,0 +1,157 @@
+"""Installs the last commit by pip, pipx and uv, from a wheel and from a git address, and tries what came of each.
+
+Only the base is installed, which verifies: the extras bring gigabytes. Instead, what an installation says to type for an
+extra is typed, without the extra, so that the command itself is known to work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from protocol.release import commit_of
+
+ROOT = Path(__file__).resolve().parents[1]
+VECTORS = ROOT / "tests" / "vectors"
+TOOLS, SOURCES = ("pip", "pipx", "uv"), ("wheel", "git")
+COMMAND_S = 900.0
+
+
+class Ran(NamedTuple):
+    code: int
+    output: str  # both streams
+
+
+class Way(NamedTuple):
+    """One way to install it."""
+
+    tool: str
+    source: str
+    run: Callable[..., Ran]  # a command in its surroundings
+    install: list[str]  # up to what is installed
+    potluck: Path
+
+
+def surroundings(folder: Path, tools: Path) -> Callable[..., Ran]:
+    """Runs commands with a home of their own, and without this checkout on Python's path."""
+    mine = {
+        "HOME": str(folder),
+        "PIPX_HOME": str(folder / "pipx"),
+        "PIPX_BIN_DIR": str(folder / "bin"),
+        "UV_TOOL_DIR": str(folder / "uv"),
+        "UV_TOOL_BIN_DIR": str(folder / "bin"),
+        "POTLUCK_HOME": str(folder / "home"),
+        "PATH": f"{tools / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "LC_ALL": "C.UTF-8",
+    }
+    others = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+
+    def run(*command: str | Path) -> Ran:
+        done = subprocess.run(
+            [str(word) for word in command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            cwd=folder,
+            env=others | mine,
+            timeout=COMMAND_S,
+            check=False,
+        )
+        return Ran(done.returncode, done.stdout)
+
+    return run
+
+
+def way(tool: str, source: str, folder: Path, tools: Path) -> Way:
+    """Make what a way needs before it begins."""
+    folder.mkdir(parents=True)
+    run = surroundings(folder, tools)
+    if tool == "pip":
+        venv.create(folder / "env", with_pip=True)
+        python = folder / "env" / "bin" / "python"
+        return Way(tool, source, run, [str(python), "-m", "pip", "install", "--quiet"], python.with_name("potluck"))
+    install = {"pipx": ["pipx", "install"], "uv": ["uv", "tool", "install"]}[tool]
+    return Way(tool, source, run, install, folder / "bin" / "potluck")
+
+
+def tried(way: Way, what: str, commit: str) -> list[str]:
+    """Install it and try it; what went wrong, in words."""
+    done = way.run(*way.install, what)
+    if done.code:
+        return [f"{shlex.join([*way.install, what])}: {done.output[-2000:]}"]
+    wrong = [*_version(way, commit, "at first"), *_verbs(way)]
+    told = way.run(way.potluck, "join", VECTORS / "invite")
+    match = re.search(r"^hint: type: (.*)$", told.output, re.MULTILINE)
+    if told.code != 2 or match is None or "[peer]" not in match[1]:
+        return [*wrong, f"a missing extra is told so: {told.output}"]
+    typed = way.run(*shlex.split(match[1].replace("[peer]", "")))
+    if typed.code:
+        wrong.append(f"{match[1]}: {typed.output[-2000:]}")
+    return [*wrong, *_version(way, commit, "after the hint")]
+
+
+def _version(way: Way, commit: str, when: str) -> list[str]:
+    done = way.run(way.potluck, "--version")
+    return [] if done.code == 0 and f"commit {commit[:12]}" in done.output else [f"--version {when}: {done.output}"]
+
+
+def _verbs(way: Way) -> list[str]:
+    """What the base can do, and how it says no."""
+    wrong = []
+    key = ("--key", VECTORS / "coordinator.pub")
+    expected: list[tuple[int, str, tuple[str | Path, ...]]] = [
+        (0, "verified", ("verify", VECTORS / "receipt.json", *key)),
+        (2, "not an invite", ("join", "hello")),
+        (0, " -P -m potluck join ", ("service", "install", VECTORS / "invite", "--dry-run")),
+        (0, "nothing was removed", ("uninstall", "--dry-run")),
+    ]
+    for code, said, words in expected:
+        done = way.run(way.potluck, *words)
+        if done.code != code or said not in done.output:
+            wrong.append(f"{shlex.join(map(str, words))}: {done.output}")
+    return wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("tools", nargs="*", metavar="TOOL", help=f"of {', '.join(TOOLS)} [default: all]")
+    parser.add_argument("--keep", type=Path, help="work in this folder, and leave it there")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="potluck-install-") as temporary:
+        return _all((given.keep or Path(temporary)).absolute(), given.tools or list(TOOLS))
+
+
+def _all(folder: Path, names: list[str]) -> int:
+    commit, tools = commit_of(ROOT), folder / "tools"
+    venv.create(tools, with_pip=True)
+    python = tools / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "pipx", "uv"], check=True, timeout=COMMAND_S)
+    clone = folder / "clone"  # what is committed, and nothing else
+    subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True, timeout=COMMAND_S)
+    build = [python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder / "wheel", clone]
+    subprocess.run(build, check=True, timeout=COMMAND_S)
+    wheel = next((folder / "wheel").glob("*.whl"))
+    places = {"wheel": str(wheel), "git": f"potluck @ git+file://{clone}"}
+    failed = 0
+    for tool in names:
+        for source in SOURCES:
+            wrong = tried(way(tool, source, folder / f"{tool}-{source}", tools), places[source], commit)
+            failed += bool(wrong)
+            print(f"{tool:5} from {source:6} {'ok' if not wrong else 'FAILED'}", flush=True)
+            for line in wrong:
+                print(f"  {line}", file=sys.stderr, flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
