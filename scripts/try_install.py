@@ -1,7 +1,7 @@
 """Installs the last commit by pip, pipx and uv, from a wheel and from a git address, and tries what came of each.
 
-Only the base is installed, which verifies: the extras bring gigabytes. Instead, what an installation says to type for an
-extra is typed, without the extra, so that the command itself is known to work.
+Only the base is installed, which verifies: the extras bring gigabytes. What an installation says to type for an extra
+is typed without the extra, so that the command itself is known to work.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _all(folder: Path, names: list[str]) -> int:
     subprocess.run([python, "-m", "pip", "install", "--quiet", "pipx", "uv"], check=True, timeout=COMMAND_S)
     clone = folder / "clone"  # what is committed, and nothing else
     subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True, timeout=COMMAND_S)
-    build = [python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder / "wheel", clone]
+    build = [str(python), "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", f"{folder}/wheel", str(clone)]
     subprocess.run(build, check=True, timeout=COMMAND_S)
     wheel = next((folder / "wheel").glob("*.whl"))
     places = {"wheel": str(wheel), "git": f"potluck @ git+file://{clone}"}
