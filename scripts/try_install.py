@@ -53,7 +53,7 @@ def surroundings(folder: Path, tools: Path) -> Callable[..., Ran]:
         "PATH": f"{tools / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "LC_ALL": "C.UTF-8",
     }
-    others = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    others = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
 
     def run(*command: str | Path) -> Ran:
         done = subprocess.run(
@@ -127,6 +127,7 @@ def main() -> int:
     parser.add_argument("tools", nargs="*", metavar="TOOL", help=f"of {', '.join(TOOLS)} [default: all]")
     parser.add_argument("--keep", type=Path, help="work in this folder, and leave it there")
     given = parser.parse_args()
+    os.environ.pop("PYTHONPATH", None)  # nothing of this checkout
     with tempfile.TemporaryDirectory(prefix="potluck-install-") as temporary:
         return _all((given.keep or Path(temporary)).absolute(), given.tools or list(TOOLS))
 
