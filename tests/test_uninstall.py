@@ -32,6 +32,8 @@ def home(tmp_path: Path) -> Path:
         f"runs/{RUN}/receipts/000001.json": 10,
         "runs/shakespeare/run.toml": 10,
         f"service/{RUN}.invite": 10,
+        f"service/{RUN}.log.1": 10,
+        "service/mine.txt": 10,
         "../elsewhere/data": 10,
     }.items():
         (home / name).parent.mkdir(parents=True, exist_ok=True)
@@ -64,16 +66,16 @@ def test_all_goes_but_what_proves_credit_and_what_is_not_ours(home: Path, type_i
     code, out, _ = type_in("--yes")
     assert code == 0 and f"goes: {home}/runs/{RUN}/base-model (3.0 MB)" in out
     kept = {"identity", "identity.4xK9abcd", f"runs/{RUN}/receipts/000001.json"}
-    assert files(home) == kept | {"my-thesis.txt", "runs/shakespeare/run.toml"}
+    assert files(home) == kept | {"my-thesis.txt", "runs/shakespeare/run.toml", "service/mine.txt"}
     assert f"stays: {home}/my-thesis.txt, which is not Potluck's" in out
     assert files(home.parent / "elsewhere") == {"data"}, "no link was followed"
 
 
 def test_with_the_identity_nothing_of_ours_is_left(home: Path, type_in: TypeIn) -> None:
     assert type_in("--yes", "--identity")[0] == 0
-    assert files(home) == {"my-thesis.txt", "runs/shakespeare/run.toml"}
-    (home / "my-thesis.txt").unlink()
-    (home / "runs/shakespeare/run.toml").unlink()
+    assert files(home) == {"my-thesis.txt", "runs/shakespeare/run.toml", "service/mine.txt"}
+    for name in files(home):
+        (home / name).unlink()
     (home / "runs/shakespeare").rmdir()
     (home / "runs" / RUN).mkdir()
     assert type_in("--yes")[0] == 0 and not home.exists()

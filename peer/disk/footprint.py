@@ -4,7 +4,8 @@ Only what is known to be Potluck's is removed, by name: a home may be any folder
 and never followed, so what they lead to stays.
 
     identity*  exported.json         kept, and each run's receipts/: they are what proves an owner's credit
-    trusted.json  runs/  service/    removed
+    trusted.json                     removed, and
+    runs/<16 hex>/  service/<16 hex>.*
 
 >>> import tempfile
 >>> home = Path(tempfile.mkdtemp())
@@ -28,7 +29,7 @@ from protocol.disk import disk_error
 
 _RUN = re.compile(r"[0-9a-f]{16}")
 _IDENTITY = re.compile(r"identity(\.\w+)?|exported\.json")  # those that were put aside, too
-_SMALL = ("trusted.json", "service")
+_SERVICE = re.compile(r"[0-9a-f]{16}\.(invite|log(\.\d+)?)")
 _RECEIPTS = "receipts"
 
 
@@ -69,14 +70,14 @@ def remove(home: Path, items: list[Item]) -> None:
         except OSError as error:
             raise disk_error(item.path, error) from error
     folders = {item.path.parent for item in items if item.path.parent != home and not item.path.parent.is_symlink()}
-    for folder in (*sorted(folders), home / "runs", home):
+    for folder in (*sorted(folders), home / "runs", home / "service", home):
         with contextlib.suppress(OSError):  # it is not empty, a link, or gone
             folder.rmdir()
 
 
 def others(home: Path, items: list[Item]) -> list[str]:
     """Names in a home that are not Potluck's, and stay."""
-    known = {item.path.relative_to(home).parts[0] for item in items} | {"runs"}
+    known = {item.path.relative_to(home).parts[0] for item in items} | {"runs", "service"}
     return sorted(set(os.listdir(home)) - known) if home.is_dir() else []
 
 
@@ -84,8 +85,12 @@ def _items(home: Path, everything: bool) -> Iterator[Item]:
     for path in _entries(home):
         if _IDENTITY.fullmatch(path.name):
             yield _item(path, kept=not everything)
-        elif path.name in _SMALL:
+        elif path.name == "trusted.json":
             yield _item(path, kept=False)
+    if not (home / "service").is_symlink():
+        for path in _entries(home / "service"):
+            if _SERVICE.fullmatch(path.name):
+                yield _item(path, kept=False)
     if (home / "runs").is_symlink():
         yield _item(home / "runs", kept=False)
         return
