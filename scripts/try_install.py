@@ -7,18 +7,20 @@ is typed without the extra, so that the command itself is known to work.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import os
 import re
 import shlex
 import subprocess
 import sys
 import tempfile
+import threading
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
-
-from protocol.release import commit_of
 
 ROOT = Path(__file__).resolve().parents[1]
 VECTORS = ROOT / "tests" / "vectors"
@@ -129,20 +131,41 @@ def main() -> int:
     given = parser.parse_args()
     os.environ.pop("PYTHONPATH", None)  # nothing of this checkout
     with tempfile.TemporaryDirectory(prefix="potluck-install-") as temporary:
-        return _all((given.keep or Path(temporary)).absolute(), given.tools or list(TOOLS))
+        folder = (given.keep or Path(temporary)).absolute()
+        with served(folder) as address:
+            return _all(folder, address, given.tools or list(TOOLS))
 
 
-def _all(folder: Path, names: list[str]) -> int:
-    commit, tools = commit_of(ROOT), folder / "tools"
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None: ...
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """A folder by HTTP, on this machine only: the address that a bare repository in it is to be had from."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+
+
+def _all(folder: Path, address: str, names: list[str]) -> int:
+    tools = folder / "tools"
     venv.create(tools, with_pip=True)
     python = tools / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", "pipx", "uv"], check=True, timeout=COMMAND_S)
-    clone = folder / "clone"  # what is committed, and nothing else
+    clone, bare = folder / "clone", folder / "potluck.git"  # what is committed, and nothing else
     subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True, timeout=COMMAND_S)
+    subprocess.run(["git", "clone", "--quiet", "--bare", clone, bare], check=True, timeout=COMMAND_S)
+    subprocess.run(["git", "update-server-info"], cwd=bare, check=True, timeout=COMMAND_S)
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=bare, capture_output=True, text=True, check=True)
+    commit = asked.stdout.strip()
     build = [str(python), "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", f"{folder}/wheel", str(clone)]
     subprocess.run(build, check=True, timeout=COMMAND_S)
     wheel = next((folder / "wheel").glob("*.whl"))
-    places = {"wheel": str(wheel), "git": f"potluck @ git+file://{clone}"}
+    places = {"wheel": str(wheel), "git": f"potluck @ git+{address}/potluck.git"}
     failed = 0
     for tool in names:
         for source in SOURCES:
