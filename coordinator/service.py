@@ -37,8 +37,8 @@ MEMBERS = 4096  # calls of members under way, in all
 EACH = 4  # of one member
 TRANSFERS_EACH = 2  # of one member, likewise
 TOO_OLD = (
-    "this run's members speak a newer protocol than your Potluck: update it, from where you got it, "
-    "and start the same command again"
+    "this run's members speak a newer protocol than your Potluck: update it (git pull, or from where you "
+    "got it) and start the same command again"
 )
 
 

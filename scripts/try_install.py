@@ -41,6 +41,7 @@ class Way(NamedTuple):
     run: Callable[..., Ran]  # a command in its surroundings
     install: list[str]  # up to what is installed
     potluck: Path
+    python: Path  # of its environment
 
 
 def surroundings(folder: Path, tools: Path) -> Callable[..., Ran]:
@@ -81,9 +82,12 @@ def way(tool: str, source: str, folder: Path, tools: Path) -> Way:
     if tool == "pip":
         venv.create(folder / "env", with_pip=True)
         python = folder / "env" / "bin" / "python"
-        return Way(tool, source, run, [str(python), "-m", "pip", "install", "--quiet"], python.with_name("potluck"))
+        return Way(
+            tool, source, run, [str(python), "-m", "pip", "install", "--quiet"], python.with_name("potluck"), python
+        )
     install = {"pipx": ["pipx", "install"], "uv": ["uv", "tool", "install"]}[tool]
-    return Way(tool, source, run, install, folder / "bin" / "potluck")
+    environment = folder / {"pipx": "pipx/venvs/potluck", "uv": "uv/potluck"}[tool]
+    return Way(tool, source, run, install, folder / "bin" / "potluck", environment / "bin" / "python")
 
 
 def tried(way: Way, what: str, commit: str) -> list[str]:
@@ -100,6 +104,19 @@ def tried(way: Way, what: str, commit: str) -> list[str]:
     if typed.code:
         wrong.append(f"{match[1]}: {typed.output[-2000:]}")
     return [*wrong, *_version(way, commit, "after the hint")]
+
+
+def upgraded(way: Way, commit: str) -> list[str]:
+    """Type what it says to type for a newer one; what went wrong, in words."""
+    ask = "from protocol.installed import this_installation; print(this_installation().upgrade('peer'))"
+    told = way.run(way.python, "-c", ask).output.strip()
+    if not told.startswith("type: "):
+        return [f"how to upgrade is told so: {told}"]
+    for command in told.removeprefix("type: ").replace("[peer]", "").split(" && "):
+        typed = way.run(*shlex.split(command))
+        if typed.code:
+            return [f"{command}: {typed.output[-2000:]}"]
+    return _version(way, commit, "after the upgrade")
 
 
 def _version(way: Way, commit: str, when: str) -> list[str]:
@@ -159,9 +176,7 @@ def _all(folder: Path, address: str, names: list[str]) -> int:
     clone, bare = folder / "clone", folder / "potluck.git"  # what is committed, and nothing else
     subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True, timeout=COMMAND_S)
     subprocess.run(["git", "clone", "--quiet", "--bare", clone, bare], check=True, timeout=COMMAND_S)
-    subprocess.run(["git", "update-server-info"], cwd=bare, check=True, timeout=COMMAND_S)
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=bare, capture_output=True, text=True, check=True)
-    commit = asked.stdout.strip()
+    first = commit = _published(bare)
     build = [str(python), "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", f"{folder}/wheel", str(clone)]
     subprocess.run(build, check=True, timeout=COMMAND_S)
     wheel = next((folder / "wheel").glob("*.whl"))
@@ -169,12 +184,31 @@ def _all(folder: Path, address: str, names: list[str]) -> int:
     failed = 0
     for tool in names:
         for source in SOURCES:
-            wrong = tried(way(tool, source, folder / f"{tool}-{source}", tools), places[source], commit)
+            here = way(tool, source, folder / f"{tool}-{source}", tools)
+            wrong = tried(here, places[source], commit if source == "git" else first)
+            if source == "git" and not wrong:
+                commit = _newer(clone, bare)
+                wrong = upgraded(here, commit)
             failed += bool(wrong)
             print(f"{tool:5} from {source:6} {'ok' if not wrong else 'FAILED'}", flush=True)
             for line in wrong:
                 print(f"  {line}", file=sys.stderr, flush=True)
     return 1 if failed else 0
+
+
+def _newer(clone: Path, bare: Path) -> str:
+    """Publish another commit, of the same version."""
+    me = ["-c", "user.name=try-install", "-c", "user.email=nobody@example.org"]
+    subprocess.run(["git", *me, "commit", "--quiet", "--allow-empty", "-m", "newer"], cwd=clone, check=True)
+    subprocess.run(["git", "push", "--quiet", str(bare), "HEAD"], cwd=clone, check=True)
+    return _published(bare)
+
+
+def _published(bare: Path) -> str:
+    """Make a bare repository such that it can be fetched from a plain web server; returns its commit."""
+    subprocess.run(["git", "update-server-info"], cwd=bare, check=True)
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=bare, capture_output=True, text=True, check=True)
+    return asked.stdout.strip()
 
 
 if __name__ == "__main__":
