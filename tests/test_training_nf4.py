@@ -79,7 +79,7 @@ def test_an_adapter_of_7_b_parameters_is_said_to_fit_8_gb_on_a_base_in_4_bits(gl
 
 @pytest.fixture
 def bitsandbytes() -> Any:
-    return pytest.importorskip("bitsandbytes", reason="optional: pip install potluck[qlora]")
+    return pytest.importorskip("bitsandbytes", reason="optional: the extra qlora")
 
 
 def dequantized(model: TrainableModel, bitsandbytes: Any) -> list[torch.Tensor]:

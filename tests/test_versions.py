@@ -161,5 +161,5 @@ def test_a_member_of_an_older_protocol_gets_no_certificate_to_download_with(
     if let_in:
         assert desk.Enroll(request, "network").certificate == "certificate"
     else:
-        with pytest.raises(RefusedError, match="update it .*from where you got it"):
+        with pytest.raises(RefusedError, match=r"update it .*from where you got it"):
             desk.Enroll(request, "network")
