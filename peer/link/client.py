@@ -25,8 +25,8 @@ from peer.link.answers import (
     RunFiles,
     parse_addresses,
     parse_alarm,
+    parse_description,
     parse_files,
-    parse_shape,
     parse_twin,
 )
 from peer.link.clock import Clock, ClockWrong
@@ -37,7 +37,6 @@ from peer.link.versions import open_card
 from protocol import certificate, coordinator_pb2
 from protocol.agreement import Agreement
 from protocol.errors import FormatError, SignatureError
-from protocol.files import tree_digest
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity, fingerprint, load_public_pem
 from protocol.newest import RunNow
@@ -91,24 +90,7 @@ class CoordinatorClient:
                 f"the coordinator serves run {card.run[:16]}…, the invite is for {self._invite.run[:16]}…",
                 "the host has started another run; ask for its invite",
             )
-        model_files = parse_files(reply.model_files)
-        if model_files and tree_digest({file.path: file[1:] for file in model_files}) != card.spec.model.digest:
-            raise SignatureError("the base model's files are not those that the run spec pins")
-        if (card.spec.method.kind == "lora") != bool(model_files):
-            raise FormatError("expected base model files exactly when the run trains an adapter")
-        genesis_files = parse_files(reply.genesis_files)
-        self._run = RunDescription(
-            card,
-            reply.run_card,
-            reply.root_public_key,
-            genesis_files,
-            model_files,
-            reply.round,
-            reply.finished,
-            parse_shape(reply.model_config, genesis_files, model_files, card.spec),
-            reply.version,
-            reply.release,
-        )
+        self._run = parse_description(reply, card)
         return self._run
 
     def enroll(self, identity: PeerIdentity) -> Enrollment:
@@ -222,6 +204,7 @@ class CoordinatorClient:
             parse_alarm(reply),
             parse_twin(reply),
             reply.want_chain,
+            reply.want_loss,
         )
 
     def agreement(self, certificate: str, round: int = 0) -> Agreement | None:
@@ -264,6 +247,12 @@ class CoordinatorClient:
         """
         request = coordinator_pb2.ReportChainRequest(certificate=certificate, agreements=agreements)
         reply = self.connection.call("ReportChain", request, timeout_s=8 * self.timeout_s)
+        return ReportAnswer(reply.accepted, reply.reason)
+
+    def report_loss(self, certificate: str, measured: bytes) -> ReportAnswer:
+        """Report the held-out loss that `announce` asked for (`Measured`, signed). Raises: as `report`."""
+        request = coordinator_pb2.ReportLossRequest(certificate=certificate, measured=measured)
+        reply = self.connection.call("ReportLoss", request)
         return ReportAnswer(reply.accepted, reply.reason)
 
     def upload_state(self, certificate: str, manifest: StateManifest, chunks: Iterable[bytes]) -> bool:
