@@ -67,7 +67,7 @@ def install(
         say(described(step))
     carry_out(steps, runner)
     say(f"installed: {manager.starts_with(runner, getpass.getuser())}")
-    say("potluck service logs shows what it says; potluck service uninstall removes it")
+    say("what it says: potluck service logs; to remove it: potluck service uninstall")
 
 
 @app.command("start")
@@ -118,8 +118,9 @@ def keep_running(
     arguments: Annotated[list[str], typer.Argument(metavar="INVITE")],
 ) -> None:
     from peer.service.keeping import keep
+    from peer.service.plan import START
 
-    keep([sys.executable, "-P", "-m", "potluck", "join", *arguments], log)
+    keep([sys.executable, *START, "join", *arguments], log)
 
 
 def _do(verb: str, run: str | None, dry_run: bool, home: Path | None) -> None:
@@ -158,7 +159,7 @@ def _show(steps: list[Step]) -> None:
 def _planned(arguments: list[str], home: Path | None) -> tuple[ServicePlan, dict[str, Any]]:
     """The service that runs `potluck join` with these arguments, and the options as `join` reads them."""
     from commands.volunteer import join
-    from peer.service.plan import ServicePlan
+    from peer.service.plan import START, ServicePlan
     from protocol.installed import this_installation
     from protocol.pasted import read_invite
 
@@ -179,7 +180,7 @@ def _planned(arguments: list[str], home: Path | None) -> tuple[ServicePlan, dict
     plan = ServicePlan(
         read_invite(context.params["invite"]),
         _home(home),
-        (os.path.abspath(sys.executable), "-P", "-m", "potluck"),
+        (os.path.abspath(sys.executable), *START),
         tuple(options),
         {"PYTHONPATH": str(checkout)} if checkout is not None else {},
     )
@@ -221,7 +222,8 @@ def _check_free(plan: ServicePlan) -> None:
     process = holder(_run_folder(plan) / "lock")
     if process is not None:
         raise InputError(
-            f"a peer of this run is running here (process {process.pid})", "potluck leave, then the same command again"
+            f"a peer of this run is running here (process {process.pid})",
+            "type potluck leave, then the same command again",
         )
 
 
@@ -267,7 +269,7 @@ def _home(given: Path | None) -> Path:
 def _chosen(runs: list[str], home: Path, wanted: str | None) -> list[str]:
     """Those of a home's services that are meant. Raises: InputError: there is none."""
     if not runs:
-        raise InputError("no service is installed for this home", "potluck service install INVITE installs one")
+        raise InputError("no service is installed for this home", "to install one: potluck service install INVITE")
     if wanted is None:
         return runs
     from peer.disk.local_peers import find_peers

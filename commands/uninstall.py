@@ -50,8 +50,8 @@ def uninstall(
                 if item.link
                 else f"goes: {item.path} ({megabytes} MB)"
             )
-    for name in others(place, items):
-        say(f"stays: {place / name}, which is not Potluck's")
+    for path in others(place, items):
+        say(f"stays: {path}, which is not Potluck's")
     going = [item for item in items if not item.kept]
     say(f"together {sum(item.size_bytes for item in going) / 1e6:,.1f} MB")
     question = words.told("remove this?", words.language_of_user())
@@ -75,5 +75,5 @@ def _check_quiet(home: Path) -> None:
         if peer.process is not None:
             raise InputError(
                 f"a peer is running here: {peer.name or peer.run} (process {peer.process.pid})",
-                "potluck leave, or of a service potluck service stop; then the same command again",
+                "type potluck leave, or of a service potluck service stop; then the same command again",
             )

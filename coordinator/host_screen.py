@@ -53,6 +53,7 @@ class HostScreen:
                 **reducers,
             )
             return
+        self._console.print(f"{this_release()}\n", markup=False)
         say = words.told
         if running.invite.code is None:
             self._console.print(say("This run is open: whoever reaches this host can join. To pass on:") + "\n")

@@ -131,7 +131,7 @@ def _verbs(way: Way) -> list[str]:
     expected: list[tuple[int, str, tuple[str | Path, ...]]] = [
         (0, "verified", ("verify", VECTORS / "receipt.json", *key)),
         (2, "not an invite", ("join", "hello")),
-        (0, " -P -m potluck join ", ("service", "install", VECTORS / "invite", "--dry-run")),
+        (0, " join ", ("service", "install", VECTORS / "invite", "--dry-run")),
         (0, "nothing was removed", ("uninstall", "--dry-run")),
     ]
     for code, said, words in expected:

@@ -22,12 +22,12 @@ from peer.disk.run_lock import RunLock
 from peer.link.newcomer import Newcomer
 from peer.service import keeping
 from peer.service.launchd import property_list
-from peer.service.plan import ServicePlan, service_name
+from peer.service.plan import START, ServicePlan, service_name
 from peer.service.steps import Finished
 from peer.service.unit import unit_text
 from protocol import words
 from protocol.backoff import Backoff
-from protocol.errors import InputError
+from protocol.errors import InputError, PartFailed
 from tests.kit.command_line import an_invite
 from tests.test_words import check_chinese
 
@@ -91,7 +91,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 def plan(home: Path, program: str = sys.executable) -> ServicePlan:
     odd = ("--announce", 'a "b" \\c %h $HOME', "--device", "cuda:1")
-    return ServicePlan(INVITE, home, (program, "-P", "-m", "potluck"), odd, {"PYTHONPATH": str(home)})
+    return ServicePlan(INVITE, home, (program, *START), odd, {"PYTHONPATH": str(home)})
 
 
 def words_of(unit: str, key: str) -> list[str]:
@@ -158,7 +158,7 @@ def test_installing_writes_and_starts_and_the_code_is_for_its_owner_alone(desk: 
     code, out, err = desk.type("service", "install", str(INVITE), "--yes", "--device", "cpu", "--verbose")
     assert (code, err) == (0, ""), err
     unit = desk.unit.read_text()
-    assert words_of(unit, "ExecStart")[4:] == [
+    assert words_of(unit, "ExecStart")[1 + len(START) :] == [
         *["join", str(desk.invite), "--yes", "--home", str(desk.home), "--lang", "en"],
         *["--device", "cpu", "--verbose"],
     ]
@@ -280,6 +280,19 @@ def test_help_of_services_is_chinese(verb: str, desk: Desk, monkeypatch: pytest.
     for line in out.splitlines()[1:]:
         line = re.sub(r"^ +(-\S+(, --\S+)*|[A-Za-z_.]+)(?= |$)|<\S+>|\[x[^\]]*\]", "", line)
         check_chinese(re.sub("Linux|macOS|systemd|launchd", "", line))
+
+
+@pytest.mark.parametrize(
+    ("installed", "code"),
+    [("import nothing_of_that_name", PartFailed.exit_code), ("def main(): raise SystemExit(1)", 1)],
+)
+def test_a_potluck_that_an_upgrade_has_half_replaced_fails_and_does_not_say_no(
+    installed: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "potluck.py").write_text(installed)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = subprocess.run([sys.executable, *START, "join"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code and ("nothing_of_that_name" in done.stderr) == (code != 1)
 
 
 # ---- what launchd lacks ----------------------------------------------------------------------------------------------

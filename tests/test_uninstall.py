@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,23 @@ import pytest
 import typer
 
 import potluck
+from peer.disk import peer_folder
+from peer.disk.footprint import look, others
 from peer.disk.run_lock import RunLock
 from peer.service.plan import service_name
+from protocol.keys import PeerIdentity
 from tests.test_service import FakeShell
 
 RUN = "ab" * 8
+MINE = {  # the owner's
+    "my-thesis.txt",
+    "identity.pdf",
+    "identity.portrait",
+    f"runs/{RUN}/my-plot.png",
+    "runs/cdcdcdcdcdcdcdcd/model.ckpt",
+    "runs/shakespeare/run.toml",
+    "service/mine.txt",
+}
 TypeIn = Callable[..., tuple[int, str, str]]
 
 
@@ -23,13 +36,14 @@ def home(tmp_path: Path) -> Path:
     """A home with a run, receipts, a service's invite, and files that are not Potluck's, beside a folder elsewhere."""
     home = tmp_path / "home"
     for name, size_bytes in {
-        "identity": 68,
-        "identity.4xK9abcd": 68,
-        "trusted.json": 2,
         "my-thesis.txt": 5,
         f"runs/{RUN}/run-card.json": 10,
         f"runs/{RUN}/base-model/model.safetensors": 3_000_000,
         f"runs/{RUN}/receipts/000001.json": 10,
+        f"runs/{RUN}/my-plot.png": 10,
+        "runs/cdcdcdcdcdcdcdcd/model.ckpt": 10,
+        "identity.pdf": 10,
+        "identity.portrait": 10,
         "runs/shakespeare/run.toml": 10,
         f"service/{RUN}.invite": 10,
         f"service/{RUN}.log.1": 10,
@@ -38,6 +52,9 @@ def home(tmp_path: Path) -> Path:
     }.items():
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_bytes(bytes(size_bytes))
+    for name in ("identity", "identity.4xK9abcd"):
+        (home / name).write_bytes(PeerIdentity.generate().to_bytes())
+    (home / "trusted.json").write_text('{"roots":{}}')
     (home / "runs" / RUN / "data").symlink_to(tmp_path / "elsewhere")
     return home
 
@@ -66,18 +83,23 @@ def test_all_goes_but_what_proves_credit_and_what_is_not_ours(home: Path, type_i
     code, out, _ = type_in("--yes")
     assert code == 0 and f"goes: {home}/runs/{RUN}/base-model (3.0 MB)" in out
     kept = {"identity", "identity.4xK9abcd", f"runs/{RUN}/receipts/000001.json"}
-    assert files(home) == kept | {"my-thesis.txt", "runs/shakespeare/run.toml", "service/mine.txt"}
-    assert f"stays: {home}/my-thesis.txt, which is not Potluck's" in out
+    assert files(home) == kept | MINE
+    told = {line.removeprefix("stays: ").removesuffix(", which is not Potluck's") for line in out.splitlines()}
+    apart = {
+        "runs/cdcdcdcdcdcdcdcd/model.ckpt": "runs/cdcdcdcdcdcdcdcd",
+        "runs/shakespeare/run.toml": "runs/shakespeare",
+    }
+    assert {str(home / apart.get(name, name)) for name in MINE} <= told
     assert files(home.parent / "elsewhere") == {"data"}, "no link was followed"
 
 
 def test_with_the_identity_nothing_of_ours_is_left(home: Path, type_in: TypeIn) -> None:
     assert type_in("--yes", "--identity")[0] == 0
-    assert files(home) == {"my-thesis.txt", "runs/shakespeare/run.toml", "service/mine.txt"}
+    assert files(home) == MINE
     for name in files(home):
         (home / name).unlink()
-    (home / "runs/shakespeare").rmdir()
-    (home / "runs" / RUN).mkdir()
+    for name in ("shakespeare", "cdcdcdcdcdcdcdcd"):
+        (home / "runs" / name).rmdir()
     assert type_in("--yes")[0] == 0 and not home.exists()
 
 
@@ -121,3 +143,25 @@ def test_its_services_go_first(home: Path, type_in: TypeIn, monkeypatch: pytest.
     code, out, _ = type_in("--yes")
     assert code == 0 and f"goes: the service {name}" in out and not unit.exists()
     assert f"systemctl --user disable --now {name}.service" in shell.ran
+
+
+@pytest.mark.parametrize("name", ["identity", "trusted.json", "exported.json", f"service/{RUN}.invite", f"runs/{RUN}"])
+def test_what_has_our_name_and_is_something_else_stays(name: str, home: Path, type_in: TypeIn) -> None:
+    other = home.parent / "other"
+    (other / name).mkdir(parents=True)
+    (other / name / "thesis.txt").touch()
+    assert type_in("--yes", "--identity", "--home", str(other))[0] == 0
+    assert files(other) == {f"{name}/thesis.txt"}
+
+
+def test_what_a_real_peer_keeps_is_known(tmp_path: Path) -> None:
+    """Of each name that is listed where a peer's folder is described."""
+    run = tmp_path / "runs" / RUN
+    listed = re.findall(r"^    (\S.*?)(?:   |$)", peer_folder.__doc__ or "", re.MULTILINE)
+    names = [name for line in listed for name in line.split()]
+    assert "lock" in names and "states/" in names
+    for name in names:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).mkdir() if name.endswith("/") else (run / name).touch()
+    items = look(tmp_path, everything=False)
+    assert [item.path for item in items] == [run] and others(tmp_path, items) == []

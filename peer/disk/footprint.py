@@ -1,17 +1,20 @@
 """What Potluck keeps in a home, how much of the disk that is, and how it is removed. `potluck uninstall` calls it.
 
-Only what is known to be Potluck's is removed, by name: a home may be any folder of its owner's. Links are taken away
+Only what is known to be Potluck's is removed, by its name and what it is: a home may be any folder of its owner's. A
+run's folder is ours where a peer's lock or run card lies in it; what else lies beside those stays. Links are taken away
 and never followed, so what they lead to stays.
 
-    identity*  exported.json         kept, and each run's receipts/: they are what proves an owner's credit
-    trusted.json                     removed, and
-    runs/<16 hex>/  service/<16 hex>.*
+    identity  identity.<8 letters>  exported.json     kept, and each run's receipts/: they prove an owner's credit
+    trusted.json                                      removed, and
+    runs/<16 hex>/<names of peer.disk.peer_folder>  service/<16 hex>.*
 
 >>> import tempfile
+>>> from protocol.keys import PeerIdentity
 >>> home = Path(tempfile.mkdtemp())
->>> _ = (home / "trusted.json").write_text("{}"); _ = (home / "identity").write_bytes(bytes(68))
+>>> _ = (home / "identity").write_bytes(PeerIdentity.generate().to_bytes())
+>>> _ = (home / "trusted.json").write_text('{"roots":{}}')
 >>> [(item.path.name, item.size_bytes, item.kept) for item in look(home, everything=False)]
-[('identity', 68, True), ('trusted.json', 2, False)]
+[('identity', 68, True), ('trusted.json', 12, False)]
 """
 
 from __future__ import annotations
@@ -26,11 +29,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from protocol.disk import disk_error
+from protocol.errors import FormatError, InputError
+from protocol.keys import PeerIdentity
+from protocol.trust import trusted_roots
 
 _RUN = re.compile(r"[0-9a-f]{16}")
-_IDENTITY = re.compile(r"identity(\.\w+)?|exported\.json")  # those that were put aside, too
+_IDENTITY = re.compile(r"identity(\.\w{8})?")  # those that were put aside, too
 _SERVICE = re.compile(r"[0-9a-f]{16}\.(invite|log(\.\d+)?)")
 _RECEIPTS = "receipts"
+_MARKS = {"lock", "run-card.json"}  # of which each run's folder has one
+_FILES = re.compile(
+    r"(lock|run-card\.json|root\.pem|certificate|addresses\.json|ballots\.json|rounds\.jsonl|micro-batch\.json"
+    r"|optimizer\.safetensors)(\.new|\.damaged)?"
+)
+_FOLDERS = re.compile(r"step-\d{6}|base-model|data|states|outbox|receipts|damaged")
 
 
 class Item(NamedTuple):
@@ -75,34 +87,72 @@ def remove(home: Path, items: list[Item]) -> None:
             folder.rmdir()
 
 
-def others(home: Path, items: list[Item]) -> list[str]:
-    """Names in a home that are not Potluck's, and stay."""
-    known = {item.path.relative_to(home).parts[0] for item in items} | {"runs", "service"}
-    return sorted(set(os.listdir(home)) - known) if home.is_dir() else []
+def others(home: Path, items: list[Item]) -> list[Path]:
+    """What lies in a home, and in what of it is ours, and is not Potluck's: it stays."""
+    known = {item.path for item in items}
+    ours = [run for run in _entries(home / "runs") if _is_run(run) and run not in known]
+    folders = [home, *(folder for folder in (home / "runs", home / "service") if not folder.is_symlink()), *ours]
+    found = {path for folder in folders for path in _entries(folder)}
+    return sorted(found - known - set(folders))
 
 
 def _items(home: Path, everything: bool) -> Iterator[Item]:
     for path in _entries(home):
-        if _IDENTITY.fullmatch(path.name):
+        if (_IDENTITY.fullmatch(path.name) and _is_identity(path)) or (path.name == "exported.json" and _is_file(path)):
             yield _item(path, kept=not everything)
-        elif path.name == "trusted.json":
+        elif path.name == "trusted.json" and _is_trust(path):
             yield _item(path, kept=False)
     if not (home / "service").is_symlink():
         for path in _entries(home / "service"):
-            if _SERVICE.fullmatch(path.name):
+            if _SERVICE.fullmatch(path.name) and _is_file(path):
                 yield _item(path, kept=False)
+    runs = [run for run in _entries(home / "runs") if _is_run(run)]
     if (home / "runs").is_symlink():
-        yield _item(home / "runs", kept=False)
+        if runs:
+            yield _item(home / "runs", kept=False)
         return
-    for run in _entries(home / "runs"):
-        if not _RUN.fullmatch(run.name):
-            continue
-        receipts = not everything and not run.is_symlink() and any(_entries(run / _RECEIPTS))
-        if not receipts:
+    for run in runs:
+        entries = [] if run.is_symlink() else _entries(run)
+        receipts = not everything and any(_entries(run / _RECEIPTS))
+        if all(map(_is_of_run, entries)) and (run.is_symlink() or not receipts):
             yield _item(run, kept=False)
             continue
-        for path in _entries(run):
-            yield _item(path, kept=path.name == _RECEIPTS)
+        for path in filter(_is_of_run, entries):
+            yield _item(path, kept=receipts and path.name == _RECEIPTS)
+
+
+def _is_file(path: Path) -> bool:
+    """A file, or a link, which is taken away alone."""
+    return path.is_symlink() or path.is_file()
+
+
+def _is_identity(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            PeerIdentity.from_bytes(file.read(69))
+    except (FormatError, OSError):
+        return False
+    return True
+
+
+def _is_trust(path: Path) -> bool:
+    try:
+        trusted_roots(path.parent)
+    except (InputError, AttributeError):
+        return False
+    return True
+
+
+def _is_run(path: Path) -> bool:
+    """A folder of a run, or a link to one; an empty one was left by a peer that got no further."""
+    names = {entry.name for entry in _entries(path)}
+    return bool(_RUN.fullmatch(path.name)) and path.is_dir() and (not names or bool(_MARKS & names))
+
+
+def _is_of_run(path: Path) -> bool:
+    if path.is_symlink():
+        return bool(_FILES.fullmatch(path.name) or _FOLDERS.fullmatch(path.name))
+    return bool((_FOLDERS if path.is_dir() else _FILES).fullmatch(path.name))
 
 
 def _entries(folder: Path) -> list[Path]:

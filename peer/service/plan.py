@@ -24,6 +24,15 @@ NICE = 10
 # what `potluck join` ends with where another start would not help: the run is over or its owner left; the answer is no;
 # left, and the run waits for this peer; left by a signal before training began
 ENDED, REFUSED, LEFT = 0, 1, (4, 130, 143)
+# what Python is given to be `potluck`. In the middle of an upgrade it may not find all of it, and would end with 1,
+# which means no, and nothing would start the peer again: so that is a failure like others
+START = (
+    "-P",
+    "-c",
+    "import os, sys; sys.excepthook = lambda kind, *rest: "
+    "(sys.__excepthook__(kind, *rest), issubclass(kind, Exception) and os._exit(5)); "  # as PartFailed
+    "from potluck import main; main()",
+)
 _NAME = re.compile(r"potluck-(?P<run>[0-9a-f]{16})-(?P<home>[0-9a-f]{8})")
 
 

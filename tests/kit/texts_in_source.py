@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lab import REPOSITORY
+from peer.service.plan import START
 
 NO_SCREENS = {
     "model_card.py",
@@ -30,6 +31,7 @@ OURS = {
     "NotImplementedError",
 }  # mistakes of ours, not of people
 NOT_SHOWN = {
+    START[-1],
     "%(asctime)s %(levelname)s %(name)s: %(message)s",
     "%(asctime)s %(message)s",
     "Failed to connect to bus",
