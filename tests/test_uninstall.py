@@ -90,6 +90,7 @@ def test_all_goes_but_what_proves_credit_and_what_is_not_ours(home: Path, type_i
         "runs/shakespeare/run.toml": "runs/shakespeare",
     }
     assert {str(home / apart.get(name, name)) for name in MINE} <= told
+    assert type_in("--yes", "--identity")[0] == 0 and files(home) == MINE, "what it kept, it knows again"
     assert files(home.parent / "elsewhere") == {"data"}, "no link was followed"
 
 

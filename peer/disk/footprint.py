@@ -1,7 +1,7 @@
 """What Potluck keeps in a home, how much of the disk that is, and how it is removed. `potluck uninstall` calls it.
 
 Only what is known to be Potluck's is removed, by its name and what it is: a home may be any folder of its owner's. A
-run's folder is ours where a peer's lock or run card lies in it; what else lies beside those stays. Links are taken away
+run's folder is ours where a peer's lock, run card or receipts lie in it; what else lies beside those stays. Links are taken away
 and never followed, so what they lead to stays.
 
     identity  identity.<8 letters>  exported.json     kept, and each run's receipts/: they prove an owner's credit
@@ -37,7 +37,7 @@ _RUN = re.compile(r"[0-9a-f]{16}")
 _IDENTITY = re.compile(r"identity(\.\w{8})?")  # those that were put aside, too
 _SERVICE = re.compile(r"[0-9a-f]{16}\.(invite|log(\.\d+)?)")
 _RECEIPTS = "receipts"
-_MARKS = {"lock", "run-card.json"}  # of which each run's folder has one
+_MARKS = {"lock", "run-card.json", _RECEIPTS}  # of which each run's folder has one
 _FILES = re.compile(
     r"(lock|run-card\.json|root\.pem|certificate|addresses\.json|ballots\.json|rounds\.jsonl|micro-batch\.json"
     r"|optimizer\.safetensors)(\.new|\.damaged)?"
