@@ -12,7 +12,10 @@ import pytest
 
 from commands.talk import log_to_stderr
 from lab import REPOSITORY
+from peer.screen.json_lines import JsonScreen
 from peer.screen.starting import starting
+from potluck import main
+from protocol.errors import PartFailed
 from protocol.installed import Installed, how_installed, this_installation
 from protocol.release import Release, commit_of, this_release
 from tests.kit.command_line import check_refused, potluck
@@ -69,6 +72,20 @@ def test_version_and_commit_are_told_by_version_and_at_the_head_of_a_log(
     caplog.set_level(logging.INFO)
     log_to_stderr(verbose=True)
     assert str(this_release()) in caplog.text
+    JsonScreen().started(this_release())
+    assert json.loads(capsys.readouterr().out)["commit"] == this_release().commit
+
+
+def test_what_nobody_foresaw_ends_as_a_failure_and_names_the_version(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(command: object) -> int:
+        raise LookupError("planted")
+
+    monkeypatch.setattr("peer.screen.usage.run", fail)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == PartFailed.exit_code and f"{this_release()} has failed" in caplog.text
 
 
 # ---- how it was installed --------------------------------------------------------------------------------------------

@@ -51,7 +51,12 @@ class FakeHost:
 
 
 def met(
-    folder: Path, *, version: int = SWARM_VERSION, release: str = "potluck 9.9.9, commit ab12cd34ab12", **of_spec: Any
+    folder: Path,
+    *,
+    version: int = SWARM_VERSION,
+    release: str = "potluck 9.9.9, commit ab12cd34ab12",
+    agreeing: bool = False,
+    **of_spec: Any,
 ) -> tuple[PotluckError, list[str]]:
     """What a newcomer is told by such a run, and what it asked for before."""
     spec = SPEC.model_dump(mode="json")
@@ -64,7 +69,7 @@ def met(
     newcomer = Newcomer(invite, client, PeerIdentity.generate(), peer_folder, Agrees())
     try:
         with pytest.raises(PotluckError) as caught:
-            newcomer.admit()
+            newcomer.agree() if agreeing else newcomer.admit()
     finally:
         peer_folder.close()
     return caught.value, host.asked
@@ -89,6 +94,12 @@ def test_an_older_potluck_is_told_to_upgrade_before_anything_else(tmp_path: Path
     )
     assert error.hint == this_installation().upgrade("peer")
     check_chinese(words.told(error.message, "zh").replace("Potluck", "").replace("commit", "").replace("checkout", ""))
+
+
+@pytest.mark.parametrize("version", [SWARM_VERSION - 1, SWARM_VERSION + 1])
+def test_no_service_is_agreed_to_that_could_not_take_part(version: int, tmp_path: Path) -> None:
+    error, asked = met(tmp_path, version=version, agreeing=True)
+    assert isinstance(error, RefusedError) and asked == ["GetRun"]
 
 
 def test_a_newer_potluck_is_told_that_the_host_must_upgrade(tmp_path: Path) -> None:
