@@ -1,8 +1,8 @@
 """What Potluck keeps in a home, how much of the disk that is, and how it is removed. `potluck uninstall` calls it.
 
 Only what is known to be Potluck's is removed, by its name and what it is: a home may be any folder of its owner's. A
-run's folder is ours where a peer's lock, run card or receipts lie in it; what else lies beside those stays. Links are taken away
-and never followed, so what they lead to stays.
+run's folder is ours where a peer's lock, run card or receipts lie in it; what else lies beside those stays. Links are
+taken away and never followed, so what they lead to stays.
 
     identity  identity.<8 letters>  exported.json     kept, and each run's receipts/: they prove an owner's credit
     trusted.json                                      removed, and
