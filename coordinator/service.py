@@ -22,15 +22,23 @@ from coordinator.twins import Twins
 from protocol import certificate, coordinator_pb2
 from protocol.agreement import MAX_AGREEMENT_BYTES
 from protocol.errors import FormatError, RefusedError
-from protocol.rpc import MAX_CHAIN_BYTES, MAX_CHAIN_ROUNDS, PART_BYTES, SWARM_VERSION, transfer_timeout_s
+from protocol.release import this_release
+from protocol.rpc import (
+    MAX_CHAIN_BYTES,
+    MAX_CHAIN_ROUNDS,
+    PART_BYTES,
+    SWARM_VERSION,
+    UNTOLD_VERSION,
+    transfer_timeout_s,
+)
 from protocol.status import Alarm
 
 MEMBERS = 4096  # calls of members under way, in all
 EACH = 4  # of one member
 TRANSFERS_EACH = 2  # of one member, likewise
 TOO_OLD = (
-    "this run's members speak a newer protocol than your Potluck: update it (git pull, or pip install -U potluck) "
-    "and start the same command again"
+    "this run's members speak a newer protocol than your Potluck: update it (git pull, or from where you "
+    "got it) and start the same command again"
 )
 
 
@@ -72,12 +80,16 @@ class CoordinatorService:
             round=self._board.round(),
             finished=self._board.finished(),
             model_config=self._offer.model_config,
+            version=SWARM_VERSION,
+            release=str(this_release()),
         )
 
     def GetChallenge(self, request: Any, network: str) -> Any:
         return coordinator_pb2.GetChallengeReply(challenge=self._admission.challenge(request.peer_id))
 
     def Enroll(self, request: Any, network: str) -> Any:
+        if (request.version or UNTOLD_VERSION) < SWARM_VERSION:
+            raise RefusedError(TOO_OLD)  # before it downloads anything
         issued = self._admission.enroll(request.peer_id, request.challenge, request.signature, request.code, network)
         addresses = self._roster.addresses(besides=request.peer_id, now=time.monotonic())
         return coordinator_pb2.EnrollReply(certificate=issued, swarm_addresses=addresses, time=time.time())

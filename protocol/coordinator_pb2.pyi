@@ -21,7 +21,7 @@ class GetRunRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetRunReply(_message.Message):
-    __slots__ = ("run_card", "root_public_key", "genesis_files", "model_files", "round", "finished", "model_config")
+    __slots__ = ("run_card", "root_public_key", "genesis_files", "model_files", "round", "finished", "model_config", "version", "release")
     RUN_CARD_FIELD_NUMBER: _ClassVar[int]
     ROOT_PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
     GENESIS_FILES_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,8 @@ class GetRunReply(_message.Message):
     ROUND_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     MODEL_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
     run_card: bytes
     root_public_key: bytes
     genesis_files: _containers.RepeatedCompositeFieldContainer[ModelFile]
@@ -36,7 +38,9 @@ class GetRunReply(_message.Message):
     round: int
     finished: bool
     model_config: bytes
-    def __init__(self, run_card: _Optional[bytes] = ..., root_public_key: _Optional[bytes] = ..., genesis_files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., model_files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., round: _Optional[int] = ..., finished: _Optional[bool] = ..., model_config: _Optional[bytes] = ...) -> None: ...
+    version: int
+    release: str
+    def __init__(self, run_card: _Optional[bytes] = ..., root_public_key: _Optional[bytes] = ..., genesis_files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., model_files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., round: _Optional[int] = ..., finished: _Optional[bool] = ..., model_config: _Optional[bytes] = ..., version: _Optional[int] = ..., release: _Optional[str] = ...) -> None: ...
 
 class ModelFile(_message.Message):
     __slots__ = ("path", "sha256", "size_bytes")
@@ -61,16 +65,18 @@ class GetChallengeReply(_message.Message):
     def __init__(self, challenge: _Optional[bytes] = ...) -> None: ...
 
 class EnrollRequest(_message.Message):
-    __slots__ = ("peer_id", "challenge", "signature", "code")
+    __slots__ = ("peer_id", "challenge", "signature", "code", "version")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
     challenge: bytes
     signature: bytes
     code: str
-    def __init__(self, peer_id: _Optional[str] = ..., challenge: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., code: _Optional[str] = ...) -> None: ...
+    version: int
+    def __init__(self, peer_id: _Optional[str] = ..., challenge: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., code: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class EnrollReply(_message.Message):
     __slots__ = ("certificate", "swarm_addresses", "time")

@@ -16,6 +16,7 @@ from peer.training.evaluate import held_out_loss
 from peer.training.memory import memory_needed_bytes
 from peer.training.work import LocalWork
 from protocol.errors import InputError
+from protocol.installed import this_installation
 
 FREE = {"inner": {"optimizer": "schedule-free-adamw"}}
 
@@ -49,7 +50,7 @@ def test_where_bitsandbytes_is_missing_the_member_is_told(
     eight_bit.check_choice(spec, "fp32")
     with pytest.raises(InputError, match="moments in 8 bits need bitsandbytes") as refused:
         eight_bit.check_choice(spec, "8bit")
-    assert "pip install" in refused.value.hint
+    assert refused.value.hint == f"{this_installation().add('moments')}; or join without --moments"
 
 
 def test_they_are_counted_as_a_quarter(glass_dir: Path, plays: Path) -> None:
@@ -65,7 +66,7 @@ def test_they_are_counted_as_a_quarter(glass_dir: Path, plays: Path) -> None:
 
 @pytest.fixture
 def installed() -> None:
-    pytest.importorskip("bitsandbytes", reason="optional: pip install potluck[moments]")
+    pytest.importorskip("bitsandbytes", reason="optional: the extra moments")
 
 
 @pytest.mark.usefixtures("installed")

@@ -16,6 +16,7 @@ from coordinator.dataset.plain_tokenizer import PlainTokenizer
 from protocol import canonical
 from protocol.data_spec import PinnedDataSet, SourceRules
 from protocol.errors import InputError
+from protocol.installed import this_installation
 from tests.kit.builders import make_spec
 from tests.kit.preparing import both_sides, plain, prepared, rules, sequences, source, write_records
 from tests.test_prepare import texts
@@ -47,7 +48,7 @@ def test_what_unpacks_zstandard_is_named_where_it_is_missing(tmp_path: Path) -> 
     (tmp_path / "wood.jsonl.zst").write_bytes(b"(\xb5/\xfd")
     with pytest.raises(InputError, match="needs zstandard") as caught:
         prepared(tmp_path, source(path="wood.jsonl.zst"))
-    assert caught.value.hint == "pip install zstandard, or unpack the file first"
+    assert caught.value.hint == f"{this_installation().add('data')}; or unpack the file first"
 
 
 def test_a_packed_file_that_is_cut_short_ends_a_preparation_or_is_left_out(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from coordinator.dataset.sources import files_of
 from coordinator.run_config import DataSource, RunConfig, SourceConfig
 from protocol.data_spec import SequenceRules
 from protocol.errors import InputError, NetworkError, RunSpecError
+from protocol.installed import this_installation
 from tests.kit.data_fixtures import TOOLS
 from tests.kit.hub_server import Hub, serve
 from tests.kit.preparing import both_sides, plain, prepared, rules, source, write_records
@@ -162,11 +163,11 @@ def test_what_is_not_installed_is_named_with_how_to_get_it(tmp_path: Path, monke
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"wood\.parquet: this needs pyarrow") as caught:
         prepared(tmp_path, source(path="wood.parquet"))
-    assert "potluck[data]" in caught.value.hint
+    assert caught.value.hint == this_installation().add("data")
     monkeypatch.setattr("fsspec.core.url_to_fs", refuse)
     with pytest.raises(InputError, match=r"^wood: s3://bucket/a: cannot be read with what is .*s3fs") as caught:
         files_of(elsewhere(url="s3://bucket/a"), tmp_path, print)
-    assert "potluck[data]" in caught.value.hint
+    assert caught.value.hint == this_installation().add("data")
 
 
 # ---- elsewhere -------------------------------------------------------------------------------------------------------

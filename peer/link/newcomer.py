@@ -23,6 +23,7 @@ from peer.link.downloads import is_complete
 from peer.link.estimate import terms_of
 from peer.link.held_certificate import HeldCertificate
 from peer.link.run_files import data_path, is_genesis
+from peer.link.versions import check_versions
 from peer.screen.screen import Screen
 from peer.screen.terms import JoinTerms
 from peer.training import eight_bit, nf4
@@ -99,6 +100,16 @@ class Newcomer:
                 self._tell(error)
             time.sleep(backoff.failed())
 
+    def agree(self) -> bool:
+        """Show the run's terms to the owner, and nothing else; whether they agree.
+
+        Raises:
+            PotluckError: the coordinator does not answer, or this peer cannot join.
+        """
+        description = self._client.get_run()
+        check_versions(description.version, description.release)
+        return self._screen.agree(self._terms(description))
+
     def _tell(self, error: NetworkError) -> None:
         if isinstance(error, ClockWrong):
             tell_clock(self._screen.problem, error.offset_s)
@@ -107,6 +118,7 @@ class Newcomer:
 
     def _ask(self) -> Admitted | RunOver | None:
         description = self._client.get_run()
+        check_versions(description.version, description.release)
         card = description.card
         known = self._agreed or self._folder.read("run-card.json") is not None
         rounds = card.spec.run.rounds

@@ -13,7 +13,7 @@ import datetime
 from protocol import words
 
 _MESSAGES = {
-    "starting": "starting; loading the program takes some seconds …",
+    "starting": "starting {release}; loading the program takes some seconds …",
     "loading-part": "starting: loading {name} ({number} of {count}) …",
     "asking-coordinator": "asking the coordinator what this run is …",
     "coordinator-away": "the coordinator is away; going on with what is on this disk",

@@ -24,6 +24,7 @@ import torch
 from peer.training.inner_optimizer import LocalOptimizer
 from peer.training.memory import MomentsKind
 from protocol.errors import InputError
+from protocol.installed import this_installation
 from protocol.run_spec import InnerOptimizer, RunSpec
 
 _BLOCK = 256  # values that share a scale; bitsandbytes' own choice
@@ -52,7 +53,7 @@ def check_choice(spec: RunSpec, moments: MomentsKind) -> None:
     except (ImportError, OSError, RuntimeError) as error:  # what it raises where its own library cannot be loaded
         raise InputError(
             f"moments in 8 bits need bitsandbytes: {error}",
-            'install it (pip install "bitsandbytes>=0.50"), or join without --moments',
+            f"{this_installation().add('moments')}; or join without --moments",
         ) from error
 
 
