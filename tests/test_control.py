@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 import stat
 import threading
 from collections.abc import Iterator
@@ -80,8 +81,14 @@ def test_who_says_nothing_holds_up_the_next_for_a_moment_only(tmp_path: Path, mo
 def test_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     monkeypatch.setattr(control, "TRUSTED", ())
-    with controlled(tmp_path), pytest.raises(RefusedError, match="another user's"):
-        ask(tmp_path, {"do": "status"})
+    with controlled(tmp_path):
+        with pytest.raises(RefusedError, match="another user's"):
+            ask(tmp_path, {"do": "status"})
+        with socket.socket(socket.AF_UNIX) as slow:
+            slow.connect(str(tmp_path / NAME))
+            time.sleep(0.1)
+            slow.sendall(b"{}\n")
+            assert "another user" in json.loads(slow.makefile().readline())["why"]
 
 
 def test_a_peer_that_hangs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

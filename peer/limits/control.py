@@ -85,10 +85,11 @@ class Control:
                 connection.sendall(json.dumps(self._answer(connection)).encode() + b"\n")
 
     def _answer(self, connection: socket.socket) -> dict[str, Any]:
-        if not _is_owner(connection):
-            return {"ok": False, "why": "this peer is another user's"}
         try:
-            asked = json.loads(_line(connection, MAX_ASKED_BYTES))
+            line = _line(connection, MAX_ASKED_BYTES)  # whoever it is: else it may find a closed pipe, and no answer
+            if not _is_owner(connection):
+                raise InputError("this peer is another user's")
+            asked = json.loads(line)
             if not isinstance(asked, dict):
                 raise InputError("no question")
             return {"ok": True, **self._do(asked)}
