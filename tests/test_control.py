@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import socket
-import time
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
