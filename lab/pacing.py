@@ -4,7 +4,8 @@ A process that starts with `POTLUCK_TOKENS_PER_S` in its environment sleeps afte
 has passed as a card of that speed would have needed; what it computes is what it would compute anyway. One with
 `POTLUCK_BEGIN_WHEN` does its first micro-batch when a file is there, so that all of a community are in round 1; one
 with `POTLUCK_COME_WHEN` loads all that it needs, and goes among the members when that file is there. One with
-`POTLUCK_FIRST_STEP` makes that file when its first micro-batch is done. `warm_start` puts them in.
+`POTLUCK_FIRST_STEP` makes that file when its first micro-batch is done; one with `POTLUCK_STEPS` writes there, for
+each, its round, and when it began and ended. `warm_start` puts them in.
 
     >>> environment(500)
     {'POTLUCK_TOKENS_PER_S': '500'}
@@ -24,6 +25,7 @@ TOKENS_PER_S = "POTLUCK_TOKENS_PER_S"
 BEGIN_WHEN = "POTLUCK_BEGIN_WHEN"
 COME_WHEN = "POTLUCK_COME_WHEN"
 FIRST_STEP = "POTLUCK_FIRST_STEP"
+STEPS = "POTLUCK_STEPS"
 LOOK_S = 0.05
 
 
@@ -47,6 +49,11 @@ def first_step(file: Path) -> dict[str, str]:
     return {FIRST_STEP: str(file)}
 
 
+def steps(file: Path) -> dict[str, str]:
+    """What a peer that keeps a log of its micro-batches must have in its environment."""
+    return {STEPS: str(file)}
+
+
 def install(environment: dict[str, str]) -> None:
     """In a process that is about to be `potluck join`: pace it as its environment says; without that, do nothing."""
     if TOKENS_PER_S in environment:
@@ -61,6 +68,8 @@ def install(environment: dict[str, str]) -> None:
         _hold(Swarm, "__enter__", Path(environment[COME_WHEN]))
     if FIRST_STEP in environment:
         _note(Path(environment[FIRST_STEP]))
+    if STEPS in environment:
+        _log(Path(environment[STEPS]))
 
 
 def _pace(tokens_per_s: float) -> None:
@@ -101,3 +110,19 @@ def _note(file: Path) -> None:
         return result
 
     LocalWork.step = noted  # type: ignore[method-assign]
+
+
+def _log(file: Path) -> None:
+    from peer.training.work import LocalWork
+
+    step = LocalWork.step
+    log = file.open("a", buffering=1)
+
+    def logged(self: LocalWork, *args: Any, **options: Any) -> Any:
+        round, started = self.round, time.time()
+        try:
+            return step(self, *args, **options)
+        finally:  # interrupted or not
+            log.write(f"{round} {started:.3f} {time.time():.3f}\n")
+
+    LocalWork.step = logged  # type: ignore[method-assign]

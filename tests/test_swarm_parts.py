@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from lab.processes import eventually
+from peer.limits.watch import Gate
 from peer.net.gossip import Gossip
 from peer.net.node import Node
 from peer.net.place import Place, SwarmConfig
@@ -75,7 +76,7 @@ def test_a_swarm_whose_clock_or_gossip_died_says_so_to_its_trainer(
         with pytest.raises(PartFailed):
             swarm.begin_work()
         with pytest.raises(PartFailed):
-            reduce(swarm, 0, threading.Event())
+            reduce(swarm, 0, threading.Event(), Gate())
         assert [(item.part, item.is_final) for item in told] == [(part, True)]
         assert "Traceback" in caplog.text
 
