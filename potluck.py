@@ -18,6 +18,7 @@ import typer
 
 from commands import anyone, data, identity, volunteer
 from commands.host import go_on, host
+from commands.receipts import receipts
 from protocol import words
 from protocol.errors import PotluckError
 
@@ -29,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (host, go_on, volunteer.join, volunteer.leave, anyone.fetch, anyone.verify, anyone.status):
+for verb in (host, go_on, volunteer.join, volunteer.leave, receipts, anyone.fetch, anyone.verify, anyone.status):
     app.command()(verb)
 app.add_typer(data.app, name="data")
 app.add_typer(identity.app, name="identity")

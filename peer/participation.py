@@ -36,6 +36,7 @@ from peer.round.box import Box
 from peer.round.report import RoundReport
 from peer.round.turns import Waiting
 from peer.screen.messages import Reason
+from peer.screen.reminder import ExportReminder
 from peer.screen.rounds import describe
 from peer.screen.screen import Screen, tell_failure, tell_over
 from peer.sync.shelf import Head
@@ -96,6 +97,7 @@ class Participation:
         self._rounds = admitted.card.spec.run.rounds
         self._session = draw_session(identity, admitted.card.run)
         self._notices, self._stopping = Notices(screen.problem), Stopping(leaving.stop, self._rounds)
+        self._reminder = ExportReminder(screen.problem, config.home, identity.peer_id)
         self._swarm: Swarm | None = None
         self._link: CoordinatorLink | None = None
         self._tokens_per_s = 0.0
@@ -117,7 +119,7 @@ class Participation:
         with ExitStack() as stack:
             stack.callback(self._forget)
             outbox = Outbox(self._folder.path / "outbox")
-            self._screen.credited(*self._receipts.credit())
+            self.credited()
             genesis = self._admitted.files.genesis / "model"
             states = KeptStates(self._folder, self._admitted.card, lambda: load_state(genesis))
             swarm = self._swarm = stack.enter_context(self._make_swarm(states, outbox))
@@ -167,7 +169,7 @@ class Participation:
             raise RefusedError(
                 "this peer's identity is in use on another computer, which was there first",
                 "for both to take part, give this one an identity of its own: potluck identity new; "
-                "to move the peer to this one, stop it there first",
+                "to move the peer to this one, stop it there (potluck leave), then join here again",
             )
         if self._stopping.is_over:
             with contextlib.suppress(NetworkError):
@@ -255,7 +257,9 @@ class Participation:
         return self._here().chain_since(round)
 
     def credited(self) -> None:
-        self._screen.credited(*self._receipts.credit())
+        credit = self._receipts.credit()
+        self._reminder.credit(credit[0])
+        self._screen.credited(*credit)
 
     def _here(self) -> Swarm:
         assert self._swarm is not None, "the link is closed before the swarm is"

@@ -1,6 +1,6 @@
-"""What a path is that was given to `potluck verify`: a checkpoint, a receipt, a folder of receipts, or something else.
+"""What a path is that was given to `potluck verify`: a checkpoint, a receipt or some, a proof of credit, or else.
 
-A slip of the hand must not read like tampering: what is none of the three is answered in one line, with what to give in
+A slip of the hand must not read like tampering: what is none of these is answered in one line, with what to give in
 its place. Nor may tampering pass for a slip: what has the name of a checkpoint, or a file that only a checkpoint has,
 is one, however much is missing from it. Names and the first bytes decide, nothing is believed yet. Only the path itself
 may be a link, and is followed.
@@ -21,7 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from protocol import canonical, checkpoint, files, tlog_proof
+from protocol import canonical, checkpoint, credit_proof, files, tlog_proof
 from protocol.errors import FormatError, InputError, PotluckError, VerificationError
 from protocol.invite import PREFIX
 from protocol.model_signature import ModelSignature
@@ -42,6 +42,7 @@ class Kind(StrEnum):
     CHECKPOINT = "checkpoint"
     RECEIPT = "receipt"
     RECEIPTS = "receipts"
+    CREDIT = "credit"  # a file in which a proof of credit stands
 
 
 @dataclass(frozen=True)
@@ -243,6 +244,8 @@ def _file(name: str, path: Path) -> Subject:
             f"{name}: the signature of a model",
             "give the checkpoint that it belongs to; for another model, the model with --signature and --key",
         )
+    if credit_proof.stands_in(data):
+        return Subject(Kind.CREDIT, path)
     if path.suffix.lower() == ".toml":
         raise InputError(f"{name}: what a run is to be, which is nothing to verify", _ASK)
     if path.suffix.lower() in _ARCHIVES:

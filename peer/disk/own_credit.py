@@ -1,0 +1,115 @@
+"""The credit of a home in all its runs, as its receipts show it, each of them checked; talks to nobody.
+
+>>> import tempfile
+>>> own_credit(Path(tempfile.mkdtemp()))
+[]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peer.disk.local_peers import find_peers
+from protocol.credit_proof import CreditProof
+from protocol.credit_sum import CreditSum
+from protocol.errors import InputError
+from protocol.ledger_entry import CreditEntry
+from protocol.receipt import Receipt
+from protocol.verify import ReceiptSurvey, survey_receipts
+from protocol.verify_credit import credit_facts
+
+
+@dataclass(frozen=True)
+class RunCredit:
+    """What the receipts of one run show."""
+
+    folder: Path  # of the receipts
+    name: str  # of the run; empty where nothing says it
+    run: str  # the first 16 hex digits of its digest
+    survey: ReceiptSurvey
+    damaged: tuple[str, ...]  # files that do not hold, here or set aside in damaged/
+    unconfirmed: tuple[str, ...]  # root keys that signed some of it, and that the user has not confirmed
+
+    @property
+    def total(self) -> CreditSum:
+        return self.survey.total
+
+    @property
+    def holds(self) -> bool:
+        """Whether each receipt here was checked, and holds by a key that the user has confirmed."""
+        return not (self.survey.bad or self.total.problems or self.unconfirmed)
+
+    @property
+    def why_not(self) -> list[str]:
+        """What does not hold."""
+        keys = [f"signed by a key that you have not confirmed: {key}" for key in self.unconfirmed]
+        return [*self.survey.bad, *self.total.problems, *keys]
+
+    def proof(self, peer_id: str) -> CreditProof:
+        """The proof of one peer's credit.
+
+        Raises:
+            InputError: there is none, or something here does not hold.
+        """
+        if not self.holds:
+            raise InputError(f"{self.folder}: {self.why_not[0]}", "see what `potluck receipts` says of it")
+        own = dict[int, Receipt]()
+        for receipt in self.survey.receipts:
+            if isinstance(receipt.entry, CreditEntry) and receipt.entry.peer_id == peer_id:
+                own[receipt.entry.round] = receipt
+        if not own:
+            raise InputError(f"{self.folder}: no receipt of credit to {peer_id}", _LATER)
+        return CreditProof.of(list(own.values()))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run": self.run,
+            "name": self.name,
+            "folder": str(self.folder),
+            "receipts": self.survey.count,
+            "holds": self.holds,
+            "why_not": self.why_not,
+            "damaged": list(self.damaged),
+            **credit_facts(self.total),
+        }
+
+
+_LATER = "credit is granted some rounds after the work; `potluck join` fetches the receipts"
+
+
+def own_credit(home: Path, trusted: Collection[str] = (), run: str | None = None) -> list[RunCredit]:
+    """The runs of a home that there are receipts of, by their digests.
+
+    Args:
+        trusted: fingerprints of the root keys that the user has confirmed.
+        run: only runs with this name, or whose digest begins so.
+
+    Raises:
+        InputError: no run here is called so, or a folder cannot be read.
+    """
+    found = []
+    for peer in find_peers(home, run):
+        folder = peer.folder / "receipts"
+        aside = tuple(f"damaged/{name}" for name in _names(folder / "damaged"))
+        if any(name.endswith(".json") for name in _names(folder)):
+            survey = survey_receipts(folder)
+        elif aside:
+            survey = ReceiptSurvey(0, 0)
+        else:
+            continue
+        name = peer.name or next((receipt.open_card().spec.run.name for receipt in survey.receipts), "")
+        bad = tuple(line.partition(":")[0] for line in survey.bad)
+        found.append(RunCredit(folder, name, peer.run, survey, bad + aside, tuple(sorted(survey.keys - set(trusted)))))
+    return found
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror}", "check the folder's owner and permissions") from error
