@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -92,14 +93,17 @@ def _only(found: list[RunCredit]) -> RunCredit:
 
 
 def _own_id(home: Path) -> str | None:
-    """The peer id of this home, where it has one."""
+    """The peer id of this home; None where it has none, or one that cannot be read."""
     from peer.disk.own_identity import OwnIdentity
 
-    own = OwnIdentity(home)
-    return own.load().peer_id if own.path.exists() else None
+    try:
+        return OwnIdentity(home).load().peer_id
+    except InputError:
+        return None
 
 
 def _write_card(file: Path, item: RunCredit, me: str | None, json_output: bool) -> None:
+    from protocol.credit_proof import CreditProof
     from protocol.disk import write_file
 
     if file.suffix.lower() not in (".svg", ".png", ".txt"):
@@ -107,14 +111,17 @@ def _write_card(file: Path, item: RunCredit, me: str | None, json_output: bool) 
     if os.path.lexists(file):
         raise InputError(f"{file}: is there already", "choose another name")
     if me is None:
-        raise InputError("there is no identity in this home, so no credit is its own", "potluck identity import FILE")
-    proof, language = item.proof(me), words.language_of_user()
+        raise InputError("there is no identity in this home that can be read", "potluck identity import FILE")
+    own, language = item.receipts_of(me), words.language_of_user()
+    proof = CreditProof.of(own)
     data = str(proof).encode() + b"\n"
     if file.suffix.lower() != ".txt":
         need("peer", "matplotlib")
-        from peer.screen.credit_card import CreditCard, can_draw_chinese
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a weight that a font lacks is no matter
+        from peer.screen.card_fonts import chinese_font
+        from peer.screen.credit_card import CreditCard
 
-        language = language if language == "en" or can_draw_chinese() else "en"
+        language = language if language == "en" or chinese_font() else "en"
         data = CreditCard.of(proof).draw(file.suffix.lower(), language)
     write_file(file, data)
     if json_output:
@@ -124,6 +131,6 @@ def _write_card(file: Path, item: RunCredit, me: str | None, json_output: bool) 
     typer.echo(file)
     if language != words.language_of_user():
         say("no font for Chinese is installed here, so the card is in English")
-    if len(proof.receipts) < len(item.total.rounds):
+    if len(proof.receipts) < len(own):
         say(f"it is of the newest {len(proof.receipts):,} rounds; more do not fit into one proof")
     say(f"anyone who has the run's key checks it: potluck verify {file.name}")

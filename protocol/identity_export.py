@@ -39,7 +39,7 @@ from protocol.ledger_entry import PeerId
 FORMAT, VERSION = "potluck identity", 1
 MAX_EXPORT_BYTES = 4096
 LOG2_N = 17  # of exports that are written: 128 MiB and under a second
-LEAST_LOG2_N, MOST_LOG2_N = 14, 18  # of those that are read: 16 to 256 MiB
+LEAST_LOG2_N, MOST_LOG2_N = 12, 18  # of those that are read: 4 to 256 MiB
 MIN_PASSPHRASE_CHARS, MAX_PASSPHRASE_CHARS = 8, 1024
 _PLAIN_BYTES = bytes.fromhex("08011240")  # that `potluck identity backup` begins with
 _ANOTHER = "take another copy of it"
@@ -138,9 +138,9 @@ class IdentityExport(_Part):
             raise FormatError(f"not an export that can be read: {where}: {first['msg']}", _HINT) from error
 
 
-def seal(identity: PeerIdentity, passphrase: Passphrase, log2_n: int = LOG2_N) -> bytes:
-    """The file for an identity."""
-    kdf, nonce = Kdf(log2_n=log2_n, salt=os.urandom(16).hex()), os.urandom(12)
+def seal(identity: PeerIdentity, passphrase: Passphrase, log2_n: int | None = None) -> bytes:
+    """The file for an identity; `log2_n`: None: `LOG2_N`."""
+    kdf, nonce = Kdf(log2_n=log2_n or LOG2_N, salt=os.urandom(16).hex()), os.urandom(12)
     told: dict[str, Any] = {"peer_id": identity.peer_id, "kdf": kdf, "cipher": Cipher(nonce=nonce.hex())}
     header = IdentityExport(**told, sealed="0" * 168).header
     sealed = ChaCha20Poly1305(passphrase.key(kdf)).encrypt(nonce, identity.to_bytes(), header)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from peer.disk.local_peers import find_peers
-from protocol.credit_proof import CreditProof
 from protocol.credit_sum import CreditSum
 from protocol.errors import InputError
 from protocol.ledger_entry import CreditEntry
@@ -48,11 +47,11 @@ class RunCredit:
         keys = [f"signed by a key that you have not confirmed: {key}" for key in self.unconfirmed]
         return [*self.survey.bad, *self.total.problems, *keys]
 
-    def proof(self, peer_id: str) -> CreditProof:
-        """The proof of one peer's credit.
+    def receipts_of(self, peer_id: str) -> list[Receipt]:
+        """Of one peer's credit, each round once.
 
         Raises:
-            InputError: there is none, or something here does not hold.
+            InputError: there are none, or something here does not hold.
         """
         if not self.holds:
             raise InputError(f"{self.folder}: {self.why_not[0]}", "see what `potluck receipts` says of it")
@@ -62,7 +61,7 @@ class RunCredit:
                 own[receipt.entry.round] = receipt
         if not own:
             raise InputError(f"{self.folder}: no receipt of credit to {peer_id}", _LATER)
-        return CreditProof.of(list(own.values()))
+        return list(own.values())
 
     def to_json(self) -> dict[str, Any]:
         return {

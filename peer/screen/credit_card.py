@@ -13,6 +13,7 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from peer.screen.card_fonts import MONO, PLAIN, chinese_font, drawable
 from peer.screen.messages import text
 from protocol import words
 from protocol.credit_proof import CreditProof
@@ -25,12 +26,6 @@ FORMATS = (".svg", ".png")
 _INK, _FAINT, _FIRE, _PAPER = "#292524", "#78716c", "#c2410c", "#fffaf3"
 _WIDTH, _HEIGHT, _DPI = 12.0, 6.3, 100  # inches, pixels to one
 _LEFT, _RIGHT = 0.08, 0.95  # of the width
-_PLAIN, _MONO = "DejaVu Sans", "DejaVu Sans Mono"  # matplotlib brings both along
-_CHINESE = (
-    "Noto Sans CJK SC", "Noto Sans SC", "Noto Sans CJK JP", "Source Han Sans SC", "Source Han Sans CN", "PingFang SC",
-    "Hiragino Sans GB", "Heiti SC", "STHeiti", "Microsoft YaHei", "SimHei", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
-    "Arial Unicode MS", "Droid Sans Fallback",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,7 @@ class CreditCard:
         )
 
     def draw(self, suffix: str, language: str) -> bytes:
-        """The file, an SVG or a PNG; Chinese only where `can_draw_chinese`.
+        """The file, an SVG or a PNG; Chinese only where there is a `chinese_font`.
 
         Args:
             suffix: one of `FORMATS`.
@@ -106,29 +101,15 @@ def amount_key(tokens: int) -> tuple[str, str]:
     return key, f"{rounded:,}"
 
 
-def can_draw_chinese() -> bool:
-    """Whether a font for it is installed."""
-    return bool(_chinese_font())
-
-
-def _chinese_font() -> str:
-    from matplotlib import font_manager
-
-    there = {font.name for font in font_manager.fontManager.ttflist}
-    return next((name for name in _CHINESE if name in there), "")
-
-
 class _Sheet:
     """A figure that is written on from the top down."""
 
     def __init__(self, figure: Figure) -> None:
-        from matplotlib.font_manager import FontProperties, findfont, get_font
         from matplotlib.patches import Rectangle
 
-        self._figure = figure
-        families = [name for name in (_chinese_font(),) if name]
-        self._plain, self._mono = [_PLAIN, *families], [_MONO, *families]
-        self._fonts = [get_font(findfont(FontProperties(family=[name]))) for name in self._plain]
+        chinese = chinese_font()
+        others = [] if chinese is None else [chinese]
+        self._figure, self._plain, self._mono = figure, [PLAIN, *others], [MONO, *others]
         figure.add_artist(Rectangle((0, 0), 0.025, 1, transform=figure.transFigure, color=_FIRE, linewidth=0))
 
     def write(self, card: CreditCard, language: str) -> None:
@@ -155,15 +136,12 @@ class _Sheet:
         left: float = _LEFT,
     ) -> None:  # fmt: skip
         """One line at a height, made smaller where it would run over the edge."""
-        drawable = "".join(item if self._has(item) else "?" for item in line)
+        families = self._mono if mono else self._plain
         written = self._figure.text(
-            left, y, drawable, fontsize=size, color=color, fontweight=weight, parse_math=False,
-            fontfamily=self._mono if mono else self._plain,
+            left, y, drawable(line, families), fontsize=size, color=color, fontweight=weight, parse_math=False,
+            fontfamily=families,
         )  # fmt: skip
         room = (_RIGHT - left) * _WIDTH * _DPI
         width = written.get_window_extent().width
         if width > room:
             written.set_fontsize(size * room / width)
-
-    def _has(self, character: str) -> bool:
-        return any(font.get_char_index(ord(character)) for font in self._fonts)

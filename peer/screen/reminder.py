@@ -33,7 +33,6 @@ class ExportReminder:
         if self._has_told or not tokens or OwnIdentity(self._home).has_copy(self._peer_id):
             return
         self._has_told = True
-        command = "potluck identity export FILE"
-        if self._home != default_home():
-            command += f" --home {shlex.quote(str(self._home))}"
+        elsewhere = [] if self._home == default_home() else ["--home", shlex.quote(str(self._home))]
+        command = " ".join(["potluck identity export FILE", *elsewhere])
         self._problem("identity-not-exported", tokens=f"{tokens:,}", command=command)
