@@ -63,7 +63,7 @@ class CreditProof:
         card, key = found[-1].run_card, found[-1].root_public_key
         proof = cls(tuple(Receipt(card, key, item.entry, item.proof) for item in found))
         while len(proof.receipts) > 1 and (too_long := len(str(proof)) / MAX_CHARS) > 1:
-            proof = cls(proof.receipts[-int(0.98 * len(proof.receipts) / too_long) :])
+            proof = cls(proof.receipts[-max(1, int(0.98 * len(proof.receipts) / too_long)) :])
         if len(str(proof)) > MAX_CHARS:
             raise FormatError(f"the proof of one round has more than {MAX_CHARS} characters")
         return proof

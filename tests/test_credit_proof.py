@@ -139,10 +139,7 @@ def test_the_string_and_files_with_it_are_verified_and_what_is_drawn_around_it_i
     assert verify_path(Path(text), trusted=run.trusted).ok
     files = {
         "card.txt": text.encode() + b"\n",
-        "card.png": b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR tEXtDescription\x00"
-        + text.encode()
-        + b"aB3dIDAT"
-        + bytes(99),
+        "card.png": b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR tEXtDescription\x00" + text.encode() + b"aB3dIDAT",
         "card.svg": f"<svg><desc>{text}</desc>a million tokens</svg>".encode(),
         "utf-16.txt": text.encode("utf-16"),
     }
@@ -179,7 +176,7 @@ def no_credit(value: Any) -> None:
 
 
 def too_many(value: Any) -> None:
-    value["credits"] *= MAX_CREDITS
+    value["credits"] = [{}] * (MAX_CREDITS + 1)
 
 
 def no_list(value: Any) -> None:
@@ -262,13 +259,12 @@ def test_two_heads_of_one_size_are_refused(run: Run, tmp_path: Path) -> None:
         (lambda text: closed(b"[" * 100_000), "nested deeper"),
         (lambda text: closed(b"\xff"), "not JSON"),
         (lambda text: closed(bytes(MAX_OPENED_BYTES + 1)), "no whole object of at most"),
-        (lambda text: closed(bytes(200 << 20)), "no whole object of at most"),
         (lambda text: closed(b"{}", after=b"more"), "no whole object"),
         (lambda text: PREFIX + "AAAA." + sha256_hex(bytes(3))[:8], "cannot be opened"),
         (lambda text: PREFIX + "A." + "0" * 8, "not base64url"),
         (lambda text: PREFIX, "cut short"),
         (lambda text: "hello", "not a proof of credit"),
-        (lambda text: PREFIX * 100_000, "cut short"),
+        (lambda text: PREFIX * 2000, "cut short"),
         (lambda text: PREFIX + "A" * (3 << 20), "cut short"),
     ],
 )  # fmt: skip
@@ -288,7 +284,7 @@ def test_a_bomb_opens_to_no_more_than_a_proof_may_have(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(credit_proof.canonical, "loads", loads)
     with pytest.raises(FormatError):
-        CreditProof.parse(closed(bytes(200 << 20)))
+        CreditProof.parse(closed(bytes(2 * MAX_OPENED_BYTES)))
     assert not given
 
 
