@@ -49,8 +49,9 @@ def receipts(
         _write_card(card, _only(found), _own_id(folder), json_output)
         return
     if json_output:
-        tokens = sum(item.total.tokens for item in found)
-        told = {"peer_id": _own_id(folder), "tokens": tokens, "runs": [item.to_json() for item in found]}
+        me = _own_id(folder)
+        runs = [item.to_json(me) for item in found]
+        told = {"peer_id": me, "tokens": sum(item["tokens"] for item in runs), "runs": runs}
         typer.echo(json.dumps(told, indent=2))
     else:
         _show(found, _own_id(folder))
@@ -78,7 +79,7 @@ def _show(found: list[RunCredit], me: str | None) -> None:
             if peer != me:
                 say(f"{name}: credit to {peer}, which is not the identity of this home")
     if len(found) > 1:
-        say(f"{sum(item.total.tokens for item in found):,} tokens in all")
+        say(f"{sum(item.total.of_peer(me or '').tokens for item in found):,} tokens to you in all")
 
 
 def _only(found: list[RunCredit]) -> RunCredit:

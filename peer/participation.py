@@ -27,7 +27,7 @@ from peer.link.answers import Announcement
 from peer.link.background import CoordinatorLink, Greeting
 from peer.link.client import CoordinatorClient
 from peer.link.newcomer import Admitted
-from peer.link.notices import Notices
+from peer.link.notices import Notices, in_use_elsewhere
 from peer.measuring import Measuring
 from peer.net import box_bytes
 from peer.net.opening import Opening
@@ -47,7 +47,7 @@ from peer.training.memory import MomentsKind
 from peer.training.work import LocalWork
 from protocol.agreement import Agreement
 from protocol.backoff import Backoff
-from protocol.errors import NetworkError, PartFailed, RefusedError
+from protocol.errors import NetworkError, PartFailed
 from protocol.keys import PeerIdentity
 from protocol.leaving import LeaveSignals
 from protocol.parts import MOST_FAILURES, Failure
@@ -179,11 +179,7 @@ class Participation:
     def _leave(self, swarm: Swarm, link: CoordinatorLink) -> None:
         if self._stopping.is_twin:
             swarm.keep_quiet()  # its word would be taken for the other's
-            raise RefusedError(
-                "this peer's identity is in use on another computer, which was there first",
-                "for both to take part, give this one an identity of its own: potluck identity new; "
-                "to move the peer to this one, stop it there (potluck leave), then join here again",
-            )
+            raise in_use_elsewhere()
         if self._stopping.is_over:
             with contextlib.suppress(NetworkError):
                 swarm.begin_leaving()

@@ -56,6 +56,12 @@ class CreditSum:
     def rounds(self) -> list[int]:
         return sorted({entry.round for entry in self._found.values()})
 
+    def of_peer(self, peer_id: str) -> CreditSum:
+        """One peer's share of it, without ledger heads."""
+        share = CreditSum()
+        share._found = {key: entry for key, entry in self._found.items() if entry.peer_id == peer_id}
+        return share
+
     @property
     def newest_head(self) -> LedgerHead | None:
         """That of the most leaves."""

@@ -11,7 +11,7 @@ are files of their own.
 
 scrypt (RFC 7914) makes the cipher's key of the passphrase, as UTF-8 in the form NFKC; RFC 8439 seals. Sealed with the
 key is the canonical JSON of all but `sealed` and `sha256`. The SHA-256 tells a file that was damaged from a passphrase
-that is wrong. What scrypt may cost is bounded before it is computed.
+that is wrong and from a later version, which keeps it. What scrypt may cost is bounded before it is computed.
 
     >>> identity, phrase = PeerIdentity.generate(), Passphrase("when everyone brings wood")
     >>> file = seal(identity, phrase, log2_n=LEAST_LOG2_N)
@@ -121,15 +121,15 @@ class IdentityExport(_Part):
             FormatError: damaged, out of bounds, or no export at all.
         """
         value = _object(data)
+        check = value.pop("sha256", None)
+        if check != canonical.digest(value):
+            raise FormatError("the export is damaged: its check digits do not match", _ANOTHER)
         version = value.get("version")
         if version != VERSION:
             raise UnsupportedError(
                 f"an export of version {str(version)[:20]}; this Potluck reads version {VERSION}",
                 "update Potluck: git pull, or pip install -U potluck",
             )
-        check = value.pop("sha256", None)
-        if check != canonical.digest(value):
-            raise FormatError("the export is damaged: its check digits do not match", _ANOTHER)
         try:
             return cls.model_validate(value)
         except ValidationError as error:

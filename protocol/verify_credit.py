@@ -92,11 +92,16 @@ class _CreditInspection:
 
 def credit_facts(total: CreditSum) -> dict[str, Any]:
     """For scripts."""
-    head = total.newest_head
     return {
         "peers": total.peers,
         "tokens": total.tokens,
         "flops": sum(entry.flops for entry in total.entries),
         "rounds": len(total.rounds),
-        "ledger": None if head is None else {"origin": head.origin, "size": head.size, "root": head.root.hex()},
+        "ledger": ledger_facts(total),
     }
+
+
+def ledger_facts(total: CreditSum) -> dict[str, Any] | None:
+    """The newest ledger head, for scripts; None: there is none."""
+    head = total.newest_head
+    return None if head is None else {"origin": head.origin, "size": head.size, "root": head.root.hex()}

@@ -89,6 +89,7 @@ def test_a_wrong_passphrase_is_called_that(export: bytes) -> None:
     ("spoil", "error", "said"),
     [
         (lambda data: data.replace(b'"p": 1', b'"p": 2'), FormatError, "check digits"),
+        (lambda data: data.replace(b'"version": 1', b'"version": 7'), FormatError, "check digits"),
         (lambda data: data[:300], FormatError, "cannot be read to its end"),
         (lambda data: data + b" " * 5000, FormatError, "cannot be read to its end"),
         (lambda data: changed(data, version=2), UnsupportedError, "of version 2; this Potluck reads version 1"),
@@ -99,7 +100,7 @@ def test_a_wrong_passphrase_is_called_that(export: bytes) -> None:
         (lambda data: changed(data, peer_id="me"), FormatError, "peer_id"),
         (lambda data: changed(data, kdf=[]), FormatError, "kdf"),
         (lambda data: changed(data, peer_id=PEERS[1].peer_id), RefusedError, "wrong passphrase"),
-        (lambda data: changed(data, sealed=lambda old: "0" + old[1:]), RefusedError, "wrong passphrase"),
+        (lambda data: changed(data, sealed=lambda s: "10"[s[0] == "1"] + s[1:]), RefusedError, "wrong passphrase"),
         (lambda data: PEERS[0].to_bytes(), FormatError, "a plain backup, not an export"),
         (lambda data: b"", FormatError, "not an export of an identity"),
         (lambda data: b"[]", FormatError, "not an export of an identity"),

@@ -23,7 +23,7 @@ from protocol import words
 from protocol.credit_proof import CreditProof, find_proof
 from protocol.errors import PotluckError
 from protocol.keys import PeerIdentity
-from protocol.receipt import Receipt
+from protocol.receipt import MAX_RECEIPT_BYTES, Receipt
 from tests.kit.builders import Run, build_run
 from tests.kit.credited import add_run, settle
 
@@ -73,10 +73,20 @@ def test_all_runs_are_shown_with_credit_ledger_head_and_whether_the_proofs_hold(
     assert wood.split() == ["wood", "3", f"{tokens_of(run):,}", "14", "leaves,", f"{run.tree.root.hex()[:16]}…", "yes"]
     assert birch.split()[:3] == ["birch", "1", f"{tokens_of(second):,}"] and birch.endswith("yes")
     assert f"birch: credit to {second.peers[0].peer_id}, which is not the identity of this home" in rows
-    assert f"{tokens_of(run) + tokens_of(second):,} tokens in all" in rows
+    assert f"{tokens_of(run):,} tokens to you in all" in rows, "what is another's is not"
     (only,) = told(home, "--run", "wood")["runs"]
     assert (only["rounds"], only["tokens"], only["holds"]) == (3, tokens_of(run), True)
     assert only["ledger"]["root"] == run.tree.root.hex()
+
+
+def test_for_scripts_tokens_are_those_of_this_home_and_others_stand_apart(home: Path, run: Run, second: Run) -> None:
+    add_run(home, second)
+    answer = told(home)
+    birch, wood = sorted(answer["runs"], key=lambda item: item["name"])
+    assert answer["tokens"] == wood["tokens"] == tokens_of(run) and wood["others"] == {}
+    assert (birch["tokens"], birch["flops"], birch["rounds"], birch["peers"]) == (0, 0, 0, [])
+    assert birch["others"] == {second.peers[0].peer_id: tokens_of(second)}
+    assert birch["ledger"]["root"] == second.tree.root.hex()
 
 
 def test_a_home_without_receipts_says_when_they_come(tmp_path: Path) -> None:
@@ -100,7 +110,11 @@ def test_a_damaged_receipt_is_named_counts_for_nothing_and_makes_the_answer_no(h
     (only,) = told(home)["runs"]
     assert (only["rounds"], only["holds"]) == (2, False)
     assert only["damaged"] == ["round-000002.json", "damaged/round-000001.json"]
-    refused(typed(home, "receipts", "--card", home / "card.txt"), "round-000002.json")
+    said = ("round-000002.json", "`potluck join` sets it aside and fetches it again", "move it out of the folder")
+    refused(typed(home, "receipts", "--card", home / "card.txt"), *said)
+    (folder / "round-000002.json").rename(home / "round-000002.json")
+    assert typed(home, "receipts", "--card", home / "card.txt").exit_code == 0, "as the hint says"
+    assert "in 2 rounds" in typed(home, "verify", home / "card.txt").stdout
 
 
 def test_receipts_by_a_key_that_was_not_confirmed_do_not_hold_until_it_is(second: Run, tmp_path: Path) -> None:
@@ -108,6 +122,8 @@ def test_receipts_by_a_key_that_was_not_confirmed_do_not_hold_until_it_is(second
     done = typed(tmp_path, "receipts")
     assert done.exit_code == 1
     assert f"birch: signed by a key that you have not confirmed: {second.root.keyid}" in done.stdout
+    settle(tmp_path, second.peers[0])
+    refused(typed(tmp_path, "receipts", "--card", tmp_path / "card.txt"), second.root.keyid, "name it with --key")
     assert typed(tmp_path, "receipts", "--key", second.root.keyid).exit_code == 0
 
 
@@ -146,6 +162,22 @@ def test_pictures_are_of_their_kind_and_carry_the_proof_and_nothing_from_outside
     assert described.firstChild.data == image.text["Description"]
     assert not document.getElementsByTagName("script") and not document.getElementsByTagName("image")
     assert not re.search(r"href=\"(?!#)", svg), "it fetches nothing"
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "svg"])
+def test_a_picture_that_lost_its_proof_is_told_so_whatever_its_name(kind: str, tmp_path: Path) -> None:
+    lost, data = tmp_path / "lost", io.BytesIO(b'<?xml version="1.0"?>\n<!-- drawn -->\n<svg width="4"/>')
+    if kind != "svg":
+        Image.new("RGB", (4, 4)).save(data, kind)
+    lost.write_bytes(data.getvalue())
+    refused(typed(tmp_path, "verify", lost), "this picture has no proof string in it", "ask for the string itself")
+
+
+def test_a_proof_behind_a_large_picture_is_found(home: Path, run: Run) -> None:
+    assert typed(home, "receipts", "--card", home / "card.txt").exit_code == 0
+    picture = b"\x89PNG\r\n\x1a\n" + bytes(MAX_RECEIPT_BYTES)
+    (home / "saved.png").write_bytes(picture + (home / "card.txt").read_bytes())
+    assert typed(home, "verify", home / "saved.png").exit_code == 0
 
 
 def test_a_card_is_of_one_run_and_of_the_identity_that_is_here(home: Path, run: Run, second: Run) -> None:

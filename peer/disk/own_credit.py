@@ -18,7 +18,7 @@ from protocol.errors import InputError
 from protocol.ledger_entry import CreditEntry
 from protocol.receipt import Receipt
 from protocol.verify import ReceiptSurvey, survey_receipts
-from protocol.verify_credit import credit_facts
+from protocol.verify_credit import credit_facts, ledger_facts
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class RunCredit:
             InputError: there are none, or something here does not hold.
         """
         if not self.holds:
-            raise InputError(f"{self.folder}: {self.why_not[0]}", "see what `potluck receipts` says of it")
+            hint = _PAST_DAMAGE if self.survey.bad or self.total.problems else _CONFIRM
+            raise InputError(f"{self.folder}: {self.why_not[0]}", hint)
         own = dict[int, Receipt]()
         for receipt in self.survey.receipts:
             if isinstance(receipt.entry, CreditEntry) and receipt.entry.peer_id == peer_id:
@@ -63,7 +64,9 @@ class RunCredit:
             raise InputError(f"{self.folder}: no receipt of credit to {peer_id}", _LATER)
         return list(own.values())
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, me: str | None) -> dict[str, Any]:
+        """For scripts: `tokens`, `flops` and `rounds` are those of the peer `me`, `others` the tokens of each other."""
+        peers = {peer: self.total.of_peer(peer) for peer in self.total.peers}
         return {
             "run": self.run,
             "name": self.name,
@@ -72,10 +75,17 @@ class RunCredit:
             "holds": self.holds,
             "why_not": self.why_not,
             "damaged": list(self.damaged),
-            **credit_facts(self.total),
+            **credit_facts(peers.get(me or "", CreditSum())),
+            "ledger": ledger_facts(self.total),
+            "others": {peer: credit.tokens for peer, credit in peers.items() if peer != me},
         }
 
 
+_PAST_DAMAGE = (
+    "`potluck join` sets it aside and fetches it again; where the host is gone, move it out of the folder: the card is "
+    "then of the others"
+)
+_CONFIRM = "if that is the key of the run's host, name it with --key"
 _LATER = "credit is granted some rounds after the work; `potluck join` fetches the receipts"
 
 

@@ -66,7 +66,7 @@ _MESSAGES = {
         "another computer takes part with this peer's identity, and is told to stop: was the home folder copied, or "
         "the identity imported there? For both to take part, give the other one an identity of its own: potluck "
         "identity new. To move the peer there, leave here, then join there again. If it is no computer of yours, "
-        "somebody has a copy of your key: leave, and take a new identity"
+        "somebody has a copy of your key: leave, take a new one (potluck identity new), and join again"
     ),
     "identity-not-exported": (
         "your credit ({tokens} tokens) belongs to this peer's identity, a key of which there is no copy: with this "
