@@ -27,7 +27,7 @@ from peer.link.answers import Announcement
 from peer.link.background import CoordinatorLink, Greeting
 from peer.link.client import CoordinatorClient
 from peer.link.newcomer import Admitted
-from peer.link.notices import Notices
+from peer.link.notices import Notices, in_use_elsewhere
 from peer.measuring import Measuring
 from peer.net import box_bytes
 from peer.net.opening import Opening
@@ -38,6 +38,7 @@ from peer.round.box import Box
 from peer.round.report import RoundReport
 from peer.round.turns import Waiting
 from peer.screen.messages import Reason
+from peer.screen.reminder import ExportReminder
 from peer.screen.rounds import describe
 from peer.screen.screen import Screen, tell_failure, tell_over
 from peer.stopping import Stopping, start_again
@@ -47,7 +48,7 @@ from peer.training.genesis import load_state
 from peer.training.memory import MomentsKind
 from peer.training.work import LocalWork
 from protocol.agreement import Agreement
-from protocol.errors import NetworkError, RefusedError
+from protocol.errors import NetworkError
 from protocol.keys import PeerIdentity
 from protocol.leaving import LeaveSignals
 from protocol.parts import Failure
@@ -96,9 +97,9 @@ class Participation:
         self._client, self._identity, self._admitted = client, identity, admitted
         self._folder, self._receipts, self._config = folder, receipts, config
         self._screen, self._leaving = screen, leaving
-        self._rounds = admitted.card.spec.run.rounds
-        self._session = draw_session(identity, admitted.card.run)
+        self._rounds, self._session = admitted.card.spec.run.rounds, draw_session(identity, admitted.card.run)
         self._notices, self._stopping = Notices(screen.problem), Stopping(leaving.stop, self._rounds)
+        self._reminder = ExportReminder(screen.problem, config.home, identity.peer_id)
         self._swarm: Swarm | None = None
         self._link: CoordinatorLink | None = None
         self._measuring: Measuring | None = None
@@ -142,7 +143,7 @@ class Participation:
         with ExitStack() as stack:
             stack.callback(self._forget)
             outbox = Outbox(self._folder.path / "outbox")
-            self._screen.credited(*self._receipts.credit())
+            self.credited()
             genesis = self._admitted.files.genesis / "model"
             states = KeptStates(self._folder, self._admitted.card, lambda: load_state(genesis))
             swarm = self._swarm = stack.enter_context(self._make_swarm(states, outbox))
@@ -200,11 +201,7 @@ class Participation:
     def _leave(self, swarm: Swarm, link: CoordinatorLink) -> None:
         if self._stopping.is_twin:
             swarm.keep_quiet()  # its word would be taken for the other's
-            raise RefusedError(
-                "this peer's identity is in use on another computer, which was there first",
-                "for both to take part, give this one an identity of its own: potluck identity new; "
-                "to move the peer to this one, stop it there first",
-            )
+            raise in_use_elsewhere()
         if self._stopping.is_over:
             with contextlib.suppress(NetworkError):
                 swarm.begin_leaving()
@@ -318,7 +315,9 @@ class Participation:
         return self._measuring.measured() if self._measuring is not None else None
 
     def credited(self) -> None:
-        self._screen.credited(*self._receipts.credit())
+        credit = self._receipts.credit()
+        self._reminder.credit(credit[0])
+        self._screen.credited(*credit)
 
     def _here(self) -> Swarm:
         assert self._swarm is not None, "the link is closed before the swarm is"

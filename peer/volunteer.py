@@ -26,6 +26,7 @@ from peer.link.client import CoordinatorClient
 from peer.link.newcomer import Admitted, Newcomer, RunOver
 from peer.link.shard_cache import ShardCache, from_coordinator, from_mirror
 from peer.participation import Participation, PeerConfig
+from peer.screen.reminder import ExportReminder
 from peer.screen.screen import Screen, tell_failure, tell_over
 from peer.training.data import load_dataset
 from peer.training.dataset.sharded import Shards, prepared_dataset
@@ -133,6 +134,8 @@ class Volunteer:
             token = self._client.enroll(self._identity).certificate
             Outbox(folder.path / "outbox").drain(self._client, token)
             receipts.fetch(self._client, token)
+            reminder = ExportReminder(self._screen.problem, self._config.home, self._identity.peer_id)
+            reminder.credit(receipts.credit()[0])
         tell_over(self._screen, over.card.spec.run.rounds, receipts)
 
     def _receipts(self, folder: PeerFolder) -> Receipts:

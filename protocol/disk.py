@@ -17,6 +17,9 @@ from protocol.errors import InputError, PotluckError
 def write_file(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write a file whole or not at all; when this returns, a power cut does not take it away.
 
+    Until it is whole it is called `.<name>.potluck.new`. What a crash left under that name is removed, and neither
+    written into nor followed: it may be readable by others, or a link.
+
     Args:
         path: its folder is made when it is not there.
         private: only its owner may read it.
@@ -24,10 +27,12 @@ def write_file(path: Path, data: bytes, *, private: bool = False) -> None:
     Raises:
         InputError: the disk is full, or the folder cannot be written.
     """
-    temporary = path.with_name(path.name + ".new")
+    temporary = path.with_name(f".{path.name}.potluck.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o666)
+        temporary.unlink(missing_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        descriptor = os.open(temporary, flags, 0o600 if private else 0o666)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()

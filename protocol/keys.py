@@ -70,7 +70,7 @@ class PeerIdentity:
             FormatError: something is there that is no identity.
             InputError: it cannot be read.
         """
-        hint = "restore it from a backup (`potluck identity restore`), or move it away"
+        hint = "bring it back (`potluck identity import`, or `restore` from a plain backup), or move it away"
         try:
             data = path.read_bytes()
         except FileNotFoundError:

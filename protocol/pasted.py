@@ -16,6 +16,7 @@ import os
 import re
 import stat
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 from protocol.errors import FormatError, InputError
@@ -64,19 +65,24 @@ def find_invite(text: str) -> Invite:
     """
     found: dict[str, Invite] = {}
     damage: FormatError | None = None
-    for bare in (_bare(text), _bare(_HYPHEN.sub("", text))):
-        for start in list(_START.finditer(bare))[:MAX_FOUND]:
-            rest = _REST.match(bare, start.end())
-            whole = PREFIX + (bare[start.end() : start.end() + MAX_INVITE_CHARS] if rest is None else rest[0])
-            try:
-                found[whole] = Invite.parse(whole)
-            except FormatError as error:
-                damage = damage or error
+    for rest in candidates(text, _START, _REST, MAX_INVITE_CHARS):
+        try:
+            found[PREFIX + rest] = Invite.parse(PREFIX + rest)
+        except FormatError as error:
+            damage = damage or error
     if len(found) == 1:
         return next(iter(found.values()))
     if found:
         raise FormatError(f"there are {len(found)} different invites here", "give the one of the run you want to join")
     raise damage or FormatError("not an invite", _HINT)
+
+
+def candidates(text: str, start: re.Pattern[str], rest: re.Pattern[str], max_chars: int) -> Iterator[str]:
+    """What follows each `start` in a text: what fits `rest`, else as much as there is, up to `max_chars`."""
+    for bare in (_bare(text), _bare(_HYPHEN.sub("", text))):
+        for begun in list(start.finditer(bare))[:MAX_FOUND]:
+            fits = rest.match(bare, begun.end())
+            yield bare[begun.end() : begun.end() + max_chars] if fits is None else fits[0]
 
 
 def holds_invite(data: bytes) -> bool:

@@ -48,7 +48,11 @@ class Receipt:
     @classmethod
     def from_bytes(cls, data: bytes) -> Receipt:
         """Read a receipt; nothing in it is believed yet. Raises: FormatError."""
-        value = canonical.loads(data, max_bytes=MAX_RECEIPT_BYTES)
+        return cls.of_json(canonical.loads(data, max_bytes=MAX_RECEIPT_BYTES))
+
+    @classmethod
+    def of_json(cls, value: Any) -> Receipt:
+        """Read a receipt from parsed JSON. Raises: FormatError."""
         kinds = {"run_card": dict, "root_public_key": str, "entry": dict, "proof": str}
         if not isinstance(value, dict) or set(value) != set(kinds):
             raise FormatError("a receipt has run_card, root_public_key, entry and proof")

@@ -1,6 +1,6 @@
-"""What a path is that was given to `potluck verify`: a checkpoint, a receipt, a folder of receipts, or something else.
+"""What a path is that was given to `potluck verify`: a checkpoint, a receipt or some, a proof of credit, or else.
 
-A slip of the hand must not read like tampering: what is none of the three is answered in one line, with what to give in
+A slip of the hand must not read like tampering: what is none of these is answered in one line, with what to give in
 its place. Nor may tampering pass for a slip: what has the name of a checkpoint, or a file that only a checkpoint has,
 is one, however much is missing from it. Names and the first bytes decide, nothing is believed yet. Only the path itself
 may be a link, and is followed.
@@ -21,7 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from protocol import canonical, checkpoint, files, tlog_proof
+from protocol import canonical, checkpoint, credit_proof, files, pasted, tlog_proof
 from protocol.errors import FormatError, InputError, PotluckError, VerificationError
 from protocol.invite import PREFIX
 from protocol.model_signature import ModelSignature
@@ -42,6 +42,7 @@ class Kind(StrEnum):
     CHECKPOINT = "checkpoint"
     RECEIPT = "receipt"
     RECEIPTS = "receipts"
+    CREDIT = "credit"  # a file in which a proof of credit stands
 
 
 @dataclass(frozen=True)
@@ -243,6 +244,16 @@ def _file(name: str, path: Path) -> Subject:
             f"{name}: the signature of a model",
             "give the checkpoint that it belongs to; for another model, the model with --signature and --key",
         )
+    if credit_proof.stands_in(data):
+        return Subject(Kind.CREDIT, path)
+    if _is_picture(data):
+        if credit_proof.stands_in(_read(path, credit_proof.MAX_FILE_BYTES)):
+            return Subject(Kind.CREDIT, path)
+        raise InputError(
+            f"{name}: this picture has no proof string in it",
+            "a service that passes pictures on often takes it out: ask for the string itself, which begins with "
+            f"'{credit_proof.PREFIX}', and give that",
+        )
     if path.suffix.lower() == ".toml":
         raise InputError(f"{name}: what a run is to be, which is nothing to verify", _ASK)
     if path.suffix.lower() in _ARCHIVES:
@@ -250,6 +261,13 @@ def _file(name: str, path: Path) -> Subject:
     if path.suffix.lower() in _WEIGHTS:
         raise InputError(f"{name}: a file of weights, outside of a checkpoint", _ASK)
     raise InputError(f"{name}: neither a checkpoint nor a receipt", _ASK)
+
+
+def _is_picture(data: bytes) -> bool:
+    """Whether a file is a PNG, JPEG, WebP or SVG by its first bytes."""
+    if data.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")) or (data[:4], data[8:12]) == (b"RIFF", b"WEBP"):
+        return True
+    return b"<svg" in data[:4096] and pasted.decoded(data[:4096]).lstrip().startswith("<")
 
 
 def _is_receipt(data: bytes) -> bool:
@@ -274,11 +292,11 @@ def _object(data: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _read(path: Path) -> bytes:
-    """As much of a file as a receipt may have, and one byte; nothing of what is no file, or cannot be read."""
+def _read(path: Path, max_bytes: int = MAX_RECEIPT_BYTES) -> bytes:
+    """As much of a file as it may have, and one byte; nothing of what is no file, or cannot be read."""
     try:
         with files.open_regular(path) as file:
-            return file.read(MAX_RECEIPT_BYTES + 1)
+            return file.read(max_bytes + 1)
     except (VerificationError, OSError):
         return b""
 

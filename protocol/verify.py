@@ -1,4 +1,4 @@
-"""Checking a checkpoint, a receipt or a folder of receipts, offline: yes or no, with the reason in plain words.
+"""Checking a checkpoint, a receipt, a folder of receipts or a proof of credit, offline: yes or no, and why in words.
 
 `potluck verify` calls these; a peer calls `verify_checkpoint` on genesis before it loads a byte of it. They import
 neither torch nor numpy, follow no link, bound what they read, and answer hostile input with a refusal, not an
@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from protocol import checkpoint, files, lineage
 from protocol.agreement import Agreement
+from protocol.credit_proof import PREFIX
+from protocol.credit_sum import CreditSum
 from protocol.errors import InputError
 from protocol.inspection import Inspection, inspect, refuse
 from protocol.keys import fingerprint
@@ -31,6 +34,7 @@ from protocol.receipt import MAX_RECEIPT_BYTES, Receipt
 from protocol.recognise import Kind, recognise, steps_in
 from protocol.report import KEY_CHECK, NotChecked, Report, one_line
 from protocol.run_card import RunCard
+from protocol.verify_credit import proof_pasted, verify_credit, verify_credit_in
 
 MAX_RECEIPTS = 100_000  # files of one folder that are looked at
 
@@ -44,7 +48,8 @@ def verify_path(
     alone: bool = False,
     newest: Rule | None = None,
 ) -> Report:
-    """Check what lies at a path: a checkpoint, a receipt or a folder of receipts; a link to one is followed.
+    """Check what lies at a path: a checkpoint, a receipt, a folder of receipts, a file with a proof of credit; a link
+    to one is followed. In the place of a path the proof of credit itself may be given.
 
     Args:
         checkpoints_dir: None: the folder that the checkpoint lies in, if it holds others.
@@ -54,6 +59,10 @@ def verify_path(
     Raises:
         InputError: it is none of these; the message says what it is, the hint what to give.
     """
+    pasted_proof = proof_pasted(path)
+    if pasted_proof is not None:
+        _only_of_checkpoints(PREFIX + "…", checkpoints_dir is not None or alone or newest is not None)
+        return verify_credit(pasted_proof, trusted)
     subject = recognise(path)
     if subject.kind is Kind.CHECKPOINT:
         if checkpoints_dir is None:
@@ -63,17 +72,21 @@ def verify_path(
         report = verify_checkpoint(
             subject.path, trusted=trusted, keys=keys, checkpoints_dir=checkpoints_dir, alone=alone, newest=newest
         )
-    elif checkpoints_dir is not None or alone or newest is not None:
-        raise InputError(
-            f"{one_line(path.name)}: no checkpoint, and there are options that go with one alone",
-            "leave --checkpoints, --signature-only and --newest-by out",
-        )
     else:
-        check = verify_receipts if subject.kind is Kind.RECEIPTS else verify_receipt
-        report = check(subject.path, trusted)
+        _only_of_checkpoints(path.name, checkpoints_dir is not None or alone or newest is not None)
+        report = _CHECKS[subject.kind](subject.path, trusted)
     if path.is_symlink():
         report.notes.append(f"you named a link; checked was what it leads to, {one_line(str(subject.path))}")
     return report
+
+
+def _only_of_checkpoints(name: str, has_options: bool) -> None:
+    """Raises: InputError: options were given that make no sense here."""
+    if has_options:
+        raise InputError(
+            f"{one_line(name)}: no checkpoint, and there are options that go with one alone",
+            "leave --checkpoints, --signature-only and --newest-by out",
+        )
 
 
 def _all_checkpoints(given: Path) -> Path:
@@ -143,39 +156,59 @@ def verify_receipts(folder: Path, trusted: Collection[str]) -> Report:
     Raises:
         InputError: there is no such folder, or no receipt in it.
     """
-    paths, others = _receipts_in(folder)
+    seen = survey_receipts(folder)
     report = Report(folder.name, "receipts")
-    found, heads = dict[tuple[str, int, str], CreditEntry](), dict[tuple[str, int], bytes]()
-    keys, problems = set[str](), list[str]()
-    for path in paths:
-        seen = _ReceiptInspection(Report(path.name, "receipt")).inspect(path, trusted)
-        keys |= {seen.report.fingerprint} if seen.report.fingerprint else set()
-        bad = next((check for check in seen.report.refusals if check.name != KEY_CHECK), None)
-        if bad is not None:
-            problems.append(f"{path.name}: {bad.name}: {bad.detail}")
-        elif seen.head is not None and seen.receipt is not None:
-            if heads.setdefault((seen.head.origin, seen.head.size), seen.head.root) != seen.head.root:
-                problems.append(f"{path.name}: the ledger signed two different heads of {seen.head.size} leaves")
-            entry = seen.receipt.entry
-            if (
-                isinstance(entry, CreditEntry)
-                and found.setdefault((entry.run, entry.round, entry.peer_id), entry) != entry
-            ):
-                problems.append(f"{path.name}: another one shows other credit for the same round")
 
     def together() -> str:
-        refuse(problems)
-        return f"{len(paths)} receipts, each of an entry that stands in the ledger of its run"
+        refuse([*seen.bad, *seen.total.problems])
+        return f"{seen.count} receipts, each of an entry that stands in the ledger of its run"
+
+    def summary() -> str:
+        if not seen.total.entries:
+            raise NotChecked("no receipt is of credit")
+        return seen.total.told()
 
     if report.run("receipts", together):
-        report.run("credit", lambda: _summary(list(found.values())), needed=False)
-    if others:
-        report.notes.append(f"{others} other entries in it were not looked at")
-    report.facts |= {"receipts": len(paths), "tokens": sum(entry.tokens for entry in found.values())}
-    for key in sorted(keys):
+        report.run("credit", summary, needed=False)
+    if seen.others:
+        report.notes.append(f"{seen.others} other entries in it were not looked at")
+    report.facts |= {"receipts": seen.count, "tokens": seen.total.tokens}
+    for key in sorted(seen.keys):
         report.confirm(key, trusted)
-    report.fingerprint = ", ".join(sorted(keys - set(trusted) or keys)) or None
+    report.fingerprint = ", ".join(sorted(seen.keys - set(trusted) or seen.keys)) or None
     return report
+
+
+@dataclass
+class ReceiptSurvey:
+    """What lies in a folder of receipts."""
+
+    count: int  # of receipts, good or bad
+    others: int  # things that are none
+    total: CreditSum = field(default_factory=CreditSum)  # of those that hold
+    receipts: list[Receipt] = field(default_factory=list)  # those
+    keys: set[str] = field(default_factory=set)  # fingerprints of the root keys that signed them
+    bad: list[str] = field(default_factory=list)  # each that does not hold, and why
+
+
+def survey_receipts(folder: Path) -> ReceiptSurvey:
+    """Look at every receipt in a folder; whom to trust is left to the caller.
+
+    Raises:
+        InputError: there is no such folder, or no receipt in it.
+    """
+    paths, others = _receipts_in(folder)
+    survey = ReceiptSurvey(len(paths), others)
+    for path in paths:
+        seen = _ReceiptInspection(Report(path.name, "receipt")).inspect(path, ())
+        survey.keys |= {seen.report.fingerprint} if seen.report.fingerprint else set()
+        bad = next((check for check in seen.report.refusals if check.name != KEY_CHECK), None)
+        if bad is not None:
+            survey.bad.append(f"{path.name}: {bad.name}: {bad.detail}")
+        elif seen.head is not None and seen.receipt is not None:
+            survey.total.add(path.name, seen.receipt.entry, seen.head)
+            survey.receipts.append(seen.receipt)
+    return survey
 
 
 def _receipts_in(folder: Path) -> tuple[list[Path], int]:
@@ -190,15 +223,6 @@ def _receipts_in(folder: Path) -> tuple[list[Path], int]:
     if len(receipts) > MAX_RECEIPTS:
         raise InputError(f"{folder}: more than {MAX_RECEIPTS} receipts", "check them in several folders")
     return receipts, len(paths) - len(receipts)
-
-
-def _summary(entries: list[CreditEntry]) -> str:
-    if not entries:
-        raise NotChecked("no receipt is of credit")
-    peers, rounds = {entry.peer_id for entry in entries}, [entry.round for entry in entries]
-    whom = peers.pop() if len(peers) == 1 else f"{len(peers)} peers"
-    tokens = sum(entry.tokens for entry in entries)
-    return f"{tokens} tokens to {whom}, in {len(set(rounds))} rounds from {min(rounds)} to {max(rounds)}"
 
 
 def _check_lineage(seen: Inspection, checkpoints_dir: Path | None, alone: bool) -> None:
@@ -278,3 +302,6 @@ class _ReceiptInspection:
             raise NotChecked("needs the run card, which does not hold")
         self.head = head = self.receipt.check_proof(self.card)
         return f"the entry stands in {head.origin}, {head.size} leaves, signed by the run's ledger"
+
+
+_CHECKS = {Kind.RECEIPT: verify_receipt, Kind.RECEIPTS: verify_receipts, Kind.CREDIT: verify_credit_in}

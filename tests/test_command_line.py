@@ -25,8 +25,9 @@ VERBS = (
     ["leave"],
     ["verify"],
     ["status"],
+    ["receipts"],
     ["identity"],
-    ["identity", "backup"],
+    ["identity", "export"],
     ["service"],
     ["uninstall"],
 )

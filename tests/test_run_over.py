@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import potluck
 from peer.disk.outbox import Outbox
+from peer.disk.own_identity import OwnIdentity
 from peer.link.answers import Announcement
 from peer.link.client import CoordinatorClient
 from peer.link.notices import Notices
@@ -76,6 +77,22 @@ def test_a_member_that_comes_back_hands_in_what_waits_and_is_told_its_credit(
     assert told["event"] == "over" and Path(told["receipts"]) == folder / "receipts"
     assert len(list((folder / "receipts").glob("round-*.json"))) == 2
     assert not len(Outbox(folder / "outbox"))
+
+
+def test_who_has_credit_and_no_copy_of_its_key_is_told_so_at_each_start_until_there_is_one(
+    over: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    member = over.swarm.members[2]
+    (tmp_path / "identity").write_bytes(member.identity.to_bytes())
+    folder = tmp_path / "runs" / over.host.invite.run[:16]
+    folder.mkdir(parents=True)
+    (folder / "run-card.json").write_bytes(b"it was here")
+    for _ in range(2):
+        reminded = [event for event in join(over, tmp_path, capsys) if event.get("key") == "identity-not-exported"]
+        assert len(reminded) == 1
+        assert f"potluck identity export FILE --home {tmp_path}" in reminded[0]["reason"]
+    OwnIdentity(tmp_path).note_copy(member.peer_id)
+    assert not [event for event in join(over, tmp_path, capsys) if event.get("key") == "identity-not-exported"]
 
 
 def test_all_rounds_are_made_and_the_last_state_is_not_handed_in_only_who_has_it_goes_on(

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from peer.link.notices import Notices
+from peer.participation import Participation, PeerConfig
 from peer.round.report import STAGES, RoundReport
 from peer.screen import messages
 from peer.screen.json_lines import JsonScreen
@@ -14,6 +18,8 @@ from peer.screen.terminal import TerminalScreen
 from peer.sync.shelf import Head
 from peer.training.state import SharedState
 from protocol import words
+from protocol.keys import PeerIdentity
+from protocol.leaving import LeaveSignals
 from protocol.status import Alarm
 
 ME = "12D3KooWme"
@@ -94,6 +100,25 @@ def test_scripts_hear_of_each_reason_once(capsys: pytest.CaptureFixture[str]) ->
     screen.committed(a_head(), REPORT)
     (told,) = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert told["left_out"] == [["12D3Kooab12cd34", "not heard for 12 s"]]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_first_credit_brings_the_advice_to_export_the_key_on_one_line_and_once(
+    language: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    screen, me = TerminalScreen(language, ME, yes=True), PeerIdentity.generate()
+    screen._console.width = 400
+    card = SimpleNamespace(run="a" * 64, spec=SimpleNamespace(run=SimpleNamespace(rounds=0)))
+    granted: list[tuple[int, int, int]] = []
+    admitted, receipts = SimpleNamespace(card=card), SimpleNamespace(credit=lambda: granted[-1])
+    others: Any = (None, me, admitted, None, receipts, PeerConfig(tmp_path), screen, LeaveSignals(lambda: None))
+    peer = Participation(*others)
+    for granted[:] in ([(0, 0, 0)], [(4096, 1, 7)], [(8192, 2, 8)]):
+        peer.credited()
+    (line,) = capsys.readouterr().err.splitlines()
+    command = f"potluck identity export FILE --home {tmp_path}"
+    assert line == messages.text("identity-not-exported", language, tokens="4,096", command=command)
+    assert screen.credit_text() == "8,192"
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

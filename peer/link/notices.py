@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from peer.link.clock import MAX_OFFSET_S, tell_clock
+from protocol.errors import RefusedError
 from protocol.rpc import Twin
 from protocol.status import Alarm, loss_text
 
@@ -43,3 +44,13 @@ class Notices:
         elif alarm is None and self._alarm is not None:
             self._problem("run-better")
         self._alarm = alarm
+
+
+def in_use_elsewhere() -> RefusedError:
+    """Why this peer stops: another computer uses its identity, and was there first. That one sees `identity-twin`."""
+    return RefusedError(
+        "this peer's identity is in use on another computer, which was there first",
+        "for both to take part, give this one an identity of its own: potluck identity new; "
+        "to move the peer to this one, stop it there (potluck leave), then join here again; "
+        "if that is no computer of yours, somebody has a copy of your key: take a new one, potluck identity new",
+    )

@@ -65,9 +65,24 @@ _MESSAGES = {
     "run-over-credit": "your credit: {tokens} tokens in {rounds} rounds; the receipts that prove it are in {folder}",
     "run-over-fetch": "what came of it: potluck fetch INVITE brings its newest checkpoint here, and verifies it",
     "identity-twin": (
-        "another computer takes part with this peer's identity, and is told to stop: was this home folder copied? "
-        "For both to take part, give the other one an identity of its own there: potluck identity new"
+        "another computer takes part with this peer's identity, and is told to stop: was the home folder copied, or "
+        "the identity imported there? For both to take part, give the other one an identity of its own: potluck "
+        "identity new. To move the peer there, leave here, then join there again. If it is no computer of yours, "
+        "somebody has a copy of your key: leave, take a new one (potluck identity new), and join again"
     ),
+    "identity-not-exported": (
+        "your credit ({tokens} tokens) belongs to this peer's identity, a key of which there is no copy: with this "
+        "disk both would be lost. `{command}` writes one, under a passphrase"
+    ),
+    "card-tokens": "{tokens} tokens",
+    "card-lines": "trained on some lines of text, in {rounds} of the run's rounds",
+    "card-pages": "trained on as much text as about {count} pages hold, in {rounds} of the run's rounds",
+    "card-novels": "trained on as much text as about {count} novels hold, in {rounds} of the run's rounds",
+    "card-model": "computer time given to {model}, a model that many train together",
+    "card-peer": "peer",
+    "card-ledger": "ledger",
+    "card-leaves": "{size} leaves, root hash",
+    "card-check": "potluck verify FILE checks the proof that this file carries, offline; the proof ends in {check}",
     "credit-pending": "and {tokens} agreed, not there yet",
     "done": "done. Thank you for the wood!",
     "left": "left. Your identity and your receipts stay on this disk.",
