@@ -17,6 +17,7 @@ from typing import NoReturn
 import typer
 
 from commands import anyone, data, identity, own_peers, volunteer
+from commands.doctor import doctor
 from commands.host import go_on, host
 from protocol import words
 from protocol.errors import PotluckError
@@ -29,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (host, go_on, volunteer.join, anyone.fetch, anyone.verify):
+for verb in (host, go_on, doctor, volunteer.join, anyone.fetch, anyone.verify):
     app.command()(verb)
 for asked in (own_peers.status, own_peers.pause, own_peers.resume, own_peers.finish, own_peers.leave, own_peers.limits):
     app.command()(asked)

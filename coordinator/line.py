@@ -1,7 +1,7 @@
 """How somebody's line to this host is, and whether it can be reached from here: what `potluck doctor` asks.
 
-Anyone may ask, so it is little: a few calls a minute from one network, a quarter of a MiB each way. Nobody is dialled but
-the address on the Internet that the call came from, at a port that needs no rights, two at a time.
+Anyone may ask, so it is little: a few calls a minute from one network, a quarter of a MiB each way. Nobody is dialled
+but the address on the Internet that the call came from, at a port that needs no rights, two at a time.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ from pathlib import Path
 from peer.disk.outbox import Outbox
 from peer.disk.peer_folder import PeerFolder
 from peer.disk.receipts import Receipts
+from peer.doctor.fit import QuickLook
+from peer.doctor.probes import room_of
 from peer.handing_on import Outcome
 from peer.limits.answers import LiveState
 from peer.limits.control import Control
@@ -75,6 +77,7 @@ class Volunteer:
                 self._screen,
                 reduce_only=reduce_only,
                 cache_bytes=config.cache_bytes,
+                look=QuickLook(None if reduce_only else room_of(config.device), config.home).check,
             )
             admitted = newcomer.admit()
             if admitted is None:

@@ -23,7 +23,7 @@ CALL_S = 8.0  # for one: 0.3 Mbit/s
 
 
 @dataclass(frozen=True)
-class Line:
+class MeasuredLine:
     """What was measured."""
 
     round_trip_s: float
@@ -34,7 +34,9 @@ class Line:
     clock: Clock  # this computer's against the coordinator's
 
 
-def measure_line(client: CoordinatorClient, port: int = 0, now: Callable[[], float] = time.perf_counter) -> Line:
+def measure_line(
+    client: CoordinatorClient, port: int = 0, now: Callable[[], float] = time.perf_counter
+) -> MeasuredLine:
     """Measure the line to the coordinator.
 
     Args:
@@ -65,4 +67,4 @@ def measure_line(client: CoordinatorClient, port: int = 0, now: Callable[[], flo
     down = fastest(empty_s, want_bytes=MAX_MEASURED_BYTES)
     tried = first.reached != coordinator_pb2.NOT_TRIED
     reached = first.reached == coordinator_pb2.OPEN if tried else None
-    return Line(empty_s, up, down, first.seen, reached, heard)
+    return MeasuredLine(empty_s, up, down, first.seen, reached, heard)

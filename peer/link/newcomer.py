@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0  # between two tries
 T = TypeVar("T")
+Look = Callable[[RunDescription, JoinTerms], None]  # raises InputError where this computer cannot take part
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ class Newcomer:
         *,
         reduce_only: bool = False,
         cache_bytes: int = 0,
+        look: Look = lambda run, terms: None,
     ) -> None:
+        self._look = look
         self._invite, self._client, self._identity = invite, client, identity
         self._folder, self._screen = folder, screen
         self._reduce_only, self._cache_bytes = reduce_only, cache_bytes
@@ -111,7 +114,7 @@ class Newcomer:
         is_last = 0 < rounds <= description.round  # who has the last state hands it in, if that is still wanted
         if description.finished or (is_last and not is_kept(self._folder.path, rounds)):
             return RunOver(card, description.round, known)
-        if not known and not self._screen.agree(self._terms(description)):
+        if not known and not self._is_agreed_to(description):
             return None
         self._agreed = True
         if card.spec.method.base == "nf4" and not self._reduce_only:
@@ -133,6 +136,11 @@ class Newcomer:
             tell_clock(self._screen.problem, self._client.clock.offset_s)
         held = self._held(enrollment.certificate, enrollment.expires)
         return Admitted(card, held, files, list(enrollment.swarm_addresses) + self._folder.read_addresses())
+
+    def _is_agreed_to(self, description: RunDescription) -> bool:
+        terms = self._terms(description)
+        self._look(description, terms)
+        return self._screen.agree(terms)
 
     def _terms(self, description: RunDescription) -> JoinTerms:
         try:
