@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -35,23 +36,28 @@ def of_speed(tokens_per_s: float, status: RunStatus | None) -> Iterator[Finding]
     yield Finding("speed", "good", f"speed: {low} to {high} tokens/s here, an estimate from passes of one layer")
     if status is None:
         return
-    members = sum(peer.last_seen_s is not None for peer in status.peers)
     if not status.tokens_per_s:
         yield Finding("share", "good", "share: nobody works on this run now, a round would be all yours")
         return
-    share = 100 * tokens_per_s / (tokens_per_s + status.tokens_per_s)
-    others = f"{status.tokens_per_s:,.0f}"
-    yield Finding(
-        "share", "good", f"share: about {_rounded(share)} % of a round, beside {members} members with {others} tokens/s"
-    )
+    share, others = 100 * tokens_per_s / (tokens_per_s + status.tokens_per_s), f"{status.tokens_per_s:,.0f}"
+    text = f"share: about {_rounded(share)} % of a round; all who are here now do {others} tokens/s together"
+    yield Finding("share", "good", text)
 
 
-def of_traffic(terms: JoinTerms, line: MeasuredLine | None) -> Finding:
-    """What travels, and whether the line is up to it."""
+def of_traffic(terms: JoinTerms, line: MeasuredLine | None, tokens_per_s: float | None) -> Finding:
+    """What travels, and whether the line is up to it.
+
+    Args:
+        tokens_per_s: of this computer, for a run that is just beginning; None: not known.
+    """
+    if terms.round_s is None and tokens_per_s and terms.card.spec.sync.round_tokens is not None:
+        terms = dataclasses.replace(terms, round_s=terms.card.spec.sync.round_tokens / tokens_per_s)
     hourly, each = terms.traffic_bytes_per_hour, size_text(terms.round_bytes)
     if hourly is None or terms.round_s is None:
         text = f"traffic: up to about {each} a round each way; how often that is shows in training"
-        return Finding("traffic", "note", text, "nothing to do; potluck limits --edit sets a most for a month")
+        return Finding(
+            "traffic", "note", text, "nothing is to be done; potluck limits --edit sets how much a month at most"
+        )
     month = size_text(hourly * 24 * DAYS)
     text = f"traffic: up to about {size_text(hourly)} an hour each way, {month} a month if it never stops"
     if line is not None:

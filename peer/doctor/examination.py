@@ -1,8 +1,7 @@
 """`potluck doctor`: what is asked of whom, side by side and within a time; `finding` has what comes of it.
 
-    computer ─────────────────────┐
-    coordinator: run, status ─────┼─▶ memory, disk, traffic    ─▶ speed, share
-                 └─▶ line, reach ─┘
+    computer ────────────────────────────────┐
+    coordinator: run, status ─▶ line, reach ─┴─▶ memory ─▶ speed, share, traffic
 
 Whatever fails or takes too long is a finding, too, and the others are told all the same.
 """
@@ -103,9 +102,17 @@ class Examination:
         yield of_download(asked.terms, free_bytes)
         line, found = self._line()
         yield from found
-        yield of_traffic(asked.terms, line)
+        speed = None
         if computer is not None:
-            yield from self._work(asked, computer)
+            fit = fit_of(asked.run.card.spec, asked.run.shape, computer.room)
+            memory = of_fit(fit)
+            yield memory
+            if memory.level != "bad":
+                speed = self._speed(asked, fit)
+                yield from self._failed()
+        if speed is not None:
+            yield from of_speed(speed, asked.status)
+        yield of_traffic(asked.terms, line, speed)
 
     def _line(self) -> tuple[MeasuredLine | None, list[Finding]]:
         try:
@@ -118,18 +125,8 @@ class Examination:
             return None, [Finding("line", "note", text, error.hint or _AGAIN)]
         return line, list(of_line(line, place))
 
-    def _work(self, asked: AskedRun, computer: Computer) -> Iterator[Finding]:
-        spec = asked.run.card.spec
-        fit = fit_of(spec, asked.run.shape, computer.room)
-        found = of_fit(fit)
-        yield found
-        if found.level == "bad":
-            return
-        measuring = Errand("doctor-speed", lambda: self._sources.tokens_per_s(asked, fit))
-        speed = self._wait("speed", measuring, LIMIT_S)
-        yield from self._failed()
-        if speed is not None:
-            yield from of_speed(speed, asked.status)
+    def _speed(self, asked: AskedRun, fit: Fit) -> float | None:
+        return self._wait("speed", Errand("doctor-speed", lambda: self._sources.tokens_per_s(asked, fit)), LIMIT_S)
 
     def _power(self, computer: Computer | None) -> Power:
         card = computer.card if computer is not None and computer.kind == "cuda" else None

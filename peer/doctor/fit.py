@@ -96,7 +96,7 @@ def of_download(terms: JoinTerms, free_bytes: int) -> Finding:
     if terms.download_bytes > free_bytes:
         text = f"disk: {load} would be downloaded, and {free} is free"
         return Finding("download", "bad", text, "free some, or name a folder on another disk with --home")
-    text = f"disk: {load} to download, about {size_text(kept)} more in all, {free} free"
+    text = f"disk: {load} to download, in all about {size_text(kept)} more when it runs, {free} free"
     if kept > free_bytes:
         return Finding("download", "note", text, "free some soon, or name a folder on another disk with --home")
     return Finding("download", "good", text)

@@ -3,8 +3,7 @@
     pass     layers * (a layer forward and backward) + the head's
     tokens/s = tokens of a pass / (pass + its part of an optimizer step)
 
-What a layer holds beside its large matrices (rotary positions, a second norm, masks) is left out, and so is reading the
-data: an estimate. tests/test_doctor_speed.py and `scripts/bench doctor` hold it against real training.
+What one architecture has and another has not is left out, and so is reading the data: an estimate. `scripts/bench doctor` holds it against real training.
 
 Legend: B sequences, T tokens in each, D hidden size, V vocabulary, R rows that go through the head at once.
 """
@@ -171,7 +170,8 @@ class _Layer(torch.nn.Module):
         sizes |= {"down": (shape.width, shape.inner)}
         if shape.gated:
             sizes["gate"] = (shape.inner, shape.width)
-        self._gated, self._rank = shape.gated, rank
+        self._gated, self._rank, self._head_size = shape.gated, rank, shape.queries // self._heads
+        self.norm_D = torch.nn.Parameter(torch.ones(shape.width, device=device), requires_grad=not rank)
         for name, (out, into) in sizes.items():
             weight = torch.randn(out, into, device=device) / math.sqrt(into)
             self.register_parameter(name, torch.nn.Parameter(weight, requires_grad=not rank))
@@ -180,25 +180,38 @@ class _Layer(torch.nn.Module):
                 self.register_parameter(f"{name}_b", torch.nn.Parameter(torch.zeros(out, rank, device=device)))
 
     def forward(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
-        into_BTD = rms_norm(hidden_BTD, hidden_BTD.shape[-1:])
+        into_BTD = rms_norm(hidden_BTD, hidden_BTD.shape[-1:], self.norm_D)
         queries, keys, values = (
             self._times(name, into_BTD).unflatten(-1, (heads, -1)).transpose(1, 2)
             for name, heads in (("q", self._heads), ("k", self._key_heads), ("v", self._key_heads))
         )
+        turns_TC = self._turns(hidden_BTD)
+        queries, keys = _turned(queries, turns_TC), _turned(keys, turns_TC)
         groups = self._heads // self._key_heads
         keys, values = (item.repeat_interleave(groups, dim=1) for item in (keys, values))
         mixed = scaled_dot_product_attention(queries, keys, values, is_causal=True)
         hidden_BTD = hidden_BTD + self._times("o", mixed.transpose(1, 2).flatten(2))
-        into_BTD = rms_norm(hidden_BTD, hidden_BTD.shape[-1:])
+        into_BTD = rms_norm(hidden_BTD, hidden_BTD.shape[-1:], self.norm_D)
         inner = self._times("up", into_BTD)
         inner = silu(self._times("gate", into_BTD)) * inner if self._gated else silu(inner)
         return hidden_BTD + self._times("down", inner)
+
+    def _turns(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """What rotary positions multiply by, [T, C]: C values of a head."""
+        places_T = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device, dtype=torch.float32)
+        return torch.cos(places_T[:, None] * torch.ones(self._head_size, device=hidden_BTD.device))
 
     def _times(self, name: str, of: torch.Tensor) -> torch.Tensor:
         out = linear(of, self.get_parameter(name))
         if self._rank:
             out = out + linear(linear(of, self.get_parameter(f"{name}_a")), self.get_parameter(f"{name}_b"))
         return out
+
+
+def _turned(heads_BHTC: torch.Tensor, turns_TC: torch.Tensor) -> torch.Tensor:
+    """As rotary positions cost, not as they compute."""
+    first, second = heads_BHTC.chunk(2, dim=-1)
+    return heads_BHTC * turns_TC + torch.cat((-second, first), dim=-1) * turns_TC
 
 
 def _head_size(queries: int, keys: int) -> int:
