@@ -74,7 +74,7 @@ def _device(computer: Computer) -> Finding:
             remedy = "this torch was built without CUDA: install the one for your card, as pytorch.org says"
         else:
             remedy = "if you did not ask for another --device: update the card's driver, then start this again"
-        return Finding("device", "bad", text, remedy)
+        return Finding("device", "note", text, remedy)
     if computer.kind == "mps":
         return Finding("device", "good", f"card: Apple's, it shares {size} of memory with all else")
     remedy = "it works; small runs suit it, and a card from NVIDIA or Apple does many times as much"

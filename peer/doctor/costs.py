@@ -55,18 +55,16 @@ def of_traffic(terms: JoinTerms, line: MeasuredLine | None, tokens_per_s: float 
     hourly, each = terms.traffic_bytes_per_hour, size_text(terms.round_bytes)
     if hourly is None or terms.round_s is None:
         text = f"traffic: up to about {each} a round each way; how often that is shows in training"
-        return Finding(
-            "traffic", "note", text, "nothing is to be done; potluck limits --edit sets how much a month at most"
-        )
-    month = size_text(hourly * 24 * DAYS)
-    text = f"traffic: up to about {size_text(hourly)} an hour each way, {month} a month if it never stops"
-    if line is not None:
-        takes_s = terms.round_bytes / min(line.up_bytes_s, line.down_bytes_s)
-        if takes_s > terms.round_s:
-            text += f"; sending takes up to {duration(takes_s)} of each {duration(terms.round_s)}"
-            remedy = "it works where the line is faster than measured; else join a run with smaller updates"
-            return Finding("traffic", "note", text, remedy)
-    return Finding("traffic", "good", text)
+        return Finding("traffic", "note", text, "nothing is to be done; potluck limits --edit sets a most for a month")
+    hour, month = size_text(hourly), size_text(hourly * 24 * DAYS)
+    takes_s = terms.round_bytes / min(line.up_bytes_s, line.down_bytes_s) if line is not None else 0.0
+    if takes_s <= terms.round_s:
+        text = f"traffic: up to about {hour} an hour each way, {month} a month if it never stops"
+        return Finding("traffic", "good", text)
+    takes, lasts = duration(takes_s), duration(terms.round_s)
+    text = f"traffic: sending takes up to {takes}, and a round {lasts}; that is {month} a month each way"
+    remedy = "it works where the line is faster than measured; else join a run with smaller updates"
+    return Finding("traffic", "note", text, remedy)
 
 
 def of_power(power: Power) -> Iterator[Finding]:

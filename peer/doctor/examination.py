@@ -140,8 +140,7 @@ class Examination:
             return errand.within(self._left(seconds))
         except PotluckError as error:
             level = "note" if key == "speed" and not isinstance(error, InputError) else "bad"
-            text = f"{_NAMES[key]}: {error.message}"
-            self._problems.append(Finding(key, level, text, error.hint or _AGAIN))  # type: ignore[arg-type]
+            self._problems.append(Finding(key, level, _failed(key, error), error.hint or _AGAIN))  # type: ignore[arg-type]
             return None
 
     def _failed(self) -> Iterator[Finding]:
@@ -153,7 +152,11 @@ class Examination:
 
 
 _AGAIN = "try again; if it stays so, report it to the project"
-_NAMES = {"device": "card", "run": "run", "speed": "speed"}
+
+
+def _failed(key: str, error: PotluckError) -> str:
+    why = error.message
+    return {"device": f"card: {why}", "run": f"run: {why}", "speed": f"speed: {why}"}[key]
 
 
 def _run(asked: AskedRun) -> Finding:

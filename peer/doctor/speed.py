@@ -3,7 +3,8 @@
     pass     layers * (a layer forward and backward) + the head's
     tokens/s = tokens of a pass / (pass + its part of an optimizer step)
 
-What one architecture has and another has not is left out, and so is reading the data: an estimate. `scripts/bench doctor` holds it against real training.
+What one architecture has and another has not is left out, and so is reading the data: an estimate.
+`scripts/bench doctor` holds it against real training.
 
 Legend: B sequences, T tokens in each, D hidden size, V vocabulary, R rows that go through the head at once.
 """
