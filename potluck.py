@@ -2,7 +2,8 @@
 
 Each verb imports its package when it is called, so `--help` is quick and a verifier needs neither torch nor hivemind.
 Exit codes: 0 yes or done, 1 the answer is no, 2 wrong usage or input, 130 interrupted; of `verify` also 3 incomplete,
-4 outdated; of `join` also 4 left, and the run waits for this peer to come back, 5 a part of the program has failed.
+4 outdated; of `join` also 4 left, and the run waits for this peer to come back. 5: the program has failed, or a part of
+it.
 Results go to standard output, everything else to standard error.
 """
 
@@ -10,21 +11,24 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import signal
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from commands import anyone, data, identity, own_peers, volunteer
+from commands import anyone, data, identity, own_peers, service, uninstall, volunteer
 from commands.doctor import doctor
 from commands.host import go_on, host
 from protocol import words
-from protocol.errors import PotluckError
+from protocol.errors import PartFailed, PotluckError
+from protocol.release import this_release
+
+logger = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="potluck",
-    help="Train one model together on donated computers; verify what comes of it.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -34,8 +38,25 @@ for verb in (host, go_on, doctor, volunteer.join, anyone.fetch, anyone.verify):
     app.command()(verb)
 for asked in (own_peers.status, own_peers.pause, own_peers.resume, own_peers.finish, own_peers.leave, own_peers.limits):
     app.command()(asked)
+app.command()(uninstall.uninstall)
 app.add_typer(data.app, name="data")
 app.add_typer(identity.app, name="identity")
+app.add_typer(service.app, name="service")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(str(this_release()))
+        raise typer.Exit
+
+
+@app.callback(help="Train one model together on donated computers; verify what comes of it.")
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What goes before a verb."""
 
 
 def main() -> NoReturn:
@@ -56,6 +77,9 @@ def main() -> NoReturn:
             if text:
                 sys.stderr.write(words.labelled(label, words.shown(words.told(text))) + "\n")
         code = error.exit_code
+    except Exception:
+        logger.exception("%s has failed", this_release())
+        code = PartFailed.exit_code
     sys.exit(code)
 
 

@@ -17,6 +17,7 @@ from protocol import words
 
 if TYPE_CHECKING:
     from peer.doctor.finding import Finding
+    from peer.training.memory import MomentsKind
 
 
 def doctor(
@@ -35,6 +36,9 @@ def doctor(
     precision: Annotated[
         str, typer.Option(help="auto, bf16, fp16, fp32: of the passes; auto: what this card does well.")
     ] = "auto",
+    moments: Annotated[
+        str, typer.Option(help="fp32, 8bit: of the optimizer's moments; in 8 bits they take a quarter of the memory.")
+    ] = "fp32",
     listen: Annotated[
         str, typer.Option(help="Address and port for other members; port 0: any free one.")
     ] = "0.0.0.0:0",
@@ -50,6 +54,7 @@ def doctor(
 
     parsed = read_invite(invite) if invite is not None else None
     one_of("--precision", precision, ("auto", "bf16", "fp16", "fp32"))
+    one_of("--moments", moments, ("fp32", "8bit"))
     check_listen(listen)
     log_to_stderr(verbose)
     need("peer", "torch", "grpc")
@@ -64,11 +69,17 @@ def doctor(
         torch.set_num_threads(threads)
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(CoordinatorClient(parsed)) if parsed is not None else None
-        sources = RealSources(home or default_home(), usable_device(device), precision, listen, parsed, client)
-        findings = Examination(sources, has_run=parsed is not None, watts=watts, price=price).findings()
+        used, held = usable_device(device), _held(moments)
+        sources = RealSources(home or default_home(), used, precision, listen, parsed, client, held)
+        has_run = parsed is not None
+        findings = Examination(sources, has_run=has_run, moments=held, watts=watts, price=price).findings()
         is_well = _tell_json(findings) if json_output else _tell(findings)
     if not is_well:
         raise typer.Exit(1)
+
+
+def _held(moments: str) -> MomentsKind:
+    return "8bit" if moments == "8bit" else "fp32"
 
 
 def _tell(findings: Iterable[Finding]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import platform
 import sys
 from typing import Any
 
@@ -11,6 +12,10 @@ import typer
 
 from protocol import words
 from protocol.errors import InputError
+from protocol.installed import this_installation
+from protocol.release import this_release
+
+logger = logging.getLogger(__name__)
 
 
 def say(message: str) -> None:
@@ -22,7 +27,7 @@ def need(extra: str, *modules: str) -> None:
     """Say which extra to install when one of its modules is not there."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f"this needs {', '.join(missing)}", f"pip install 'potluck[{extra}]'")
+        raise InputError(f"this needs {', '.join(missing)}", this_installation().add(extra))
 
 
 class _StderrOfTheMoment(logging.StreamHandler[Any]):
@@ -40,3 +45,4 @@ def log_to_stderr(verbose: bool) -> None:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=handlers)
     for noisy in ("asyncio", "hivemind", "httpx", "urllib3", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logger.info("%s, Python %s, %s", this_release(), platform.python_version(), platform.platform())

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from peer.screen.terminal import TerminalScreen
     from protocol.invite import Invite
 
+LimitList = Annotated[
+    list[str] | None, typer.Option(metavar="KEY=VALUE", help="A limit, before those of limits.toml; may be repeated.")
+]
+
 
 def join(
     invite: InviteLine,
@@ -27,6 +31,9 @@ def join(
     precision: Annotated[
         str, typer.Option(help="auto, bf16, fp16, fp32: of the passes; auto: what this card does well.")
     ] = "auto",
+    moments: Annotated[
+        str, typer.Option(help="fp32, 8bit: of the optimizer's moments; in 8 bits they take a quarter of the memory.")
+    ] = "fp32",
     listen: Annotated[
         str, typer.Option(help="Address and port for other members; port 0: any free one.")
     ] = "0.0.0.0:0",
@@ -34,10 +41,7 @@ def join(
     data_cache: Annotated[
         float, typer.Option(min=0.1, help="GB on disk for the run's data, where they are fetched in parts.")
     ] = 5.0,
-    limit: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="A limit, before those of limits.toml; may be repeated."),
-    ] = None,
+    limit: LimitList = None,
     reduce_only: Annotated[
         bool,
         typer.Option(
@@ -57,6 +61,7 @@ def join(
 
     parsed = read_invite(invite)  # before the heavy imports: a bad paste is told at once
     one_of("--precision", precision, ("auto", "bf16", "fp16", "fp32"))
+    one_of("--moments", moments, ("fp32", "8bit"))
     check_limits((home or default_home()) / "limits.toml", limit or ())
     check_listen(listen, announce)  # before gigabytes are fetched in vain
     log_to_stderr(verbose)
@@ -70,6 +75,7 @@ def join(
         device=usable_device(device),
         threads=threads,
         precision=precision,
+        moments="8bit" if moments == "8bit" else "fp32",
         cache_bytes=int(data_cache * 1e9),
         limits=tuple(limit or ()),
         swarm=SwarmConfig(listen=listen, announce=announce, reduce_only=reduce_only),
@@ -81,9 +87,12 @@ def _screen(config: PeerConfig, *, yes: bool, as_json: bool, details: bool) -> J
     from peer.screen.json_lines import JsonScreen
     from peer.screen.terminal import TerminalScreen
     from protocol.keys import PeerIdentity
+    from protocol.release import this_release
 
     if as_json:
-        return JsonScreen()
+        lines = JsonScreen()
+        lines.started(this_release())
+        return lines
     me = PeerIdentity.load_or_create(config.home / "identity").peer_id
     reduce_only = config.swarm.reduce_only
     return TerminalScreen(words.language_of_user(), me, yes=yes, reduce_only=reduce_only, details=details)
@@ -116,11 +125,10 @@ def _take_part(invite: Invite, config: PeerConfig, screen: JsonScreen | Terminal
 def usable_device(wanted: str) -> str:
     import torch
 
+    from peer.training.device import why_unusable
+
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=wanted)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).partition("\n")[0].partition(". ")[0][:200]  # torch goes on for a page
-        raise InputError(f"--device {wanted}: {why}", "use auto, cpu, cuda or mps") from error
+    if why := why_unusable(wanted):
+        raise InputError(f"--device {wanted}: {why}", "use auto, cpu, cuda or mps")
     return wanted

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from protocol import words
+from protocol.release import this_release
 from protocol.status import Alarm, RunStatus
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class HostScreen:
     def started(self, running: Host) -> None:
         """Volunteers can join: show the invite."""
         if self._as_json:
+            release = this_release()
             reducers = {"reducer_invite": str(running.reducer_invite)} if running.reducer_invite else {}
             self._write(
                 "started",
@@ -46,9 +48,12 @@ class HostScreen:
                 folder=str(running.folder),
                 run=running.invite.run,
                 open=running.invite.code is None,
+                version=release.version,
+                commit=release.commit,
                 **reducers,
             )
             return
+        self._console.print(f"{this_release()}\n", markup=False)
         say = words.told
         if running.invite.code is None:
             self._console.print(say("This run is open: whoever reaches this host can join. To pass on:") + "\n")

@@ -23,15 +23,23 @@ from coordinator.twins import Twins
 from protocol import certificate, coordinator_pb2
 from protocol.agreement import MAX_AGREEMENT_BYTES
 from protocol.errors import FormatError, RefusedError
-from protocol.rpc import MAX_CHAIN_BYTES, MAX_CHAIN_ROUNDS, PART_BYTES, SWARM_VERSION, transfer_timeout_s
+from protocol.release import this_release
+from protocol.rpc import (
+    MAX_CHAIN_BYTES,
+    MAX_CHAIN_ROUNDS,
+    PART_BYTES,
+    SWARM_VERSION,
+    UNTOLD_VERSION,
+    transfer_timeout_s,
+)
 from protocol.status import Alarm
 
 MEMBERS = 4096  # calls of members under way, in all
 EACH = 4  # of one member
 TRANSFERS_EACH = 2  # of one member, likewise
 TOO_OLD = (
-    "this run's members speak a newer protocol than your Potluck: update it (git pull, or pip install -U potluck) "
-    "and start the same command again"
+    "this run's members speak a newer protocol than your Potluck: update it (git pull, or from where you "
+    "got it) and start the same command again"
 )
 
 
@@ -73,12 +81,16 @@ class CoordinatorService:
             round=self._board.round(),
             finished=self._board.finished(),
             model_config=self._offer.model_config,
+            version=SWARM_VERSION,
+            release=str(this_release()),
         )
 
     def GetChallenge(self, request: Any, network: str) -> Any:
         return coordinator_pb2.GetChallengeReply(challenge=self._admission.challenge(request.peer_id))
 
     def Enroll(self, request: Any, network: str) -> Any:
+        if (request.version or UNTOLD_VERSION) < SWARM_VERSION:
+            raise RefusedError(TOO_OLD)  # before it downloads anything
         issued = self._admission.enroll(request.peer_id, request.challenge, request.signature, request.code, network)
         addresses = self._roster.addresses(besides=request.peer_id, now=time.monotonic())
         return coordinator_pb2.EnrollReply(certificate=issued, swarm_addresses=addresses, time=time.time())
@@ -117,6 +129,7 @@ class CoordinatorService:
                 alarm=_alarm(board.alarm),
                 twin=coordinator_pb2.Twin.Name(twin),
                 want_chain=self._gap.ask(peer_id, request.round, round_number, now, worked=worked),
+                want_loss=self._publisher.losses.ask(peer_id, () if request.reduce_only else request.states, now),
             )
 
     def Report(self, request: Any, network: str) -> Any:
@@ -135,6 +148,13 @@ class CoordinatorService:
                     f"got {count} and {size_bytes}"
                 )
             answer = self._reports.submit_chain(request.agreements, peer_id)
+        return coordinator_pb2.ReportReply(accepted=answer.accepted, reason=answer.reason)
+
+    def ReportLoss(self, request: Any, network: str) -> Any:
+        with self._call(request.certificate) as peer_id:
+            answer = self._publisher.losses.submit(request.measured, peer_id)
+        if answer.accepted:
+            self._publisher.wake()
         return coordinator_pb2.ReportReply(accepted=answer.accepted, reason=answer.reason)
 
     def UploadState(self, first: Any, network: str, rest: Iterator[Any]) -> Any:

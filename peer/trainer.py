@@ -101,6 +101,7 @@ def train(
     permit: Permit,
     moments: Moments | None = None,
     patience_s: float = PATIENCE_S,
+    between_rounds: Callable[[], object] = lambda: None,
 ) -> Ended:
     """Train until `rounds` rounds are committed (0: without end), `stop` is set, or it may not work any more.
 
@@ -110,6 +111,7 @@ def train(
         permit: whether it may work.
         moments: keeps what the optimizer remembers over a restart; None: nobody does.
         patience_s: how long to work on while no round can be made, at least.
+        between_rounds: called before each round, when the model is not at work.
 
     Raises:
         RoundAborted: the local work diverged several rounds in a row.
@@ -119,6 +121,7 @@ def train(
     work.passes.interrupt_when(lambda: permit.closed.is_set() or (stop.is_set() and not swarm.close_work.is_set()))
     diverged = 0
     while not stop.is_set() and not (rounds and swarm.head.round >= rounds):
+        between_rounds()
         try:
             trainer.one_round()
             diverged = 0
@@ -171,8 +174,7 @@ class _Trainer:
         self._stop, self._watcher, self._permit = stop, watcher, permit
         self._moments, self._patience_s = moments, patience_s
         self._speed = self._step_s = 0.0
-        self._round_s = 0.0  # how long the last round took, without pauses
-        self._paused_s = 0.0  # in this round
+        self._round_s = self._paused_s = 0.0  # how long the last round took, without pauses; and those of this one
         self._waiting_since: float | None = None
         self._ahead = False  # the work is the next round's, whose base is not agreed yet
         self._loss: torch.Tensor | None = None  # of the newest step

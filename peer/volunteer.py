@@ -77,9 +77,10 @@ class Volunteer:
                 self._screen,
                 reduce_only=reduce_only,
                 cache_bytes=config.cache_bytes,
-                look=QuickLook(None if reduce_only else room_of(config.device), config.home).check,
+                moments=config.moments,
             )
-            admitted = newcomer.admit()
+            room = None if reduce_only else room_of(config.device)
+            admitted = newcomer.admit(QuickLook(room, config.home, config.moments).check)
             if admitted is None:
                 return False
             if isinstance(admitted, RunOver):
@@ -117,7 +118,7 @@ class Volunteer:
             mirrors = [from_mirror(base, self._client.rates.down) for base in data.mirrors]
             sources = [*mirrors, from_coordinator(self._client, lambda: held.token)]
             folder = admitted.files.data.parent / "shards"
-            cache = ShardCache(folder, sources, self._config.cache_bytes, self.failed)
+            cache = ShardCache(folder, sources, self._config.cache_bytes, self.failed, self._leaving.stop.is_set)
             return stack.enter_context(cache)
 
         return open_shards
@@ -169,4 +170,5 @@ def load_work(
     else:
         dataset = load_dataset(spec, model.tokenizer, files.data)
     model.check_fits(dataset)
-    return LocalWork(model, dataset, spec, peer_id, wanted=config.precision, sizes=sizes)
+    screen.step("trying-passes")
+    return LocalWork(model, dataset, spec, peer_id, wanted=config.precision, sizes=sizes, moments=config.moments)

@@ -30,7 +30,7 @@ class GetRunRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetRunReply(_message.Message):
-    __slots__ = ("run_card", "root_public_key", "genesis_files", "model_files", "round", "finished", "model_config")
+    __slots__ = ("run_card", "root_public_key", "genesis_files", "model_files", "round", "finished", "model_config", "version", "release")
     RUN_CARD_FIELD_NUMBER: _ClassVar[int]
     ROOT_PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
     GENESIS_FILES_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,8 @@ class GetRunReply(_message.Message):
     ROUND_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     MODEL_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
     run_card: bytes
     root_public_key: bytes
     genesis_files: _containers.RepeatedCompositeFieldContainer[ModelFile]
@@ -45,7 +47,9 @@ class GetRunReply(_message.Message):
     round: int
     finished: bool
     model_config: bytes
-    def __init__(self, run_card: _Optional[bytes] = ..., root_public_key: _Optional[bytes] = ..., genesis_files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., model_files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., round: _Optional[int] = ..., finished: _Optional[bool] = ..., model_config: _Optional[bytes] = ...) -> None: ...
+    version: int
+    release: str
+    def __init__(self, run_card: _Optional[bytes] = ..., root_public_key: _Optional[bytes] = ..., genesis_files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., model_files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., round: _Optional[int] = ..., finished: _Optional[bool] = ..., model_config: _Optional[bytes] = ..., version: _Optional[int] = ..., release: _Optional[str] = ...) -> None: ...
 
 class ModelFile(_message.Message):
     __slots__ = ("path", "sha256", "size_bytes")
@@ -70,16 +74,18 @@ class GetChallengeReply(_message.Message):
     def __init__(self, challenge: _Optional[bytes] = ...) -> None: ...
 
 class EnrollRequest(_message.Message):
-    __slots__ = ("peer_id", "challenge", "signature", "code")
+    __slots__ = ("peer_id", "challenge", "signature", "code", "version")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     peer_id: str
     challenge: bytes
     signature: bytes
     code: str
-    def __init__(self, peer_id: _Optional[str] = ..., challenge: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., code: _Optional[str] = ...) -> None: ...
+    version: int
+    def __init__(self, peer_id: _Optional[str] = ..., challenge: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., code: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class EnrollReply(_message.Message):
     __slots__ = ("certificate", "swarm_addresses", "time")
@@ -130,7 +136,7 @@ class AnnounceRequest(_message.Message):
     def __init__(self, certificate: _Optional[str] = ..., swarm_addresses: _Optional[_Iterable[str]] = ..., round: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., states: _Optional[_Iterable[str]] = ..., reduce_only: _Optional[bool] = ..., version: _Optional[int] = ..., leaving: _Optional[bool] = ..., session: _Optional[bytes] = ...) -> None: ...
 
 class AnnounceReply(_message.Message):
-    __slots__ = ("swarm_addresses", "want_state", "round", "finished", "time", "beginners", "alarm", "twin", "want_chain")
+    __slots__ = ("swarm_addresses", "want_state", "round", "finished", "time", "beginners", "alarm", "twin", "want_chain", "want_loss")
     SWARM_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     WANT_STATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -140,6 +146,7 @@ class AnnounceReply(_message.Message):
     ALARM_FIELD_NUMBER: _ClassVar[int]
     TWIN_FIELD_NUMBER: _ClassVar[int]
     WANT_CHAIN_FIELD_NUMBER: _ClassVar[int]
+    WANT_LOSS_FIELD_NUMBER: _ClassVar[int]
     swarm_addresses: _containers.RepeatedScalarFieldContainer[str]
     want_state: str
     round: int
@@ -149,7 +156,8 @@ class AnnounceReply(_message.Message):
     alarm: Alarm
     twin: Twin
     want_chain: bool
-    def __init__(self, swarm_addresses: _Optional[_Iterable[str]] = ..., want_state: _Optional[str] = ..., round: _Optional[int] = ..., finished: _Optional[bool] = ..., time: _Optional[float] = ..., beginners: _Optional[bytes] = ..., alarm: _Optional[_Union[Alarm, _Mapping]] = ..., twin: _Optional[_Union[Twin, str]] = ..., want_chain: _Optional[bool] = ...) -> None: ...
+    want_loss: str
+    def __init__(self, swarm_addresses: _Optional[_Iterable[str]] = ..., want_state: _Optional[str] = ..., round: _Optional[int] = ..., finished: _Optional[bool] = ..., time: _Optional[float] = ..., beginners: _Optional[bytes] = ..., alarm: _Optional[_Union[Alarm, _Mapping]] = ..., twin: _Optional[_Union[Twin, str]] = ..., want_chain: _Optional[bool] = ..., want_loss: _Optional[str] = ...) -> None: ...
 
 class Alarm(_message.Message):
     __slots__ = ("round", "held_out_loss", "published_round", "published_loss", "held_back")
@@ -188,6 +196,14 @@ class ReportReply(_message.Message):
     accepted: bool
     reason: str
     def __init__(self, accepted: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ReportLossRequest(_message.Message):
+    __slots__ = ("certificate", "measured")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_FIELD_NUMBER: _ClassVar[int]
+    certificate: str
+    measured: bytes
+    def __init__(self, certificate: _Optional[str] = ..., measured: _Optional[bytes] = ...) -> None: ...
 
 class StatePart(_message.Message):
     __slots__ = ("certificate", "state", "manifest", "data")

@@ -32,6 +32,7 @@ from protocol.errors import FormatError
 MAX_INVITE_CHARS = 4096
 VERSION: Final = 2  # of invites that are written now
 PREFIX = "potluck1."
+# bytes of the format since: only Potlucks of before version 2 print it; on a package index "potluck" is not ours
 _UPDATE = "this run needs a newer Potluck: git pull, or pip install -U potluck"
 TO_OLDER_ONES = f'{{"{_UPDATE}":0,"{_UPDATE}":0}}'.encode()
 

@@ -19,6 +19,7 @@ from protocol.errors import FormatError
 from protocol.keys import PeerIdentity, verify_peer_signature
 
 SWARM_VERSION: Final = 3  # of what members say to each other; whoever announces a lower one is told to update
+UNTOLD_VERSION: Final = 3  # that Potlucks spoke which did not say so when they described a run, or enrolled
 TLS_NAME = "potluck"  # the name in the coordinator's certificate, whatever its address
 HINT_KEY = "potluck-hint-bin"  # trailing metadata: an error's hint, UTF-8
 MAX_MESSAGE_BYTES = MAX_AGREEMENT_BYTES + (1 << 20)  # either way

@@ -17,12 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from protocol import envelope
 from protocol.digests import Digest, Hex64
 from protocol.envelope import Envelope
-from protocol.errors import FormatError, VerificationError
+from protocol.errors import FormatError, UnsupportedError, VerificationError
 from protocol.keys import RootKey
 from protocol.run_spec import RunSpec
 
 RUN_CARD_TYPE = "application/vnd.potluck.run.v1+json"
 MAX_RUN_CARD_BYTES = 256 * 1024
+_OF_A_NEWER = ("extra_forbidden", "literal_error", "union_tag_invalid")  # what pydantic calls it
 
 
 class RunCard(BaseModel):
@@ -49,6 +50,7 @@ class RunCard(BaseModel):
 
         Raises:
             FormatError: not a run card.
+            UnsupportedError: one with fields or choices that came later than this Potluck.
             SignatureError: not signed by `public_key`.
             VerificationError: the spec inside has another digest than the card says.
         """
@@ -56,6 +58,11 @@ class RunCard(BaseModel):
         try:
             card = cls.model_validate(value)
         except ValidationError as error:
+            unknown = [".".join(map(str, one["loc"])) for one in error.errors() if one["type"] in _OF_A_NEWER]
+            if unknown:
+                raise UnsupportedError(
+                    f"a newer Potluck is needed: the run has {unknown[0]}, which this one does not know"
+                ) from error
             first = error.errors()[0]
             raise FormatError(f"not a run card: {first['loc']}: {first['msg']}") from error
         if card.spec.digest != card.run:

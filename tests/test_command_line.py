@@ -18,7 +18,18 @@ from protocol.trust import trust
 from tests.kit import builders
 from tests.kit.command_line import an_invite, check_refused, potluck
 
-VERBS = ([], ["host"], ["join"], ["leave"], ["verify"], ["status"], ["identity"], ["identity", "backup"])
+VERBS = (
+    [],
+    ["host"],
+    ["join"],
+    ["leave"],
+    ["verify"],
+    ["status"],
+    ["identity"],
+    ["identity", "backup"],
+    ["service"],
+    ["uninstall"],
+)
 HEAVY = ("torch", "hivemind", "transformers", "numpy", "grpc", "sqlalchemy", "peft", "safetensors")
 
 

@@ -14,7 +14,7 @@ import pytest
 from lab import REPOSITORY
 from lab.processes import GONE_S, MARK, WAIT_S, eventually, marked
 
-pytestmark = [pytest.mark.swarm, pytest.mark.slow]
+pytestmark = pytest.mark.swarm
 
 
 def test_ctrl_c_in_the_middle_of_the_demo_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from peer.link.client import CoordinatorClient
 from peer.training.genesis import load_state
 from protocol.errors import CoordinatorAway, InputError, PotluckError, RefusedError, RunSpecError
 from protocol.keys import PeerIdentity
+from protocol.release import this_release
 from protocol.run_spec import RunSpec
 from protocol.status import RunStatus
 from tests.kit.coordinator import Swarm, start_host, write_run, write_text
@@ -78,6 +79,8 @@ def test_invite_holds_a_code_that_stays_unless_the_run_is_open(
         HostScreen(as_json=True).started(host)
         told = capsys.readouterr()
         assert "by invite" in told.err and json.loads(told.out.splitlines()[-1])["open"] is False
+        assert str(this_release()) in told.err
+        assert json.loads(told.out.splitlines()[-1])["commit"] == this_release().commit
         with CoordinatorClient(host.invite.model_copy(update={"code": None})) as stranger:
             assert stranger.get_run(), "what a run is, anyone may know"
             with pytest.raises(RefusedError, match="this run is by invite"):

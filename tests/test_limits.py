@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lab.processes import eventually
 from peer.limits import gate, watch
-from peer.limits.gate import AGAIN_S, Asked, Permission, Readings, decide, rest_s
+from peer.limits.gate import AGAIN_S, Permission, Readings, Wish, decide, rest_s
 from peer.limits.limits import MAX_BYTES, OwnLimits, example, parse, read, write_example
 from peer.limits.watch import Watch
 from protocol import words
@@ -154,44 +154,44 @@ def test_each_limit_stands_against_work_only_where_it_is_set_and_the_system_tell
     limits: dict[str, Any], told: dict[str, Any], key: str
 ) -> None:
     held, readings = OwnLimits.model_validate(limits), replace(QUIET, **told)
-    verdict = decide(held, readings, Asked(), Permission())
+    verdict = decide(held, readings, Wish(), Permission())
     assert verdict.why is not None and verdict.why.key == key and not verdict.may_work
-    assert decide(OwnLimits(), readings, Asked(), Permission()).may_work
+    assert decide(OwnLimits(), readings, Wish(), Permission()).may_work
     if told:
-        assert decide(held, QUIET, Asked(), Permission()).may_work, "a system that does not tell limits nothing"
+        assert decide(held, QUIET, Wish(), Permission()).may_work, "a system that does not tell limits nothing"
 
 
 def test_the_owners_word_goes_before_all_else_and_ends_by_itself() -> None:
     limits, until = OwnLimits(hours=("22:00-07:00",)), NOON + datetime.timedelta(hours=2)
-    verdict = decide(limits, QUIET, Asked(True, until), Permission())
+    verdict = decide(limits, QUIET, Wish(True, until), Permission())
     assert verdict.why is not None and (verdict.why.key, verdict.until) == ("owner-paused", until)
-    assert decide(OwnLimits(), after(7201), Asked(True, until), verdict).may_work
-    assert not decide(OwnLimits(), after(10**6), Asked(True), verdict).may_work
+    assert decide(OwnLimits(), after(7201), Wish(True, until), verdict).may_work
+    assert not decide(OwnLimits(), after(10**6), Wish(True), verdict).may_work
 
 
 def test_who_has_paused_needs_a_clear_sign_for_a_while() -> None:
     limits = OwnLimits(temperature_c=80)
-    hot = decide(limits, after(0, temperature_c=81.0), Asked(), Permission())
-    still = decide(limits, after(1, temperature_c=75.0), Asked(), hot)
+    hot = decide(limits, after(0, temperature_c=81.0), Wish(), Permission())
+    still = decide(limits, after(1, temperature_c=75.0), Wish(), hot)
     assert still.why == hot.why, "cooler, and not cool"
-    first = decide(limits, after(2, temperature_c=70.0), Asked(), still)
+    first = decide(limits, after(2, temperature_c=70.0), Wish(), still)
     assert not first.may_work and first.clear_since == after(2).now
-    again = decide(limits, after(3, temperature_c=79.0), Asked(), first)
+    again = decide(limits, after(3, temperature_c=79.0), Wish(), first)
     assert again.clear_since is None, "it begins anew"
-    cool = decide(limits, after(4, temperature_c=70.0), Asked(), again)
-    assert not decide(limits, after(3 + AGAIN_S, temperature_c=70.0), Asked(), cool).may_work
-    assert decide(limits, after(4 + AGAIN_S, temperature_c=70.0), Asked(), cool).may_work
+    cool = decide(limits, after(4, temperature_c=70.0), Wish(), again)
+    assert not decide(limits, after(3 + AGAIN_S, temperature_c=70.0), Wish(), cool).may_work
+    assert decide(limits, after(4 + AGAIN_S, temperature_c=70.0), Wish(), cool).may_work
 
 
 def test_a_warm_card_rests_more_and_a_cool_one_less_again() -> None:
     limits, verdict = OwnLimits(temperature_c=80, share=0.9), Permission(share=0.9)
     shares = []
     for told in [78.0] * 40 + [60.0] * 80:
-        verdict = decide(limits, replace(QUIET, temperature_c=told), Asked(), verdict)
+        verdict = decide(limits, replace(QUIET, temperature_c=told), Wish(), verdict)
         assert verdict.may_work
         shares.append(verdict.share)
     assert shares[0] < 0.9 and min(shares) == pytest.approx(gate.LEAST_SHARE) and shares[-1] == pytest.approx(0.9)
-    assert decide(OwnLimits(power_w=100), replace(QUIET, power_w=120.0), Asked(), Permission()).share < 1.0
+    assert decide(OwnLimits(power_w=100), replace(QUIET, power_w=120.0), Wish(), Permission()).share < 1.0
 
 
 @given(st.floats(0.05, 1.0), st.floats(0.001, 60.0))

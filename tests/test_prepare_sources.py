@@ -17,6 +17,7 @@ from coordinator.dataset.sources import files_of
 from coordinator.run_config import DataSource, RunConfig, SourceConfig
 from protocol.data_spec import SequenceRules
 from protocol.errors import InputError, NetworkError, RunSpecError
+from protocol.installed import this_installation
 from tests.kit.data_fixtures import TOOLS
 from tests.kit.hub_server import Hub, serve
 from tests.kit.preparing import both_sides, plain, prepared, rules, source, write_records
@@ -152,16 +153,21 @@ def test_a_folder_that_datasets_saved_is_read_in_its_order(tmp_path: Path) -> No
         files_of(source(path="wood"), tmp_path, print)
 
 
+def refuse(url: str) -> None:
+    """As fsspec where s3fs is not installed."""
+    raise ImportError("Install s3fs to access S3")
+
+
 def test_what_is_not_installed_is_named_with_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wood.parquet").write_bytes(b"PAR1")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"wood\.parquet: this needs pyarrow") as caught:
         prepared(tmp_path, source(path="wood.parquet"))
-    assert "potluck[data]" in caught.value.hint
-    monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
+    assert caught.value.hint == this_installation().add("data")
+    monkeypatch.setattr("fsspec.core.url_to_fs", refuse)
     with pytest.raises(InputError, match=r"^wood: s3://bucket/a: cannot be read with what is .*s3fs") as caught:
         files_of(elsewhere(url="s3://bucket/a"), tmp_path, print)
-    assert "potluck[data]" in caught.value.hint
+    assert caught.value.hint == this_installation().add("data")
 
 
 # ---- elsewhere -------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from peer.training.model import TrainableModel, load_trainable
 from peer.training.state import SharedState
 from peer.training.work import LocalWork
 from protocol.errors import InputError, RunSpecError
+from protocol.installed import this_installation
 from protocol.run_spec import Method, RunSpec
 
 LORA = {"kind": "lora", "rank": 4, "alpha": 8.0}
@@ -60,7 +61,7 @@ def test_where_bitsandbytes_is_missing_host_and_volunteer_are_told(
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # import fails as if it were not there
     with pytest.raises(InputError, match="bitsandbytes is needed") as host:
         make_spec(glass_dir, plays, method=NF4)
-    assert "pip install" in host.value.hint
+    assert host.value.hint == this_installation().add("qlora")
     spec = bench.spec.model_copy(update={"method": Method.model_validate(NF4)})
     with pytest.raises(InputError, match="bitsandbytes is needed"):
         load_trainable(spec, bench.folder, bench.base_dir)
@@ -79,7 +80,7 @@ def test_an_adapter_of_7_b_parameters_is_said_to_fit_8_gb_on_a_base_in_4_bits(gl
 
 @pytest.fixture
 def bitsandbytes() -> Any:
-    return pytest.importorskip("bitsandbytes", reason="optional: pip install potluck[qlora]")
+    return pytest.importorskip("bitsandbytes", reason="optional: the extra qlora")
 
 
 def dequantized(model: TrainableModel, bitsandbytes: Any) -> list[torch.Tensor]:

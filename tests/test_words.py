@@ -26,7 +26,7 @@ from protocol.words import Catalogue
 from tests.kit import builders
 from tests.kit.texts_in_source import texts
 
-COMMANDS = ("pip install", "sudo ", "potluck ")  # what is typed is typed in every language
+COMMANDS = ("{} install --force", "{} uninstall", "{} -m pip", "uv ", "pipx ", "sudo ", "potluck ")  # typed so by all
 SAID_ELSEWHERE = (
     "# ---- single words of the screens"  # from here on the entries are not found in the source by their form
 )

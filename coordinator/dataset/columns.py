@@ -13,6 +13,7 @@ from typing import Any, Literal
 from coordinator.dataset.compressed import ending, is_compressed
 from coordinator.dataset.sources import EXTRA, SourceFile, opened
 from protocol.errors import InputError
+from protocol.installed import this_installation
 from protocol.shown import named, shown
 
 Table = Literal["parquet", "arrow"]
@@ -116,7 +117,7 @@ def _check_field(file: SourceFile, names: list[str], field: str) -> None:
 def check_installed(file: SourceFile) -> None:
     """Raises: InputError: a table, and pyarrow is not installed."""
     if kind_of(file.name) != "lines" and importlib.util.find_spec("pyarrow") is None:
-        raise InputError(f"{file.name}: this needs pyarrow", EXTRA)
+        raise InputError(f"{file.name}: this needs pyarrow", this_installation().add(EXTRA))
 
 
 def _parquet(handle: Any) -> Any:

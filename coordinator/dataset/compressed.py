@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from protocol.errors import InputError
+from protocol.installed import this_installation
 from protocol.shown import shown
 
 ENDINGS = (".gz", ".zst")
@@ -45,7 +46,9 @@ def unpacked(handle: BinaryIO, name: str) -> BinaryIO:
     if name.lower().endswith(".gz"):
         return cast(BinaryIO, _Unpacked(handle, name, _gzip))
     if importlib.util.find_spec("zstandard") is None:
-        raise InputError(f"{name}: this needs zstandard", "pip install zstandard, or unpack the file first")
+        raise InputError(
+            f"{name}: this needs zstandard", f"{this_installation().add('data')}; or unpack the file first"
+        )
     return cast(BinaryIO, _Unpacked(handle, name, _zstandard))
 
 

@@ -20,12 +20,13 @@ from typing import Any, BinaryIO, NamedTuple
 from coordinator.dataset.compressed import ending, is_compressed, unpacked
 from coordinator.run_config import SourceConfig
 from protocol.errors import InputError, NetworkError, PotluckError
+from protocol.installed import this_installation
 from protocol.shown import named, shown
 
 TABLES = (".parquet", ".arrow")
 ENDINGS = {"text": (".txt",), "jsonl": (".jsonl", ".ndjson", ".json", *TABLES)}
 ENDINGS["chat"] = ENDINGS["jsonl"]
-EXTRA = "pip install 'potluck[data]'"
+EXTRA = "data"  # brings what reads tables, compressed files, and other places
 _SAVED = "state.json"  # in a folder that `datasets` has saved
 _STAMPS = ("ETag", "etag", "blob_id", "LastModified", "last_modified", "mtime", "version_id")
 _REMOTE_BLOCK_BYTES = 4 << 20
@@ -98,7 +99,9 @@ def reaching(name: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such file", "check the [[data]] entry in run.toml") from error
     except ImportError as error:
-        raise InputError(f"{name}: cannot be read with what is installed: {shown(error)}", EXTRA) from error
+        raise InputError(
+            f"{name}: cannot be read with what is installed: {shown(error)}", this_installation().add(EXTRA)
+        ) from error
     except Exception as error:  # each library has errors of its own
         if "range requests" in str(error):
             raise _no_ranges(name) from error

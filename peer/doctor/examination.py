@@ -22,6 +22,7 @@ from peer.link.answers import RunDescription
 from peer.link.channel import CoordinatorOlder
 from peer.link.line import MeasuredLine
 from peer.screen.terms import JoinTerms
+from peer.training.memory import MomentsKind
 from protocol.errors import InputError, PotluckError
 from protocol.status import RunStatus
 
@@ -62,6 +63,7 @@ class Examination:
 
     Args:
         has_run: whether a run is looked at.
+        moments: as this member would hold them.
         watts, price: as the owner gives them.
     """
 
@@ -70,13 +72,14 @@ class Examination:
         sources: Sources,
         *,
         has_run: bool,
+        moments: MomentsKind = "fp32",
         watts: float | None = None,
         price: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         limit_s: float = LIMIT_S,
     ) -> None:
         self._sources, self._has_run, self._clock = sources, has_run, clock
-        self._watts, self._price = watts, price
+        self._watts, self._price, self._moments = watts, price, moments
         self._until = clock() + limit_s
         self._problems: list[Finding] = []
 
@@ -104,7 +107,7 @@ class Examination:
         yield from found
         speed = None
         if computer is not None:
-            fit = fit_of(asked.run.card.spec, asked.run.shape, computer.room)
+            fit = fit_of(asked.run.card.spec, asked.run.shape, computer.room, self._moments)
             memory = of_fit(fit)
             yield memory
             if memory.level != "bad":
@@ -156,7 +159,7 @@ _AGAIN = "try again; if it stays so, report it to the project"
 
 def _failed(key: str, error: PotluckError) -> str:
     why = error.message
-    return {"device": f"card: {why}", "run": f"run: {why}", "speed": f"speed: {why}"}[key]
+    return {"device": f"card: {why}", "run": f"host: {why}", "speed": f"speed: {why}"}[key]
 
 
 def _run(asked: AskedRun) -> Finding:

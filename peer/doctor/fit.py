@@ -14,7 +14,7 @@ from pathlib import Path
 from peer.doctor.finding import Finding
 from peer.link.answers import RunDescription
 from peer.screen.terms import JoinTerms, size_text
-from peer.training.memory import device_needed_bytes, memory_needed_bytes
+from peer.training.memory import MomentsKind, device_needed_bytes, memory_needed_bytes
 from peer.training.model_shape import ModelShape
 from protocol.errors import InputError
 from protocol.run_spec import RunSpec
@@ -47,16 +47,18 @@ class Fit:
     sequences: int
 
 
-def needed_bytes(spec: RunSpec, shape: ModelShape | None, room: Room, sequences: int, recomputing: bool) -> int:
+def needed_bytes(
+    spec: RunSpec, shape: ModelShape | None, room: Room, sequences: int, recomputing: bool, moments: MomentsKind
+) -> int:
     """What passes of so many sequences need of this room."""
     if room.is_own:
-        return device_needed_bytes(spec, shape, sequences=sequences, recomputing=recomputing)
-    return memory_needed_bytes(spec, shape, sequences=sequences, recomputing=recomputing)
+        return device_needed_bytes(spec, shape, sequences=sequences, recomputing=recomputing, moments=moments)
+    return memory_needed_bytes(spec, shape, sequences=sequences, recomputing=recomputing, moments=moments)
 
 
-def fit_of(spec: RunSpec, shape: ModelShape | None, room: Room) -> Fit:
+def fit_of(spec: RunSpec, shape: ModelShape | None, room: Room, moments: MomentsKind = "fp32") -> Fit:
     """The largest micro-batch that fits, a power of two or the run's own; computing again only where it must be."""
-    plain, again = (needed_bytes(spec, shape, room, 1, recomputing) for recomputing in (False, True))
+    plain, again = (needed_bytes(spec, shape, room, 1, recomputing, moments) for recomputing in (False, True))
     recomputing = spec.method.base == "nf4" or plain > room.free_bytes
     needed = again if recomputing else plain
     if needed > room.free_bytes:
@@ -64,7 +66,7 @@ def fit_of(spec: RunSpec, shape: ModelShape | None, room: Room) -> Fit:
     sequences, most = 1, spec.inner.micro_batch
     while sequences < most:
         larger = min(2 * sequences, most)
-        if needed_bytes(spec, shape, room, larger, recomputing) > room.free_bytes:
+        if needed_bytes(spec, shape, room, larger, recomputing, moments) > room.free_bytes:
             break
         sequences = larger
     return Fit(room, needed, recomputing, sequences)
@@ -109,10 +111,12 @@ class QuickLook:
     Args:
         room: of the device that would work; None: nothing is trained here.
         home: where runs are kept.
+        moments: as this member wants to hold them.
     """
 
     room: Room | None
     home: Path
+    moments: MomentsKind = "fp32"
 
     def check(self, run: RunDescription, terms: JoinTerms) -> None:
         """Raises: InputError: this computer cannot take part in this run."""
@@ -122,5 +126,5 @@ class QuickLook:
 
     def _findings(self, run: RunDescription, terms: JoinTerms) -> Iterator[Finding]:
         if self.room is not None:
-            yield of_fit(fit_of(run.card.spec, run.shape, self.room))
+            yield of_fit(fit_of(run.card.spec, run.shape, self.room, self.moments))
         yield of_download(terms, shutil.disk_usage(self.home).free)

@@ -14,7 +14,7 @@ from peer.link.client import CoordinatorClient
 from peer.link.estimate import terms_of
 from peer.link.line import MeasuredLine, measure_line
 from peer.net.listening import split_host_port
-from peer.training.memory import base_parameters
+from peer.training.memory import MomentsKind, base_parameters
 from peer.training.model_shape import ModelShape
 from protocol.errors import FormatError, NetworkError
 from protocol.invite import Invite
@@ -28,6 +28,7 @@ class RealSources:
         device: a torch device that can be used.
         precision: the owner's, or auto.
         listen: "host:port" to be reached at.
+        moments: as this member would hold them.
     """
 
     home: Path
@@ -36,6 +37,7 @@ class RealSources:
     listen: str
     invite: Invite | None = None
     client: CoordinatorClient | None = None
+    moments: MomentsKind = "fp32"
 
     def computer(self) -> Computer:
         from peer.doctor.probes import look_at
@@ -56,7 +58,8 @@ class RealSources:
             status = self.client.status()
         except (NetworkError, FormatError):  # estimates want it, nothing else does
             status = None
-        return AskedRun(run, status, terms_of(self.invite, run, status, self.home / "runs" / self.invite.run[:16]))
+        folder = self.home / "runs" / self.invite.run[:16]
+        return AskedRun(run, status, terms_of(self.invite, run, status, folder, moments=self.moments))
 
     def line(self) -> tuple[MeasuredLine, Listened]:
         assert self.invite is not None and self.client is not None, "only asked where there is a run"

@@ -97,7 +97,7 @@ class Measurement:
             if not search.searching:
                 break
             search.passed(size, best[size])
-        a_step_s = self._optimizer_s() / inner.batch if self._spec.sync.method == "diloco" else 0.0
+        a_step_s = self._optimizer_s() / inner.batch
         tokens = self._spec.data.sequence_length
         return Speed(tokens / (best[search.size] / search.size + a_step_s), search.size, precision)
 
@@ -146,11 +146,13 @@ class Measurement:
         return clock.seconds()
 
     def _optimizer_s(self) -> float:
-        """Seconds of an optimizer step on all that is trained."""
+        """Seconds of an optimizer step on all that is trained; 0 where that is the shared state's, once a round."""
         trained = self._spec.model.trainable
         values = min(trained, OPTIMIZED)
         flat_N, gradient_N = (torch.zeros(values, device=self._device) for _ in range(2))
-        optimizer = make_optimizer(self._spec.inner, flat_N, gradient_N)
+        optimizer = make_optimizer(self._spec, flat_N, gradient_N)
+        if optimizer is None:
+            return 0.0
         times = []
         for _ in range(2):
             clock = Stopwatch(self._device, True)

@@ -43,7 +43,7 @@ class Readings:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Wish:
     """What the owner has asked for."""
 
     paused: bool = False
@@ -74,7 +74,7 @@ class Permission:
         return self.why is None
 
 
-def decide(limits: OwnLimits, readings: Readings, asked: Asked, before: Permission) -> Permission:
+def decide(limits: OwnLimits, readings: Readings, asked: Wish, before: Permission) -> Permission:
     """The answer of the moment.
 
     Args:
@@ -104,7 +104,7 @@ def rest_s(share: float, step_s: float) -> float:
 Against = tuple[Waiting, datetime.datetime | None]
 
 
-def _against(limits: OwnLimits, readings: Readings, asked: Asked, was: str) -> Against | None:
+def _against(limits: OwnLimits, readings: Readings, asked: Wish, was: str) -> Against | None:
     """What stands against work, the owner's own word first."""
     now = readings.now
     if asked.holds(now):

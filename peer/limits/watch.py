@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from peer.limits import gate, limits
-from peer.limits.gate import Asked, Permission, Readings
+from peer.limits.gate import Permission, Readings, Wish
 from peer.limits.limits import OwnLimits
 from protocol.backoff import Backoff
 from protocol.disk import write_file
@@ -52,7 +52,7 @@ class Gate:
         self.verdict = Permission()
         self.limits = OwnLimits()
         self.readings: Readings | None = None
-        self.asked = Asked()
+        self.asked = Wish()
 
     @property
     def threads(self) -> int | None:
@@ -112,19 +112,19 @@ class Watch:
         until = None
         if seconds is not None:
             until = self._now() + datetime.timedelta(seconds=min(max(seconds, 0.0), MOST_PAUSE_S))
-        self._ask(Asked(True, until))
+        self._ask(Wish(True, until))
 
     def resume(self) -> None:
         """Take back `pause` and `finish`; other limits still hold."""
         self.gate.finishing.clear()
-        self._ask(Asked())
+        self._ask(Wish())
 
     def finish(self) -> None:
         """Leave once the round in hand is made."""
         self.gate.finishing.set()
         self._nudge.set()
 
-    def _ask(self, asked: Asked) -> None:
+    def _ask(self, asked: Wish) -> None:
         self.gate.asked = asked
         if asked.paused:
             self.gate.closed.set()
@@ -138,15 +138,15 @@ class Watch:
         except (InputError, OSError) as error:
             logger.warning("the pause is not kept over a restart: %s", error)
 
-    def _kept(self) -> Asked:
+    def _kept(self) -> Wish:
         try:
             until = json.loads(self._paused_path.read_bytes()[:1000])["until"]
-            return Asked(True, None if until is None else datetime.datetime.fromtimestamp(float(until)).astimezone())
+            return Wish(True, None if until is None else datetime.datetime.fromtimestamp(float(until)).astimezone())
         except FileNotFoundError:
-            return Asked()
+            return Wish()
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             logger.warning("%s cannot be read; this peer is not paused", self._paused_path.name)
-            return Asked()
+            return Wish()
 
     # ---- the thread --------------------------------------------------------------------------------------------------
 

@@ -17,8 +17,8 @@ from typing import NamedTuple
 from peer.training.memory import base_parameters
 from peer.training.model_shape import ModelShape
 from protocol import canonical, coordinator_pb2
-from protocol.errors import FormatError
-from protocol.files import MAX_FILES, check_relative
+from protocol.errors import FormatError, SignatureError
+from protocol.files import MAX_FILES, check_relative, tree_digest
 from protocol.rpc import MAX_MODEL_CONFIG_BYTES, Twin, check_swarm_address
 from protocol.run_card import RunCard
 from protocol.run_spec import RunSpec
@@ -46,6 +46,8 @@ class RunDescription(NamedTuple):
     round: int = 0  # the newest in the ledger, by the coordinator's word
     finished: bool = False  # likewise: it has had all its rounds
     shape: ModelShape | None = None  # of the model, if the coordinator has sent its config.json
+    version: int = 0  # of the protocol that members must speak; 0: a host of before
+    release: str = ""  # of the host's Potluck, for people
 
 
 class RunFiles(NamedTuple):
@@ -76,11 +78,39 @@ class Announcement(NamedTuple):
     alarm: Alarm | None = None  # the run stays clearly worse than its last published checkpoint
     twin: Twin = Twin.NONE
     want_chain: bool = False  # round + 1 is missing in the ledger: send the agreements after `round`, if they are here
+    want_loss: str = ""  # digest of the state whose held-out loss is to be measured here; empty: none
 
 
 def parse_twin(reply: coordinator_pb2.AnnounceReply) -> Twin:
     """What is said of another computer with this identity; a newer coordinator may say more than is known here."""
     return Twin(reply.twin) if reply.twin in tuple(Twin) else Twin.NONE
+
+
+def parse_description(reply: coordinator_pb2.GetRunReply, card: RunCard) -> RunDescription:
+    """What a run is, whose card has been held against the invite.
+
+    Raises:
+        FormatError, VerificationError: as `parse_files`; or base model files without need, or missing.
+        SignatureError: base model files other than those that the run spec pins.
+    """
+    model_files = parse_files(reply.model_files)
+    if model_files and tree_digest({file.path: file[1:] for file in model_files}) != card.spec.model.digest:
+        raise SignatureError("the base model's files are not those that the run spec pins")
+    if (card.spec.method.kind == "lora") != bool(model_files):
+        raise FormatError("expected base model files exactly when the run trains an adapter")
+    genesis_files = parse_files(reply.genesis_files)
+    return RunDescription(
+        card,
+        reply.run_card,
+        reply.root_public_key,
+        genesis_files,
+        model_files,
+        reply.round,
+        reply.finished,
+        parse_shape(reply.model_config, genesis_files, model_files, card.spec),
+        reply.version,
+        reply.release,
+    )
 
 
 def parse_files(files: Iterable[coordinator_pb2.ModelFile]) -> tuple[RemoteFile, ...]:

@@ -26,18 +26,18 @@ from peer.link.answers import (
     RunFiles,
     parse_addresses,
     parse_alarm,
+    parse_description,
     parse_files,
-    parse_shape,
     parse_twin,
 )
 from peer.link.clock import Clock, ClockWrong
 from peer.link.connection import Connection
 from peer.link.downloads import Progress, fetch
 from peer.link.run_files import fetch_run_files
+from peer.link.versions import open_card
 from protocol import certificate, coordinator_pb2
 from protocol.agreement import Agreement
 from protocol.errors import FormatError, SignatureError
-from protocol.files import tree_digest
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity, fingerprint, load_public_pem
 from protocol.newest import RunNow
@@ -49,7 +49,6 @@ from protocol.rpc import (
     enroll_message,
     transfer_timeout_s,
 )
-from protocol.run_card import RunCard
 from protocol.state import StateManifest
 from protocol.status import RunStatus
 
@@ -66,8 +65,7 @@ class CoordinatorClient:
     """
 
     def __init__(self, invite: Invite, *, timeout_s: float = 15.0, rates: LineRates | None = None) -> None:
-        self._invite, self.rates = invite, rates or LineRates()
-        self.timeout_s = timeout_s
+        self._invite, self.rates, self.timeout_s = invite, rates or LineRates(), timeout_s
         self.connection = Connection(invite.addresses, invite.tls, timeout_s)
         self._run: RunDescription | None = None
         self.clock = Clock()  # measured on the way
@@ -78,7 +76,7 @@ class CoordinatorClient:
         Raises:
             CoordinatorAway: it cannot be reached.
             SignatureError: it is not the coordinator, or not the run, of the invite.
-            FormatError: an answer that does not parse.
+            FormatError: an answer that does not parse, or one that only a newer Potluck understands.
         """
         reply = self.connection.call("GetRun", coordinator_pb2.GetRunRequest())
         root = load_public_pem(reply.root_public_key)
@@ -87,28 +85,13 @@ class CoordinatorClient:
                 f"the run's root key is {fingerprint(root)[:16]}…, the invite names {self._invite.root[:16]}…",
                 "ask the host for a fresh invite",
             )
-        card = RunCard.open(reply.run_card, root)
+        card = open_card(reply.run_card, root)
         if card.run != self._invite.run:
             raise SignatureError(
                 f"the coordinator serves run {card.run[:16]}…, the invite is for {self._invite.run[:16]}…",
                 "the host has started another run; ask for its invite",
             )
-        model_files = parse_files(reply.model_files)
-        if model_files and tree_digest({file.path: file[1:] for file in model_files}) != card.spec.model.digest:
-            raise SignatureError("the base model's files are not those that the run spec pins")
-        if (card.spec.method.kind == "lora") != bool(model_files):
-            raise FormatError("expected base model files exactly when the run trains an adapter")
-        genesis_files = parse_files(reply.genesis_files)
-        self._run = RunDescription(
-            card,
-            reply.run_card,
-            reply.root_public_key,
-            genesis_files,
-            model_files,
-            reply.round,
-            reply.finished,
-            parse_shape(reply.model_config, genesis_files, model_files, card.spec),
-        )
+        self._run = parse_description(reply, card)
         return self._run
 
     def enroll(self, identity: PeerIdentity) -> Enrollment:
@@ -131,6 +114,7 @@ class CoordinatorClient:
                 challenge=challenge,
                 signature=identity.sign(enroll_message(self._invite.run, challenge)),
                 code=self._invite.code or "",
+                version=SWARM_VERSION,
             ),
         )
         self.clock.heard(sent=sent, received=time.time(), theirs=reply.time)
@@ -221,6 +205,7 @@ class CoordinatorClient:
             parse_alarm(reply),
             parse_twin(reply),
             reply.want_chain,
+            reply.want_loss,
         )
 
     def agreement(self, certificate: str, round: int = 0) -> Agreement | None:
@@ -263,6 +248,12 @@ class CoordinatorClient:
         """
         request = coordinator_pb2.ReportChainRequest(certificate=certificate, agreements=agreements)
         reply = self.connection.call("ReportChain", request, timeout_s=8 * self.timeout_s)
+        return ReportAnswer(reply.accepted, reply.reason)
+
+    def report_loss(self, certificate: str, measured: bytes) -> ReportAnswer:
+        """Report the held-out loss that `announce` asked for (`Measured`, signed). Raises: as `report`."""
+        request = coordinator_pb2.ReportLossRequest(certificate=certificate, measured=measured)
+        reply = self.connection.call("ReportLoss", request)
         return ReportAnswer(reply.accepted, reply.reason)
 
     def upload_state(self, certificate: str, manifest: StateManifest, chunks: Iterable[bytes]) -> bool:

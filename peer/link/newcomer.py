@@ -23,9 +23,11 @@ from peer.link.downloads import is_complete
 from peer.link.estimate import terms_of
 from peer.link.held_certificate import HeldCertificate
 from peer.link.run_files import data_path, is_genesis
+from peer.link.versions import check_versions
 from peer.screen.screen import Screen
 from peer.screen.terms import JoinTerms
-from peer.training import nf4
+from peer.training import eight_bit, nf4
+from peer.training.memory import MomentsKind
 from protocol import certificate as certificates
 from protocol.backoff import Backoff
 from protocol.errors import CoordinatorAway, FormatError, InputError, NetworkError, RefusedError
@@ -39,6 +41,10 @@ logger = logging.getLogger(__name__)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0  # between two tries
 T = TypeVar("T")
 Look = Callable[[RunDescription, JoinTerms], None]  # raises InputError where this computer cannot take part
+
+
+def anything_goes(run: RunDescription, terms: JoinTerms) -> None:
+    """The `Look` that stops nobody."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +79,18 @@ class Newcomer:
         *,
         reduce_only: bool = False,
         cache_bytes: int = 0,
-        look: Look = lambda run, terms: None,
+        moments: MomentsKind = "fp32",
     ) -> None:
-        self._look = look
         self._invite, self._client, self._identity = invite, client, identity
         self._folder, self._screen = folder, screen
-        self._reduce_only, self._cache_bytes = reduce_only, cache_bytes
+        self._reduce_only, self._cache_bytes, self._moments = reduce_only, cache_bytes, moments
         self._agreed = False
 
-    def admit(self) -> Admitted | RunOver | None:
+    def admit(self, look: Look = anything_goes) -> Admitted | RunOver | None:
         """Become a member and have all files here; None when the owner does not agree to the terms.
+
+        Args:
+            look: at a run that is new here, before its owner is asked.
 
         Raises:
             PotluckError: what waiting does not help against: a wrong invite, a refusal, a full disk.
@@ -91,7 +99,7 @@ class Newcomer:
         backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while True:
             try:
-                return self._ask()
+                return self._ask(look)
             except NetworkError as error:
                 admitted = self._from_disk() if isinstance(error, CoordinatorAway) else None
                 if admitted is not None:
@@ -100,25 +108,38 @@ class Newcomer:
                 self._tell(error)
             time.sleep(backoff.failed())
 
+    def agree(self, look: Look = anything_goes) -> bool:
+        """Show the run's terms to the owner, and nothing else; whether they agree. Argument as for `admit`.
+
+        Raises:
+            PotluckError: the coordinator does not answer, or this peer cannot join.
+        """
+        description = self._client.get_run()
+        check_versions(description.version, description.release)
+        return self._is_agreed_to(description, look)
+
     def _tell(self, error: NetworkError) -> None:
         if isinstance(error, ClockWrong):
             tell_clock(self._screen.problem, error.offset_s)
         else:
             self._screen.problem("coordinator-needed", reason=error.message)
 
-    def _ask(self) -> Admitted | RunOver | None:
+    def _ask(self, look: Look) -> Admitted | RunOver | None:
         description = self._client.get_run()
+        check_versions(description.version, description.release)
         card = description.card
         known = self._agreed or self._folder.read("run-card.json") is not None
         rounds = card.spec.run.rounds
         is_last = 0 < rounds <= description.round  # who has the last state hands it in, if that is still wanted
         if description.finished or (is_last and not is_kept(self._folder.path, rounds)):
             return RunOver(card, description.round, known)
-        if not known and not self._is_agreed_to(description):
+        if not known and not self._is_agreed_to(description, look):
             return None
         self._agreed = True
-        if card.spec.method.base == "nf4" and not self._reduce_only:
-            nf4.check_installed()  # before gigabytes are fetched in vain
+        if not self._reduce_only:  # before gigabytes are fetched in vain
+            eight_bit.check_choice(card.spec, self._moments)
+            if card.spec.method.base == "nf4":
+                nf4.check_installed()
         self._folder.write("root.pem", description.root_public_pem)
         enrollment = self._client.enroll(self._identity)
         self._folder.write("certificate", enrollment.certificate.encode())
@@ -137,9 +158,9 @@ class Newcomer:
         held = self._held(enrollment.certificate, enrollment.expires)
         return Admitted(card, held, files, list(enrollment.swarm_addresses) + self._folder.read_addresses())
 
-    def _is_agreed_to(self, description: RunDescription) -> bool:
+    def _is_agreed_to(self, description: RunDescription, look: Look) -> bool:
         terms = self._terms(description)
-        self._look(description, terms)
+        look(description, terms)
         return self._screen.agree(terms)
 
     def _terms(self, description: RunDescription) -> JoinTerms:
@@ -155,6 +176,7 @@ class Newcomer:
             self._folder.path,
             reduce_only=self._reduce_only,
             cache_bytes=self._cache_bytes,
+            moments=self._moments,
         )
 
     # ---- while the coordinator is away -------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from peer.screen.screen import tell_held
 from peer.screen.terms import JoinTerms
 from peer.sync.shelf import Head
 from peer.trainer import WorkReport
+from protocol.release import Release
 
 
 class JsonScreen:
@@ -23,6 +24,10 @@ class JsonScreen:
     def __init__(self) -> None:
         self._told = ("waiting", "")
         self._problem: tuple[str, str | None] = ("", None)
+
+    def started(self, release: Release) -> None:
+        """This program has started."""
+        self._write("started", version=release.version, commit=release.commit)
 
     def agree(self, terms: JoinTerms) -> bool:
         self._write(

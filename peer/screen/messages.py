@@ -13,14 +13,16 @@ import datetime
 from protocol import words
 
 _MESSAGES = {
-    "starting": "starting; loading the program takes some seconds …",
+    "starting": "starting {release}; loading the program takes some seconds …",
     "loading-part": "starting: loading {name} ({number} of {count}) …",
     "asking-coordinator": "asking the coordinator what this run is …",
     "coordinator-away": "the coordinator is away; going on with what is on this disk",
     "fetching": "fetching the model and the data, and verifying them …",
     "loading-model": "loading the model …",
     "reading-data": "reading the data …",
+    "trying-passes": "trying how this computer trains best; a minute or two on a slow one …",
     "finding-members": "looking for other members; training begins",
+    "measuring": "the host has this computer measure the held-out loss of its checkpoints, between rounds",
     "reducing": "reducing for the others; nothing is trained on this computer",
     "handing-in": "the last round is done; handing in the last claims …",
     "claims-wait": "some claims could not be handed in yet; they are kept, start again later to send them",

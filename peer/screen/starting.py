@@ -7,6 +7,7 @@ import sys
 
 from peer.screen.messages import text
 from protocol import words
+from protocol.release import this_release
 
 
 def starting(*modules: str, quiet: bool) -> None:
@@ -14,7 +15,7 @@ def starting(*modules: str, quiet: bool) -> None:
     language = words.language_of_user()
     live = sys.stderr.isatty() and not quiet
     if not live and not quiet:
-        sys.stderr.write(text("starting", language) + "\n")
+        sys.stderr.write(text("starting", language, release=this_release()) + "\n")
     for number, name in enumerate(modules, 1):
         if live:
             line = text("loading-part", language, name=name.partition(".")[0], number=number, count=len(modules))

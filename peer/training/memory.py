@@ -15,9 +15,13 @@ against real processes.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from peer.training.model_shape import ModelShape
 from protocol.run_spec import RunSpec
 
+MomentsKind = Literal["fp32", "8bit"]  # how a member holds what its own AdamW remembers
+MOMENTS_BYTES: dict[MomentsKind, float] = {"fp32": 8.0, "8bit": 2.04}  # a parameter: `eight_bit`
 RUNTIME_BYTES = 1 << 29  # Python, torch, hivemind and its daemon on a CPU, measured: 0.4 GB; CUDA takes as much again
 LOGITS_BYTES = (
     1 << 27
@@ -42,6 +46,7 @@ def memory_needed_bytes(
     reduce_only: bool = False,
     sequences: int = 1,
     recomputing: bool | None = None,
+    moments: MomentsKind = "fp32",
 ) -> int:
     """About what taking part needs at least, device and main memory together, with passes in fp32.
 
@@ -53,6 +58,7 @@ def memory_needed_bytes(
         shape: of the model; None: guessed from its number of parameters.
         sequences: in a pass.
         recomputing: None: with a base in 4 bits, for whoever needs the one needs the other.
+        moments: as this member wants to hold them.
     """
     diloco = spec.sync.method == "diloco"
     state = 4 * (1 + ((1 if spec.outer.momentum else 0) if diloco else 2))  # bytes a parameter
@@ -60,7 +66,7 @@ def memory_needed_bytes(
     if reduce_only:
         return int((2 * state + travelling) * spec.model.trainable) + RUNTIME_BYTES
     residual = _RESIDUAL_BYTES if not diloco and spec.sync.wire in _WITH_RESIDUAL else 0.0
-    held = state + 4 * (1 + (2 if diloco else 0)) + travelling + residual  # and gradient, moments
+    held = state + 4 + (MOMENTS_BYTES[moments] if diloco else 0) + travelling + residual  # and gradient
     shape = shape or ModelShape.guessed(base_parameters(spec))
     recomputing = spec.method.base == "nf4" if recomputing is None else recomputing
     working = activation_bytes(spec, sequences, recomputing, shape)
@@ -69,16 +75,21 @@ def memory_needed_bytes(
 
 
 def device_needed_bytes(
-    spec: RunSpec, shape: ModelShape | None = None, *, sequences: int = 1, recomputing: bool = False
+    spec: RunSpec,
+    shape: ModelShape | None = None,
+    *,
+    sequences: int = 1,
+    recomputing: bool = False,
+    moments: MomentsKind = "fp32",
 ) -> int:
     """About what a card with memory of its own must have: weights, gradients, moments and activations, and its runtime.
 
     The other copies of the shared state lie in main memory. Arguments as for `memory_needed_bytes`.
     """
     shape = shape or ModelShape.guessed(base_parameters(spec))
-    vectors = 3 if spec.sync.method == "diloco" else 1
+    held = 4 + (MOMENTS_BYTES[moments] if spec.sync.method == "diloco" else 0)  # and gradient
     working = activation_bytes(spec, sequences, recomputing, shape)
-    return _weight_bytes(spec, shape) + 4 * vectors * spec.model.trainable + working + RUNTIME_BYTES
+    return _weight_bytes(spec, shape) + int(held * spec.model.trainable) + working + RUNTIME_BYTES
 
 
 def base_parameters(spec: RunSpec) -> int:

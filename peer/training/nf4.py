@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from protocol.errors import InputError
+from protocol.installed import this_installation
 
 
 def check_installed() -> None:
@@ -22,7 +23,7 @@ def check_installed() -> None:
     except (ImportError, OSError, RuntimeError) as error:  # what it raises where its own library cannot be loaded
         raise InputError(
             f"this run's base model is held in 4 bits, for which bitsandbytes is needed: {error}",
-            'install it (pip install "bitsandbytes>=0.46.1"), or join a run with another method.base',
+            this_installation().add("qlora"),
         ) from error
 
 

@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lab import REPOSITORY
+from peer.service.plan import START
 
 NO_SCREENS = {
     "model_card.py",
     "plot.py",
     "rows.py",
+    "unit.py",
     "words.py",
 }  # files that are written, SQL, and the catalogue's own module
 OURS = {
@@ -29,7 +31,10 @@ OURS = {
     "NotImplementedError",
 }  # mistakes of ours, not of people
 NOT_SHOWN = {
+    START[-1],
     "%(asctime)s %(levelname)s %(name)s: %(message)s",
+    "%(asctime)s %(message)s",
+    "Failed to connect to bus",
     "(os error",
     "as a standalone, add `is_decoder=True",
     ".is_gradient_checkpointing. is deprecated",
