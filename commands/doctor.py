@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,6 +48,7 @@ def doctor(
     verbose: Verbose = False,
 ) -> None:
     """See if this computer can take part, how fast and at what cost; with an invite: in that run. Joins nothing."""
+    began = time.monotonic()
     from peer.net.listening import check_listen
     from peer.screen.starting import starting
     from protocol.pasted import read_invite
@@ -61,7 +63,7 @@ def doctor(
     starting("torch", quiet=json_output)
     import torch
 
-    from peer.doctor.examination import Examination
+    from peer.doctor.examination import LIMIT_S, Examination
     from peer.doctor.sources import RealSources
     from peer.link.client import CoordinatorClient
 
@@ -71,9 +73,9 @@ def doctor(
         client = stack.enter_context(CoordinatorClient(parsed)) if parsed is not None else None
         used, held = usable_device(device), _held(moments)
         sources = RealSources(home or default_home(), used, precision, listen, parsed, client, held)
-        has_run = parsed is not None
-        findings = Examination(sources, has_run=has_run, moments=held, watts=watts, price=price).findings()
-        is_well = _tell_json(findings) if json_output else _tell(findings)
+        has_run, left_s = parsed is not None, LIMIT_S - (time.monotonic() - began)
+        look = Examination(sources, has_run=has_run, moments=held, watts=watts, price=price, limit_s=left_s)
+        is_well = (_tell_json if json_output else _tell)(look.findings())
     if not is_well:
         raise typer.Exit(1)
 

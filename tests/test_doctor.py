@@ -6,9 +6,10 @@ import re
 import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import torch
 
 from peer.doctor.computer import Computer, NvidiaCard, of_computer, of_disk
 from peer.doctor.costs import Power, of_power, of_speed, of_traffic
@@ -16,12 +17,16 @@ from peer.doctor.examination import AskedRun, Examination
 from peer.doctor.finding import Finding
 from peer.doctor.fit import Fit, QuickLook, Room, fit_of, of_download, of_fit
 from peer.doctor.reach import Knocks, Listened, of_line, of_own_address, own_address
+from peer.doctor.sources import RealSources
+from peer.doctor.speed import Measurement, NotMeasured, usual_shape
 from peer.link.channel import CoordinatorOlder
+from peer.link.client import CoordinatorClient
 from peer.link.clock import Clock
 from peer.link.estimate import terms_of
-from peer.link.line import MeasuredLine
-from protocol import words
-from protocol.errors import CoordinatorAway, InputError, PotluckError, SignatureError
+from peer.link.line import MeasuredLine, measure_line
+from peer.training.model_shape import ModelShape
+from protocol import coordinator_pb2, words
+from protocol.errors import CoordinatorAway, FormatError, InputError, PotluckError, SignatureError
 from tests.test_terms import INVITE, description, status
 from tests.test_words import check_chinese
 
@@ -144,6 +149,62 @@ def test_a_run_that_is_over_cannot_be_joined(tmp_path: Path) -> None:
     ended = asked(tmp_path)
     assert examine(tmp_path, ask=replace(ended, run=ended.run._replace(round=100)))["run"].level == "bad"
     assert examine(tmp_path, ask=replace(ended, run=ended.run._replace(round=99)))["run"].level == "good"
+
+
+class Host:
+    """A coordinator that answers `Measure` as a test says; stands for a client and its connection."""
+
+    def __init__(self, **answer: Any) -> None:
+        self.connection, self._answer = self, answer
+
+    def call(self, method: str, request: Any, timeout_s: float) -> Any:
+        assert method == "Measure" and timeout_s > 0
+        honest = {"data": bytes(request.want_bytes), "seen": PUBLIC, "reached": coordinator_pb2.OPEN}
+        return coordinator_pb2.MeasureReply(**honest | self._answer)
+
+
+@pytest.mark.parametrize("answer", [{"data": b""}, {"data": bytes(1 << 20)}, {"seen": "x" * 10_000}, {"seen": ""}])
+def test_a_host_that_answers_something_else_is_not_believed(answer: dict[str, Any]) -> None:
+    assert measure_line(cast(CoordinatorClient, Host())).seen == PUBLIC
+    with pytest.raises(FormatError) as caught:
+        measure_line(cast(CoordinatorClient, Host(**answer)))
+    assert len(caught.value.message) < 200
+
+
+def test_an_answer_of_a_newer_host_is_not_taken_for_no() -> None:
+    assert measure_line(cast(CoordinatorClient, Host(reached=coordinator_pb2.CLOSED))).reached is False
+    assert measure_line(cast(CoordinatorClient, Host(reached=77))).reached is None
+
+
+@pytest.mark.parametrize("sizes", [{"keys": 48}, {"keys": 128}, {"queries": 63, "keys": 21}, {"queries": 1, "keys": 1}])
+def test_a_shape_that_no_layer_can_be_made_of_is_guessed(sizes: dict[str, int]) -> None:
+    usual = ModelShape(64, 2, 100, 64, 32, 128, gated=True, tied=True, experts=False)
+    assert usual_shape(usual, 10**6) is usual
+    assert usual_shape(replace(usual, **sizes), 10**6) == ModelShape.guessed(10**6)
+
+
+def test_a_guessed_shape_can_be_measured() -> None:
+    shape = ModelShape.guessed(10**5)
+    speed = Measurement(description().card.spec, shape, torch.device("cpu"), 1, wanted="fp32", limit_s=0.0).run()
+    assert speed.tokens_per_s > 0
+
+
+def test_a_layer_that_memory_cannot_hold_is_not_measured(tmp_path: Path) -> None:
+    run, sources = asked(tmp_path), RealSources(tmp_path, "cpu", "fp32", "127.0.0.1:0")
+    with pytest.raises(NotMeasured, match="takes about"):
+        sources.tokens_per_s(run, Fit(Room(64 * GB, 1000), 10 * GB, False, 0))
+
+
+@pytest.mark.parametrize("tokens_per_s", [-1000.0, 5e-324, 1e308])
+def test_a_speed_that_a_host_makes_up_breaks_nothing(tokens_per_s: float, tmp_path: Path) -> None:
+    told = status(tokens_per_s=tokens_per_s)
+    assert all("nan" not in finding.text for finding in of_speed(1000.0, told))
+    terms = terms_of(INVITE, description(round_seconds=None, round_tokens=60_000), told, tmp_path)
+    assert "inf" not in of_traffic(terms, LINE, 1000.0).text
+
+
+def test_a_time_that_a_host_makes_up_breaks_nothing(tmp_path: Path) -> None:
+    assert terms_of(INVITE, description(), status((1, 0.0), (2, 5e-324)), tmp_path).traffic_bytes_per_hour
 
 
 # ---- each finding ----------------------------------------------------------------------------------------------------

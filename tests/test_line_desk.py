@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.line import CALLS, DIALS, DIALS_AT_ONCE, LineDesk
+from coordinator.line import CALLS, CALLS_OF_ALL, DIALS, DIALS_AT_ONCE, DIALS_OF_ALL, LineDesk
 from protocol.coordinator_pb2 import CLOSED, NOT_TRIED, OPEN, MeasureRequest
 from protocol.errors import FormatError, NetworkError
 from protocol.rpc import MAX_MEASURED_BYTES
@@ -51,6 +51,22 @@ def test_a_network_is_answered_a_few_times_a_minute_and_the_others_all_the_same(
     asked.measure(MeasureRequest(), "8.8.8.8")
     now[0] = 6.0
     asked.measure(MeasureRequest(), PUBLIC)
+
+
+def test_many_networks_together_get_no_more_than_a_line_can_bear() -> None:
+    asked = desk()
+    for number in range(2 * CALLS_OF_ALL):
+        asked.measure(MeasureRequest(), f"2001:4860:4860:{number:x}::/64")
+    with pytest.raises(NetworkError, match="by all together"):
+        asked.measure(MeasureRequest(), PUBLIC)
+
+
+def test_many_networks_together_have_few_dialled() -> None:
+    dialled = Dialled()
+    asked = desk(dialled)
+    for number in range(2 * DIALS_OF_ALL + 5):
+        asked.measure(MeasureRequest(port=4710), f"8.8.4.{number}")
+    assert len(dialled.calls) == 2 * DIALS_OF_ALL
 
 
 @pytest.mark.parametrize(("answers", "reached"), [(True, OPEN), (False, CLOSED)])

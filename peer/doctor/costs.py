@@ -36,7 +36,7 @@ def of_speed(tokens_per_s: float, status: RunStatus | None) -> Iterator[Finding]
     yield Finding("speed", "good", f"speed: {low} to {high} tokens/s here, an estimate from passes of one layer")
     if status is None:
         return
-    if not status.tokens_per_s:
+    if status.tokens_per_s <= 0:  # or the host says nonsense
         yield Finding("share", "good", "share: nobody works on this run now, a round would be all yours")
         return
     share, others = 100 * tokens_per_s / (tokens_per_s + status.tokens_per_s), f"{status.tokens_per_s:,.0f}"

@@ -69,10 +69,11 @@ class Knocks:
     def _listen(self) -> None:
         while True:
             try:
-                self._socket.accept()[0].close()
+                caller = self._socket.accept()[0]
             except OSError:  # closed
                 return
-            self.heard += 1
+            self.heard += 1  # before the caller can see that it is closed
+            caller.close()
 
 
 def own_address(towards: str = _NOWHERE) -> str:

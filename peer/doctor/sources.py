@@ -13,9 +13,10 @@ from peer.doctor.reach import Knocks, Listened, own_address
 from peer.link.client import CoordinatorClient
 from peer.link.estimate import terms_of
 from peer.link.line import MeasuredLine, measure_line
+from peer.link.versions import check_versions
 from peer.net.listening import split_host_port
+from peer.screen.terms import size_text
 from peer.training.memory import MomentsKind, base_parameters
-from peer.training.model_shape import ModelShape
 from protocol.errors import FormatError, NetworkError
 from protocol.invite import Invite
 
@@ -54,6 +55,7 @@ class RealSources:
     def ask(self) -> AskedRun:
         assert self.invite is not None and self.client is not None, "only asked where there is a run"
         run = self.client.get_run()
+        check_versions(run.version, run.release)
         try:
             status = self.client.status()
         except (NetworkError, FormatError):  # estimates want it, nothing else does
@@ -71,10 +73,16 @@ class RealSources:
     def tokens_per_s(self, asked: AskedRun, fit: Fit) -> float:
         import torch
 
-        from peer.doctor.speed import Measurement
+        from peer.doctor.speed import Measurement, NotMeasured, layer_bytes, usual_shape
 
         spec = asked.run.card.spec
-        shape = asked.run.shape or ModelShape.guessed(base_parameters(spec))
+        shape = usual_shape(asked.run.shape, base_parameters(spec))
+        needed, free = layer_bytes(shape), fit.room.free_bytes
+        if needed > free:
+            raise NotMeasured(
+                f"to measure one layer takes about {size_text(needed)}, and {size_text(free)} is free",
+                "close other programs, and look again",
+            )
         measurement = Measurement(
             spec,
             shape,

@@ -26,7 +26,7 @@ from peer.training.micro_batch import PASSES, MicroBatch
 from peer.training.model_shape import ModelShape
 from peer.training.precision import Card, Precision, autocast, choose
 from peer.training.schedule_free import make_optimizer
-from protocol.errors import InputError
+from protocol.errors import InputError, PotluckError
 from protocol.run_spec import RunSpec
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,10 @@ LONG_S = 0.7  # a longer pass is measured on fewer tokens
 FEWEST_TOKENS = 64
 OPTIMIZED = 1 << 22  # values of a measured optimizer step
 AGAIN = 4 / 3  # a pass whose forward half is computed twice
+
+
+class NotMeasured(PotluckError):
+    """How fast it would be here cannot be found out."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,16 @@ class Measurement:
         self._head_VD.requires_grad_(spec.method.kind == "full")
 
     def run(self) -> Speed:
-        """Raises: InputError: memory runs out."""
+        """Raises: InputError: memory runs out. NotMeasured: the device fails otherwise."""
         try:
             return self._run()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
-                raise
+                why = str(error).partition("\n")[0].partition(". ")[0][:200]  # torch goes on for a page
+                raise NotMeasured(
+                    f"torch fails over one layer of this run's model: {why}",
+                    "update the card's driver, and install the torch for it, as pytorch.org says; or give --device cpu",
+                ) from error
         raise InputError(
             "memory ran out over one layer of this run's model", "close other programs, or join a smaller run"
         )
@@ -159,6 +167,19 @@ class Measurement:
             optimizer.step(1.0, self._spec.inner.lr, 1)
             times.append(clock.seconds())
         return min(times) * trained / values
+
+
+def usual_shape(shape: ModelShape | None, parameters: int) -> ModelShape:
+    """The shape if a layer can be made of it, else a guess: a config.json from outside may say anything."""
+    if shape is None or shape.queries % shape.keys or _head_size(shape.queries, shape.keys) % 2:
+        return ModelShape.guessed(parameters)
+    return shape
+
+
+def layer_bytes(shape: ModelShape) -> int:
+    """What is measured, in memory: weights of a layer and of the head, gradients, and copies in another precision."""
+    mlp = (3 if shape.gated else 2) * shape.width * shape.inner
+    return 12 * (shape.attention + mlp + shape.embedding)
 
 
 class _Layer(torch.nn.Module):

@@ -6,6 +6,7 @@ least as fast as what is said of it.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 from peer.link.client import CoordinatorClient
 from peer.link.clock import Clock
 from protocol import coordinator_pb2
+from protocol.errors import FormatError
 from protocol.rpc import MAX_MEASURED_BYTES
 
 TIMES = 3  # each way
@@ -45,14 +47,19 @@ def measure_line(
     Raises:
         CoordinatorOlder: it does not know how.
         CoordinatorAway: it does not answer, or was asked too often.
+        FormatError: it answers something else than was asked for.
     """
     heard = Clock()
 
     def call(**values: Any) -> tuple[float, Any]:
         began, sent = now(), time.time()
         reply = client.connection.call("Measure", coordinator_pb2.MeasureRequest(**values), timeout_s=CALL_S)
+        took_s = max(now() - began, 1e-6)
         heard.heard(sent=sent, received=time.time(), theirs=reply.time)
-        return max(now() - began, 1e-6), reply
+        wanted = values.get("want_bytes", 0)
+        if len(reply.data) != wanted:  # or a line would seem as fast as the host likes
+            raise FormatError(f"the host was asked for {wanted} bytes, and sent {len(reply.data)}")
+        return took_s, reply
 
     def fastest(empty_s: float, **values: Any) -> float:
         """Bytes a second, without the time that a call takes anyway."""
@@ -65,6 +72,13 @@ def measure_line(
     empty_s, _ = call()
     up = fastest(empty_s, data=os.urandom(MAX_MEASURED_BYTES))
     down = fastest(empty_s, want_bytes=MAX_MEASURED_BYTES)
-    tried = first.reached != coordinator_pb2.NOT_TRIED
-    reached = first.reached == coordinator_pb2.OPEN if tried else None
-    return MeasuredLine(empty_s, up, down, first.seen, reached, heard)
+    reached = {coordinator_pb2.OPEN: True, coordinator_pb2.CLOSED: False}.get(first.reached)
+    return MeasuredLine(empty_s, up, down, _network(first.seen), reached, heard)
+
+
+def _network(seen: str) -> str:
+    """Where a call came from, by the coordinator's word. Raises: FormatError: neither an address nor a network."""
+    try:
+        return str(ipaddress.ip_network(seen)).removesuffix("/32")
+    except ValueError:
+        raise FormatError(f"the host says that this computer is at {seen[:80]!r}, which is no address") from None
