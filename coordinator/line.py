@@ -20,7 +20,7 @@ from protocol import coordinator_pb2
 from protocol.errors import FormatError, NetworkError
 from protocol.rpc import MAX_MEASURED_BYTES
 
-CALLS = 10  # a minute from one network: one look is eight calls
+CALLS = 20  # a minute from one network: one look is eight calls
 CALLS_OF_ALL = 120  # a minute: at most 4.2 Mbit/s each way, whoever and from however many networks
 DIALS = 2  # a minute from one network
 DIALS_OF_ALL = 30  # a minute

@@ -19,7 +19,7 @@ from peer.doctor.fit import Fit, QuickLook, Room, fit_of, of_download, of_fit
 from peer.doctor.reach import Knocks, Listened, of_line, of_own_address, own_address
 from peer.doctor.sources import RealSources
 from peer.doctor.speed import Measurement, NotMeasured, usual_shape
-from peer.link.channel import CoordinatorOlder
+from peer.link.channel import CoordinatorBusy, CoordinatorOlder
 from peer.link.client import CoordinatorClient
 from peer.link.clock import Clock
 from peer.link.estimate import terms_of
@@ -126,10 +126,11 @@ def test_a_host_that_does_not_answer_is_told_beside_the_rest(error: PotluckError
     assert "device" in found and "speed" not in found
 
 
-def test_an_older_host_measures_nothing_and_that_is_no_fault(tmp_path: Path) -> None:
+def test_an_older_host_or_a_busy_one_measures_nothing_and_that_is_no_fault(tmp_path: Path) -> None:
     found = examine(tmp_path, line=CoordinatorOlder("older"))
     assert found["line"].level == "note" and "not measured" in found["line"].text
     assert not {"clock", "reach"} & found.keys() and "speed" in found
+    assert "wait a minute" in examine(tmp_path, line=CoordinatorBusy("asked too often"))["line"].remedy
 
 
 @pytest.mark.parametrize(

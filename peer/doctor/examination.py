@@ -19,11 +19,11 @@ from peer.doctor.finding import Errand, Finding
 from peer.doctor.fit import Fit, fit_of, of_download, of_fit
 from peer.doctor.reach import Listened, of_line, of_own_address
 from peer.link.answers import RunDescription
-from peer.link.channel import CoordinatorOlder
+from peer.link.channel import CoordinatorBusy, CoordinatorOlder
 from peer.link.line import MeasuredLine
 from peer.screen.terms import JoinTerms
 from peer.training.memory import MomentsKind
-from protocol.errors import InputError, PotluckError
+from protocol.errors import CoordinatorAway, InputError, PotluckError
 from protocol.status import RunStatus
 
 LIMIT_S = 28.0  # in all
@@ -123,9 +123,12 @@ class Examination:
         except CoordinatorOlder as error:
             remedy = "nothing to do here; a clock that is wrong is told when you join"
             return None, [Finding("line", "note", f"line, clock and reach: not measured; {error.message}", remedy)]
+        except CoordinatorBusy:
+            text = "line, clock and reach: not measured, the host was asked too often just now"
+            return None, [Finding("line", "note", text, "wait a minute, and look again")]
         except PotluckError as error:
             text = f"line, clock and reach: not measured; {error.message}"
-            return None, [Finding("line", "note", text, error.hint or _AGAIN)]
+            return None, [Finding("line", "note", text, _remedy(error))]
         return line, list(of_line(line, place))
 
     def _speed(self, asked: AskedRun, fit: Fit) -> float | None:
@@ -143,7 +146,7 @@ class Examination:
             return errand.within(self._left(seconds))
         except PotluckError as error:
             level = "note" if key == "speed" and not isinstance(error, InputError) else "bad"
-            self._problems.append(Finding(key, level, _failed(key, error), error.hint or _AGAIN))  # type: ignore[arg-type]
+            self._problems.append(Finding(key, level, _failed(key, error), _remedy(error)))  # type: ignore[arg-type]
             return None
 
     def _failed(self) -> Iterator[Finding]:
@@ -154,7 +157,10 @@ class Examination:
         return min(seconds, self._until - self._clock())
 
 
-_AGAIN = "try again; if it stays so, report it to the project"
+def _remedy(error: PotluckError) -> str:
+    if isinstance(error, CoordinatorAway):  # whose own hint is for members
+        return "check the network, or ask the host whether the run is up"
+    return error.hint or "try again; if it stays so, report it to the project"
 
 
 def _failed(key: str, error: PotluckError) -> str:
