@@ -14,6 +14,7 @@ import typer
 
 from commands.options import Home, Lang
 from commands.talk import need, say
+from commands.volunteer import usable_device
 from protocol import words
 from protocol.errors import InputError
 
@@ -236,6 +237,8 @@ def _agrees(plan: ServicePlan, given: dict[str, Any]) -> bool:
     """Show the run's terms, as `join` does, and ask."""
     need("peer", "torch", "hivemind")
     from peer.disk.peer_folder import PeerFolder
+    from peer.doctor.fit import QuickLook
+    from peer.doctor.probes import room_of
     from peer.link.client import CoordinatorClient
     from peer.link.newcomer import Newcomer
     from peer.screen.terminal import TerminalScreen
@@ -250,7 +253,8 @@ def _agrees(plan: ServicePlan, given: dict[str, Any]) -> bool:
             newcomer = Newcomer(
                 plan.invite, client, identity, folder, screen, reduce_only=reduce_only, cache_bytes=cache_bytes
             )
-            return newcomer.agree()
+            room = None if reduce_only else room_of(usable_device(given["device"]))
+            return newcomer.agree(QuickLook(room, plan.home, given["moments"]).check)
     finally:
         screen.close()
         folder.close()

@@ -31,6 +31,7 @@ from collections import OrderedDict
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from coordinator.per_minute import PerMinute
 from coordinator.store.database import Store, Tables
 from protocol import certificate
 from protocol.errors import FormatError, NetworkError, RefusedError
@@ -42,8 +43,6 @@ logger = logging.getLogger(__name__)
 CHALLENGE_LIFETIME_S = 60
 MAX_USED = 100_000  # challenges that were answered and have not expired
 MAX_GUESSERS = 10_000  # networks that sent a wrong code
-MAX_NETWORKS = 10_000  # whose newcomers are counted
-BURST_MINUTES = 2  # so much of a network's rate may come at once
 RENEWED_S = 60.0  # a renewal that follows another so soon is not written down
 LONGEST_WAIT_S = 64.0  # after wrong codes
 _CHALLENGE = struct.Struct(">16sQ32s")
@@ -136,38 +135,6 @@ def _uninvited() -> RefusedError:
     return RefusedError("this run is by invite: the admission code is wrong or missing", hint)
 
 
-class NewcomerLimit:
-    """So many new identities a minute from one network, and twice as many at once after a pause.
-
-    >>> limit = NewcomerLimit(per_minute=1)
-    >>> limit.take("203.0.113.7", 0.0), limit.take("203.0.113.7", 0.0)
-    (None, None)
-    >>> limit.take("203.0.113.7", 30.0)
-    Traceback (most recent call last):
-    ...
-    protocol.errors.NetworkError: too many new members from your network at once: wait 30 s
-    >>> limit.take("203.0.113.8", 30.0), limit.take("203.0.113.7", 60.0)
-    (None, None)
-    """
-
-    def __init__(self, per_minute: int) -> None:
-        self._every_s, self._burst_s = 60.0 / per_minute, 60.0 * BURST_MINUTES
-        self._paid_until: OrderedDict[str, float] = OrderedDict()  # network -> when all that it took is made up for
-
-    def take(self, network: str, now: float) -> None:
-        """Count one in. Raises: NetworkError: too many came."""
-        paid = max(self._paid_until.get(network, 0.0), now) + self._every_s
-        if paid > now + self._burst_s:
-            wait_s = paid - now - self._burst_s
-            raise NetworkError(
-                f"too many new members from your network at once: wait {wait_s:.0f} s", "it is tried again by itself"
-            )
-        self._paid_until[network] = paid
-        self._paid_until.move_to_end(network)
-        if len(self._paid_until) > MAX_NETWORKS:
-            self._paid_until.popitem(last=False)
-
-
 class Admission:
     """Makes members of one run.
 
@@ -195,7 +162,7 @@ class Admission:
         per_minute: int = 20,
     ) -> None:
         self._store, self._key, self._run, self._lifetime_s = store, key, run, lifetime_s
-        self._max_members, self._newcomers = max_members, NewcomerLimit(per_minute)
+        self._max_members, self._newcomers = max_members, PerMinute(per_minute)
         self._challenges = Challenges()
         self._guard = CodeGuard(code)
         self._code = code or ""
@@ -230,12 +197,19 @@ class Admission:
             if not known and not reducer:
                 self._guard.check(code, address, now)
             if not known:
-                self._newcomers.take(address, now)
+                self._count_newcomer(address, now)
             self._challenges.use(challenge, now)
         self._enter(peer_id, now)
         return certificate.issue(
             self._key, run=self._run, peer_id=peer_id, lifetime_s=self._lifetime_s, now=now, reducer=reducer
         )
+
+    def _count_newcomer(self, network: str, now: float) -> None:
+        """Raises: NetworkError: too many came from there."""
+        if wait_s := self._newcomers.take(network, now):
+            raise NetworkError(
+                f"too many new members from your network at once: wait {wait_s:.0f} s", "it is tried again by itself"
+            )
 
     def _enter(self, peer_id: str, now: float) -> None:
         """Write down that a peer is a member. Raises: RefusedError: the run is full."""

@@ -12,6 +12,7 @@ from coordinator.admission import Admission
 from coordinator.beginning import Beginning
 from coordinator.board import Board
 from coordinator.gap import Gap
+from coordinator.line import LineDesk
 from coordinator.places import Places
 from coordinator.publisher import Publisher
 from coordinator.receipts import ReceiptDesk
@@ -64,7 +65,7 @@ class CoordinatorService:
         self._reports, self._receipts, self._board, self._publisher = reports, receipts, board, publisher
         self._calls = Places(total=MEMBERS, each=EACH)
         self.transfers = Places(total=MEMBERS, each=TRANSFERS_EACH)
-        self._twins, self._gap = Twins(offer.card.run), Gap()
+        self._twins, self._gap, self._line = Twins(offer.card.run), Gap(), LineDesk()
 
     @property
     def upload_s(self) -> float:
@@ -192,6 +193,9 @@ class CoordinatorService:
             return coordinator_pb2.GetStatusReply(status=status)
         head, proof = self._receipts.growth(request.ledger_size)
         return coordinator_pb2.GetStatusReply(status=status, ledger_head=head, consistency=proof)
+
+    def Measure(self, request: Any, network: str) -> Any:
+        return self._line.measure(request, network)
 
     @contextmanager
     def _call(self, token: str) -> Iterator[str]:

@@ -17,6 +17,8 @@ from pathlib import Path
 from peer.disk.outbox import Outbox
 from peer.disk.peer_folder import PeerFolder
 from peer.disk.receipts import Receipts
+from peer.doctor.fit import QuickLook
+from peer.doctor.probes import room_of
 from peer.handing_on import Outcome
 from peer.limits.answers import LiveState
 from peer.limits.control import Control
@@ -78,7 +80,8 @@ class Volunteer:
                 cache_bytes=config.cache_bytes,
                 moments=config.moments,
             )
-            admitted = newcomer.admit()
+            room = None if reduce_only else room_of(config.device)
+            admitted = newcomer.admit(QuickLook(room, config.home, config.moments).check)
             if admitted is None:
                 return False
             if isinstance(admitted, RunOver):

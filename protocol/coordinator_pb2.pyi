@@ -12,9 +12,18 @@ class Twin(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     NONE: _ClassVar[Twin]
     CAME_LATER: _ClassVar[Twin]
     CAME_FIRST: _ClassVar[Twin]
+
+class Reached(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    NOT_TRIED: _ClassVar[Reached]
+    OPEN: _ClassVar[Reached]
+    CLOSED: _ClassVar[Reached]
 NONE: Twin
 CAME_LATER: Twin
 CAME_FIRST: Twin
+NOT_TRIED: Reached
+OPEN: Reached
+CLOSED: Reached
 
 class GetRunRequest(_message.Message):
     __slots__ = ()
@@ -273,3 +282,25 @@ class GetStatusReply(_message.Message):
     ledger_head: str
     consistency: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, status: _Optional[bytes] = ..., ledger_head: _Optional[str] = ..., consistency: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class MeasureRequest(_message.Message):
+    __slots__ = ("data", "want_bytes", "port")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    WANT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    want_bytes: int
+    port: int
+    def __init__(self, data: _Optional[bytes] = ..., want_bytes: _Optional[int] = ..., port: _Optional[int] = ...) -> None: ...
+
+class MeasureReply(_message.Message):
+    __slots__ = ("data", "time", "seen", "reached")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
+    REACHED_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    time: float
+    seen: str
+    reached: Reached
+    def __init__(self, data: _Optional[bytes] = ..., time: _Optional[float] = ..., seen: _Optional[str] = ..., reached: _Optional[_Union[Reached, str]] = ...) -> None: ...

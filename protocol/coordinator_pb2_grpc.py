@@ -99,6 +99,11 @@ class CoordinatorStub:
                 request_serializer=protocol_dot_coordinator__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=protocol_dot_coordinator__pb2.GetStatusReply.FromString,
                 _registered_method=True)
+        self.Measure = channel.unary_unary(
+                '/potluck.v1.Coordinator/Measure',
+                request_serializer=protocol_dot_coordinator__pb2.MeasureRequest.SerializeToString,
+                response_deserializer=protocol_dot_coordinator__pb2.MeasureReply.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServicer:
@@ -195,6 +200,13 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Measure(self, request, context):
+        """anyone, a few times a minute: how is my line?
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -262,6 +274,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=protocol_dot_coordinator__pb2.GetStatusRequest.FromString,
                     response_serializer=protocol_dot_coordinator__pb2.GetStatusReply.SerializeToString,
+            ),
+            'Measure': grpc.unary_unary_rpc_method_handler(
+                    servicer.Measure,
+                    request_deserializer=protocol_dot_coordinator__pb2.MeasureRequest.FromString,
+                    response_serializer=protocol_dot_coordinator__pb2.MeasureReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -615,6 +632,33 @@ class Coordinator:
             '/potluck.v1.Coordinator/GetStatus',
             protocol_dot_coordinator__pb2.GetStatusRequest.SerializeToString,
             protocol_dot_coordinator__pb2.GetStatusReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Measure(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/potluck.v1.Coordinator/Measure',
+            protocol_dot_coordinator__pb2.MeasureRequest.SerializeToString,
+            protocol_dot_coordinator__pb2.MeasureReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,6 +27,7 @@ MAX_CHAIN_ROUNDS = 512  # in one chain of agreements that the ledger asks for
 MAX_CHAIN_BYTES = MAX_AGREEMENT_BYTES  # likewise, together
 PART_BYTES = 1 << 20  # of a file or a state, in one message
 MAX_MODEL_CONFIG_BYTES = 1 << 18  # of a config.json that is sent along with a run's description
+MAX_MEASURED_BYTES = 1 << 18  # that one call sends to and fro to see how fast the line is
 MAX_CHALLENGE_BYTES = 256
 MAX_CODE_CHARS = 128
 SESSION_BYTES = 8  # drawn at a process's start

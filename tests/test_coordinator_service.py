@@ -17,8 +17,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from coordinator.host import Host
 from coordinator.service import CoordinatorService
 from peer.link.answers import RunDescription
-from peer.link.channel import open_channel
+from peer.link.channel import CoordinatorOlder, open_channel, translate
 from peer.link.client import CoordinatorClient
+from peer.link.line import measure_line
 from peer.training.genesis import load_state
 from protocol import certificate, coordinator_pb2, coordinator_pb2_grpc
 from protocol.epoch import open_word
@@ -299,3 +300,20 @@ def test_host_that_is_gone_is_away(tmp_path: Path) -> None:
     with CoordinatorClient(invite, timeout_s=3) as client, pytest.raises(CoordinatorAway) as caught:
         client.get_run()
     assert "training goes on" in caught.value.hint
+
+
+def test_a_line_is_measured_without_a_certificate_and_only_so_often(site: Site) -> None:
+    with CoordinatorClient(site.host.invite) as stranger:
+        line = measure_line(stranger, port=4710)
+        assert min(line.up_bytes_s, line.down_bytes_s, line.round_trip_s) > 0
+        assert (line.seen, line.reached, line.clock.is_wrong) == ("127.0.0.1", None, False)
+        with pytest.raises(CoordinatorAway, match="too many measurements"):
+            for _ in range(8):
+                measure_line(stranger)
+
+
+def test_a_call_that_a_host_is_too_old_for_is_told_from_one_that_fails(site: Site) -> None:
+    with open_channel(site.host.invite.addresses[0], site.host.invite.tls, 5.0) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary("/potluck.v1.Coordinator/OfTomorrow")(b"", timeout=10)
+        assert isinstance(translate(caught.value), CoordinatorOlder)

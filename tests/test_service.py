@@ -216,7 +216,7 @@ def test_the_owner_is_asked_for_the_terms_unless_they_agreed_before(
     agrees: bool, desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[bool] = []
-    monkeypatch.setattr(Newcomer, "agree", lambda newcomer: asked.append(True) or agrees)
+    monkeypatch.setattr(Newcomer, "agree", lambda newcomer, look: asked.append(True) or agrees)
     code, out, _ = desk.type("service", "install", str(INVITE))
     assert (code, asked, desk.unit.exists()) == (0 if agrees else 1, [True], agrees)
     assert ("not installed" in out) == (not agrees)

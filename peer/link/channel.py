@@ -45,6 +45,10 @@ class CoordinatorBusy(CoordinatorAway):
     """It is there, and has no room for this call now."""
 
 
+class CoordinatorOlder(NetworkError):
+    """It is there, and does not know this call."""
+
+
 def open_channel(address: str, tls_digest: str, timeout_s: float) -> grpc.Channel:
     """Connect to `host:port`, only if its certificate has the SHA-256 `tls_digest` (hex).
 
@@ -115,6 +119,8 @@ def translate(error: grpc.RpcError) -> PotluckError:
     details = (error.details() or "") if isinstance(error, grpc.Call) else str(error)
     if code in _AWAY:
         return _AWAY[code](f"the coordinator does not answer: {details or code.name}", _AWAY_HINT)
+    if code == grpc.StatusCode.UNIMPLEMENTED:
+        return CoordinatorOlder("the host's Potluck is older, and does not know this call", "ask the host to update it")
     kind = _REFUSALS.get(code)
     if kind is None:
         return NetworkError(f"the coordinator failed: {code.name}: {details}", "try again; tell the host if it stays")

@@ -21,6 +21,7 @@ from protocol.status import RunStatus
 _KEPT_CHECKPOINTS = 2  # as far back as a peer keeps rounds: `peer.disk.kept_states.KEPT_STATES`
 _BETWEEN_WHOLE = 33  # rounds at most: `peer.disk.kept_states.MOST_REPLAYED`
 _MEASURED_OVER = 6  # evaluations
+_SHORTEST_ROUND_S, _LONGEST_ROUND_S = 0.01, 1e9  # by whatever the coordinator says
 
 
 def terms_of(
@@ -90,6 +91,11 @@ def _kept_bytes(spec: RunSpec, *, reduce_only: bool, moments: MomentsKind) -> in
 
 def _round_s(spec: RunSpec, status: RunStatus | None) -> float | None:
     """Seconds from one average to the next: as they were lately, else as the run asks for; None: nobody knows yet."""
+    found = _told_round_s(spec, status)
+    return None if found is None else min(max(found, _SHORTEST_ROUND_S), _LONGEST_ROUND_S)
+
+
+def _told_round_s(spec: RunSpec, status: RunStatus | None) -> float | None:
     measured = [] if status is None else list(status.evaluations[-_MEASURED_OVER:])
     if len(measured) > 1 and measured[-1].round > measured[0].round and measured[-1].time > measured[0].time:
         return (measured[-1].time - measured[0].time) / (measured[-1].round - measured[0].round)

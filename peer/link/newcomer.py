@@ -40,6 +40,11 @@ logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0  # between two tries
 T = TypeVar("T")
+Look = Callable[[RunDescription, JoinTerms], None]  # raises InputError where this computer cannot take part
+
+
+def anything_goes(run: RunDescription, terms: JoinTerms) -> None:
+    """The `Look` that stops nobody."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,11 @@ class Newcomer:
         self._reduce_only, self._cache_bytes, self._moments = reduce_only, cache_bytes, moments
         self._agreed = False
 
-    def admit(self) -> Admitted | RunOver | None:
+    def admit(self, look: Look = anything_goes) -> Admitted | RunOver | None:
         """Become a member and have all files here; None when the owner does not agree to the terms.
+
+        Args:
+            look: at a run that is new here, before its owner is asked.
 
         Raises:
             PotluckError: what waiting does not help against: a wrong invite, a refusal, a full disk.
@@ -91,7 +99,7 @@ class Newcomer:
         backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while True:
             try:
-                return self._ask()
+                return self._ask(look)
             except NetworkError as error:
                 admitted = self._from_disk() if isinstance(error, CoordinatorAway) else None
                 if admitted is not None:
@@ -100,15 +108,15 @@ class Newcomer:
                 self._tell(error)
             time.sleep(backoff.failed())
 
-    def agree(self) -> bool:
-        """Show the run's terms to the owner, and nothing else; whether they agree.
+    def agree(self, look: Look = anything_goes) -> bool:
+        """Show the run's terms to the owner, and nothing else; whether they agree. Argument as for `admit`.
 
         Raises:
             PotluckError: the coordinator does not answer, or this peer cannot join.
         """
         description = self._client.get_run()
         check_versions(description.version, description.release)
-        return self._screen.agree(self._terms(description))
+        return self._is_agreed_to(description, look)
 
     def _tell(self, error: NetworkError) -> None:
         if isinstance(error, ClockWrong):
@@ -116,7 +124,7 @@ class Newcomer:
         else:
             self._screen.problem("coordinator-needed", reason=error.message)
 
-    def _ask(self) -> Admitted | RunOver | None:
+    def _ask(self, look: Look) -> Admitted | RunOver | None:
         description = self._client.get_run()
         check_versions(description.version, description.release)
         card = description.card
@@ -125,7 +133,7 @@ class Newcomer:
         is_last = 0 < rounds <= description.round  # who has the last state hands it in, if that is still wanted
         if description.finished or (is_last and not is_kept(self._folder.path, rounds)):
             return RunOver(card, description.round, known)
-        if not known and not self._screen.agree(self._terms(description)):
+        if not known and not self._is_agreed_to(description, look):
             return None
         self._agreed = True
         if not self._reduce_only:  # before gigabytes are fetched in vain
@@ -149,6 +157,11 @@ class Newcomer:
             tell_clock(self._screen.problem, self._client.clock.offset_s)
         held = self._held(enrollment.certificate, enrollment.expires)
         return Admitted(card, held, files, list(enrollment.swarm_addresses) + self._folder.read_addresses())
+
+    def _is_agreed_to(self, description: RunDescription, look: Look) -> bool:
+        terms = self._terms(description)
+        look(description, terms)
+        return self._screen.agree(terms)
 
     def _terms(self, description: RunDescription) -> JoinTerms:
         try:

@@ -20,7 +20,7 @@ from peer.screen.download_bar import DownloadBar
 from peer.screen.messages import text
 from peer.screen.rounds import describe, name_left_out
 from peer.screen.screen import tell_held
-from peer.screen.terms import JoinTerms, duration
+from peer.screen.terms import JoinTerms, count_text, duration, size_text
 from peer.sync.shelf import Head
 from peer.trainer import WorkReport
 from protocol import words
@@ -75,15 +75,15 @@ class TerminalScreen:
         say, spec = self._text, terms.card.spec
         yield "run", spec.run.name
         yield "host", say("host-is", address=terms.address, root=terms.root[:16])
-        total, trained = _short(spec.model.parameters), _short(spec.model.trainable)
+        total, trained = count_text(spec.model.parameters), count_text(spec.model.trainable)
         whole = spec.model.parameters == spec.model.trainable
         model = say("model-whole" if whole else "model-part", name=spec.model.name, total=total, trainable=trained)
         yield "model", say("with-licence", what=model, licence=spec.model.license)
         yield "data", self._data(spec)
-        here = say("partly-here", size=_bytes(terms.here_bytes)) if terms.here_bytes else ""
-        yield "download", _bytes(terms.download_bytes) + here
-        yield "disk", say("about", what=_bytes(terms.disk_bytes))
-        yield "memory", say("about", what=_bytes(terms.memory_bytes))
+        here = say("partly-here", size=size_text(terms.here_bytes)) if terms.here_bytes else ""
+        yield "download", size_text(terms.download_bytes) + here
+        yield "disk", say("about", what=size_text(terms.disk_bytes))
+        yield "memory", say("about", what=size_text(terms.memory_bytes))
         yield "traffic", self._traffic(terms)
         yield "lasts", self._lasts(terms)
         yield "sent", say("what-is-sent-reducing" if self._reduce_only else "what-is-sent")
@@ -98,7 +98,7 @@ class TerminalScreen:
             names = ", ".join(source.name for source in data.sources)
             licences = ", ".join(dict.fromkeys(source.license for source in data.sources))
             return say("with-licence", what=say("data-prepared", names=names), licence=licences)
-        told = say(f"data-{data.kind}", size=_bytes(data.size_bytes))
+        told = say(f"data-{data.kind}", size=size_text(data.size_bytes))
         if data.url is not None:
             told = say("data-from", data=told, place=urllib.parse.urlsplit(data.url).netloc)
         return say("with-licence", what=told, licence=data.license)
@@ -106,8 +106,8 @@ class TerminalScreen:
     def _traffic(self, terms: JoinTerms) -> str:
         hourly = terms.traffic_bytes_per_hour
         if hourly is None:
-            return self._text("traffic-by-round", size=_bytes(terms.round_bytes))
-        return self._text("traffic-by-hour", size=_bytes(hourly))
+            return self._text("traffic-by-round", size=size_text(terms.round_bytes))
+        return self._text("traffic-by-hour", size=size_text(hourly))
 
     def _lasts(self, terms: JoinTerms) -> str:
         say, rounds = self._text, terms.card.spec.run.rounds
@@ -225,17 +225,3 @@ class TerminalScreen:
 
     def _told(self, message: str) -> str:
         return words.told(message, self._language)
-
-
-def _short(number: int) -> str:
-    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
-        if number >= size:
-            return f"{number / size:.1f} {unit}"
-    return str(number)
-
-
-def _bytes(number: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if number >= size:
-            return f"{number / size:.1f} {unit}"
-    return f"{number} B"

@@ -56,3 +56,27 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{max(round(seconds / 60), 1)} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def count_text(number: int) -> str:
+    """A count with its unit.
+
+    >>> count_text(135_000_000), count_text(7)
+    ('135.0 M', '7')
+    """
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return str(number)
+
+
+def size_text(number: float) -> str:
+    """A number of bytes with its unit.
+
+    >>> size_text(1_500_000_000), size_text(7)
+    ('1.5 GB', '7 B')
+    """
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number:.0f} B"

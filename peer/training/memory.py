@@ -74,6 +74,24 @@ def memory_needed_bytes(
     return _weight_bytes(spec, shape) + int(held * spec.model.trainable) + working + averaging + RUNTIME_BYTES
 
 
+def device_needed_bytes(
+    spec: RunSpec,
+    shape: ModelShape | None = None,
+    *,
+    sequences: int = 1,
+    recomputing: bool = False,
+    moments: MomentsKind = "fp32",
+) -> int:
+    """About what a card with memory of its own must have: weights, gradients, moments and activations, and its runtime.
+
+    The other copies of the shared state lie in main memory. Arguments as for `memory_needed_bytes`.
+    """
+    shape = shape or ModelShape.guessed(base_parameters(spec))
+    held = 4 + (MOMENTS_BYTES[moments] if spec.sync.method == "diloco" else 0)  # and gradient
+    working = activation_bytes(spec, sequences, recomputing, shape)
+    return _weight_bytes(spec, shape) + int(held * spec.model.trainable) + working + RUNTIME_BYTES
+
+
 def base_parameters(spec: RunSpec) -> int:
     """Of the model without an adapter."""
     return spec.model.parameters - (spec.model.trainable if spec.method.kind == "lora" else 0)
