@@ -16,7 +16,7 @@ from potluck import app
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 HISTORY = {"CHANGELOG.md", "docs/log.md"}  # what they name may be gone
-PAGE_LINES = {"README.md": 120, "ARCHITECTURE.md": 140, "docs/benchmarks.md": 140}
+PAGE_LINES = {"README.md": 120, "README.zh-CN.md": 120, "ARCHITECTURE.md": 140, "docs/benchmarks.md": 140}
 WIDTH = 120
 FOLDERS = ("commands", "protocol", "peer", "coordinator", "lab", "tests", "scripts", "docs", "examples")
 
@@ -105,6 +105,20 @@ def test_commands_of_potluck_are_as_help_says(name: str) -> None:
             command, words = command.commands.get(words[0], command), words[1:]
         given = {word.partition("=")[0] for word in words if word.startswith("-")}
         assert given <= options_of(command), " ".join(line)
+
+
+def test_both_readmes_show_the_same_commands_and_tests() -> None:
+    """And lead to the same pages; what is said about them differs."""
+
+    def shown(name: str) -> tuple[list[list[str]], list[str], set[str]]:
+        lines = [words for line in spans(read(name)) if (words := shlex.split(line, comments=True))]
+        links = {link for link in re.findall(r"\]\(([^)\s]+)\)", read(name)) if not link.startswith("README")}
+        typed = [words for words in lines if not re.fullmatch(r"\w+\.py", words[0])]
+        return sorted(typed), sorted(words[0] for words in lines if words not in typed), links
+
+    english, chinese = shown("README.md"), shown("README.zh-CN.md")
+    assert all(english) and chinese == english
+    assert "](README.zh-CN.md)" in read("README.md") and "](README.md)" in read("README.zh-CN.md")
 
 
 @pytest.mark.parametrize("name", PRESENT)
