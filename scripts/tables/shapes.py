@@ -1,7 +1,7 @@
 """What a run is said to need of memory, from config.json alone, against what a peer's process really takes.
 
-Five models of different proportions, random weights: each trained in full, and with an adapter on a base in fp32 and in
-bf16; two with activations recomputed. A process of its own each does two rounds alone, as `tests/kit/memory_probe.py`
+Six models of five architectures and different proportions, random weights: each trained in full, and with an adapter on
+a base in fp32 and in bf16; three with activations recomputed. A process of its own each does two rounds alone, as `tests/kit/memory_probe.py`
 has it, one step of two sequences in each. "Said" is what `join` says (for as many sequences); "beyond" leaves out
 on both sides what Python, its libraries and hivemind's daemon take.
 
@@ -36,7 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Model:
-    """One of the five; sizes as transformers names them."""
+    """One of the six; sizes as transformers names them."""
 
     name: str
     kind: str
@@ -70,6 +70,12 @@ MODELS = (
     Model("no gate", "gpt2", {"n_embd": 384, "n_layer": 6, "n_head": 6, "vocab_size": 50_257}),
     Model("large vocabulary", "qwen2", sizes(640, 6, 1920, 10, 2, 100_000, tied=True)),
     Model("wide", "qwen3", sizes(1024, 4, 3072, 16, 8, 16_000, tied=False)),
+    Model(
+        "four norms",
+        "gemma3_text",
+        sizes(640, 8, 2048, 4, 1, 48_000, tied=True) | {"query_pre_attn_scalar": 160},
+        recompute=("full",),
+    ),
     Model("deep", "llama", sizes(256, 24, 704, 4, 4, 8_000, tied=True), recompute=("LoRA, bf16 base",)),
 )
 
