@@ -3,7 +3,7 @@
 The figures say what autograd keeps of each; tests/test_model_shape.py counts that on tiny models. A kind that does not
 stand here is taken for one like Llama.
 
->>> KINDS["gemma3_text"].width(trained=True), Kind().width(trained=True), Kind().width(trained=False)
+>>> KINDS["gemma3_text"].width(trained=True), LLAMA.width(trained=True), LLAMA.width(trained=False)
 (10, 6, 4)
 >>> inner_kept("gelu_new", gated=False), inner_kept("silu", gated=True)
 (5, 4)
@@ -49,6 +49,7 @@ class Kind:
         return self.inputs + self.norms * (2 if self.rms and trained else 1)
 
 
+LLAMA = Kind()
 _GPT_2 = Kind(rms=False, gated=False, activation="gelu_new")
 _GPT_J = Kind(inputs=1, norms=1, rms=False, gated=False, activation="gelu_new", copies=1)
 _GEMMA_2 = Kind(norms=4, maps=2, repeated=True, gated=True, activation="gelu_pytorch_tanh")

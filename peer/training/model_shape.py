@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from peer.training.model_kinds import KINDS, Kind, inner_kept
+from peer.training.model_kinds import KINDS, LLAMA, Kind, inner_kept
 
 _WIDTH = ("hidden_size", "n_embd", "d_model")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -51,7 +51,7 @@ class ModelShape:
     activation: str = "silu"
     window: int = 0  # tokens that some layers see back; 0: all
     capped: bool = False  # logits go through a soft cap
-    kind: Kind = Kind()
+    kind: Kind = LLAMA
 
     @property
     def embedding(self) -> int:
@@ -101,7 +101,7 @@ class ModelShape:
         text = config.get("text_config")
         config = text if isinstance(text, Mapping) else config
         name = config.get("model_type")
-        kind = KINDS.get(name, Kind()) if isinstance(name, str) else Kind()
+        kind = KINDS.get(name, LLAMA) if isinstance(name, str) else LLAMA
         config = {**kind.sizes, **config}
         width, layers, vocabulary = (_first(config, names) for names in (_WIDTH, _LAYERS, _VOCABULARY))
         if not width or not layers or not vocabulary:

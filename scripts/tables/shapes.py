@@ -1,9 +1,9 @@
 """What a run is said to need of memory, from config.json alone, against what a peer's process really takes.
 
 Six models of five architectures and different proportions, random weights: each trained in full, and with an adapter on
-a base in fp32 and in bf16; three with activations recomputed. A process of its own each does two rounds alone, as `tests/kit/memory_probe.py`
-has it, one step of two sequences in each. "Said" is what `join` says (for as many sequences); "beyond" leaves out
-on both sides what Python, its libraries and hivemind's daemon take.
+a base in fp32 and in bf16; three with activations recomputed. A process of its own each does two rounds alone, as
+`tests/kit/memory_probe.py` has it, one step of two sequences in each. "Said" is what `join` says (for as many
+sequences); "beyond" leaves out on both sides what Python, its libraries and hivemind's daemon take.
 
     scripts/bench shapes                 all
     scripts/bench shapes --only deep     one of them
