@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 # what the last matrix takes. transformers' names, `transformers.activations.ACT2FN`
 _ACTIVATIONS = {
     "relu": 1, "tanh": 1, "sigmoid": 1, "linear": 1, "quick_gelu": 3, "gelu_10": 3, "gelu_python": 4,
-    "gpt_oss": 5, "gelu_new": 5, "gelu_accurate": 5, "gelu_python_tanh": 5, "xielu": 5, "gelu_fast": 8,
+    "gelu_new": 5, "gelu_accurate": 5, "gelu_python_tanh": 5, "xielu": 5, "gelu_fast": 8,
 }  # fmt: skip
 _KERNEL = 2  # gelu, gelu_pytorch_tanh, silu, relu2 and most others
 
@@ -41,6 +41,7 @@ class Kind:
     copies: int = 0  # of values as large as the queries, where they are cut and put together again
     gated: bool | None = None  # the MLP has three matrices; None: the number of parameters tells
     activation: str = "silu"  # where the configuration names none
+    inner: int = 0  # values kept of the MLP beside those of its activation
     merges_experts: bool = False  # peft adds an adapter to whole experts, and autograd keeps the sums
     sizes: Mapping[str, int] = field(default_factory=dict)  # that a configuration leaves out: the class's own
 
@@ -62,7 +63,7 @@ _BY_HEAD = Kind(by_head=True)
 KINDS: Mapping[str, Kind] = {
     "bloom": Kind(rms=False, gated=False, activation="gelu", maps=1),
     "codegen": _GPT_J,
-    "cohere": Kind(inputs=1, norms=1),
+    "cohere": Kind(norms=1),
     "falcon": Kind(inputs=1, norms=1, rms=False, gated=False, activation="gelu", maps=1),
     "gemma": Kind(gated=True, activation="gelu_pytorch_tanh"),
     "gemma2": _GEMMA_2,
@@ -71,7 +72,7 @@ KINDS: Mapping[str, Kind] = {
     "gpt2": _GPT_2,
     "gpt_bigcode": _GPT_2,
     "gpt_neox": Kind(norms=1, rms=False, gated=False, activation="gelu", copies=3),
-    "gpt_oss": Kind(maps=1, repeated=True, gated=True, activation="gpt_oss"),
+    "gpt_oss": Kind(maps=1, repeated=True, gated=True, inner=3),
     "gptj": _GPT_J,
     "mixtral": Kind(merges_experts=True),
     "olmo": Kind(rms=False),
@@ -80,6 +81,7 @@ KINDS: Mapping[str, Kind] = {
     "opt": Kind(rms=False, gated=False, activation="relu"),
     "phi": Kind(inputs=1, norms=1, rms=False, gated=False, activation="gelu_new", copies=1),
     "phi3": Kind(copies=2, gated=True),
+    "qwen2_moe": Kind(inputs=3),
     "qwen3": _BY_HEAD,
     "qwen3_moe": Kind(by_head=True, merges_experts=True),
     "stablelm": Kind(rms=False, copies=1),

@@ -81,15 +81,15 @@ class ModelShape:
             masked: more hides tokens from each other than that they come later.
         """
         of = self.kind
-        width = of.width(trained=trained) + 2 * self.experts
+        bare = self.experts > 0 and not trained and not of.merges_experts  # an expert's own input is then not kept
+        width = of.width(trained=trained) + (1 if bare else 2) * self.experts
+        inner = inner_kept(self.activation, gated=self.gated) + of.inner - (1 if bare else 0)
         keys = self.queries if masked or of.repeated else self.keys
         attention = (2 + of.copies) * self.queries + 2 * keys
         if of.by_head:
             attention += (2 if trained else 1) * (self.queries + self.keys)
         maps = of.maps * self.heads or (1 if masked else 0)
-        return (
-            width * self.width + attention + maps * length + inner_kept(self.activation, gated=self.gated) * self.inner
-        )
+        return width * self.width + attention + maps * length + inner * self.inner
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], parameters: int) -> ModelShape | None:
