@@ -37,11 +37,12 @@ def prepare(
     from coordinator.dataset.prepare import prepare as prepare_data
     from coordinator.dataset.screen import PrepareScreen
     from coordinator.run_config import RunConfig
+    from coordinator.run_folder import RunFolder
 
     run = RunConfig.load(config)
     sources, here = run.data_sources, config.resolve().parent
     run_folder = folder or Path("runs") / run.run.name
-    with PrepareScreen(as_json=json_output) as screen:
+    with RunFolder(run_folder).locked(), PrepareScreen(as_json=json_output) as screen:
         screen.tell("loading the model's tokenizer")
         tokenizer = plain_tokenizer.in_another_process(run.model, here, run_folder.absolute() / "hub")
         prepared = prepare_data(

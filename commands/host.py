@@ -15,6 +15,10 @@ def host(
     config: Annotated[Path, typer.Argument(metavar="RUN.TOML", help="What to train: see examples/.")],
     folder: Annotated[Path | None, typer.Option(help="The run's folder [default: runs/NAME].")] = None,
     until_finished: Annotated[bool, typer.Option(help="Leave when the run has had all its rounds.")] = False,
+    evaluate_on: Annotated[
+        str | None,
+        typer.Option(help="Where to measure the held-out loss, instead of what run.toml says: cpu, cuda, cuda:1, mps."),
+    ] = None,
     lang: Lang = None,
     json_output: Json = False,
     verbose: Verbose = False,
@@ -43,6 +47,7 @@ def host(
             config,
             folder,
             on_start=started,
+            evaluate_on=evaluate_on,
             telling=Telling(screen.note, preparing.show),
             on_status=screen.status,
             linger_s=10.0 if until_finished else None,

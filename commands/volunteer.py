@@ -27,6 +27,9 @@ def join(
     precision: Annotated[
         str, typer.Option(help="auto, bf16, fp16, fp32: of the passes; auto: what this card does well.")
     ] = "auto",
+    moments: Annotated[
+        str, typer.Option(help="fp32, 8bit: of the optimizer's moments; in 8 bits they take a quarter of the memory.")
+    ] = "fp32",
     listen: Annotated[
         str, typer.Option(help="Address and port for other members; port 0: any free one.")
     ] = "0.0.0.0:0",
@@ -51,6 +54,7 @@ def join(
 
     parsed = read_invite(invite)  # before the heavy imports: a bad paste is told at once
     one_of("--precision", precision, ("auto", "bf16", "fp16", "fp32"))
+    one_of("--moments", moments, ("fp32", "8bit"))
     check_listen(listen, announce)  # before gigabytes are fetched in vain
     log_to_stderr(verbose)
     need("peer", "torch", "hivemind")
@@ -64,6 +68,7 @@ def join(
         device=usable_device(device),
         threads=threads,
         precision=precision,
+        moments="8bit" if moments == "8bit" else "fp32",
         cache_bytes=int(data_cache * 1e9),
         swarm=SwarmConfig(listen=listen, announce=announce, reduce_only=reduce_only),
     )
@@ -136,11 +141,10 @@ def leave(
 def usable_device(wanted: str) -> str:
     import torch
 
+    from peer.training.device import why_unusable
+
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=wanted)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).partition("\n")[0].partition(". ")[0][:200]  # torch goes on for a page
-        raise InputError(f"--device {wanted}: {why}", "use auto, cpu, cuda or mps") from error
+    if why := why_unusable(wanted):
+        raise InputError(f"--device {wanted}: {why}", "use auto, cpu, cuda or mps")
     return wanted

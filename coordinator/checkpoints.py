@@ -183,6 +183,7 @@ class Checkpoints:
             self._card,
             round_number=manifest.round,
             evaluation=evaluation,
+            measured_by=evaluation.check_measured(self._card.run, manifest.round, manifest.digest),
             genesis_loss=self._genesis_loss() if parent else None,
             contributors=contributors,
             parent=parent.payload if parent else None,

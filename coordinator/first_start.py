@@ -19,6 +19,7 @@ from coordinator.run import Run, make_card, open_ledger
 from coordinator.run_config import RunConfig
 from coordinator.run_data import RunData, Telling
 from coordinator.run_folder import RunFolder
+from peer.training import bf16
 from peer.training.data import Dataset
 from peer.training.genesis import build_genesis
 from peer.training.model_check import ModelFacts, check_model, check_plan
@@ -55,13 +56,14 @@ def first_start(config_path: Path, config: RunConfig, folder: RunFolder, data: R
     _check_source(config, config_path.parent)
     with no_progress_bars(), contextlib.ExitStack() as failed:
         model, facts, dataset = _look(config_path.parent, config, folder, data, telling)
+        config = _with_base(config, model, telling)
         for path in (build, folder.base_model, folder.licenses):
             failed.callback(shutil.rmtree, path, ignore_errors=True)
         spec = _copy_and_pin(config_path.parent, config, folder, data, model, facts)
         shutil.rmtree(build, ignore_errors=True)
         state = build_genesis(spec, folder.base_model, build)
         lora = folder.base_model if spec.method.kind == "lora" else None
-        evaluator = Evaluator(spec, build, lora, data.path, dataset)
+        evaluator = Evaluator(spec, build, lora, data.path, dataset, config.host.device)
         spec = evaluator.spec = _as_the_model_can(spec, evaluator, telling)
         logger.info("evaluating the model before training")
         evaluation = evaluator.evaluate()  # what is wrong with the data shows here, and nothing is signed yet
@@ -102,6 +104,18 @@ def _look(
         read.append(data.read(model, telling))
     _check_place(folder, model, facts)
     return model, facts, read[0]
+
+
+def _with_base(config: RunConfig, model: Path, telling: Telling) -> RunConfig:
+    """How members hold a LoRA run's base, where run.toml leaves that open: in bf16 if it changes nothing, else fp32."""
+    method = config.method
+    if method.kind != "lora" or "base" in method.model_fields_set:
+        return config
+    if method.use_dora or method.modules_to_save or not bf16.changes_nothing(model):
+        telling.tell("method.base: fp32; 4 bytes a parameter")
+        return config
+    telling.tell("method.base: bf16; the model's files hold the same values, in 2 bytes a parameter instead of 4")
+    return config.model_copy(update={"method": method.model_copy(update={"base": "bf16"})})
 
 
 def _copy_and_pin(

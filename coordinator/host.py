@@ -24,7 +24,9 @@ from coordinator.addresses import check_addresses, host_of, public_address
 from coordinator.admission import Admission
 from coordinator.beginning import Beginning
 from coordinator.board import Board
+from coordinator.evaluator import check_evaluation
 from coordinator.launch import open_run
+from coordinator.losses import Losses
 from coordinator.metrics import Metrics
 from coordinator.publisher import Publisher
 from coordinator.receipts import ReceiptDesk
@@ -40,7 +42,7 @@ from coordinator.service import CoordinatorService
 from coordinator.shelf import Offer
 from coordinator.standstill import GoingOn
 from coordinator.store.database import StoreError
-from protocol import disk
+from protocol import checkpoint, disk
 from protocol.backoff import Backoff
 from protocol.disk import write_file
 from protocol.errors import PotluckError
@@ -66,6 +68,7 @@ class Host:
         folder: the run's folder; default: runs/<name> where the host was started.
         rendezvous: whether to start one beside the coordinator.
         telling: hears of the start.
+        evaluate_on: instead of run.toml's.
     """
 
     def __init__(
@@ -75,8 +78,11 @@ class Host:
         *,
         rendezvous: bool = True,
         telling: Telling = TO_LOG,
+        evaluate_on: str | None = None,
     ) -> None:
-        self._config = RunConfig.load(config_path)
+        config = RunConfig.load(config_path)
+        own = config.host if evaluate_on is None else config.host.model_copy(update={"evaluate_on": evaluate_on})
+        self._config = config.model_copy(update={"host": own})
         self._config_path = config_path.resolve()
         self._folder_path = folder or Path("runs") / self._config.run.name
         self._with_rendezvous, self._telling = rendezvous, telling
@@ -125,11 +131,13 @@ class Host:
         """
         is_new = not os.path.isdir(self.folder)
         if is_new:
+            check_evaluation(self._config.host)
             check_addresses(self._config.host)  # before a folder is made
         with disk.writing(self.folder), contextlib.ExitStack() as stack:
             folder = RunFolder(self._folder_path)
             stack.enter_context(folder.locked())
             if not is_new:
+                check_evaluation(self._config.host)
                 check_addresses(self._config.host)  # another host that runs in this very folder was told as that
             rendezvous = self._open_rendezvous(folder, stack)  # takes seconds, as does what follows
             run = open_run(self._config_path, self._config, folder, self._telling)
@@ -176,7 +184,10 @@ class Host:
         key, code = folder.membership_key(), self.code(folder)
         beginning = Beginning(store, key, run.card.run, run.card.spec.sync.min_peers, time.monotonic())
         metrics = Metrics(folder.path / "metrics.jsonl")
-        publisher = self._publisher = Publisher(run, board.deciding, metrics.evaluation, self._failed)
+        own, losses = self._config.host, self._losses(run)
+        publisher = self._publisher = Publisher(
+            run, board.deciding, losses, own.measures, metrics.evaluation, self._failed
+        )
 
         def committed(item: CommittedRound) -> None:
             metrics.round(item)
@@ -185,7 +196,7 @@ class Host:
         reports = Reports(run.ledger, run.card, committed, lambda: beginning.named)
         if rendezvous is not None:
             rendezvous.wait_ready(RENDEZVOUS_WAIT_S)
-        offer, own = Offer.of(run), self._config.host
+        offer = Offer.of(run)
         admission = Admission(
             store,
             key,
@@ -222,6 +233,14 @@ class Host:
         ticker.start()
         stack.callback(ticker.join, 10.0)
         stack.callback(self._closing.set)
+
+    def _losses(self, run: Run) -> Losses:
+        """Who measures held-out losses; where members do, the host holds no model after its start."""
+        own = self._config.host
+        if own.evaluators:
+            run.evaluator.let_go()
+        genesis = checkpoint.read_info(run.folder.genesis).evaluation
+        return Losses(own.evaluators, 60 * own.evaluation_minutes, run.card.run, genesis)
 
     def _write_invites(self, folder: RunFolder) -> None:
         write_file(folder.path / "invite.txt", f"{self.invite}\n".encode(), private=True)
@@ -270,6 +289,7 @@ def host(
     *,
     on_start: Callable[[Host], None] | None = None,
     telling: Telling = TO_LOG,
+    evaluate_on: str | None = None,
     on_status: Callable[[RunStatus], None] | None = None,
     linger_s: float | None = None,
 ) -> RunStatus:
@@ -280,6 +300,7 @@ def host(
     Args:
         on_start: called once volunteers can join.
         telling: hears of the start.
+        evaluate_on: as `Host` takes it.
         on_status: called about every second.
         linger_s: leave this long after the run has finished, so that peers get their receipts; None: stay.
 
@@ -288,7 +309,10 @@ def host(
 
     Raises: as `Host.start` and `Host.wait`.
     """
-    with LeaveSignals(lambda: None) as leaving, Host(config_path, folder, telling=telling) as running:
+    with (
+        LeaveSignals(lambda: None) as leaving,
+        Host(config_path, folder, telling=telling, evaluate_on=evaluate_on) as running,
+    ):
         leaving.graceful = True
         if on_start is not None:
             on_start(running)

@@ -48,7 +48,7 @@ def open_run(config_path: Path, config: RunConfig, folder: RunFolder, telling: T
     """
     data = RunData(config, config_path.parent, folder)
     if _is_started(folder):
-        return _later_start(config_path, folder, data)
+        return _later_start(config_path, config.host.device, folder, data)
     return first_start(config_path, config, folder, data, telling)
 
 
@@ -76,7 +76,7 @@ def _has_leaves(folder: RunFolder) -> bool:
         store.close()
 
 
-def _later_start(config_path: Path, folder: RunFolder, data: RunData) -> Run:
+def _later_start(config_path: Path, device: str, folder: RunFolder, data: RunData) -> Run:
     try:
         spec = RunSpec.from_bytes(folder.run_json.read_bytes())
     except PotluckError as error:
@@ -97,7 +97,7 @@ def _later_start(config_path: Path, folder: RunFolder, data: RunData) -> Run:
         if newest is not None:
             head = note.open_head(checkpoint.read_head_note(newest.folder), card.ledger_key)
             ledger.check_extends(head, str(newest.folder))
-        evaluator = Evaluator(spec, folder.genesis / checkpoint.MODEL, lora, data.path)
+        evaluator = Evaluator(spec, folder.genesis / checkpoint.MODEL, lora, data.path, device=device)
         failed.pop_all()
         return Run(folder, card, card_bytes, root, genesis, ledger, checkpoints, evaluator)
     raise AssertionError("an ExitStack swallows nothing")

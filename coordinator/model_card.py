@@ -18,6 +18,7 @@ def readme(
     *,
     round_number: int,
     evaluation: Evaluation,
+    measured_by: str | None = None,
     genesis_loss: float | None,
     contributors: Sequence[Contributor],
     parent: str | None,
@@ -26,6 +27,7 @@ def readme(
     """README.md, with the front matter that model hubs read.
 
     Args:
+        measured_by: the peer id of the member that measured the loss; None: the host did.
         genesis_loss: held-out loss of round 0, if this is a later round.
         parent: payload digest.
         fingerprint: of the root key.
@@ -34,6 +36,7 @@ def readme(
     lora = spec.method.kind == "lora"
     tokens = sum(item.tokens for item in contributors)
     before = f" (before training: {genesis_loss:.4f})" if genesis_loss is not None else ""
+    measured = f", measured by member `{measured_by}`, whom the host named" if measured_by else ""
     return f"""---
 license: {_yaml(spec.model.license)}
 base_model: {_yaml(spec.model.name)}
@@ -49,7 +52,7 @@ their own machines with Potluck. Run `{card.run}`.
 
 | | |
 |---|---|
-| held-out loss | {evaluation.held_out_loss:.4f} nats per token{before}, on {evaluation.tokens} tokens |
+| held-out loss | {evaluation.held_out_loss:.4f} nats per token{before}, on {evaluation.tokens} tokens{measured} |
 | rounds | {round_number} |
 | tokens | {tokens:,} |
 | parameters | {spec.model.parameters:,}, of which {spec.model.trainable:,} were trained |

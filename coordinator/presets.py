@@ -47,10 +47,12 @@ _PINNED_IN = {"sequences": "data"}  # sections of run.toml that have another nam
 def kept(spec: Mapping[str, Any]) -> Filling:
     """What `NEW` is in the spec of a run that began earlier, as JSON; what it does not say has its default."""
     sections = {section: spec[_PINNED_IN.get(section, section)] for section in NEW}
-    return {
+    filling = {
         section: {name: sections[section][name] for name in values if name in sections[section]}
         for section, values in NEW.items()
     }
+    chosen = {name: spec["method"][name] for name in ("base",) if name in spec["method"]}  # by the first start
+    return filling | {"method": chosen}
 
 
 def dated(config: Any, day: date) -> Any:

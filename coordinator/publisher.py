@@ -10,7 +10,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+from coordinator.losses import Losses
 from coordinator.plot import draw_losses
 from coordinator.run import Run
 from coordinator.store.database import StoreError
@@ -57,6 +59,8 @@ class Publisher:
 
     Args:
         deciding: set while a checkpoint is evaluated and written; stays set after a failure, until it is made good.
+        losses: asks members to measure, if the host has named some.
+        measures: whether the host measures itself where no member does.
         on_evaluation: called after each decision with (round, evaluation).
         on_failure: told when this thread fails by a mistake of ours.
     """
@@ -65,12 +69,16 @@ class Publisher:
         self,
         run: Run,
         deciding: threading.Event,
+        losses: Losses,
+        measures: bool,
         on_evaluation: Callable[[int, Evaluation], None],
         on_failure: Told = lambda failure: None,
     ) -> None:
         self._spec, self._folder, self._store = run.card.spec, run.folder, run.ledger.store
         self._checkpoints, self._evaluator = run.checkpoints, run.evaluator
         self.inbox, self.wanted = StateInbox(run.folder.incoming, run.genesis), Wanted()
+        self.losses, self._measures = losses, measures
+        self._unmeasured: set[str] = set()  # states that were waited for in vain
         self._deciding, self._on_evaluation = deciding, on_evaluation
         self._wake = threading.Event()
         self._closing = threading.Event()
@@ -81,7 +89,12 @@ class Publisher:
         self._part = SupervisedThread("publisher", self._run, self._closing, on_failure, restarts)
 
     def wake(self) -> None:
-        """Look soon: something has happened."""
+        """Look soon: something has happened.
+
+        While one state is evaluated, that of the run's last round is asked for already: its members wait a minute.
+        """
+        if self._deciding.is_set():
+            self.wanted.want(self._last_to_come())
         self._wake.set()
 
     def offer_last(self, state: str) -> None:
@@ -125,15 +138,25 @@ class Publisher:
             self.draw()
             self._deciding.clear()
         choices = self._choices()
+        choices = [item for item in choices if item[1] not in self._unmeasured] or choices[-1:]
+        for given_up in self._unmeasured.difference(state for _, state in choices):
+            self.inbox.drop(given_up)
         for round_number, state in choices:
             if self.inbox.has(state):
-                self.wanted.want([])
                 self._deciding.set()
-                self._decide(round_number, state)
+                self.wanted.want(self._last_to_come())
+                if self._decide(round_number, state):
+                    self._decided()
                 self._deciding.clear()
-                self._wake.set()
                 return
         self.wanted.want([state for _, state in choices])
+
+    def _decided(self) -> None:
+        self.losses.done()
+        self._unmeasured.clear()
+        if self.losses.named:
+            self._evaluator.let_go()
+        self._wake.set()
 
     def _choices(self) -> list[tuple[int, str]]:
         """(round, state) that would do, the best first."""
@@ -154,15 +177,28 @@ class Publisher:
             return best
         return best + later
 
-    def _decide(self, round_number: int, state: str) -> None:
+    def _last_state(self) -> str | None:
+        """That of the run's last round, once it is committed."""
+        rounds = self._spec.run.rounds
+        with self._store.reading() as tables:
+            return tables.rounds.state_of(rounds) if rounds else None
+
+    def _last_to_come(self) -> list[str]:
+        """The run's last state, if it is not here."""
+        last = self._last_state()
+        return [] if last is None or self.inbox.has(last) else [last]
+
+    def _decide(self, round_number: int, state: str) -> bool:
+        """Publish a state that is here, or hold it back; False: its held-out loss is not here yet."""
         path = self.inbox.path(state)
         manifest = StateManifest.from_bytes((path / MANIFEST).read_bytes())
         try:
-            self._evaluator.load(path)
-            evaluation = self._evaluator.evaluate()
+            evaluation = self._evaluation(path, round_number, state)
         except VerificationError as error:
             self._hold_back(round_number, state, None, error.message)
-            return
+            return True
+        if evaluation is None:
+            return False
         parent = self._checkpoints.parent()
         limit = self._spec.publish.max_worse
         loss, before = evaluation.held_out_loss, parent.held_out_loss if parent else None
@@ -170,16 +206,47 @@ class Publisher:
             reason = f"held-out loss {loss:.4f}, and {before:.4f} at round {parent.round}: worse by more than {limit:g}"
             self._hold_back(round_number, state, evaluation, reason)
         else:
-            final = self._checkpoints.publish(manifest, evaluation, self._evaluator.save)
+            final = self._checkpoints.publish(
+                manifest, evaluation, lambda out: self._evaluator.save(manifest, path, out)
+            )
             logger.info("published %s: held-out loss %.4f", final.name, loss)
-        self.inbox.clear()
+        self._clear(state)
         self.draw()
         self._on_evaluation(round_number, evaluation)
+        return True
+
+    def _evaluation(self, path: Path, round_number: int, state: str) -> Evaluation | None:
+        """The loss of a state that is here; None: it was asked for.
+
+        Raises: VerificationError: the state, or its loss, is not finite.
+        """
+        losses, now = self.losses, time.monotonic()
+        if losses.want(round_number, state, now):
+            self._evaluator.check_finite(path)
+        if losses.named:
+            found = losses.found()
+            if found is not None or not losses.is_overdue(now):
+                return found
+            if not self._measures:
+                self._wait_on(round_number, state)
+                return None
+        self._evaluator.load(path)
+        return self._evaluator.evaluate()
+
+    def _wait_on(self, round_number: int, state: str) -> None:
+        """Nobody has measured a state in time, and the host does not: nothing is published that nobody measured."""
+        if state not in self._unmeasured:
+            self._unmeasured.add(state)
+            logger.warning(
+                "the checkpoint of round %d waits: none of the evaluators in run.toml has measured its held-out loss. "
+                "Name others, or let the host measure: evaluate_on",
+                round_number,
+            )
 
     def _hold_back(self, round_number: int, state: str, evaluation: Evaluation | None, reason: str) -> None:
         logger.warning("the checkpoint of round %d is held back: %s", round_number, reason)
         self._checkpoints.hold_back(round_number, state, evaluation, reason)
-        self.inbox.clear()
+        self._clear(state)
         with self._store.reading() as tables:
             alarm = alarm_of(tables.checkpoints.all())
         if alarm is not None:
@@ -189,6 +256,10 @@ class Publisher:
                 alarm,
                 self._folder.checkpoints / step_name(alarm.published_round) / MODEL,
             )
+
+    def _clear(self, decided: str) -> None:
+        last = self._last_state()
+        self.inbox.clear(keep=None if last == decided else last)
 
     def draw(self) -> None:
         """Draw loss.png anew."""

@@ -9,7 +9,7 @@
     [[data]]    instead, for data of any size: name, path | url | hub + revision, files, kind, text_field, license,
                 weight, on_bad; with [sequences] as in protocol.run_spec
     [host]      not pinned: listen, swarm_listen, public_address, open, code, reducer_code, max_members,
-                joins_per_minute, certificate_hours
+                joins_per_minute, certificate_hours, evaluate_on, evaluators, evaluation_minutes
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from protocol.data_manifest import MAX_SOURCES
 from protocol.data_spec import DataRules, DataSetRules, PinnedData, PinnedDataSet, SequenceRules, SourceRules
 from protocol.digests import Digest
 from protocol.errors import RunSpecError
+from protocol.ledger_entry import PeerId
 from protocol.run_spec import (
     MAX_RUN_SPEC_BYTES,
     InnerOptimizer,
@@ -94,11 +95,12 @@ def _form(value: Any) -> str:
     return _SEVERAL if isinstance(value, list | tuple) else _ONE
 
 
+MEASURES_NOTHING = "none"  # for host.evaluate_on
 _ONE, _SEVERAL = "[data]", "[[data]]"
 
 
 class HostConfig(Section):
-    """How this host listens; not part of what is pinned."""
+    """How this host listens and evaluates; not part of what is pinned."""
 
     listen: str = "0.0.0.0:4700"  # gRPC
     swarm_listen: str = "0.0.0.0:4701"  # libp2p TCP, where peers meet
@@ -113,6 +115,19 @@ class HostConfig(Section):
     max_members: int = Field(default=10_000, ge=1, le=10**6)  # at a time; whoever has credit is always let in
     joins_per_minute: int = Field(default=20, ge=1, le=10_000)  # new members from one IPv4 address or IPv6 /64
     certificate_hours: float = Field(default=24.0, gt=0, le=24 * 30)
+    evaluate_on: str = Field(default="cpu", max_length=32)  # where the host measures: cpu, cuda, cuda:1, mps; or none
+    evaluators: tuple[PeerId, ...] = Field(default=(), max_length=64)  # members that measure instead; none: the host
+    evaluation_minutes: float = Field(default=30.0, gt=0, le=24 * 60)  # to wait for one of them
+
+    @property
+    def measures(self) -> bool:
+        """Whether this host measures the held-out loss where no member does."""
+        return self.evaluate_on != MEASURES_NOTHING
+
+    @property
+    def device(self) -> str:
+        """Where a model is loaded, for the genesis at least."""
+        return self.evaluate_on if self.measures else "cpu"
 
 
 class RunConfig(Section):

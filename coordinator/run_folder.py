@@ -16,7 +16,7 @@ ledger.db           the store
 checkpoints/        step-000000 and later
 incoming/           a state on its way to being published
 invite.txt, status.json, metrics.jsonl, loss.png
-lock                held while a host runs
+lock                held while a host runs or data are prepared
 """
 
 from __future__ import annotations
@@ -108,12 +108,12 @@ class RunFolder:
         """Hold the folder; the system lets go of it when the process ends, however it ends.
 
         Raises:
-            InputError: another host holds it, or the disk is full.
+            InputError: another host, or a preparation of data, holds it; or the disk is full.
         """
 
         def taken(holder: str) -> InputError:
             return InputError(
-                f"{self.path}: another host runs in this folder (process {holder})",
+                f"{self.path}: another host runs in this folder (process {holder}), or prepares data there",
                 "stop it first, or choose another folder",
             )
 

@@ -116,6 +116,7 @@ class CoordinatorService:
                 alarm=_alarm(board.alarm),
                 twin=coordinator_pb2.Twin.Name(twin),
                 want_chain=self._gap.ask(peer_id, request.round, round_number, now, worked=worked),
+                want_loss=self._publisher.losses.ask(peer_id, () if request.reduce_only else request.states, now),
             )
 
     def Report(self, request: Any, network: str) -> Any:
@@ -134,6 +135,13 @@ class CoordinatorService:
                     f"got {count} and {size_bytes}"
                 )
             answer = self._reports.submit_chain(request.agreements, peer_id)
+        return coordinator_pb2.ReportReply(accepted=answer.accepted, reason=answer.reason)
+
+    def ReportLoss(self, request: Any, network: str) -> Any:
+        with self._call(request.certificate) as peer_id:
+            answer = self._publisher.losses.submit(request.measured, peer_id)
+        if answer.accepted:
+            self._publisher.wake()
         return coordinator_pb2.ReportReply(accepted=answer.accepted, reason=answer.reason)
 
     def UploadState(self, first: Any, network: str, rest: Iterator[Any]) -> Any:

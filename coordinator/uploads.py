@@ -26,6 +26,7 @@ MOST_VECTORS = 3  # in a state: the parameters, and what an outer optimizer reme
 ASK_AGAIN_S = 30.0  # when the member that was asked has not begun to send
 ASK_NEWCOMERS_S = 30.0  # so long only members that have credit are asked
 MANIFEST, PARAMETERS, OUTER = "manifest.json", "parameters.bin", "outer.bin"
+PART = ".part"  # after the name of a state that is on its way
 
 
 @dataclass
@@ -161,7 +162,7 @@ class StateInbox:
 
     def _receive(self, manifest: StateManifest, pieces: Iterable[bytes]) -> Path:
         final = self.path(manifest.digest)
-        partial = final.with_name(final.name + ".part")
+        partial = final.with_name(final.name + PART)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
@@ -183,9 +184,18 @@ class StateInbox:
             shutil.rmtree(partial, ignore_errors=True)
         return final
 
-    def clear(self) -> None:
-        """Throw away all states, and what a killed process left half received."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def drop(self, state: str) -> None:
+        """Throw away one state."""
+        shutil.rmtree(self.path(state), ignore_errors=True)
+
+    def clear(self, keep: str | None = None) -> None:
+        """Throw away all states but this one, which may be on its way, and what a killed process left half received."""
+        if keep is None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            return
+        for path in self._folder.iterdir():
+            if path.name not in (keep, keep + PART):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 class _Cutter:

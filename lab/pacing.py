@@ -3,8 +3,8 @@
 A process that starts with `POTLUCK_TOKENS_PER_S` in its environment sleeps after each micro-batch until as much time
 has passed as a card of that speed would have needed; what it computes is what it would compute anyway. One with
 `POTLUCK_BEGIN_WHEN` does its first micro-batch when a file is there, so that all of a community are in round 1; one
-with `POTLUCK_COME_WHEN` loads all that it needs, and goes among the members when that file is there. `warm_start` puts
-them in.
+with `POTLUCK_COME_WHEN` loads all that it needs, and goes among the members when that file is there. One with
+`POTLUCK_FIRST_STEP` makes that file when its first micro-batch is done. `warm_start` puts them in.
 
     >>> environment(500)
     {'POTLUCK_TOKENS_PER_S': '500'}
@@ -23,6 +23,7 @@ from typing import Any
 TOKENS_PER_S = "POTLUCK_TOKENS_PER_S"
 BEGIN_WHEN = "POTLUCK_BEGIN_WHEN"
 COME_WHEN = "POTLUCK_COME_WHEN"
+FIRST_STEP = "POTLUCK_FIRST_STEP"
 LOOK_S = 0.05
 
 
@@ -41,6 +42,11 @@ def coming(file: Path) -> dict[str, str]:
     return {COME_WHEN: str(file)}
 
 
+def first_step(file: Path) -> dict[str, str]:
+    """What a peer that makes this file after its first micro-batch must have in its environment."""
+    return {FIRST_STEP: str(file)}
+
+
 def install(environment: dict[str, str]) -> None:
     """In a process that is about to be `potluck join`: pace it as its environment says; without that, do nothing."""
     if TOKENS_PER_S in environment:
@@ -53,6 +59,8 @@ def install(environment: dict[str, str]) -> None:
         from peer.net.swarm import Swarm
 
         _hold(Swarm, "__enter__", Path(environment[COME_WHEN]))
+    if FIRST_STEP in environment:
+        _note(Path(environment[FIRST_STEP]))
 
 
 def _pace(tokens_per_s: float) -> None:
@@ -79,3 +87,17 @@ def _hold(owner: type, name: str, file: Path) -> None:
         return method(self, *args, **options)
 
     setattr(owner, name, held)
+
+
+def _note(file: Path) -> None:
+    from peer.training.work import LocalWork
+
+    step = LocalWork.step
+
+    def noted(self: LocalWork, *args: Any, **options: Any) -> Any:
+        result = step(self, *args, **options)
+        if not file.exists():
+            file.touch()
+        return result
+
+    LocalWork.step = noted  # type: ignore[method-assign]

@@ -95,12 +95,19 @@ def hand_on(
     return outcome
 
 
-def hand_in(link: LastVisits, is_done: Callable[[], bool], is_asked: Callable[[], bool]) -> bool:
+def hand_in(
+    link: LastVisits,
+    is_done: Callable[[], bool],
+    is_asked: Callable[[], bool],
+    meanwhile: Callable[[], bool] = lambda: False,
+) -> bool:
     """After the last round: let the others catch up, and give the coordinator what is still here.
 
     Args:
         is_done: whether the last round is on this disk, and the others have made it, too.
         is_asked: the owner wants this peer to end now.
+        meanwhile: does what the coordinator has asked for, and says whether there was something; its time is not
+            counted.
 
     Returns:
         whether nothing waits for the coordinator any more.
@@ -109,6 +116,10 @@ def hand_in(link: LastVisits, is_done: Callable[[], bool], is_asked: Callable[[]
     link.wake()
     while not is_asked():
         time.sleep(_HAND_IN_LOOK_S)
+        before = time.monotonic()
+        if meanwhile():
+            started += time.monotonic() - before
+            link.wake()
         passed = time.monotonic() - started
         handed_in = passed > HAND_IN_S or (link.settled.is_set() and link.finished)
         away = link.away_since is not None and passed > OTHERS_S

@@ -28,6 +28,7 @@ from peer.link.background import CoordinatorLink, Greeting
 from peer.link.client import CoordinatorClient
 from peer.link.newcomer import Admitted
 from peer.link.notices import Notices
+from peer.measuring import Measuring
 from peer.net import box_bytes
 from peer.net.opening import Opening
 from peer.net.place import Place
@@ -41,6 +42,7 @@ from peer.screen.screen import Screen, tell_failure, tell_over
 from peer.sync.shelf import Head
 from peer.trainer import WorkReport, reduce, train
 from peer.training.genesis import load_state
+from peer.training.memory import MomentsKind
 from peer.training.work import LocalWork
 from protocol.agreement import Agreement
 from protocol.backoff import Backoff
@@ -65,6 +67,7 @@ class PeerConfig:
     device: str = "cpu"
     threads: int | None = None  # CPU threads for torch; None: torch's choice
     precision: str = "auto"  # of the forward and backward passes: auto, bf16, fp16, fp32
+    moments: MomentsKind = "fp32"  # how AdamW's are held: fp32, 8bit
     cache_bytes: int = 5 << 30  # that prepared data may take on disk
     swarm: SwarmConfig = field(default_factory=SwarmConfig)
 
@@ -98,6 +101,7 @@ class Participation:
         self._notices, self._stopping = Notices(screen.problem), Stopping(leaving.stop, self._rounds)
         self._swarm: Swarm | None = None
         self._link: CoordinatorLink | None = None
+        self._measuring: Measuring | None = None
         self._tokens_per_s = 0.0
         self._kept_round = 0  # the newest whose state and claims are on disk
         self.outcome = Outcome.DONE  # of leaving
@@ -130,7 +134,17 @@ class Participation:
             else:
                 moments = Moments(work, self._folder.place("optimizer.safetensors"), self._failed)
                 moments.load()
-                train(swarm, work, self._rounds, self._leaving.stop, self, moments)
+                stop = self._leaving.stop
+                self._measuring = measuring = Measuring(work, states, self._identity, self._screen.problem)
+                train(
+                    swarm,
+                    work,
+                    self._rounds,
+                    stop,
+                    self,
+                    moments,
+                    between_rounds=lambda: measuring.between_rounds(stop.is_set),
+                )
             self._tokens_per_s = 0.0
             self._leave(swarm, link)
 
@@ -159,7 +173,7 @@ class Participation:
         )
 
     def _forget(self) -> None:
-        self._swarm = self._link = None  # what they hold is as large as the model
+        self._swarm = self._link = self._measuring = None  # what they hold is as large as the model
 
     def _leave(self, swarm: Swarm, link: CoordinatorLink) -> None:
         if self._stopping.is_twin:
@@ -174,13 +188,16 @@ class Participation:
                 swarm.begin_leaving()
         if self._stopping.is_over or not self._leaving.stop.is_set():
             self._screen.step("handing-in")
-            if not hand_in(link, lambda: self._is_done(swarm), lambda: self._leaving.is_asked):
+            if not hand_in(link, lambda: self._is_done(swarm), lambda: self._leaving.is_asked, self._measure_last):
                 self._screen.step("claims-wait")
             tell_over(self._screen, self._rounds, self._receipts)
         else:
             self.outcome = hand_on(swarm, link, self._screen.problem)
             if self.outcome is not Outcome.DONE:
                 self._screen.problem(self.outcome.value, round=str(swarm.head.round))
+
+    def _measure_last(self) -> bool:
+        return self._measuring is not None and self._measuring.between_rounds(lambda: self._leaving.is_asked)
 
     def _is_done(self, swarm: Swarm) -> bool:
         """Whether the last round is on this disk, and the others have made it, too; or nobody waits for that now."""
@@ -239,6 +256,8 @@ class Participation:
         self._folder.write_addresses(sorted({*answer.swarm_addresses, *swarm.member_addresses()}))
         swarm.set_run(answer.round, answer.beginners)
         self._stopping.heard(answer, swarm.head.round)
+        if self._measuring is not None:
+            self._measuring.asked(answer.want_loss)
         self._notices.twin(answer.twin)
         self._notices.alarm(answer.alarm)
 
@@ -253,6 +272,9 @@ class Participation:
 
     def chain_since(self, round: int) -> list[bytes]:
         return self._here().chain_since(round)
+
+    def measured(self) -> bytes | None:
+        return self._measuring.measured() if self._measuring is not None else None
 
     def credited(self) -> None:
         self._screen.credited(*self._receipts.credit())

@@ -64,6 +64,7 @@ def train(
     watcher: Watcher,
     moments: Moments | None = None,
     patience_s: float = PATIENCE_S,
+    between_rounds: Callable[[], object] = lambda: None,
 ) -> None:
     """Train until `rounds` rounds are committed (0: without end) or `stop` is set.
 
@@ -72,6 +73,7 @@ def train(
     Args:
         moments: keeps what the optimizer remembers over a restart; None: nobody does.
         patience_s: how long to work on while no round can be made, at least.
+        between_rounds: called before each round, when the model is not at work.
 
     Raises:
         RoundAborted: the local work diverged several rounds in a row.
@@ -80,6 +82,7 @@ def train(
     trainer = _Trainer(swarm, work, rounds, stop, watcher, moments, patience_s)
     diverged = 0
     while not stop.is_set() and not (rounds and swarm.head.round >= rounds):
+        between_rounds()
         try:
             trainer.one_round()
             diverged = 0

@@ -69,6 +69,7 @@ class Volunteer:
                 self._screen,
                 reduce_only=reduce_only,
                 cache_bytes=config.cache_bytes,
+                moments=config.moments,
             )
             admitted = newcomer.admit()
             if admitted is None:
@@ -99,7 +100,7 @@ class Volunteer:
             assert isinstance(data, PinnedDataSet)
             sources = [*map(from_mirror, data.mirrors), from_coordinator(self._client, lambda: held.token)]
             folder = admitted.files.data.parent / "shards"
-            cache = ShardCache(folder, sources, self._config.cache_bytes, self.failed)
+            cache = ShardCache(folder, sources, self._config.cache_bytes, self.failed, self._leaving.stop.is_set)
             return stack.enter_context(cache)
 
         return open_shards
@@ -151,4 +152,5 @@ def load_work(
     else:
         dataset = load_dataset(spec, model.tokenizer, files.data)
     model.check_fits(dataset)
-    return LocalWork(model, dataset, spec, peer_id, wanted=config.precision, sizes=sizes)
+    screen.step("trying-passes")
+    return LocalWork(model, dataset, spec, peer_id, wanted=config.precision, sizes=sizes, moments=config.moments)

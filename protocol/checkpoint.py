@@ -19,18 +19,22 @@ import binascii
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from protocol import canonical, files, merkle
 from protocol.digests import Digest
-from protocol.errors import FormatError
+from protocol.envelope import MAX_ENVELOPE_BYTES
+from protocol.errors import FormatError, VerificationError
+from protocol.fields import Fields
+from protocol.held_out import Asked, Measured, open_measured
 from protocol.keys import RootKey, load_public_pem, public_pem
 from protocol.ledger_entry import CheckpointEntry, Counter, PeerId, Round
 from protocol.model_signature import ModelSignature
 from protocol.note import MAX_NOTE_BYTES, LedgerHead
+from protocol.signed import Signed
 from protocol.state import StateManifest
 from protocol.tlog_proof import LogProof
 
@@ -51,12 +55,42 @@ class _Fields(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Evaluation(_Fields):
+class Evaluation(Fields):
     """How the model did on the held-out split."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"measured"})
     held_out_loss: float = Field(allow_inf_nan=False)  # nats per token
     sequences: int = Field(ge=0, le=10**9)
     tokens: Counter
+    measured: dict[str, Any] | None = None  # the DSSE envelope of the member that measured it; None: the host did
+
+    @classmethod
+    def by_member(cls, signed: Signed[Measured]) -> Evaluation:
+        """What a member has measured, with its signature."""
+        found = signed.value
+        return cls(
+            held_out_loss=found.held_out_loss,
+            sequences=found.sequences,
+            tokens=found.tokens,
+            measured=canonical.loads(signed.data, max_bytes=MAX_ENVELOPE_BYTES),
+        )
+
+    def check_measured(self, run: str, round: int, state: str) -> str | None:
+        """The peer id of the member that measured this; None: the host did.
+
+        Raises:
+            FormatError, SignatureError, VerificationError: what it has signed is not this.
+        """
+        if self.measured is None:
+            return None
+        asked = Asked(run, round, state, self.sequences, self.tokens)
+        signed = open_measured(canonical.dumps(self.measured), asked)
+        if signed.value.held_out_loss != self.held_out_loss:
+            raise VerificationError(
+                f"the member measured a held-out loss of {signed.value.held_out_loss}, "
+                f"checkpoint.json says {self.held_out_loss}"
+            )
+        return signed.by
 
 
 class Contributor(_Fields):

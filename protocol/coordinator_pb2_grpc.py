@@ -74,6 +74,11 @@ class CoordinatorStub:
                 request_serializer=protocol_dot_coordinator__pb2.StatePart.SerializeToString,
                 response_deserializer=protocol_dot_coordinator__pb2.UploadStateReply.FromString,
                 _registered_method=True)
+        self.ReportLoss = channel.unary_unary(
+                '/potluck.v1.Coordinator/ReportLoss',
+                request_serializer=protocol_dot_coordinator__pb2.ReportLossRequest.SerializeToString,
+                response_deserializer=protocol_dot_coordinator__pb2.ReportReply.FromString,
+                _registered_method=True)
         self.GetReceipts = channel.unary_unary(
                 '/potluck.v1.Coordinator/GetReceipts',
                 request_serializer=protocol_dot_coordinator__pb2.GetReceiptsRequest.SerializeToString,
@@ -155,6 +160,13 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportLoss(self, request, context):
+        """members that the host named: what Announce asked for
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetReceipts(self, request, context):
         """members
         """
@@ -225,6 +237,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.UploadState,
                     request_deserializer=protocol_dot_coordinator__pb2.StatePart.FromString,
                     response_serializer=protocol_dot_coordinator__pb2.UploadStateReply.SerializeToString,
+            ),
+            'ReportLoss': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportLoss,
+                    request_deserializer=protocol_dot_coordinator__pb2.ReportLossRequest.FromString,
+                    response_serializer=protocol_dot_coordinator__pb2.ReportReply.SerializeToString,
             ),
             'GetReceipts': grpc.unary_unary_rpc_method_handler(
                     servicer.GetReceipts,
@@ -463,6 +480,33 @@ class Coordinator:
             '/potluck.v1.Coordinator/UploadState',
             protocol_dot_coordinator__pb2.StatePart.SerializeToString,
             protocol_dot_coordinator__pb2.UploadStateReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportLoss(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/potluck.v1.Coordinator/ReportLoss',
+            protocol_dot_coordinator__pb2.ReportLossRequest.SerializeToString,
+            protocol_dot_coordinator__pb2.ReportReply.FromString,
             options,
             channel_credentials,
             insecure,

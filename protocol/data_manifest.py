@@ -7,7 +7,8 @@ its draws fall into (`peer.training.draw`); each is held against its digest here
      "sources": [{"name": "wiki", "shards": [["cd34…", 1048576, 4096, 2080000], …]}, …],
      "held_out": ["ef56…", 70000, 256, 130000]}
 
-A shard is its digest, its bytes, its sequences, and how many of their tokens are predicted.
+A shard is its digest, its bytes, its sequences, and how many of their tokens are predicted: where documents are kept
+apart, the first of each is not.
 """
 
 from __future__ import annotations
@@ -28,6 +29,16 @@ MAX_MANIFEST_BYTES = 64 << 20
 MAX_SHARD_BYTES = 256 << 20
 MAX_SOURCES = 64
 _DIGEST: TypeAdapter[str] = TypeAdapter(Digest)
+_ENTRY_BYTES = len(f'["{"0" * 64}",1,1,1],')  # of a shard in the manifest, at least
+
+
+def most_shard_bytes(manifest_bytes: int) -> int:
+    """What the shards of a manifest of that size come to at most.
+
+    >>> most_shard_bytes(331) / MAX_SHARD_BYTES, most_shard_bytes(10_000) / MAX_SHARD_BYTES
+    (4.0, 133.0)
+    """
+    return manifest_bytes // _ENTRY_BYTES * MAX_SHARD_BYTES
 
 
 class ShardEntry(NamedTuple):

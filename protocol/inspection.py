@@ -193,6 +193,13 @@ class Inspection:
         count = info.state.parameter_count
         return f"{len(weights.tensors)} tensors, {count} values, all finite; their digest is that of {against}"
 
+    def check_measured(self) -> str:
+        """A member has signed for the held-out loss."""
+        info = _need(self.info, "checkpoint.json")
+        member = info.evaluation.check_measured(info.run, info.round, info.state.digest)
+        self.report.facts["measured_by"] = member
+        return f"{info.evaluation.held_out_loss:.4f}, measured by member {member}, whom the host named"
+
     def check_ledger_head(self) -> str:
         """The note in model/ledger/checkpoint is by the run's ledger."""
         info, card = _need(self.info, "checkpoint.json"), _need(self.card, "the run card")
@@ -272,6 +279,8 @@ def inspect(
     ]
     for name, rule in rules:
         seen.report.run(name, rule)
+    if seen.info is not None and seen.info.evaluation.measured is not None:
+        seen.report.run("held-out loss", seen.check_measured)
     seen.report.run("maintainers", lambda: seen.check_maintainers(keys or {}), needed=False)
     if seen.signature is not None and seen.public_key is not None:
         seen.report.confirm(fingerprint(seen.public_key), trusted)

@@ -16,10 +16,11 @@ import scripts.tables
 
 LONG = (
     "attackers",
+    "chat",
     "churn",
     "poison",
     "wan",
-)  # half an hour, half an hour, a third of one, a day: only when they are named
+)  # half an hour, half an hour, half an hour, a third of one, a day: only when they are named
 
 
 def tables() -> list[str]:

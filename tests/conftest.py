@@ -13,10 +13,18 @@ from hypothesis import settings
 from lab import small_community
 from lab.processes import CARD_TOKENS_PER_S, Community
 from lab.warm_start import WarmStart
+from protocol import words
 
 # No test asserts a time: a busy machine is no failure.
 settings.register_profile("potluck", deadline=None)
 settings.load_profile("potluck")
+
+
+@pytest.fixture(autouse=True)
+def no_language_of_another_test() -> Iterator[None]:
+    """What a test chose by --lang holds for its process, and so for the next test."""
+    yield
+    words.choose(None)
 
 
 @pytest.fixture(scope="session")

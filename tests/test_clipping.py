@@ -223,7 +223,7 @@ def community(glass_dir: Path, plays: Path, tmp_path_factory: pytest.TempPathFac
     )
 
 
-@pytest.mark.parametrize("wire", ["int4", "int2", "topk"])
+@pytest.mark.parametrize("wire", ["int2", *(pytest.param(wire, marks=pytest.mark.slow) for wire in ("int4", "topk"))])
 def test_one_of_seven_that_attacks_costs_less_than_a_tenth_of_the_loss(community: Community, wire: str) -> None:
     clean = community.train(rounds=6, wire=wire, clip=CLIP)
     for attack in ("negated x10", "noise x10"):

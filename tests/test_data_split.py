@@ -63,6 +63,11 @@ def test_letters_with_accents_and_of_other_scripts_have_a_small_form_too() -> No
     assert normal_form("柴 火\u00a0") == "柴火".encode()
 
 
+def test_a_text_of_ascii_alone_has_the_normal_form_that_it_has_among_others() -> None:
+    every = "".join(map(chr, range(128)))
+    assert normal_form(every) + "柴".encode() == normal_form(every + "柴") and len(normal_form(every)) < 128
+
+
 def test_a_small_file_keeps_out_all_copies_of_one_record(tmp_path: Path) -> None:
     records = [{"text": text} for text in ("a b c", "A B C", "d e f", "D  E  F")]
     dataset = load(byte_tokenizer(), write_jsonl(tmp_path / "d", records), kind="jsonl")

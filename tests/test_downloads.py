@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -61,9 +62,8 @@ def test_download_from_a_url_goes_on_from_what_is_there(site: str, tmp_path: Pat
 def test_server_that_breaks_off_is_asked_for_the_rest(site: str, tmp_path: Path) -> None:
     """/broken ignores ranges, so the second half never comes: it ends with an error, and what came is kept."""
     with pytest.raises(NetworkError):
-        fetch(
-            lambda offset: read_url(site + "/broken", offset, 5, 30), "data", DIGEST, len(DATA), tmp_path / "data", None
-        )
+        broken = partial(read_url, site + "/broken", timeout_s=5, deadline_s=30)
+        fetch(broken, "data", DIGEST, len(DATA), tmp_path / "data", None, attempts=2)
     assert (tmp_path / "data.part").stat().st_size == len(DATA) // 2
     fetch(lambda offset: read_url(site + "/ranges", offset, 5, 30), "data", DIGEST, len(DATA), tmp_path / "data", None)
     assert is_complete(tmp_path / "data", DIGEST, len(DATA))

@@ -69,6 +69,7 @@ def test_whatever_is_killed_or_corrupted_all_commit_the_same_states(
         play(community, scenarios)
 
 
+@pytest.mark.slow
 def test_whoever_is_cut_off_in_the_middle_of_a_round_comes_back(
     tmp_path: Path, inputs: Inputs, starter: WarmStart
 ) -> None:

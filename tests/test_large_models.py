@@ -38,6 +38,7 @@ def test_publishing_takes_no_more_memory_than_evaluating(run_of_30_m: tuple[Path
     found = loading_probe.take("publish", folder, plays)
     room = 0.5 * 4 * spec.model.trainable  # pieces, and what is imported to write a configuration
     assert max(found["take over"], found["save"]) < found["evaluate"] + room, found
+    assert found["save alone"] < room, "where a member measures, no model is loaded"
 
 
 def test_a_file_written_in_pieces_is_the_librarys_byte_for_byte(tmp_path: Path) -> None:

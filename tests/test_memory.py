@@ -51,7 +51,11 @@ class Case:
         # activations
         pytest.param(Case({"method": "diloco", "wire": "int8"}, 5.4, 7.6), id="int8"),
         # no residual, no copy of where the work of the round before ended: what the others have not got is in the model
-        pytest.param(Case({"method": "diloco", "wire": "int4", "overlap": True}, 5.4, 7.75), id="int4, overlap"),
+        pytest.param(
+            Case({"method": "diloco", "wire": "int4", "overlap": True}, 5.4, 7.75),
+            id="int4, overlap",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             Case({"method": "diloco", "wire": "int2", "fragments": 6, "overlap": True}, 5.4, 7.35), id="int2, fragments"
         ),

@@ -50,6 +50,9 @@ class InMemory:
     def read(self, entry: ShardEntry) -> bytes:
         return self.files[entry.digest]
 
+    def has(self, entry: ShardEntry) -> bool:
+        return entry.digest in self.files
+
     def want(self, entries: object) -> None: ...
 
 

@@ -14,6 +14,7 @@ from coordinator.dataset.plain_tokenizer import PlainTokenizer, tokenizer_of
 from coordinator.dataset.prepare import Progress
 from coordinator.dataset.screen import PrepareScreen
 from coordinator.run_config import ModelSource
+from coordinator.run_folder import RunFolder
 from peer.training.loading import load_tokenizer
 from protocol import words
 from protocol.files import file_sha256
@@ -76,6 +77,14 @@ def test_a_host_prepares_and_reads_what_came_of_it(tmp_path: Path, llama: Path, 
         assert refused.code == 2 and "b.jsonl：第 1 行" in refused.stderr
     finally:
         words.choose(None)
+
+
+def test_a_folder_that_a_host_has_is_not_prepared_in(tmp_path: Path, llama: Path, run: Callable[..., Done]) -> None:
+    (tmp_path / "run.toml").write_text(TOML.format(model=llama))
+    with RunFolder(tmp_path / "runs" / "wood").locked():
+        refused = run("data", "prepare", "run.toml")
+    assert refused.code == 2 and "another host runs in this folder" in refused.stderr
+    assert not (tmp_path / "runs" / "wood" / "data").exists()
 
 
 def test_the_tokenizer_that_workers_have_gives_the_tokens_of_the_model_s_own(llama: Path, tmp_path: Path) -> None:

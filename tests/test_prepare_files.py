@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import json
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from coordinator.dataset import tokenize
+from coordinator.dataset.plain_tokenizer import PlainTokenizer
 from protocol import canonical
 from protocol.data_spec import PinnedDataSet, SourceRules
 from protocol.errors import InputError
@@ -90,6 +94,42 @@ def test_a_long_line_is_tokenized_in_pieces_and_none_of_it_is_lost(
     before, after = both_sides(tokenizer, tmp_path / "whole", whole), both_sides(tokenizer, tmp_path / "pieces", made)
     assert before == after and any(long in side for side in after)
     assert list(tokenize._pieces("a" * 300 + " " + "b" * 300)) == ["a" * 300, " " + "b" * 300]
+
+
+def test_a_long_conversation_is_tokenized_in_pieces_with_the_loss_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = [{"role": role, "content": f"{text}\nand more"} for text in texts(30) for role in ("user", "assistant")]
+    chats = [{"messages": turns}, *({"instruction": text, "output": "Yes."} for text in texts(40, 1))]
+    (tmp_path / "wood.jsonl").write_text("".join(f"{json.dumps(chat)}\n" for chat in chats))
+    every, some = rules(template_date="2026-12-01", held_out=0.3, held_out_sequences=500), source(kind="chat")
+    whole = prepared(tmp_path, some, folder="whole", sequences=every)
+    monkeypatch.setattr(tokenize, "CHAT_CHARS", 400)
+    tokenizer = Watched(**{name: getattr(plain(), name) for name in PlainTokenizer.__dataclass_fields__})
+    made = prepared(tmp_path, some, folder="pieces", sequences=every, tokenizer=tokenizer)
+    assert 400 <= max(tokenizer.backend_tokenizer.sizes) < 2 * 400
+    assert made.root == whole.root, "the same tokens, and the same of them learned"
+
+
+class Watched(PlainTokenizer):
+    """A tokenizer that tells how long the texts were that it was given."""
+
+    @cached_property
+    def backend_tokenizer(self) -> Any:
+        return WatchedBackend(PlainTokenizer.backend_tokenizer.func(self))
+
+
+class WatchedBackend:
+    def __init__(self, backend: Any) -> None:
+        self.sizes: list[int] = []
+        self.of = backend
+
+    def encode(self, text: str, **options: Any) -> Any:
+        self.sizes.append(len(text))
+        return self.of.encode(text, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.of, name)
 
 
 def files_in(folder: Path) -> set[str]:

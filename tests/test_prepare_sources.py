@@ -152,13 +152,18 @@ def test_a_folder_that_datasets_saved_is_read_in_its_order(tmp_path: Path) -> No
         files_of(source(path="wood"), tmp_path, print)
 
 
+def refuse(url: str) -> None:
+    """As fsspec where s3fs is not installed."""
+    raise ImportError("Install s3fs to access S3")
+
+
 def test_what_is_not_installed_is_named_with_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wood.parquet").write_bytes(b"PAR1")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"wood\.parquet: this needs pyarrow") as caught:
         prepared(tmp_path, source(path="wood.parquet"))
     assert "potluck[data]" in caught.value.hint
-    monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
+    monkeypatch.setattr("fsspec.core.url_to_fs", refuse)
     with pytest.raises(InputError, match=r"^wood: s3://bucket/a: cannot be read with what is .*s3fs") as caught:
         files_of(elsewhere(url="s3://bucket/a"), tmp_path, print)
     assert "potluck[data]" in caught.value.hint

@@ -6,6 +6,7 @@ import logging
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,10 +16,13 @@ from typer.testing import CliRunner
 
 import potluck
 from coordinator import publisher
+from coordinator.evaluator import Evaluator
 from coordinator.host_screen import HostScreen, run_view
+from lab.processes import eventually
 from peer.training.genesis import load_state
 from peer.training.state import SharedState
 from protocol import checkpoint
+from protocol.checkpoint import Evaluation
 from protocol.errors import InputError, PartFailed
 from protocol.keys import fingerprint, load_public_pem
 from protocol.status import Alarm, CheckpointStatus, RunStatus, alarm_of
@@ -120,6 +124,35 @@ def test_later_state_will_do_when_nobody_has_the_one_that_is_due(
         assert [item.round for item in site.host.status().checkpoints] == [0, 4, 5]
         folder = site.folder
     assert verified(folder, 4) and verified(folder, 5)
+
+
+def test_the_last_state_is_taken_while_an_earlier_one_is_still_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Members leave a minute after the last round; an evaluation may take longer."""
+    begun, go_on, evaluate = threading.Event(), threading.Event(), Evaluator.evaluate
+
+    def slow(evaluator: Evaluator) -> Evaluation:
+        begun.set()
+        assert go_on.wait(60)
+        return evaluate(evaluator)
+
+    with site_of(write_run(tmp_path / "source", rounds=3, every=1), tmp_path / "run") as site:
+        monkeypatch.setattr(Evaluator, "evaluate", slow)
+        site.commit(1)
+        eventually(lambda: site.upload_wanted() == 1)
+        assert begun.wait(60)
+        site.commit(2)
+        assert site.upload_wanted() is None, "that of a round between can wait"
+        site.commit(3)
+        assert site.upload_wanted() == 3
+        assert site.upload_wanted() is None, "it is here"
+        del site.swarm.states[3]
+        go_on.set()
+        assert site.deliver(2).published
+        assert site.host.wait(60), "nobody had it any more, and the host had kept it"
+        assert [item.round for item in site.host.status().checkpoints] == [0, 1, 2, 3]
+        assert not (site.folder / "incoming").exists()
 
 
 def test_all_that_is_published_is_whole_also_after_a_restart(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from lab.training_fixtures import Bench
 from peer.training.codecs.codec import EncodedUpdate
 from peer.training.outer import outer_step
-from peer.training.schedule_free import ScheduleFreeAdamW, make_optimizer
+from peer.training.schedule_free import ScheduleFreeAdamW
 from peer.training.state import SharedState
 from protocol.run_spec import InnerOptimizer
 
@@ -31,9 +31,8 @@ class One:
     def __init__(self, seed: int = 0, **inner: Any) -> None:
         self.inner = InnerOptimizer(**FREE, clip_norm=None, **inner)
         self.flat, self.gradient = torch.zeros(N), torch.zeros(N)
-        made = make_optimizer(self.inner, self.flat, self.gradient)
-        assert isinstance(made, ScheduleFreeAdamW)
-        self.optimizer, self.draw = made, torch.Generator().manual_seed(seed)
+        self.optimizer = ScheduleFreeAdamW(self.inner, self.flat, self.gradient)
+        self.draw = torch.Generator().manual_seed(seed)
 
     def work(self, base: torch.Tensor, round: int, steps: int, lr: float = 0.01) -> torch.Tensor:
         """The evaluated point that a round's steps lead to."""

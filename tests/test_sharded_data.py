@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import collections
-import hashlib
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,57 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from peer.link.shard_cache import ShardCache
 from peer.training.dataset.draws import ERA, LOT, Draws, Sample
 from peer.training.dataset.shard import Shard
 from peer.training.dataset.sharded import ShardedSequences
 from protocol.data_manifest import MAX_MANIFEST_BYTES, DataManifest, ShardEntry, SourceEntry
-from protocol.data_spec import PinnedDataSet, SourceRules
-from protocol.errors import FormatError, InputError, NetworkError, VerificationError
-
-LENGTH, VOCABULARY = 8, 1000
-PEER = "12D3KooWExample"
-
-
-def shard_of(first: int, sequences: int, length: int = 4) -> Shard:
-    """Sequences of one token each, another one for each: `first`, `first` + 1, …"""
-    tokens = np.repeat(np.arange(first, first + sequences, dtype=np.uint16), length)
-    ends = np.arange(length, len(tokens) + 1, length, dtype=np.uint32)
-    return Shard(tokens, ends, np.ones(len(tokens), dtype=bool), np.concatenate([[0], ends[:-1]]).astype(np.uint32))
-
-
-class Prepared:
-    """A host's data in memory: source name -> sizes of its shards."""
-
-    def __init__(self, **sources: list[int]) -> None:
-        self.files: dict[str, bytes] = {}
-        first, made = 0, []
-        for name, sizes in sources.items():
-            entries = []
-            for size in sizes:
-                entries.append(self._add(shard_of(first, size)))
-                first += size
-            made.append(SourceEntry(name, tuple(entries)))
-        self.manifest = DataManifest(LENGTH, "a" * 64, tuple(made), self._add(shard_of(first, 3)))
-
-    def _add(self, shard: Shard) -> ShardEntry:
-        data = shard.to_bytes()
-        entry = shard.entry(data)
-        self.files[entry.digest] = data
-        return entry
-
-    def spec(self, *weights: float) -> PinnedDataSet:
-        sources = [
-            SourceRules(name=source.name, license="MIT", weight=weight)
-            for source, weight in zip(self.manifest.sources, weights, strict=True)
-        ]
-        data = self.manifest.to_bytes()
-        digest = hashlib.sha256(data).hexdigest()
-        return PinnedDataSet(sources=tuple(sources), digest=digest, size_bytes=len(data), sequence_length=LENGTH)
-
-    def give(self, entry: ShardEntry, path: Path) -> None:
-        path.write_bytes(self.files[entry.digest])
-
+from protocol.data_spec import PinnedDataSet
+from protocol.errors import FormatError
+from tests.kit.shards import LENGTH, PEER, VOCABULARY, Prepared, shard_of
 
 # ---- the manifest and a shard ----------------------------------------------------------------------------------------
 
@@ -188,6 +140,9 @@ def test_a_manifest_of_other_sources_and_a_shard_of_other_sequences_are_refused(
         def read(self, entry: ShardEntry) -> bytes:
             return prepared.files[entry.digest]
 
+        def has(self, entry: ShardEntry) -> bool:
+            return True
+
         def want(self, entries: object) -> None: ...
 
     for wrong in ({"sources": spec.sources[:1]}, {"sources": spec.sources[::-1]}, {"sequence_length": LENGTH + 1}):
@@ -204,103 +159,3 @@ def test_a_manifest_is_not_read_beyond_its_bound() -> None:
     spec = Prepared(a=[5]).spec(1.0)
     with pytest.raises(ValidationError, match="size_bytes"):
         PinnedDataSet.model_validate(spec.model_dump() | {"size_bytes": MAX_MANIFEST_BYTES + 1})
-
-
-# ---- the cache -------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def cache_of(folder: Path, *sources: object, most_bytes: int = 1 << 30) -> Iterator[ShardCache]:
-    with ShardCache(folder, list(sources), most_bytes, failures.append) as cache:  # type: ignore[arg-type]
-        yield cache
-    assert not failures
-
-
-failures: list[object] = []
-
-
-def test_sequences_come_from_shards_that_were_fetched(tmp_path: Path) -> None:
-    prepared = Prepared(a=[30, 10, 60], b=[50])
-    with cache_of(tmp_path, prepared.give) as cache:
-        data = ShardedSequences(prepared.manifest, prepared.spec(1.0, 1.0), 5, cache, VOCABULARY)
-        rows = data.draw(5, 1, PEER, 0, 6)
-        tokens_BT, labels_BT = data.batch(rows)
-        starts = {(0, 0): 0, (0, 1): 30, (0, 2): 40, (1, 0): 100}
-        assert tokens_BT[:, 0].tolist() == [starts[row[:2]] + row.row for row in rows]
-        assert tokens_BT.shape == (6, LENGTH) and (labels_BT[:, 4:] == -100).all()
-        assert data.counts(rows) == (18, 24)
-        assert data.counts([data.example()]) == (3, 4)
-
-
-def test_what_is_needed_next_is_here_before_it_is_drawn_from(tmp_path: Path) -> None:
-    prepared = Prepared(a=[5] * 40)
-    with cache_of(tmp_path, prepared.give) as cache:
-        data = ShardedSequences(prepared.manifest, prepared.spec(1.0), 0, cache, VOCABULARY)
-        data.draw(0, 1, PEER, 0, 1)
-        wanted = Draws(prepared.manifest, [1.0], 0).shards(1, PEER, LOT)
-        for _ in range(200):
-            if (tmp_path / f"{wanted[0].digest}.safetensors").exists():
-                return
-            threading.Event().wait(0.05)
-        raise AssertionError("the next lot was not fetched")
-
-
-def test_a_source_that_is_dead_or_lies_is_left_for_another(tmp_path: Path) -> None:
-    prepared, asked = Prepared(a=[5] * 4), []
-
-    def dead(entry: ShardEntry, path: Path) -> None:
-        asked.append("dead")
-        raise NetworkError("no route")
-
-    def lies(entry: ShardEntry, path: Path) -> None:
-        asked.append("lies")
-        raise VerificationError("other bytes")
-
-    with cache_of(tmp_path, dead, lies, prepared.give) as cache:
-        for entry in prepared.manifest.shards:
-            assert cache.read(entry, wait_s=30) == prepared.files[entry.digest]
-    assert asked == ["dead", "lies"], "then the good one is asked first"
-
-
-def test_a_damaged_shard_is_fetched_again(tmp_path: Path) -> None:
-    prepared = Prepared(a=[5])
-    (entry,) = prepared.manifest.shards
-    path = tmp_path / f"{entry.digest}.safetensors"
-    path.write_bytes(bytes(entry.size_bytes))
-    with cache_of(tmp_path, prepared.give) as cache:
-        assert cache.read(entry, wait_s=30) == prepared.files[entry.digest] == path.read_bytes()
-
-
-def test_the_cache_keeps_to_its_size_and_to_what_is_wanted(tmp_path: Path) -> None:
-    prepared = Prepared(a=[20] * 30)
-    entries = prepared.manifest.shards
-    most = 5 * entries[0].size_bytes
-    with cache_of(tmp_path, prepared.give, most_bytes=most) as cache:
-        cache.want(entries[:2])
-        for entry in entries:
-            cache.read(entry, wait_s=30)
-            assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= most + 3 * entry.size_bytes
-        names = {path.stem for path in tmp_path.iterdir()}
-        assert entries[-1].digest in names and {entry.digest for entry in entries[:2]} <= names
-
-
-def test_where_nothing_can_be_had_one_is_told_in_time(tmp_path: Path) -> None:
-    def dead(entry: ShardEntry, path: Path) -> None:
-        raise NetworkError("no route")
-
-    prepared = Prepared(a=[5])
-    with cache_of(tmp_path, dead) as cache:
-        with pytest.raises(NetworkError, match="no route"):
-            cache.read(prepared.manifest.shards[0], wait_s=0.3)
-        threading.Timer(0.3, cache.close).start()
-        with pytest.raises(NetworkError, match="closed"):
-            cache.read(prepared.manifest.shards[0], wait_s=60)
-
-
-def test_a_full_disk_is_an_error_and_no_endless_fetching(tmp_path: Path) -> None:
-    def full(entry: ShardEntry, path: Path) -> None:
-        raise InputError("the disk is full")
-
-    prepared = Prepared(a=[5])
-    with cache_of(tmp_path, full) as cache, pytest.raises(InputError, match="full"):
-        cache.read(prepared.manifest.shards[0], wait_s=30)

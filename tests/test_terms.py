@@ -14,8 +14,11 @@ from peer.link.estimate import terms_of
 from peer.screen.json_lines import JsonScreen
 from peer.screen.terminal import TerminalScreen
 from peer.screen.terms import JoinTerms
+from protocol import canonical
+from protocol.data_manifest import MAX_SHARD_BYTES
 from protocol.invite import Invite
 from protocol.run_card import RunCard
+from protocol.run_spec import RunSpec
 from protocol.status import EvaluatedRound, LedgerStatus, PeerStatus, RunStatus
 from tests.test_words import check_chinese
 
@@ -49,6 +52,15 @@ def description(kind: str = "lora", rounds: int = 100, **sync: Any) -> RunDescri
     return RunDescription(card, b"", b"", genesis, (RemoteFile("model.safetensors", "2" * 64, 2000 * MILLION),))
 
 
+def prepared(manifest_bytes: int) -> RunDescription:
+    """The same run with data that were prepared."""
+    run = description()
+    data = {"digest": "e" * 64, "size_bytes": manifest_bytes, "sources": [{"name": "a", "license": "CC0-1.0"}]}
+    value = run.card.spec.model_dump(mode="json") | {"data": data}
+    card = run.card.model_copy(update={"spec": RunSpec.model_validate(value)})
+    return run._replace(card=card)
+
+
 def status(*at: tuple[int, float], **values: Any) -> RunStatus:
     evaluations = tuple(EvaluatedRound(round=round, held_out_loss=3.0, tokens=1, time=time) for round, time in at)
     now = {"round": at[-1][0] if at else 0} | values
@@ -73,6 +85,19 @@ def test_the_download_is_what_is_not_here_yet(tmp_path: Path) -> None:
     assert (here.here_bytes, here.download_bytes) == (4 * MILLION, 2136 * MILLION)
     assert terms_of(INVITE, run, None, tmp_path, reduce_only=True).download_bytes == 40 * MILLION
     assert here.disk_bytes > 2140 * MILLION + 8 * 10 * MILLION, "states and what the optimizer remembers come to it"
+
+
+def test_prepared_data_take_no_more_of_the_disk_than_there_are(tmp_path: Path) -> None:
+    def cached(manifest_bytes: int, cache_bytes: int) -> int:
+        without, with_cache = (
+            terms_of(INVITE, prepared(manifest_bytes), None, tmp_path, cache_bytes=size).disk_bytes
+            for size in (0, cache_bytes)
+        )
+        return with_cache - without
+
+    assert cached(10_000, 5000 * MILLION) == 5000 * MILLION
+    two = canonical.dumps([["e" * 64, 300 * MILLION, 1000, 10**6]] * 2)
+    assert 2 * MAX_SHARD_BYTES <= cached(len(two), 5000 * MILLION) < 3 * MAX_SHARD_BYTES, "two shards and no more"
 
 
 def test_traffic_and_length_follow_from_how_the_run_goes(tmp_path: Path) -> None:
@@ -115,6 +140,14 @@ def test_who_only_reduces_sends_to_all(tmp_path: Path) -> None:
     reducer = terms_of(INVITE, description(), now, tmp_path, reduce_only=True)
     assert member.members == 8
     assert reducer.round_bytes == 4 * member.round_bytes
+
+
+def test_moments_in_8_bits_are_told_in_memory_and_on_disk(tmp_path: Path) -> None:
+    run = description("full")
+    plain, small = (terms_of(INVITE, run, None, tmp_path, moments=moments) for moments in ("fp32", "8bit"))
+    saved = 5.96 * run.card.spec.model.trainable
+    assert plain.memory_bytes - small.memory_bytes == pytest.approx(saved, rel=1e-6)
+    assert plain.disk_bytes - small.disk_bytes == pytest.approx(saved, rel=1e-6)
 
 
 def shown(terms: JoinTerms, language: str, capsys: pytest.CaptureFixture[str], **options: bool) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lab.training_fixtures import Bench
+from peer.training import passes as passes_of_a_peer
 from peer.training.precision import Card, LossScale, choose
 from peer.training.work import LocalWork
 from protocol.errors import InputError
@@ -144,3 +145,23 @@ def test_a_measured_choice_leaves_no_trace_in_the_work(tmp_path: Path, glass_dir
     assert work.precision in ("bf16", "fp32") and not work.model.gradient_N.any()
     plain = bench.work(wanted=work.precision)
     assert torch.equal(train(work, 16), train(plain, 16))
+
+
+@pytest.mark.parametrize(("pass_s", "passes"), [(0.01, 3), (5.0, 1)])
+def test_a_long_pass_is_tried_once_in_each_precision(
+    tmp_path: Path, glass_dir: Path, plays: Path, monkeypatch: pytest.MonkeyPatch, pass_s: float, passes: int
+) -> None:
+    """A member would wait for six of them at each start."""
+    made: list[float] = []
+
+    class Clock:
+        def __init__(self, *_: object) -> None:
+            made.append(pass_s)
+
+        def seconds(self) -> float:
+            return pass_s
+
+    bench = Bench(tmp_path, glass_dir, plays)
+    monkeypatch.setattr(passes_of_a_peer, "Stopwatch", Clock)
+    bench.work(wanted="auto")
+    assert len(made) == 2 * passes

@@ -48,7 +48,16 @@ def one_round(spec: RunSpec, works: list[LocalWork], states: list[SharedState], 
     return [outer_step(spec, state, result) for state, result in zip(states, results, strict=True)]
 
 
-@pytest.mark.parametrize("wire", ["fp32", "fp16", "int8", "int4", "topk"])
+@pytest.mark.parametrize(
+    "wire",
+    [
+        pytest.param("fp32", marks=pytest.mark.slow),
+        pytest.param("fp16", marks=pytest.mark.slow),
+        "int8",
+        pytest.param("int4", marks=pytest.mark.slow),
+        "topk",
+    ],
+)
 @pytest.mark.parametrize("method", ["diloco", "gradient"])
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_the_loss_falls_and_all_states_are_equal(

@@ -48,6 +48,7 @@ def test_who_follows_over_several_rounds_keeps_account_of_each() -> None:
     assert table["a"].state.debts["a"] == pytest.approx(owed + two_of_three * missed)
 
 
+@pytest.mark.slow
 @pytest.mark.swarm
 def test_three_times_as_many_members_as_fit_take_turns(tmp_path: Path) -> None:
     plan = Plan(members=12, max_group=4, rounds=24, round_s=1.5)

@@ -23,6 +23,7 @@ from protocol.checkpoint import CheckpointInfo
 from protocol.envelope import Envelope
 from protocol.epoch import Epoch, open_word
 from protocol.errors import PotluckError
+from protocol.held_out import Asked, Measured, open_measured
 from protocol.invite import Invite
 from protocol.last import Last
 from protocol.ledger_entry import parse_entry
@@ -74,9 +75,14 @@ def valid_bytes(run: Run) -> dict[str, tuple[bytes, Callable[[bytes], Any]]]:
 def members_bytes(run: Run) -> dict[str, tuple[bytes, Callable[[bytes], Any]]]:
     agreement, large = run.agreements[1], by_a_word()
     spec, member = run.spec, run.membership_key.public_key()
+    asked = Asked(spec.digest, 1, agreement.state, 4, 64)
     return {
         "claim": (agreement.claims[0].data, open_claim),
         "vote": (agreement.votes[0].data, open_vote),
+        "held-out loss": (
+            Measured(held_out_loss=3.25, **vars(asked)).sign(run.peers[0]).data,
+            lambda data: open_measured(data, asked),
+        ),
         "envelope": (agreement.claims[0].data, Envelope.from_bytes),
         "agreement": (
             agreement.to_bytes(),
@@ -141,9 +147,10 @@ def hosts_bytes(run: Run) -> dict[str, tuple[bytes, Callable[[bytes], Any]]]:
 
 
 NAMES = [
-    "claim", "vote", "envelope", "agreement", "agreement of a large run", "word", "certificate", "run card", "run spec",
-    "invite", "identity", "public key", "peer id", "state manifest", "ledger entry", "ledger head", "verifier key",
-    "log proof", "receipt", "file with a ledger head", "checkpoint.json", "model signature",
+    "claim", "vote", "held-out loss", "envelope", "agreement", "agreement of a large run", "word", "certificate",
+    "run card", "run spec", "invite", "identity", "public key", "peer id", "state manifest", "ledger entry",
+    "ledger head", "verifier key", "log proof", "receipt", "file with a ledger head", "checkpoint.json",
+    "model signature",
 ]  # fmt: skip
 
 

@@ -15,6 +15,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from coordinator.dataset.chunks import Chunk
 from coordinator.dataset.findings import ChunkFindings
 from coordinator.dataset.kept_out import KeptOut, KeptPlace, as_shard, lay
@@ -30,7 +32,7 @@ from protocol.data_spec import PinnedDataSet, SequenceRules, SourceRules
 from protocol.disk import sync, write_file
 from protocol.run_spec import RunSpec
 
-RULES = 2  # another number when the same bytes give other tokens
+RULES = 3  # another number when the same bytes give other tokens
 SHARD_TOKENS = 8 << 20  # a shard ends with the record that reaches so many
 
 
@@ -128,9 +130,7 @@ class ChunkJob:
                 "rules": RULES,
                 "chunk": [chunk.file.location, chunk.file.size_bytes, chunk.file.stamp, chunk.start, chunk.end],
                 "source": [source.kind, source.text_field if source.kind == "jsonl" else None],
-                "sequences": self.sequences.model_dump(
-                    mode="json", exclude={"mirrors", "template_date", "documents_apart"}
-                ),
+                "sequences": self.sequences.model_dump(mode="json", exclude={"mirrors", "template_date"}),
                 "day": day if source.kind == "chat" else None,
                 "tokenizer": [self.tokenizer.digest, self.tokenizer.special_tokens_map, self.tokenizer.chat_template],
             }
@@ -150,11 +150,13 @@ class ChunkJob:
         size = 0
         source = self.sources[chunk.source]
         for record in records_of(chunk, source, rules, self.tokenizer, found):
-            self._note(record, source, found)
+            if source.kind != "text" and not rules.packing:
+                found.notes.count(LONG, len(record.tokens) > rules.sequence_length)
             place = place_of_tokens(record.tokens) if record.place is None else record.place
             if place < rules.held_out * 2**64:
                 if record.loss_mask[1:].any():
                     kept_out.add(place, record)
+                self._note_unknown([record], found)
                 continue
             waiting.append(record)
             size += len(record.tokens)
@@ -173,14 +175,14 @@ class ChunkJob:
         found: type = token_type(self.tokenizer.vocabulary)
         return found
 
-    def _note(self, record: Record, source: SourceRules, found: ChunkFindings) -> None:
-        if source.kind != "text" and not self.sequences.packing:
-            found.notes.count(LONG, len(record.tokens) > self.sequences.sequence_length)
+    def _note_unknown(self, records: list[Record], found: ChunkFindings) -> None:
         unknown = self.tokenizer.unk_token_id
         if unknown is not None and unknown not in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
-            found.notes.count(UNKNOWN, int((record.tokens == unknown).sum()))
+            tokens = np.concatenate([record.tokens for record in records]) if records else np.zeros(0, np.int32)
+            found.notes.count(UNKNOWN, int((tokens == unknown).sum()))
 
     def _write(self, records: list[Record], source: SourceRules, found: ChunkFindings) -> list[ShardEntry]:
+        self._note_unknown(records, found)
         packing = self.sequences.packing and source.kind != "text"  # a block of text fills a sequence
         shard, left_out = lay(records, self.sequences.sequence_length, packing, self._dtype)
         found.notes.count(UNPREDICTED, left_out)
@@ -190,7 +192,7 @@ class ChunkJob:
         """Raises: InputError: the disk is full."""
         data = shard.to_bytes()
         assert len(data) <= MAX_SHARD_BYTES, "a chunk's tokens come to no more"
-        entry = shard.entry(data)
+        entry = shard.entry(data, self.sequences.documents_apart)
         path = self.folder.shard(entry.digest)
         own = path.with_name(f"{entry.digest}.new{os.getpid()}")  # another process may have the very same sequences
         write_file(own, data)

@@ -37,6 +37,7 @@ from protocol.errors import InputError
 _BATCH_RECORDS = 256
 _BATCH_CHARS = 1 << 19
 _LONG_CHARS = 1 << 20  # texts beyond are tokenized in pieces, to line ends if there are: a token takes 170 bytes first
+CHAT_CHARS = 1 << 17  # the same of conversations, where a token takes twice as much: its place, too
 
 
 class Located(NamedTuple):
@@ -73,7 +74,7 @@ def records_of(
     elif source.kind == "jsonl":
         records = _of_texts(_values(chunk, source, found), Texts(tokenizer, found.notes), tokenizer, found)
     else:
-        chats = Chats(tokenizer, sequences.template_date or "", found.notes)
+        chats = Chats(tokenizer, sequences.template_date or "", found.notes, _chat_pieces)
         records = _of_chats(_values(chunk, source, found), chats, found)
     for record in records:
         found.records += 1
@@ -204,11 +205,8 @@ def _encoded(tokenizer: Any, texts: list[Located]) -> Iterator[list[int] | Input
         yield from encode_each(tokenizer, texts)
         return
     ids: list[int] = []
-    lines = (
-        Located(texts[0].where, piece) for line in texts[0].value.splitlines(keepends=True) for piece in _pieces(line)
-    )
-    for some in _batches(lines, 1 << 30, _LONG_CHARS):
-        piece = next(encode_each(tokenizer, [(texts[0].where, "".join(line.value for line in some))]))
+    for text in _pieces_of(texts[0].value, _LONG_CHARS):
+        piece = next(encode_each(tokenizer, [(texts[0].where, text)]))
         if isinstance(piece, InputError):
             yield piece
             return
@@ -216,11 +214,26 @@ def _encoded(tokenizer: Any, texts: list[Located]) -> Iterator[list[int] | Input
     yield ids
 
 
-def _pieces(line: str) -> Iterator[str]:
+def _chat_pieces(text: str) -> Iterator[str]:
+    return _pieces_of(text, CHAT_CHARS)
+
+
+def _pieces_of(text: str, long: int) -> Iterator[str]:
+    """A text that is not long; of a long one pieces, cut at line ends, or as `_pieces` cuts a line."""
+    if len(text) <= long:
+        yield text
+        return
+    lines = (Located("", piece) for line in text.splitlines(keepends=True) for piece in _pieces(line, long))
+    for some in _batches(lines, 1 << 30, long):
+        yield "".join(line.value for line in some)
+
+
+def _pieces(line: str, long: int | None = None) -> Iterator[str]:
     """A line that is not long; of a long one pieces, cut before a space where there is one in their second half."""
-    while len(line) > _LONG_CHARS:
-        space = line.rfind(" ", _LONG_CHARS // 2, _LONG_CHARS)
-        end = space if space > 0 else _LONG_CHARS
+    most = long or _LONG_CHARS
+    while len(line) > most:
+        space = line.rfind(" ", most // 2, most)
+        end = space if space > 0 else most
         yield line[:end]
         line = line[end:]
     yield line

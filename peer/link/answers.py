@@ -76,6 +76,7 @@ class Announcement(NamedTuple):
     alarm: Alarm | None = None  # the run stays clearly worse than its last published checkpoint
     twin: Twin = Twin.NONE
     want_chain: bool = False  # round + 1 is missing in the ledger: send the agreements after `round`, if they are here
+    want_loss: str = ""  # digest of the state whose held-out loss is to be measured here; empty: none
 
 
 def parse_twin(reply: coordinator_pb2.AnnounceReply) -> Twin:

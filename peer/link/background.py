@@ -75,6 +75,9 @@ class Peer(Protocol):
     def chain_since(self, round: int) -> list[bytes]:
         """The agreements of the rounds after one, oldest first, which the ledger lacks; empty when not known."""
 
+    def measured(self) -> bytes | None:
+        """The held-out loss that was asked for (`Announcement.want_loss`), signed, when it is there; each once."""
+
     def credited(self) -> None:
         """There are new receipts."""
 
@@ -193,6 +196,8 @@ class CoordinatorLink:
                 peer.anchored(newest)
         if answer.want_chain:
             self._send_chain(token, answer.round)
+        if (measured := peer.measured()) is not None:
+            self._send_loss(token, measured)
         if self._receipts.fetch(self._client, token):
             peer.credited()
         wanted = answer.want_state in kept
@@ -201,7 +206,7 @@ class CoordinatorLink:
         elif leaving:
             self._given |= {item.round for item in self._client.status().checkpoints if item.published}
         self.finished = answer.finished
-        if len(self._outbox) == 0 and not wanted:
+        if len(self._outbox) == 0 and not wanted and not answer.want_loss:
             self.settled.set()
 
     def _report(self, token: str) -> None:
@@ -228,6 +233,11 @@ class CoordinatorLink:
             self._report_at = 0.0
         else:
             logger.warning("the agreements after round %d were refused: %s", round, answer.reason)
+
+    def _send_loss(self, token: str, measured: bytes) -> None:
+        answer = self._client.report_loss(token, measured)
+        if not answer.accepted:
+            logger.warning("the held-out loss that was measured for the host is not taken: %s", answer.reason)
 
     def _upload(self, token: str, digest: str) -> bool:
         """Give the coordinator a state; whether it took it."""

@@ -219,6 +219,7 @@ class CoordinatorClient:
             parse_alarm(reply),
             parse_twin(reply),
             reply.want_chain,
+            reply.want_loss,
         )
 
     def agreement(self, certificate: str, round: int = 0) -> Agreement | None:
@@ -261,6 +262,12 @@ class CoordinatorClient:
         """
         request = coordinator_pb2.ReportChainRequest(certificate=certificate, agreements=agreements)
         reply = self.connection.call("ReportChain", request, timeout_s=8 * self.timeout_s)
+        return ReportAnswer(reply.accepted, reply.reason)
+
+    def report_loss(self, certificate: str, measured: bytes) -> ReportAnswer:
+        """Report the held-out loss that `announce` asked for (`Measured`, signed). Raises: as `report`."""
+        request = coordinator_pb2.ReportLossRequest(certificate=certificate, measured=measured)
+        reply = self.connection.call("ReportLoss", request)
         return ReportAnswer(reply.accepted, reply.reason)
 
     def upload_state(self, certificate: str, manifest: StateManifest, chunks: Iterable[bytes]) -> bool:

@@ -195,7 +195,7 @@ def read_url(url: str, offset: int, timeout_s: float, deadline_s: float) -> Iter
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as reply:
             skip = offset if offset and reply.status != 206 else 0
-            while piece := reply.read(PART_BYTES):
+            while piece := reply.read1(PART_BYTES):  # as it comes: the deadline holds at a trickle, too
                 if time.monotonic() > end:
                     raise NetworkError(
                         f"{url[:120]}: took longer than {deadline_s:.0f} s", "it goes on when tried again"

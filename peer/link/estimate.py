@@ -11,7 +11,8 @@ from pathlib import Path
 from peer.link.answers import RunDescription
 from peer.link.run_files import data_path
 from peer.screen.terms import JoinTerms
-from peer.training.memory import memory_needed_bytes, update_bytes
+from peer.training.memory import MOMENTS_BYTES, MomentsKind, memory_needed_bytes, update_bytes
+from protocol.data_manifest import most_shard_bytes
 from protocol.data_spec import PinnedDataSet
 from protocol.invite import Invite
 from protocol.run_spec import RunSpec
@@ -30,6 +31,7 @@ def terms_of(
     *,
     reduce_only: bool = False,
     cache_bytes: int = 0,
+    moments: MomentsKind = "fp32",
 ) -> JoinTerms:
     """The terms of a run.
 
@@ -37,6 +39,7 @@ def terms_of(
         status: how the run stands; None: the coordinator did not say.
         folder: the run's folder here.
         cache_bytes: that prepared data may take.
+        moments: as this member wants to hold them.
     """
     spec = run.card.spec
     needed = {folder / "step-000000" / file.path: file.size_bytes for file in run.genesis_files}
@@ -46,9 +49,9 @@ def terms_of(
     here = sum(min(_present_bytes(path), size) for path, size in needed.items())
     live = None if status is None else sum(peer.last_seen_s is not None for peer in status.peers)
     travels = 2 * update_bytes(spec)  # to those who average a part each, and what this peer averages to all others
-    kept = _kept_bytes(spec, reduce_only=reduce_only)
+    kept = _kept_bytes(spec, reduce_only=reduce_only, moments=moments)
     if isinstance(spec.data, PinnedDataSet) and not reduce_only:
-        kept += cache_bytes
+        kept += min(cache_bytes, most_shard_bytes(spec.data.size_bytes))
     return JoinTerms(
         card=run.card,
         address=invite.addresses[0],
@@ -56,7 +59,7 @@ def terms_of(
         download_bytes=sum(needed.values()) - here,
         here_bytes=here,
         disk_bytes=sum(needed.values()) + kept,
-        memory_bytes=memory_needed_bytes(spec, run.shape, reduce_only=reduce_only),
+        memory_bytes=memory_needed_bytes(spec, run.shape, reduce_only=reduce_only, moments=moments),
         round=None if status is None else status.round,
         members=live,
         round_s=_round_s(spec, status),
@@ -72,7 +75,7 @@ def _present_bytes(path: Path) -> int:
     return 0
 
 
-def _kept_bytes(spec: RunSpec, *, reduce_only: bool) -> int:
+def _kept_bytes(spec: RunSpec, *, reduce_only: bool, moments: MomentsKind) -> int:
     """States, the averages between them, and what the optimizer remembers."""
     diloco = spec.sync.method == "diloco"
     state = 4 * spec.model.trainable * (1 + ((1 if spec.outer.momentum else 0) if diloco else 2))
@@ -81,8 +84,8 @@ def _kept_bytes(spec: RunSpec, *, reduce_only: bool) -> int:
     if spec.run.rounds:
         rounds = min(rounds, spec.run.rounds)
     whole = rounds // min(_BETWEEN_WHOLE, state // update + 1)
-    moments = 8 * spec.model.trainable if diloco and not reduce_only else 0
-    return (whole + 2) * state + (rounds - whole) * update + moments
+    remembered = int(MOMENTS_BYTES[moments] * spec.model.trainable) if diloco and not reduce_only else 0
+    return (whole + 2) * state + (rounds - whole) * update + remembered
 
 
 def _round_s(spec: RunSpec, status: RunStatus | None) -> float | None:

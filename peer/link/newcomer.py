@@ -25,7 +25,8 @@ from peer.link.held_certificate import HeldCertificate
 from peer.link.run_files import data_path, is_genesis
 from peer.screen.screen import Screen
 from peer.screen.terms import JoinTerms
-from peer.training import nf4
+from peer.training import eight_bit, nf4
+from peer.training.memory import MomentsKind
 from protocol import certificate as certificates
 from protocol.backoff import Backoff
 from protocol.errors import CoordinatorAway, FormatError, InputError, NetworkError, RefusedError
@@ -72,10 +73,11 @@ class Newcomer:
         *,
         reduce_only: bool = False,
         cache_bytes: int = 0,
+        moments: MomentsKind = "fp32",
     ) -> None:
         self._invite, self._client, self._identity = invite, client, identity
         self._folder, self._screen = folder, screen
-        self._reduce_only, self._cache_bytes = reduce_only, cache_bytes
+        self._reduce_only, self._cache_bytes, self._moments = reduce_only, cache_bytes, moments
         self._agreed = False
 
     def admit(self) -> Admitted | RunOver | None:
@@ -114,8 +116,10 @@ class Newcomer:
         if not known and not self._screen.agree(self._terms(description)):
             return None
         self._agreed = True
-        if card.spec.method.base == "nf4" and not self._reduce_only:
-            nf4.check_installed()  # before gigabytes are fetched in vain
+        if not self._reduce_only:  # before gigabytes are fetched in vain
+            eight_bit.check_choice(card.spec, self._moments)
+            if card.spec.method.base == "nf4":
+                nf4.check_installed()
         self._folder.write("root.pem", description.root_public_pem)
         enrollment = self._client.enroll(self._identity)
         self._folder.write("certificate", enrollment.certificate.encode())
@@ -147,6 +151,7 @@ class Newcomer:
             self._folder.path,
             reduce_only=self._reduce_only,
             cache_bytes=self._cache_bytes,
+            moments=self._moments,
         )
 
     # ---- while the coordinator is away -------------------------------------------------------------------------------

@@ -7,14 +7,33 @@ the weights, once; and those that are published in bf16 not at all.
 
 from __future__ import annotations
 
+import inspect
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedModel
 
+from peer.training import base_files
 from peer.training.adapter import LINEAR, passed_over
 from peer.training.widened import widen_embedding, widen_linear
+
+# Mamba's head and a few more round what goes into them to their weight's dtype; norms and convolutions stay fp32
+_LOOKS_AT_DTYPE = re.compile(r"\bhidden_states\.to\((?:dtype=)?self\.(?!\w*(?:norm|conv))\w+\.weight\.dtype\)")
+
+
+def changes_nothing(folder: Path) -> bool:
+    """Whether a model computes on a base held so as on one in fp32: its files hold bf16, and no layer asks for that.
+
+    The folder has been found to be a model that can be trained. Raises: InputError: a damaged file.
+    """
+    found = [header for header in base_files.headers(folder).values() if len(header.shape) > 1]
+    floats = {header.dtype for header in found if header.dtype in base_files.FLOATS}
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    module = sys.modules[MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__module__]
+    return floats == {"BF16"} and _LOOKS_AT_DTYPE.search(inspect.getsource(module)) is None
 
 
 def from_pretrained(folder: str, **options: Any) -> Any:

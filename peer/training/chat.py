@@ -11,7 +11,7 @@ By the first rules of data (`data.rules`), `messages_of` reads a record and tran
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import numpy as np
@@ -27,6 +27,7 @@ _OWN_FIELDS = {"role", "content", "tool_calls", *REASONING}  # whose use is seen
 
 Message = dict[str, Any]
 Encoded = tuple[np.ndarray, np.ndarray]  # tokens (int32) and loss mask (bool)
+Pieces = Callable[[str], Iterable[str]]
 
 
 class Chats:
@@ -35,14 +36,15 @@ class Chats:
     Args:
         tokenizer: a fast transformers tokenizer.
         day: what the template is told the day is, YYYY-MM-DD.
+        pieces: what of a rendered text is tokenized at a time: a token takes some 300 bytes until its place is known.
 
     Raises:
         InputError: no chat template, or one that is none.
     """
 
-    def __init__(self, tokenizer: Any, day: str, notes: Notes) -> None:
+    def __init__(self, tokenizer: Any, day: str, notes: Notes, pieces: Pieces = lambda text: [text]) -> None:
         _check_template(tokenizer)
-        self._tokenizer, self._notes = tokenizer, notes
+        self._tokenizer, self._notes, self._pieces = tokenizer, notes, pieces
         self._compiled: dict[str, ChatTemplate] = {}
         self._day = day
         self._seen: set[str] = set()  # further fields of messages, by their names
@@ -71,7 +73,7 @@ class Chats:
             self._notes.count(UNLEARNED)
             return None, text
         self._notes.count(UNTOLD, wanted - len(spans))
-        return _tokens(self._tokenizer, text, spans, where), text
+        return _tokens(self._tokenizer, self._pieces(text), spans, where), text
 
     def _template(self, tools: Any) -> ChatTemplate:
         try:
@@ -161,9 +163,21 @@ def _before_first(message: Message, through: str, render: Callable[..., str]) ->
     return "".join(character for character, _ in same)
 
 
-def _tokens(tokenizer: Any, text: str, spans: list[tuple[int, int]], where: str) -> Encoded:
+def _tokens(tokenizer: Any, pieces: Iterable[str], spans: list[tuple[int, int]], where: str) -> Encoded:
     if not spans:
         raise InputError(f"{where}: no assistant answer can be told apart in what the chat template renders")
+    found: list[Encoded] = []
+    done = 0  # characters
+    for piece in pieces:
+        end = done + len(piece)
+        here = [(low - done, high - done) for low, high in spans if low < end and high > done]
+        found.append(_piece_tokens(tokenizer, piece, here, where))
+        done = end
+    tokens, loss = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return tokens, loss
+
+
+def _piece_tokens(tokenizer: Any, text: str, spans: list[tuple[int, int]], where: str) -> Encoded:
     try:
         encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
     except Exception as error:  # what tokenizers raises where a model has no token for a character; nothing narrower
@@ -237,4 +251,4 @@ def encode_by_transformers(tokenizer: Any, messages: list[Message], where: str) 
 
     text = render(messages)
     learned = [m["role"] == "assistant" and bool(m["content"]) for m in messages]
-    return _tokens(tokenizer, text, _spans(messages, learned, text, render, lambda *_: ""), where)
+    return _tokens(tokenizer, [text], _spans(messages, learned, text, render, lambda *_: ""), where)

@@ -23,6 +23,15 @@ def device_name(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads"
 
 
+def why_unusable(device: str) -> str:
+    """Why torch cannot use a device here, by its name; empty: it can."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        return str(error).partition("\n")[0].partition(". ")[0][:200]  # torch goes on for a page
+    return ""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch means that memory ran out, on whatever device."""
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):

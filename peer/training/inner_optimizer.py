@@ -1,14 +1,14 @@
 """The optimizer on each peer (method diloco): one flat vector, and a memory that stays for the whole run.
 
-`adamw` is torch's AdamW; `schedule-free-adamw` stands in `schedule_free`. The learning rate is that of the round which
-the work is for. What they remember is this peer's alone and never travels. `save` puts it on disk so that a peer which
-comes back goes on where it was:
+`adamw` is torch's AdamW, or `eight_bit` where the member asks for that; `schedule-free-adamw` stands in
+`schedule_free`. The learning rate is that of the round which the work is for. What they remember is this peer's alone
+and never travels. `save` puts it on disk so that a peer which comes back goes on where it was:
 
-    moments.safetensors     exp_avg, exp_avg_sq: fp32 [N]
-                            metadata: run, round, steps; sha256 of "run|round|steps\\n" and the two vectors' bytes
+    moments.safetensors     exp_avg, exp_avg_sq: fp32 [N]; other names where they are held otherwise
+                            metadata: run, round, steps; sha256 of "run|round|steps\\n" and the vectors' bytes
 
-What cannot be loaded is put aside as moments.safetensors.damaged; training then starts with moments of zero, which
-costs some steps of warming up and harms nothing else (Douillard et al. 2023, section 3).
+What cannot be loaded, or is held otherwise now, is put aside as moments.safetensors.damaged; training then starts with
+moments of zero, which costs some steps of warming up and harms nothing else (Douillard et al. 2023, section 3).
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from protocol.run_spec import InnerOptimizer
 
 
 class LocalOptimizer(ABC):
-    """Steps one flat parameter in place, and remembers vectors as long as it.
+    """Steps one flat parameter in place, and remembers vectors.
 
     Args:
         flat_N: the parameters, fp32 [N] on the device.
         gradient_N: read by `step`, and overwritten.
-        names: of the vectors, the one that is never negative last.
+        vectors: what it remembers, all zero, the one that is never negative last. Made before the first step: the
+            micro-batch is fitted to the memory that is really left.
     """
 
     def __init__(
-        self, inner: InnerOptimizer, flat_N: torch.Tensor, gradient_N: torch.Tensor, names: tuple[str, ...]
+        self, inner: InnerOptimizer, flat_N: torch.Tensor, gradient_N: torch.Tensor, vectors: dict[str, torch.Tensor]
     ) -> None:
         self._inner, self._flat_N, self._gradient_N = inner, flat_N, gradient_N
-        # made now, not at the first step: the micro-batch is fitted to the memory that is really left
-        self._vectors = {name: torch.zeros_like(flat_N) for name in names}
+        self._vectors = vectors
 
     @property
     @abstractmethod
@@ -90,9 +90,9 @@ class LocalOptimizer(ABC):
     def save(self, path: Path, run: str, round: int) -> None:
         """Write vectors and numbers to one file, whole or not at all.
 
-        It hashes and writes 8 bytes a parameter: for 135 M parameters (1.1 GB) 7 to 15 s were measured on a slow, busy
-        disk, 1.4 s of them hashing. Other threads go on meanwhile, and any thread may call it, but nothing may step. On
-        a GPU it takes that much main memory while it lasts.
+        It hashes and writes 8 bytes a parameter, in 8 bits a quarter: for 135 M parameters (1.1 GB) 7 to 15 s were
+        measured on a slow, busy disk, 1.4 s of them hashing. Other threads go on meanwhile, and any thread may call it,
+        but nothing may step. On a GPU it takes that much main memory while it lasts.
 
         Raises:
             InputError: the disk is full or cannot be written.
@@ -109,12 +109,15 @@ class LocalOptimizer(ABC):
 
         Raises:
             InputError: no such file.
-            FormatError: damaged, or of another run or model.
+            FormatError: damaged, of another run or model, or of moments that were held otherwise.
         """
         if not path.is_file():
             raise InputError(f"{path}: no such file")
         try:
             with safe_open(path, framework="pt") as file:
+                held = sorted(file.keys())
+                if held != sorted(self._vectors):
+                    raise FormatError(f"{path.name} is of moments that were held otherwise: {', '.join(held)}")
                 found = file.metadata() or {}
                 vectors = {name: file.get_tensor(name) for name in self._vectors}
             metadata = {name: found[name] for name in ("run", "round", *self.numbers)}
@@ -125,7 +128,7 @@ class LocalOptimizer(ABC):
         if metadata["run"] != run:
             raise FormatError(f"{path.name} is of another run: expected {run[:12]}…, got {metadata['run'][:12]}…")
         for name, vector in vectors.items():
-            check_vector(vector, self._flat_N.numel(), f"{path.name}: {name}")
+            _check_as(self._vectors[name], vector, f"{path.name}: {name}")
         never_negative = [*numbers, list(vectors.values())[-1].min().item()]
         if stated != expected or not all(number >= 0 for number in never_negative):
             raise FormatError(f"{path.name} is damaged: its bytes have changed")
@@ -142,7 +145,8 @@ class InnerAdamW(LocalOptimizer):
     """torch's AdamW: one flat parameter, so one fused kernel a step, however many tensors the model has."""
 
     def __init__(self, inner: InnerOptimizer, flat_N: torch.Tensor, gradient_N: torch.Tensor) -> None:
-        super().__init__(inner, flat_N, gradient_N, ("exp_avg", "exp_avg_sq"))
+        vectors = {name: torch.zeros_like(flat_N) for name in ("exp_avg", "exp_avg_sq")}
+        super().__init__(inner, flat_N, gradient_N, vectors)
         parameter = torch.nn.Parameter(flat_N)
         parameter.grad = gradient_N
         self._adamw = torch.optim.AdamW(
@@ -165,6 +169,16 @@ class InnerAdamW(LocalOptimizer):
     def _step(self, lr: float, round: int) -> None:
         self._adamw.param_groups[0]["lr"] = lr
         self._adamw.step()
+
+
+def _check_as(held: torch.Tensor, vector: torch.Tensor, what: str) -> None:
+    """Raises: FormatError: a vector of another kind or length than what is held, or not finite."""
+    if held.dtype == torch.float32:
+        check_vector(vector, held.numel(), what)
+    elif vector.dtype != held.dtype or vector.shape != held.shape:
+        raise FormatError(
+            f"{what}: expected {held.numel()} values of {held.dtype}, got {vector.dtype} {tuple(vector.shape)}"
+        )
 
 
 def _digest(metadata: Mapping[str, str], vectors: Mapping[str, torch.Tensor]) -> str:

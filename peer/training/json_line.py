@@ -25,7 +25,7 @@ def json_object(line: str, where: str, rules: int, first: bool) -> dict[str, Any
         InputError: none, or one that is not what it seems.
     """
     try:
-        value = json.loads(line, object_pairs_hook=_once if rules > 1 else None)
+        value = _STRICT.decode(line) if rules > 1 else json.loads(line)
     except json.JSONDecodeError as error:
         if first and line.lstrip().startswith("["):
             raise InputError(
@@ -60,6 +60,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 raise _Twice(name)
             seen.add(name)
     return value
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_once)  # made once: `json.loads` would make one for each line
 
 
 def _check_texts(record: dict[str, Any], where: str) -> None:

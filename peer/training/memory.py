@@ -15,11 +15,14 @@ against real processes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from peer.training.model_shape import ModelShape
 from protocol.data_spec import DataSetRules
 from protocol.run_spec import RunSpec
 
+MomentsKind = Literal["fp32", "8bit"]  # how a member holds what its own AdamW remembers
+MOMENTS_BYTES: dict[MomentsKind, float] = {"fp32": 8.0, "8bit": 2.04}  # a parameter: `eight_bit`
 RUNTIME_BYTES = 400 << 20  # Python, torch, hivemind and its daemon on a CPU, as measured; CUDA takes as much again
 # what malloc does not give back or use again, measured: `scripts/bench shapes`
 _LOST_BYTES = 176 << 20
@@ -47,6 +50,7 @@ def memory_needed_bytes(
     reduce_only: bool = False,
     sequences: int = 1,
     recomputing: bool | None = None,
+    moments: MomentsKind = "fp32",
 ) -> int:
     """About what taking part needs at least, device and main memory together, with passes in fp32.
 
@@ -58,6 +62,7 @@ def memory_needed_bytes(
         shape: of the model; None: guessed from its number of parameters.
         sequences: in a pass.
         recomputing: None: with a base in 4 bits, for whoever needs the one needs the other.
+        moments: as this member wants to hold them.
     """
     diloco = spec.sync.method == "diloco"
     state = 4 * (1 + ((1 if spec.outer.momentum else 0) if diloco else 2))  # bytes a parameter
@@ -65,7 +70,7 @@ def memory_needed_bytes(
     if reduce_only:
         return int((2 * state + travelling) * spec.model.trainable) + RUNTIME_BYTES + _LOST_BYTES
     residual = _RESIDUAL_BYTES if not diloco and spec.sync.wire in _WITH_RESIDUAL else 0.0
-    held = state + 4 * (1 + (2 if diloco else 0)) + travelling + residual  # and gradient, moments
+    held = state + 4 + (MOMENTS_BYTES[moments] if diloco else 0) + travelling + residual  # and gradient
     shape = shape or ModelShape.guessed(base_parameters(spec))
     recomputing = spec.method.base == "nf4" if recomputing is None else recomputing
     of = _Pass.of(spec, shape, sequences)

@@ -166,13 +166,15 @@ class Passes:
             self._scale = LossScale(self.precision)
 
     def _measure(self, used: Precision) -> float:
-        """Seconds of a pass over one sequence; infinite where this device cannot do it."""
+        """Seconds of a pass over one sequence; infinite where this device cannot do it. A long one is tried once."""
         fastest = math.inf
         try:
             for _ in range(micro_batch.PASSES):
                 clock = Stopwatch(self._model.device, True)
                 self._pass([self._sequences.example()], used)
                 fastest = min(fastest, clock.seconds())
+                if fastest > micro_batch.PASS_MOST_S:
+                    break
         except (RuntimeError, TypeError) as error:  # what torch says where it has no such kernels
             logger.info("%s does not do here: %s", used, str(error).partition("\n")[0][:200])
         self._model.gradient_N.zero_()

@@ -37,6 +37,7 @@ _SPACES = [
 _NORMAL: dict[int, str | None] = {
     letter: chr(letter).lower() for letter in _LETTERS if len(chr(letter).lower()) == 1
 } | dict.fromkeys(_SPACES)
+_ASCII_SPACES = bytes(space for space in _SPACES if space < 128)
 
 
 class Tokens(Protocol):
@@ -53,6 +54,8 @@ class Tokens(Protocol):
 
 def normal_form(text: str) -> bytes:
     """The text in small letters and without white space, as UTF-8."""
+    if text.isascii():  # the same, several times as fast
+        return text.encode().lower().translate(None, _ASCII_SPACES)
     return text.translate(_NORMAL).encode("utf-8", "surrogatepass")
 
 

@@ -27,8 +27,10 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
+from peer.training import eight_bit
 from peer.training.inner_optimizer import InnerAdamW, LocalOptimizer
-from protocol.run_spec import InnerOptimizer
+from peer.training.memory import MomentsKind
+from protocol.run_spec import InnerOptimizer, RunSpec
 
 _LOT = 1 << 22  # values at a time, so that temporaries are small
 _EPS = 1e-8
@@ -38,7 +40,8 @@ class ScheduleFreeAdamW(LocalOptimizer):
     """Arguments as `LocalOptimizer`; it takes as much memory as AdamW."""
 
     def __init__(self, inner: InnerOptimizer, flat_N: torch.Tensor, gradient_N: torch.Tensor) -> None:
-        super().__init__(inner, flat_N, gradient_N, ("offset", "exp_avg_sq"))
+        vectors = {name: torch.zeros_like(flat_N) for name in ("offset", "exp_avg_sq")}
+        super().__init__(inner, flat_N, gradient_N, vectors)
         self._steps, self._weight = 0, 0.0  # of all steps in the average
         self._round = 0  # the last one that was stepped in; 0: none yet
         self._first_steps = 0  # in the first one, which goes on; 0: it is over
@@ -98,10 +101,24 @@ class ScheduleFreeAdamW(LocalOptimizer):
         return weight / self._weight
 
 
-def make_optimizer(inner: InnerOptimizer, flat_N: torch.Tensor, gradient_N: torch.Tensor) -> LocalOptimizer:
-    """The one that the run spec names."""
-    kind = InnerAdamW if inner.optimizer == "adamw" else ScheduleFreeAdamW
-    return kind(inner, flat_N, gradient_N)
+def make_optimizer(
+    spec: RunSpec, flat_N: torch.Tensor, gradient_N: torch.Tensor, moments: MomentsKind = "fp32"
+) -> LocalOptimizer | None:
+    """The one that the run spec names; None: method gradient, whose optimizer is that of the shared state.
+
+    Args:
+        moments: how this member wants to hold them.
+
+    Raises:
+        InputError: not in this run, or not without bitsandbytes.
+    """
+    eight_bit.check_choice(spec, moments)
+    if spec.sync.method != "diloco":
+        return None
+    if spec.inner.optimizer == "schedule-free-adamw":
+        return ScheduleFreeAdamW(spec.inner, flat_N, gradient_N)
+    kind = InnerAdamW if moments == "fp32" else eight_bit.EightBitAdamW
+    return kind(spec.inner, flat_N, gradient_N)
 
 
 def _lots(count: int) -> Iterator[slice]:

@@ -42,6 +42,7 @@ import torch
 from peer.training.codecs.codec import EncodedUpdate, codec
 from peer.training.data import Dataset
 from peer.training.inner_optimizer import put_aside
+from peer.training.memory import MomentsKind
 from peer.training.model import TrainableModel
 from peer.training.passes import Failed, Passes
 from peer.training.schedule_free import make_optimizer
@@ -114,12 +115,12 @@ class LocalWork:
         spec: of the run.
         peer_id: whose draws these are.
         segment_steps: diloco: take a digest of the local state after each so many optimizer steps; 0: never.
-        wanted: the precision that the owner asks for, one of `precision.WANTED`.
-        sizes: a small file: search for the micro-batch that fits this card, and remember it there for the next start.
-            None: `inner.micro_batch`, less only where memory runs out.
+        wanted, moments: the precision that the owner asks for, one of `precision.WANTED`; and `eight_bit`'s choice.
+        sizes: a small file: search for the micro-batch that fits this card, and remember it there. None:
+            `inner.micro_batch`, less only where memory runs out.
 
     Raises:
-        InputError: no such precision.
+        InputError: no such precision, or no such moments in this run.
     """
 
     def __init__(
@@ -132,14 +133,14 @@ class LocalWork:
         *,
         wanted: str = "fp32",
         sizes: Path | None = None,
+        moments: MomentsKind = "fp32",
     ) -> None:
         self.model, self.dataset, self.spec, self.peer_id = model, dataset, spec, peer_id
-        self.round = 0  # that the work is for; 0 before the first begin
-        self._segment_steps = segment_steps
+        self.round, self._segment_steps = 0, segment_steps  # the round that the work is for; 0 before the first begin
         self._base: SharedState | None = None
         self._pending = _Count()
         self._ahead = False  # the work is for the round after the one that `_base` is the base of; see `carry_on`
-        self._optimizer = make_optimizer(spec.inner, model.flat_N, model.gradient_N) if self._diloco else None
+        self._optimizer = make_optimizer(spec, model.flat_N, model.gradient_N, moments)
         self._passes = Passes(model, dataset.train, spec, wanted, sizes)
         self._restart()
 

@@ -235,19 +235,26 @@ class Site:
 
     def deliver(self, round_number: int) -> CheckpointStatus:
         """Announce as a peer does, upload what is wanted, and wait until the checkpoint of a round is decided."""
-        member = self.swarm.members[0]
-        offered = {state.digest: state for state in self.swarm.states.values()}
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             for item in self.host.status().checkpoints:
                 if item.round == round_number:
                     return item
-            if wanted := self.client.announce(member.certificate, states=offered).want_state:
-                state = offered[wanted]
-                pieces = (state.chunk(index) for index in range(state.chunk_count))
-                self.client.upload_state(member.certificate, state.manifest(), pieces)
+            self.upload_wanted()
             time.sleep(0.05)
         raise AssertionError(f"no checkpoint of round {round_number}")
+
+    def upload_wanted(self) -> int | None:
+        """Announce as a peer does, and upload what is wanted; returns its round."""
+        member = self.swarm.members[0]
+        offered = {state.digest: state for state in self.swarm.states.values()}
+        wanted = self.client.announce(member.certificate, states=offered).want_state
+        if not wanted:
+            return None
+        state = offered[wanted]
+        pieces = (state.chunk(index) for index in range(state.chunk_count))
+        self.client.upload_state(member.certificate, state.manifest(), pieces)
+        return state.round
 
 
 @contextmanager

@@ -164,7 +164,10 @@ def _publish(run: Run, state: SharedState) -> Path:
     incoming.mkdir(exist_ok=True)
     (incoming / PARAMETERS).write_bytes(bytes_of(state.parameters))
     run.evaluator.load(incoming)
-    step = run.checkpoints.publish(state.manifest(), run.evaluator.evaluate(), run.evaluator.save)
+    manifest = state.manifest()
+    step = run.checkpoints.publish(
+        manifest, run.evaluator.evaluate(), lambda out: run.evaluator.save(manifest, incoming, out)
+    )
     report = verify_checkpoint(step, trusted={run.root.keyid}, checkpoints_dir=run.folder.checkpoints)
     assert report.ok, report.to_text()
     return step

@@ -36,4 +36,7 @@ class Silent:
     def chain_since(self, round: int) -> list[bytes]:
         return []
 
+    def measured(self) -> bytes | None:
+        return None
+
     def credited(self) -> None: ...

@@ -73,15 +73,21 @@ def main(what: str, folder: Path, data: Path) -> None:
         found["load"] = watch.most - start
     else:
         with tempfile.TemporaryDirectory() as name:
-            (Path(name) / PARAMETERS).write_bytes(bytes_of(load_state(folder / "genesis").parameters))
+            state = load_state(folder / "genesis")
+            (Path(name) / PARAMETERS).write_bytes(bytes_of(state.parameters))
+            manifest = state.manifest()
+            del state
             start = _own_bytes()
             evaluator = Evaluator(spec, folder / "genesis", None, data)
+            with _Watch() as watch:
+                evaluator.save(manifest, Path(name), Path(name) / "alone")
+            found["save alone"] = watch.most - start
             with _Watch() as watch:
                 evaluator.evaluate()
             found["evaluate"] = watch.most - start
             for stage, work in (
                 ("take over", lambda: evaluator.load(Path(name))),
-                ("save", lambda: evaluator.save(Path(name) / "model")),
+                ("save", lambda: evaluator.save(manifest, Path(name), Path(name) / "model")),
             ):
                 with _Watch() as watch:
                     work()

@@ -49,9 +49,9 @@ def write_records(path: Path, texts: Iterable[str]) -> Path:
     return path
 
 
-def shard(folder: Path, entry: ShardEntry, length: int = LENGTH) -> Shard:
+def shard(folder: Path, entry: ShardEntry, length: int = LENGTH, apart: bool = False) -> Shard:
     """As a member reads it."""
-    return Shard.from_bytes(DataFolder(folder).shard(entry.digest).read_bytes(), length, 1 << 16)
+    return Shard.from_bytes(DataFolder(folder).shard(entry.digest).read_bytes(), length, 1 << 16, apart)
 
 
 def sequences(folder: Path, entries: Iterable[ShardEntry], length: int = LENGTH) -> list[list[int]]:

@@ -11,7 +11,7 @@ The first token of a sequence is never predicted. Legend: N tokens, S sequences,
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -68,9 +68,21 @@ class Shard:
             tensors["unlearned"] = np.packbits(~self.learned)
         return save(tensors)
 
-    def entry(self, data: bytes) -> ShardEntry:
-        """As a manifest has it. `data`: what `to_bytes` gave."""
-        return ShardEntry(hashlib.sha256(data).hexdigest(), len(data), len(self), int(self.loss_tokens.sum()))
+    def kept_apart(self) -> Shard:
+        """The same where documents do not see each other: the first token of each is not predicted."""
+        learned = self.learned.copy()
+        learned[self.documents] = False
+        return replace(self, learned=learned)
+
+    def entry(self, data: bytes, apart: bool = False) -> ShardEntry:
+        """As a manifest has it.
+
+        Args:
+            data: what `to_bytes` gave.
+            apart: documents do not see each other.
+        """
+        predicted = (self.kept_apart() if apart else self).loss_tokens
+        return ShardEntry(hashlib.sha256(data).hexdigest(), len(data), len(self), int(predicted.sum()))
 
     @classmethod
     def from_bytes(cls, data: bytes, length: int, vocabulary: int, apart: bool = False) -> Shard:
@@ -116,9 +128,8 @@ class Shard:
             learned = ~np.unpackbits(bits, count=len(tokens)).astype(bool)
         else:
             raise FormatError("not a shard: it has not one bit for each token")
-        if apart:
-            learned[documents] = False
         made = cls(tokens, ends, learned, documents)
+        made = made.kept_apart() if apart else made
         if not made.loss_tokens.all():
             raise FormatError("not a shard: a sequence holds nothing to learn")
         return made

@@ -46,5 +46,8 @@ class ShardFolder:
             raise InputError(f"{path}: was changed since the data were prepared", "prepare the data again")
         return data
 
+    def has(self, entry: ShardEntry) -> bool:
+        return True
+
     def want(self, entries: Sequence[ShardEntry]) -> None:
         """All are here."""

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from protocol import checkpoint, note
+from protocol import canonical, checkpoint, note
+from protocol.held_out import Measured
 from protocol.keys import PeerIdentity
+from protocol.state import StateManifest
 from tests.kit.builders import Run, build_run, edit_info, fixed_ed25519, safetensors_bytes
 from tests.kit.hostile.cases import GOOD, HOST, Cases, info_of
 from tests.kit.hostile.rounds import put_round, with_rounds
@@ -143,6 +145,26 @@ def _(run: Run, step: Path) -> None:
 def _(run: Run, step: Path) -> None:
     edit_info(step, contributors=info_of(step)["contributors"] * 2)
     checkpoint.sign_checkpoint(step, run.root)
+
+
+def _measured(run: Run, step: Path, round: int, **changed: Any) -> None:
+    """A member's word on the held-out loss, put beside other figures, or of another round."""
+    info = info_of(step)
+    figures = {"held_out_loss": 2.5, "sequences": 4, "tokens": 64}
+    word = Measured(run=info["run"], round=round, state=StateManifest.model_validate(info["state"]).digest, **figures)
+    signed = canonical.loads(word.sign(PeerIdentity(fixed_ed25519("measurer"))).data, max_bytes=10_000)
+    edit_info(step, evaluation=figures | changed | {"measured": signed})
+    run.resign(step)
+
+
+@CASES.add("a better held-out loss than the member has measured", HOST)
+def _(run: Run, step: Path) -> None:
+    _measured(run, step, 3, held_out_loss=1.0)
+
+
+@CASES.add("a held-out loss that a member measured in another round", HOST)
+def _(run: Run, step: Path) -> None:
+    _measured(run, step, 2)
 
 
 @CASES.add("the run card of another run", HOST)
