@@ -56,7 +56,10 @@ _GPT_J = Kind(inputs=1, norms=1, rms=False, gated=False, activation="gelu_new", 
 _GEMMA_2 = Kind(norms=4, maps=2, repeated=True, gated=True, activation="gelu_pytorch_tanh")
 _GEMMA_3 = Kind(
     norms=4, by_head=True, gated=True, activation="gelu_pytorch_tanh",
-    sizes={"vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256},
+    sizes={
+        "vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+        "tie_word_embeddings": True,
+    },
 )  # fmt: skip
 _BY_HEAD = Kind(by_head=True)
 

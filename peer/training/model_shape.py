@@ -30,6 +30,7 @@ _SHARED = ("shared_expert_intermediate_size",)
 _LATENT = ("qk_nope_head_dim", "qk_rope_head_dim")  # DeepSeek's attention: what a head has from each
 _ACTIVATION = ("hidden_act", "hidden_activation", "activation_function")
 _NO_KEY_HEADS = ("gpt2", "gpt_neox", "opt", "bloom", "codegen", "gptj")  # one for each head, whatever else stands there
+_OWN_INNER = ("gpt2", "gptj", "codegen", "gpt_bigcode", "bloom")  # four times the width, or this
 _MOST = 1 << 32  # of any one figure: a file from outside may say anything
 _VOCABULARY_MOST = 100_000  # a guess: large models have about this many
 
@@ -137,7 +138,7 @@ class ModelShape:
 
 def _inner(config: Mapping[str, Any], usual: int) -> tuple[int, int]:
     """Inner values of the MLP that a token goes through, and to how many experts it is sent; 0: it is no mixture."""
-    names = ("n_inner",) if config.get("model_type") in ("gpt2", "gptj", "codegen", "gpt_bigcode") else _INNER
+    names = ("n_inner",) if config.get("model_type") in _OWN_INNER else _INNER
     inner = _first(config, names) or usual
     if _first(config, _EXPERTS) < 2:
         return inner, 0
