@@ -80,11 +80,12 @@ MODELS = (
 )
 
 
-def measure(probes: Any, model: Model, method: str, inputs: Inputs, folder: Path, recompute: bool) -> dict[str, Any]:
-    """MB: said and measured; and of both what is beyond the runtime."""
+def measure(model: Model, method: str, inputs: Inputs, folder: Path, recompute: bool) -> dict[str, Any]:
+    """MiB: said, and measured in a process of its own; of that, what it is before there is a model."""
     from lab.training_fixtures import make_genesis, make_spec
-    from peer.training.memory import RUNTIME_BYTES, base_parameters, memory_needed_bytes
+    from peer.training.memory import base_parameters, memory_needed_bytes
     from peer.training.model_shape import ModelShape
+    from tests.kit.memory_probe import Probes
 
     base = folder / "base-model"
     spec = make_spec(
@@ -97,39 +98,33 @@ def measure(probes: Any, model: Model, method: str, inputs: Inputs, folder: Path
     shape = ModelShape.from_config(json.loads((base / "config.json").read_text()), base_parameters(spec))
     assert shape is not None
     said = memory_needed_bytes(spec, shape, sequences=SEQUENCES, recomputing=recompute)
-    stages = probes.take(folder, recompute=recompute, steps=1)
-    imports = stages["imports"]["after"]
-    most = max(stage["peak"] + stage["mapped"] for stage in stages.values())
+    with Probes(alone=True) as probes:
+        stages = probes.take(folder, recompute=recompute, steps=1)
+    most = max(stage["resident"] for stage in stages.values())
     return {
         "model": model.name,
         "method": method + (", recomputed" if recompute else ""),
         "parameters": round(base_parameters(spec) / 1e6),
         "said": said >> 20,
         "measured": (most + DAEMON_BYTES) >> 20,
-        "said beyond": (said - RUNTIME_BYTES) >> 20,
-        "measured beyond": (most - imports) >> 20,
-        "stages": {name: (stage["peak"] + stage["mapped"] - imports) >> 20 for name, stage in stages.items()},
+        "imports": stages["imports"]["resident"] >> 20,
+        "stages": {name: stage["resident"] >> 20 for name, stage in stages.items()},
     }
 
 
 def line(row: dict[str, Any]) -> str:
-    pairs = (("said", "measured"), ("said beyond", "measured beyond"))
-    figures = [f"{row[said]} | {row[real]} | {row[said] / row[real] - 1:+.0%}" for said, real in pairs]
-    return f"| {row['model']} | {row['parameters']} | {row['method']} | {' | '.join(figures)} |"
+    off = row["said"] / row["measured"] - 1
+    return f"| {row['model']} | {row['parameters']} | {row['method']} | {row['said']} | {row['measured']} | {off:+.0%} |"
 
 
 def main(arguments: list[str]) -> int:
-    from tests.kit.memory_probe import Probes
-
     parser = argparse.ArgumentParser(prog="scripts/bench shapes", description=__doc__.splitlines()[0])
     parser.add_argument("--only", help="name of one model")
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     options = parser.parse_args(arguments)
     started, found = time.monotonic(), []
-    print(
-        "\n| model | M parameters | | said, MB | measured | off | said beyond | measured | off |\n" + "|---" * 9 + "|"
-    )
-    with tempfile.TemporaryDirectory() as name, Probes() as probes:
+    print("\n| model | M parameters | | predicted, MiB | measured, MiB | off |\n" + "|---" * 6 + "|")
+    with tempfile.TemporaryDirectory() as name:
         inputs = tiny_inputs(Path(name) / "inputs")
         for number, model in enumerate(MODELS):
             if options.only not in (None, model.name):
@@ -139,7 +134,7 @@ def main(arguments: list[str]) -> int:
             for method, recompute in ways:
                 folder = Path(tempfile.mkdtemp(dir=name))
                 (folder / "base-model").symlink_to(base)
-                row = measure(probes, model, method, inputs, folder, recompute)
+                row = measure(model, method, inputs, folder, recompute)
                 found.append(row)
                 print(line(row), flush=True)
     worst = max(abs(row["said"] / row["measured"] - 1) for row in found)
