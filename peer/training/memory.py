@@ -3,8 +3,8 @@
 Of the trainable parameters there are, beside model, gradient and AdamW's moments, two copies all the time: the base,
 and first the update, then the average, then the state that it has become, which takes the base's place as the state
 before it. Gradients by a codec with error feedback keep one more; averages as they travelled take half of one at most.
-The number of members does not matter. tests/test_memory.py and `scripts/bench memory` hold this
-against real processes.
+The number of members does not matter. All pages of a process count, its libraries' and mapped weights' too: that is
+what a volunteer sees. `scripts/bench shapes` and tests/test_memory.py hold this against real processes.
 
 >>> shape = ModelShape(576, 30, 49152, 576, 192, 1536, gated=True, tied=True)
 >>> kept, most = (_Pass(shape, length=2048, sequences=1, trained=True).bytes(how) / 2**30 for how in (False, True))
@@ -23,13 +23,12 @@ from protocol.run_spec import RunSpec
 
 MomentsKind = Literal["fp32", "8bit"]  # how a member holds what its own AdamW remembers
 MOMENTS_BYTES: dict[MomentsKind, float] = {"fp32": 8.0, "8bit": 2.04}  # a parameter: `eight_bit`
-RUNTIME_BYTES = 400 << 20  # Python, torch, hivemind and its daemon on a CPU, as measured; CUDA takes as much again
-# what malloc does not give back or use again, measured: `scripts/bench shapes`
-_LOST_BYTES = 176 << 20
-_LOST_KEPT = 0.25  # of what a pass keeps; large logits are given back
-LOGITS_BYTES = (
-    1 << 27
-)  # in fp32 that go through the head at a time, see `head_loss`; their loss and gradient take as much
+# on a CPU, measured: Python with torch, transformers and hivemind, and their libraries' pages, 485 MiB; hivemind's
+# daemon 65; threads of the swarm and of the disk, and what they leave, the rest. CUDA takes as much again
+RUNTIME_BYTES = 620 << 20
+_LOST_KEPT = 0.25  # of what a pass keeps: holes that malloc does not use again, measured
+# of logits in fp32 that go through the head at a time, see `head_loss`; their loss and gradient take as much each
+LOGITS_BYTES = 1 << 27
 _RESIDUAL_BYTES = 4.0  # a parameter: what gradients that travel by a codec with error feedback have left out
 _WITH_RESIDUAL = ("int4", "int2", "topk")
 _KEPT_BYTES = 2.0  # a parameter: the last averages, see `peer.sync.shelf.Position.keep_average`
@@ -68,7 +67,7 @@ def memory_needed_bytes(
     state = 4 * (1 + ((1 if spec.outer.momentum else 0) if diloco else 2))  # bytes a parameter
     travelling = _WIRE_BYTES[spec.sync.wire] + _KEPT_BYTES
     if reduce_only:
-        return int((2 * state + travelling) * spec.model.trainable) + RUNTIME_BYTES + _LOST_BYTES
+        return int((2 * state + travelling) * spec.model.trainable) + RUNTIME_BYTES
     residual = _RESIDUAL_BYTES if not diloco and spec.sync.wire in _WITH_RESIDUAL else 0.0
     held = state + 4 + (MOMENTS_BYTES[moments] if diloco else 0) + travelling + residual  # and gradient
     shape = shape or ModelShape.guessed(base_parameters(spec))
@@ -77,7 +76,7 @@ def memory_needed_bytes(
     working = of.bytes(recomputing) + int(_LOST_KEPT * of.kept(recomputing))
     averaging = state * spec.model.trainable
     most = working + averaging if spec.sync.overlap else max(working, averaging)
-    return _weight_bytes(spec, shape) + int(held * spec.model.trainable) + most + RUNTIME_BYTES + _LOST_BYTES
+    return _weight_bytes(spec, shape) + int(held * spec.model.trainable) + most + RUNTIME_BYTES
 
 
 def base_parameters(spec: RunSpec) -> int:

@@ -114,7 +114,9 @@ def measure(model: Model, method: str, inputs: Inputs, folder: Path, recompute: 
 
 def line(row: dict[str, Any]) -> str:
     off = row["said"] / row["measured"] - 1
-    return f"| {row['model']} | {row['parameters']} | {row['method']} | {row['said']} | {row['measured']} | {off:+.0%} |"
+    return (
+        f"| {row['model']} | {row['parameters']} | {row['method']} | {row['said']} | {row['measured']} | {off:+.0%} |"
+    )
 
 
 def main(arguments: list[str]) -> int:
