@@ -13,7 +13,7 @@ from peer.training.model import TrainableModel
 from peer.training.state import SharedState
 
 BATCH_SEQUENCES = 16  # on a card, which wants many
-_CPU_TOKENS = 1024  # at once: more take memory, and are no faster there
+_CPU_TOKENS = 256  # at once: more take memory, and are no faster there
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def inner_kept(activation: str, *, gated: bool) -> int:
 
 
 @dataclass(frozen=True)
-class Kind:
+class LayerKind:
     """A decoder's layer. As it stands here without arguments: Llama's."""
 
     inputs: int = 2  # of the projections: one where attention and MLP read the same
@@ -50,43 +50,43 @@ class Kind:
         return self.inputs + self.norms * (2 if self.rms and trained else 1)
 
 
-LLAMA = Kind()
-_GPT_2 = Kind(rms=False, gated=False, activation="gelu_new")
-_GPT_J = Kind(inputs=1, norms=1, rms=False, gated=False, activation="gelu_new", copies=1)
-_GEMMA_2 = Kind(norms=4, maps=2, repeated=True, gated=True, activation="gelu_pytorch_tanh")
-_GEMMA_3 = Kind(
+LLAMA = LayerKind()
+_GPT_2 = LayerKind(rms=False, gated=False, activation="gelu_new")
+_GPT_J = LayerKind(inputs=1, norms=1, rms=False, gated=False, activation="gelu_new", copies=1)
+_GEMMA_2 = LayerKind(norms=4, maps=2, repeated=True, gated=True, activation="gelu_pytorch_tanh")
+_GEMMA_3 = LayerKind(
     norms=4, by_head=True, gated=True, activation="gelu_pytorch_tanh",
     sizes={
         "vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
         "tie_word_embeddings": True,
     },
 )  # fmt: skip
-_BY_HEAD = Kind(by_head=True)
+_BY_HEAD = LayerKind(by_head=True)
 
-KINDS: Mapping[str, Kind] = {
-    "bloom": Kind(rms=False, gated=False, activation="gelu", maps=1),
+KINDS: Mapping[str, LayerKind] = {
+    "bloom": LayerKind(rms=False, gated=False, activation="gelu", maps=1),
     "codegen": _GPT_J,
-    "cohere": Kind(norms=1),
-    "falcon": Kind(inputs=1, norms=1, rms=False, gated=False, activation="gelu", maps=1),
-    "gemma": Kind(gated=True, activation="gelu_pytorch_tanh"),
+    "cohere": LayerKind(norms=1),
+    "falcon": LayerKind(inputs=1, norms=1, rms=False, gated=False, activation="gelu", maps=1),
+    "gemma": LayerKind(gated=True, activation="gelu_pytorch_tanh"),
     "gemma2": _GEMMA_2,
     "gemma3_text": _GEMMA_3,
-    "gemma4_text": Kind(norms=5, by_head=True, gated=True, activation="gelu_pytorch_tanh"),
+    "gemma4_text": LayerKind(norms=5, by_head=True, gated=True, activation="gelu_pytorch_tanh"),
     "gpt2": _GPT_2,
     "gpt_bigcode": _GPT_2,
-    "gpt_neox": Kind(norms=1, rms=False, gated=False, activation="gelu", copies=3),
-    "gpt_oss": Kind(maps=1, repeated=True, gated=True, inner=3),
+    "gpt_neox": LayerKind(norms=1, rms=False, gated=False, activation="gelu", copies=3),
+    "gpt_oss": LayerKind(maps=1, repeated=True, gated=True, inner=3),
     "gptj": _GPT_J,
-    "mixtral": Kind(merges_experts=True),
-    "olmo": Kind(rms=False),
+    "mixtral": LayerKind(merges_experts=True),
+    "olmo": LayerKind(rms=False),
     "olmo2": _BY_HEAD,
     "olmo3": _BY_HEAD,
-    "opt": Kind(rms=False, gated=False, activation="relu"),
-    "phi": Kind(inputs=1, norms=1, rms=False, gated=False, activation="gelu_new", copies=1),
-    "phi3": Kind(copies=2, gated=True),
-    "qwen2_moe": Kind(inputs=3),
+    "opt": LayerKind(rms=False, gated=False, activation="relu"),
+    "phi": LayerKind(inputs=1, norms=1, rms=False, gated=False, activation="gelu_new", copies=1),
+    "phi3": LayerKind(copies=2, gated=True),
+    "qwen2_moe": LayerKind(inputs=3),
     "qwen3": _BY_HEAD,
-    "qwen3_moe": Kind(by_head=True, merges_experts=True),
-    "stablelm": Kind(rms=False, copies=1),
-    "starcoder2": Kind(rms=False, gated=False, activation="gelu_pytorch_tanh"),
+    "qwen3_moe": LayerKind(by_head=True, merges_experts=True),
+    "stablelm": LayerKind(rms=False, copies=1),
+    "starcoder2": LayerKind(rms=False, gated=False, activation="gelu_pytorch_tanh"),
 }

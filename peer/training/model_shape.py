@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from peer.training.model_kinds import KINDS, LLAMA, Kind, inner_kept
+from peer.training.model_kinds import KINDS, LLAMA, LayerKind, inner_kept
 
 _WIDTH = ("hidden_size", "n_embd", "d_model")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -52,7 +52,7 @@ class ModelShape:
     activation: str = "silu"
     window: int = 0  # tokens that some layers see back; 0: all
     capped: bool = False  # logits go through a soft cap
-    kind: Kind = LLAMA
+    kind: LayerKind = LLAMA
 
     @property
     def embedding(self) -> int:
