@@ -1,9 +1,10 @@
 """What a run is said to need of memory, from config.json alone, against what a peer's process really takes.
 
 Six models of five architectures and different proportions, random weights: each trained in full, and with an adapter on
-a base in fp32 and in bf16; three with activations recomputed. A process of its own each does two rounds alone, as
-`tests/kit/memory_probe.py` has it, one step of two sequences in each. "Said" is what `join` says (for as many
-sequences); "beyond" leaves out on both sides what Python, its libraries and hivemind's daemon take.
+a base in fp32 and in bf16; three with activations recomputed; and SmolLM2-135M where its package is installed. A
+process of its own each does two rounds alone, as `tests/kit/memory_probe.py` has it, one step of two sequences in each.
+"Predicted" is what `join` says (for as many sequences), "measured" all pages that the process has, its libraries' and
+mapped weights' too, and hivemind's daemon.
 
     scripts/bench shapes                 all
     scripts/bench shapes --only deep     one of them
@@ -22,10 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lab import smollm2
 from lab.small_community import Inputs, tiny_inputs
 
 GOAL = 0.15
-DAEMON_BYTES = 90 << 20  # p2pd, which the probe does not start
+DAEMON_BYTES = 90 << 20  # p2pd and the swarm's threads, which the probe does not start
 SEQUENCES, TOKENS = 2, 256  # of a pass; in a sequence
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"kind": "full"},
@@ -36,14 +38,17 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Model:
-    """One of the six; sizes as transformers names them."""
+    """One of them; sizes as transformers names them."""
 
     name: str
     kind: str
     sizes: dict[str, Any]
     recompute: tuple[str, ...] = field(default=())  # methods that are tried with recomputed activations too
+    methods: tuple[str, ...] = tuple(METHODS)
 
     def write(self, folder: Path, tokenizer: Path) -> Path:
+        if self is REAL:
+            return smollm2.convert(folder)
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -78,6 +83,8 @@ MODELS = (
     ),
     Model("deep", "llama", sizes(256, 24, 704, 4, 4, 8_000, tied=True), recompute=("LoRA, bf16 base",)),
 )
+
+REAL = Model("SmolLM2-135M", "llama", {}, methods=("LoRA", "LoRA, bf16 base"))
 
 
 def measure(model: Model, method: str, inputs: Inputs, folder: Path, recompute: bool) -> dict[str, Any]:
@@ -128,17 +135,19 @@ def main(arguments: list[str]) -> int:
     print("\n| model | M parameters | | predicted, MiB | measured, MiB | off |\n" + "|---" * 6 + "|")
     with tempfile.TemporaryDirectory() as name:
         inputs = tiny_inputs(Path(name) / "inputs")
-        for number, model in enumerate(MODELS):
+        for number, model in enumerate((*MODELS, *(() if smollm2.missing() else (REAL,)))):
             if options.only not in (None, model.name):
                 continue
             base = model.write(Path(name) / f"model-{number}", inputs.model)
-            ways = [(method, False) for method in METHODS] + [(method, True) for method in model.recompute]
+            ways = [(method, False) for method in model.methods] + [(method, True) for method in model.recompute]
             for method, recompute in ways:
                 folder = Path(tempfile.mkdtemp(dir=name))
                 (folder / "base-model").symlink_to(base)
                 row = measure(model, method, inputs, folder, recompute)
                 found.append(row)
                 print(line(row), flush=True)
+    if smollm2.missing():
+        print(f"\n{REAL.name} was left out: {smollm2.INSTALL}")
     worst = max(abs(row["said"] / row["measured"] - 1) for row in found)
     print(f"\nworst {worst:.0%}, goal at most {GOAL:.0%} ({time.monotonic() - started:.0f} s)")
     if options.json:
