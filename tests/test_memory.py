@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,16 @@ import pytest
 
 from lab.training_fixtures import make_genesis, make_spec, write_llama, write_tiny_llama
 from peer.training.codecs.codec import codec
-from peer.training.memory import activation_bytes, memory_needed_bytes
+from peer.training.memory import activation_bytes, base_parameters, memory_needed_bytes
+from peer.training.model_shape import ModelShape
 from protocol.run_spec import RunSpec
 from tests.kit.memory_probe import Probes
 
 DAEMON_BYTES = 90 << 20  # p2pd, which the probe does not start; measured in whole peers
-FACTOR = 1.6  # the estimate is never too low, and at most this many times too high
+FACTOR = 1.6  # of its own memory, without libraries' files: never more than is said, and not much less
+CLOSE = 0.15  # of all its memory: what is said is this close
+SHAPE = ModelShape(512, 8, 32_000, 512, 256, 1408, gated=True, tied=False, heads=8)
+LORA = {"kind": "lora", "rank": 4, "alpha": 8.0}
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +117,50 @@ def test_needed_memory_grows_with_what_needs_it(glass_dir: Path, plays: Path) ->
     assert 1 << 29 < small < full < longer < 4 << 30
     spec = make_spec(glass_dir, plays)
     assert activation_bytes(spec, 8) < 8 * activation_bytes(spec, 1)
+
+
+@pytest.mark.parametrize("recomputing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("method", [{"kind": "full"}, LORA, LORA | {"base": "bf16"}], ids=["full", "lora", "bf16"])
+def test_what_is_larger_needs_more(glass_dir: Path, plays: Path, method: dict[str, Any], recomputing: bool) -> None:
+    spec = make_spec(glass_dir, plays, method=method, data={"sequence_length": 256})
+
+    def needed(shape: ModelShape = SHAPE, spec: RunSpec = spec, sequences: int = 1) -> int:
+        return memory_needed_bytes(spec, shape, sequences=sequences, recomputing=recomputing)
+
+    longer = make_spec(glass_dir, plays, method=method, data={"sequence_length": 512})
+    assert needed() < needed(spec=longer)
+    assert needed() < needed(sequences=2) < needed(sequences=4)
+    for size in ("width", "layers", "vocabulary", "inner", "keys", "queries"):
+        larger = replace(SHAPE, **{size: 4 * getattr(SHAPE, size)})
+        assert needed() < needed(larger), size
+    if not recomputing:
+        spans = [needed(replace(SHAPE, layers=layers)) for layers in (8, 16, 32)]
+        assert spans[2] - spans[1] == pytest.approx(2 * (spans[1] - spans[0]), rel=1e-3), "each layer keeps as much"
+        assert needed() > memory_needed_bytes(spec, SHAPE, recomputing=True)
+
+
+def test_overlapping_rounds_hold_activations_while_they_average(glass_dir: Path, plays: Path) -> None:
+    apart, overlapping = (
+        memory_needed_bytes(make_spec(glass_dir, plays, sync={"overlap": overlap}), SHAPE) for overlap in (False, True)
+    )
+    assert apart < overlapping
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param({"kind": "full"}, id="full", marks=pytest.mark.slow),
+        pytest.param(LORA | {"base": "bf16"}, id="lora, bf16 base"),
+    ],
+)
+def test_a_process_takes_what_its_config_json_says(
+    tmp_path: Path, glass_dir: Path, plays: Path, method: dict[str, Any]
+) -> None:
+    model = tmp_path / "base-model"
+    write_llama(model, glass_dir, width=384, layers=8)
+    spec = run_of(tmp_path, model, plays, 512, method=method, sync={"wire": "int8"})
+    shape = ModelShape.from_config(json.loads((model / "config.json").read_text()), base_parameters(spec))
+    with Probes(alone=True) as process:
+        found = process.take(tmp_path, steps=1)
+    most = max(stage["resident"] for stage in found.values()) + DAEMON_BYTES
+    assert memory_needed_bytes(spec, shape) == pytest.approx(most, rel=CLOSE)

@@ -187,3 +187,24 @@ def test_evaluation_is_the_mean_loss_over_all_held_out_tokens(tmp_path: Path, gl
     assert (evaluation.sequences, evaluation.tokens) == (len(split), sum(split.loss_tokens))
     few = held_out_loss(model, bench.dataset, sequences=2)
     assert few.sequences == 2 and few.loss == pytest.approx(sum(losses[:2]) / sum(split.loss_tokens[:2]), rel=1e-5)
+
+
+def test_evaluation_on_the_cpu_takes_few_tokens_at_once_and_gives_the_same_loss(
+    tmp_path: Path, glass_dir: Path, plays: Path
+) -> None:
+    bench = Bench(tmp_path, glass_dir, plays, data={"sequence_length": 128, "held_out_sequences": 24})
+    model = bench.model()
+    loss, passes = model.loss, []
+
+    def counted(tokens_BT: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
+        passes.append(tokens_BT.numel())
+        return loss(tokens_BT, *more)
+
+    model.loss = counted  # type: ignore[method-assign]
+    whole = held_out_loss(model, bench.dataset, batch_sequences=24)
+    assert whole.sequences == 24 and len(passes) == 1
+    by_itself = held_out_loss(model, bench.dataset)
+    assert max(passes[1:]) == 2 * 128
+    one = held_out_loss(model, bench.dataset, batch_sequences=1)
+    assert (by_itself.sequences, by_itself.tokens) == (whole.sequences, whole.tokens)
+    assert [by_itself.loss, one.loss] == pytest.approx([whole.loss] * 2, rel=1e-6)

@@ -12,7 +12,8 @@ from peer.training.data import Dataset
 from peer.training.model import TrainableModel
 from peer.training.state import SharedState
 
-BATCH_SEQUENCES = 16
+BATCH_SEQUENCES = 16  # on a card, which wants many
+_CPU_TOKENS = 256  # at once: more take memory, and are no faster there
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,20 @@ def held_out_loss(
     dataset: Dataset,
     *,
     sequences: int | None = None,
-    batch_sequences: int = BATCH_SEQUENCES,
+    batch_sequences: int | None = None,
     go_on: Callable[[], None] = lambda: None,
 ) -> HeldOutLoss:
     """Evaluate on the held-out split, or on its first `sequences`.
 
     Args:
+        batch_sequences: at once; None: what suits the device. The loss is the same to rounding.
         go_on: called before each batch; what it raises ends this.
     """
     split = dataset.held_out
     count = len(split) if sequences is None else min(sequences, len(split))
+    if batch_sequences is None:
+        few = model.device.type == "cpu"
+        batch_sequences = min(max(_CPU_TOKENS // split.longest, 1), BATCH_SEQUENCES) if few else BATCH_SEQUENCES
     losses = []
     for start in range(0, count, batch_sequences):
         go_on()

@@ -3,29 +3,32 @@
 Of the trainable parameters there are, beside model, gradient and AdamW's moments, two copies all the time: the base,
 and first the update, then the average, then the state that it has become, which takes the base's place as the state
 before it. Gradients by a codec with error feedback keep one more; averages as they travelled take half of one at most.
-The number of members does not matter. tests/test_memory.py and `scripts/bench memory` hold this
-against real processes.
+The number of members does not matter. All pages of a process count, its libraries' and mapped weights' too: that is
+what a volunteer sees. `scripts/bench shapes` and tests/test_memory.py hold this against real processes.
 
->>> shape = ModelShape(576, 30, 49152, 576, 192, 1536, gated=True, tied=True, experts=False)
->>> round(_activation_bytes(shape, tokens=2048) / 2**30, 1)
-2.9
->>> round(_activation_bytes(shape, tokens=2048, recomputing=True) / 2**30, 1)
-0.6
+>>> shape = ModelShape(576, 30, 49152, 576, 192, 1536, gated=True, tied=True)
+>>> kept, most = (_Pass(shape, length=2048, sequences=1, trained=True).bytes(how) / 2**30 for how in (False, True))
+>>> round(kept, 1), round(most, 1)
+(2.9, 0.6)
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from peer.training.model_shape import ModelShape
+from protocol.data_spec import DataSetRules
 from protocol.run_spec import RunSpec
 
 MomentsKind = Literal["fp32", "8bit"]  # how a member holds what its own AdamW remembers
 MOMENTS_BYTES: dict[MomentsKind, float] = {"fp32": 8.0, "8bit": 2.04}  # a parameter: `eight_bit`
-RUNTIME_BYTES = 1 << 29  # Python, torch, hivemind and its daemon on a CPU, measured: 0.4 GB; CUDA takes as much again
-LOGITS_BYTES = (
-    1 << 27
-)  # in fp32 that go through the head at a time, see `head_loss`; their loss and gradient take as much
+# on a CPU, measured: Python with torch, transformers and hivemind, and their libraries' pages, 485 MiB; hivemind's
+# daemon 65; threads of the swarm and of the disk, and what they leave, the rest. CUDA takes as much again
+RUNTIME_BYTES = 620 << 20
+_LOST_KEPT = 0.25  # of what a pass keeps: holes that malloc does not use again, measured
+# of logits in fp32 that go through the head at a time, see `head_loss`; their loss and gradient take as much each
+LOGITS_BYTES = 1 << 27
 _RESIDUAL_BYTES = 4.0  # a parameter: what gradients that travel by a codec with error feedback have left out
 _WITH_RESIDUAL = ("int4", "int2", "topk")
 _KEPT_BYTES = 2.0  # a parameter: the last averages, see `peer.sync.shelf.Position.keep_average`
@@ -69,9 +72,11 @@ def memory_needed_bytes(
     held = state + 4 + (MOMENTS_BYTES[moments] if diloco else 0) + travelling + residual  # and gradient
     shape = shape or ModelShape.guessed(base_parameters(spec))
     recomputing = spec.method.base == "nf4" if recomputing is None else recomputing
-    working = activation_bytes(spec, sequences, recomputing, shape)
+    of = _Pass.of(spec, shape, sequences)
+    working = of.bytes(recomputing) + int(_LOST_KEPT * of.kept(recomputing))
     averaging = state * spec.model.trainable
-    return _weight_bytes(spec, shape) + int(held * spec.model.trainable) + working + averaging + RUNTIME_BYTES
+    most = working + averaging if spec.sync.overlap else max(working, averaging)
+    return _weight_bytes(spec, shape) + int(held * spec.model.trainable) + most + RUNTIME_BYTES
 
 
 def device_needed_bytes(
@@ -109,37 +114,56 @@ def activation_bytes(spec: RunSpec, sequences: int, recomputing: bool = False, s
         recomputing: whether layers keep only their input, and the rest is of one layer at a time.
         shape: as for `memory_needed_bytes`.
     """
-    tokens = sequences * spec.data.sequence_length
-    shape = shape or ModelShape.guessed(base_parameters(spec))
-    lora, narrow = spec.method.kind == "lora", spec.method.base != "fp32"
-    return _activation_bytes(shape, tokens, recomputing, frozen=lora, narrow=narrow)
+    return _Pass.of(spec, shape or ModelShape.guessed(base_parameters(spec)), sequences).bytes(recomputing)
 
 
-def _activation_bytes(
-    shape: ModelShape, tokens: int, recomputing: bool = False, *, frozen: bool = False, narrow: bool = False
-) -> int:
-    """What autograd keeps, and the most that is added to that on the way back: in the head, or in the last layer.
+@dataclass(frozen=True)
+class _Pass:
+    """Forward and back over some sequences."""
 
-    Attention maps are not kept, by fused kernels. A layer keeps what goes into its norms and what comes out, queries,
-    keys, values and what attention makes of them, and the MLP's inner values: gate, its activation, the other half and
-    their product. Without a gate: before and after the activation.
+    shape: ModelShape
+    length: int  # of a sequence, tokens
+    sequences: int
+    trained: bool  # all weights; or just an adapter's
+    narrow: bool = False  # weights are made wide when they are used, one at a time
+    apart: bool = False  # documents that share a sequence do not see each other
+    merged: int = 0  # values of a layer's experts, where an adapter is added to all of them
 
-    Args:
-        frozen: weights have no gradient; a norm then keeps one value less, and only a frozen base can be narrow.
-        narrow: weights are made wide when they are used, one at a time.
-    """
-    norms = (4 if frozen else 6) if shape.gated else 4
-    inner = (4 if shape.gated else 2) * shape.inner
-    layer = 4 * (norms * shape.width + 2 * (shape.queries + shape.keys) + inner)
-    kept = 4 * shape.width * shape.layers + layer if recomputing else layer * shape.layers
-    kept += 4 * 4 * shape.width  # the last norm, and the rows that predict something
-    logits = 4 * shape.vocabulary * min(tokens, max(LOGITS_BYTES // (4 * shape.vocabulary), 1))
-    gradients = 4 * (2 * shape.inner + 2 * shape.width) * tokens
-    head, mlp = 3 * logits, gradients
-    if narrow or not frozen:  # the wide weight, or its gradient
-        head = max(head, 2 * logits + 4 * shape.embedding)
-        mlp += 4 * shape.width * shape.inner
-    return kept * tokens + max(head, mlp)
+    @classmethod
+    def of(cls, spec: RunSpec, shape: ModelShape, sequences: int) -> _Pass:
+        lora, data = spec.method.kind == "lora", spec.data
+        return cls(
+            shape, data.sequence_length, sequences, trained=not lora, narrow=spec.method.base != "fp32",
+            apart=isinstance(data, DataSetRules) and data.documents_apart,
+            merged=_expert_values(spec, shape) // shape.layers if lora and shape.kind.merges_experts else 0,
+        )  # fmt: skip
+
+    def kept(self, recomputing: bool) -> int:
+        """What autograd keeps, bytes. Recomputing: what goes into each layer, and all of one."""
+        shape, tokens = self.shape, self.sequences * self.length
+        masked = self.apart or 0 < shape.window < self.length
+        layer = 4 * tokens * shape.kept(self.length, trained=self.trained, masked=masked) + 4 * self.merged
+        last = 4 * tokens * 4 * shape.width  # the last norm, and the rows that predict something
+        return last + (4 * tokens * shape.width * shape.layers + layer if recomputing else layer * shape.layers)
+
+    def bytes(self, recomputing: bool) -> int:
+        """The most at a time: on the way back something is added to what is kept, in the head or in the last layer."""
+        shape, tokens = self.shape, self.sequences * self.length
+        logits = 4 * shape.vocabulary * min(tokens, max(LOGITS_BYTES // (4 * shape.vocabulary), 1))
+        capped = 1 if shape.capped else 0
+        head, mlp = (3 + capped) * logits, 4 * (2 * shape.inner + 2 * shape.width) * tokens
+        if self.narrow or self.trained:  # the wide weight, or its gradient
+            head = max(head, (2 + capped) * logits + 4 * shape.embedding)
+            mlp += 4 * shape.width * shape.inner
+        return self.kept(recomputing) + max(head, mlp)
+
+
+def _expert_values(spec: RunSpec, shape: ModelShape) -> int:
+    """Of a mixture's experts, about: all that is neither attention nor embedding."""
+    if not shape.experts:
+        return 0
+    embedding = shape.embedding * (1 if shape.tied else 2)
+    return max(base_parameters(spec) - embedding - shape.layers * shape.attention, 0)
 
 
 def _weight_bytes(spec: RunSpec, shape: ModelShape) -> int:
@@ -151,6 +175,5 @@ def _weight_bytes(spec: RunSpec, shape: ModelShape) -> int:
     if spec.method.base == "nf4":
         return int(0.52 * (parameters - large)) + 2 * large + adapter
     if spec.method.base == "bf16":
-        wide = parameters - large - shape.layers * shape.attention if shape.experts else 0
-        return 2 * parameters + 2 * max(wide, 0) + adapter
+        return 2 * parameters + 2 * _expert_values(spec, shape) + adapter
     return 4 * parameters + adapter

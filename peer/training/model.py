@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from peer.training import adapter, bf16, head_loss, nf4, weights
 from peer.training.data import NO_LOSS, Dataset, Sequences
+from peer.training.device import keep_large_blocks_apart
 from peer.training.layout import layout_as_held, layout_in_files
 from peer.training.loading import from_folder, load_causal_lm, load_tokenizer, on_device
 from peer.training.model_shape import ModelShape
@@ -50,6 +51,7 @@ def load_trainable(
         InputError: a folder is missing, damaged, a pickle, of another shape than the run, or needs remote code; or
             bitsandbytes is missing for a base in 4 bits.
     """
+    keep_large_blocks_apart()
     if spec.method.kind == "full":
         model = load_causal_lm(genesis_model_dir, on_device(device))
         trainable = TrainableModel(model, full_parameters(model), load_tokenizer(genesis_model_dir), device)

@@ -28,11 +28,18 @@ if TYPE_CHECKING:
 
 
 class Probes:
-    """The tests' side."""
+    """The tests' side.
+
+    Args:
+        alone: one probe only, in a process that is no fork: a fork does not have all pages of the libraries' files.
+    """
+
+    def __init__(self, *, alone: bool = False) -> None:
+        self._alone = alone
 
     def __enter__(self) -> Probes:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.kit.memory_probe"],
+            [sys.executable, "-m", "tests.kit.memory_probe", *(["alone"] if self._alone else [])],
             cwd=REPOSITORY,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -47,7 +54,8 @@ class Probes:
     def take(self, folder: Path, *, recompute: bool = False, steps: int = 2) -> dict[str, dict[str, int]]:
         """Two rounds of the run in this folder: stage -> what it took, bytes.
 
-        "peak": the most in it; "after": what is left after it; "mapped": of the base model's files, beside both.
+        "peak": the most in it; "after": what is left after it; "mapped": of the base model's files, beside both;
+        "resident": the most in it of everything, libraries too.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         print(json.dumps([str(folder), recompute, steps]), file=self._process.stdin, flush=True)
@@ -67,12 +75,13 @@ class Peak:
     mapped files are not counted: of libraries, other processes have the same ones.
     """
 
-    def take(self) -> tuple[int, int, int]:
-        """(most since the last call, now, of weights' mapped files now), bytes."""
+    def take(self) -> tuple[int, int, int, int]:
+        """(most since the last call, now, of weights' mapped files now, most of all that is resident), bytes."""
         fields = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
         kb = {name: int(values[0]) for name, *values in fields if name in ("VmHWM:", "RssFile:", "RssAnon:")}
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): the mark begins anew at what is resident now
-        return (kb["VmHWM:"] - kb["RssFile:"]) << 10, kb["RssAnon:"] << 10, _mapped_bytes(".safetensors")
+        own, most = kb["VmHWM:"] - kb["RssFile:"], kb["VmHWM:"]
+        return own << 10, kb["RssAnon:"] << 10, _mapped_bytes(".safetensors"), most << 10
 
 
 def _mapped_bytes(ending: str) -> int:
@@ -101,7 +110,7 @@ def _average(encoded: EncodedUpdate, clip: float) -> Average:
     return Average(encoded.codec, encoded.values, tuple(chunks))
 
 
-def probe(folder: Path, recompute: bool, steps: int) -> dict[str, tuple[int, int, int]]:
+def probe(folder: Path, recompute: bool, steps: int) -> dict[str, tuple[int, int, int, int]]:
     """Two rounds of the run in this folder: stage -> `Peak.take` after it."""
     import torch
 
@@ -163,7 +172,7 @@ def probe(folder: Path, recompute: bool, steps: int) -> dict[str, tuple[int, int
 
 
 def main() -> None:
-    import peer.net.swarm  # noqa: F401  # hivemind and all
+    import peer.volunteer  # noqa: F401  # hivemind and all
 
     imports = Peak().take()
     import transformers.models.llama.modeling_llama  # noqa: F401
@@ -171,12 +180,12 @@ def main() -> None:
     threads = len(os.listdir("/proc/self/task"))
     assert threads == 1, f"a process with {threads} threads cannot be forked safely"
     for line in sys.stdin:
-        pid = os.fork()
+        pid = 0 if sys.argv[1:] == ["alone"] else os.fork()
         if pid == 0:
             folder, *how = json.loads(line)
             found = {"imports": imports} | probe(Path(folder), *how)
-            said = {name: dict(zip(("peak", "after", "mapped"), of, strict=True)) for name, of in found.items()}
-            print(json.dumps(said), flush=True)
+            names = ("peak", "after", "mapped", "resident")
+            print(json.dumps({name: dict(zip(names, of, strict=True)) for name, of in found.items()}), flush=True)
             return
         _, status = os.waitpid(pid, 0)
         if status:
