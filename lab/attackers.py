@@ -128,9 +128,7 @@ def _idle() -> list[Patch]:
     from peer import participation, trainer
 
     def wait(swarm: Any, work: Any, rounds: int, stop: Any, watcher: Any, permit: Any, *_: Any, **options: Any) -> Any:
-        return trainer.reduce(
-            swarm, rounds, stop, permit
-        )  # looks at the head until the end; its progress stays at 0 tokens
+        return trainer.reduce(swarm, rounds, stop, permit)  # looks at the head until the end: 0 tokens
 
     return [(participation, "train", wait)]
 

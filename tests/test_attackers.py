@@ -16,6 +16,7 @@ from lab.small_community import real_inputs
 from lab.training_fixtures import Bench
 from lab.warm_start import WarmStart
 from peer import participation
+from peer.limits.watch import Gate
 from peer.net.opening import Opening
 from peer.round import group as groups
 from peer.sync.contribution import Contribution
@@ -167,7 +168,7 @@ def test_idle_member_watches_until_the_end_and_never_works(become: Callable[[str
         def check(self) -> None: ...
 
     work = object()  # has no step to be called
-    participation.train(Swarm(), work, 3, threading.Event(), object(), None)  # type: ignore[arg-type]
+    participation.train(Swarm(), work, 3, threading.Event(), object(), Gate())  # type: ignore[arg-type]
     assert len(looked) == 3
 
 
