@@ -56,3 +56,15 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{max(round(seconds / 60), 1)} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def size(number: float) -> str:
+    """Bytes, in the unit that fits.
+
+    >>> size(812), size(3_400_000)
+    ('812 B', '3.4 MB')
+    """
+    for unit, times in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if number >= times:
+            return f"{number / times:.1f} {unit}"
+    return f"{number:.0f} B"
