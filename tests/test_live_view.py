@@ -107,6 +107,15 @@ def test_what_does_not_fit_is_left_out_by_its_rank_and_the_state_and_the_keys_st
     assert "this peer" not in "\n".join(drawn) and "credit" in "\n".join(drawn)
 
 
+def test_only_the_credit_that_is_late_is_red_and_values_are_not_dim() -> None:
+    console = Console(width=80, height=24, force_terminal=True, color_system="standard")
+    for peer, is_late in ((working(), False), (uncredited(), True)):
+        drawn = [part for part in console.render(view(peer.status(), 80, 24, "en")) if part.style]
+        red = [part.text for part in drawn if part.style and part.style.color and part.style.color.name == "red"]
+        assert [part.startswith("!") for part in red] == [True] * is_late
+        assert all(part.style and not part.style.dim for part in drawn if part.text.startswith("!"))
+
+
 def test_a_stranger_s_words_paint_nothing() -> None:
     status = working().status() | {"name": "a\x1b[2Jb[bold]c", "left_out": [["x\x1b[2J", "y\x1b[31m"]]}
     drawn = "\n".join(picture(lambda: view(status, 80, 24, "en"), 80))

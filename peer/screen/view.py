@@ -21,6 +21,7 @@ from peer.screen.usage import wrapped
 from protocol import words
 
 LONG_AGO_S = 1800.0  # that agreed work may wait for its credit before the screen says so in red
+SHOWN_LOSSES = 20  # rounds
 BARS = "▁▂▃▄▅▆▇█"
 KEYS = ("p", "r", "f", "l", "d", "?")
 NARROW = 60  # columns; below, labels stand closer
@@ -172,7 +173,7 @@ def _loss(status: Status, language: str) -> Row:
     losses = status["losses"]
     if not losses:
         return Row(text("loss", language), [(text("after-round", language), "dim")])
-    return Row(text("loss", language), [(f"{losses[-1]:.3f}", "bold"), (sparkline(losses[-24:]), "cyan")])
+    return Row(text("loss", language), [(f"{losses[-1]:.3f}", "bold"), (sparkline(losses[-SHOWN_LOSSES:]), "cyan")])
 
 
 def sparkline(values: list[float]) -> str:
@@ -237,7 +238,8 @@ def _lines(row: Row, indent: int, width: int) -> list[Text]:
     """A row as it stands in so many columns, of which the label has `indent`."""
     lines = _laid(row.pieces, width - indent)
     label = set_cell_size(row.label, indent - 1) + " "
-    return [Text(" " * indent if number else label, "dim").append_text(laid) for number, laid in enumerate(lines)]
+    labels = [label, *[" " * indent] * (len(lines) - 1)]
+    return [Text.assemble((before, "dim")).append_text(laid) for before, laid in zip(labels, lines, strict=True)]
 
 
 def _laid(pieces: Iterable[tuple[str, str]], width: int) -> list[Text]:
