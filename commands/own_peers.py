@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import re
@@ -136,13 +135,24 @@ def status(
     invite: Annotated[
         str | None, typer.Argument(metavar="[INVITE]", help="A run's invite, or a file that holds it.")
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Watch the peer that runs here, with keys to pause it and the like.")
+    ] = False,
+    run: Run = None,
     home: Home = None,
     lang: Lang = None,
     json_output: Json = False,
 ) -> None:
     """Show the peers of this computer; with an invite, ask the run's coordinator how the run stands."""
+    if watch:
+        from commands.watching import watch as watch_peer
+
+        if invite is not None:
+            raise InputError("--watch is for a peer on this computer", "leave the invite away; --run NAME chooses one")
+        watch_peer(home, run, as_json=json_output)
+        return
     if invite is None:
-        _local_status(home, json_output)
+        _local_status(home, run, json_output)
         return
     need("peer", "grpc")
     from peer.link.client import CoordinatorClient
@@ -170,12 +180,12 @@ def status(
         say(f"  round {item.round:>6}: held-out loss {item.held_out_loss:.4f}")
 
 
-def _local_status(home: Path | None, json_output: bool) -> None:
+def _local_status(home: Path | None, run: str | None, json_output: bool) -> None:
     from peer.disk.local_peers import find_peers
     from peer.screen.rounds import describe
     from protocol.trust import home as default_home
 
-    found = find_peers(home or default_home())
+    found = find_peers(home or default_home(), run)
     if json_output:
         typer.echo(json.dumps([peer.to_json() | {"live": _live(peer)} for peer in found], indent=2))
         return
@@ -204,18 +214,14 @@ def _live(peer: LocalPeer) -> dict[str, Any] | None:
 
 
 def _say_live(peer: LocalPeer) -> None:
-    from peer.screen.messages import Reason, told_time
+    from peer.screen.view import state
 
-    state = _live(peer)
-    if state is None or "error" in state:
-        if state is not None:
-            say(f"  {state['error']}")
+    status = _live(peer)
+    if status is None or "error" in status:
+        if status is not None:
+            say(f"  {status['error']}")
         return
-    if state["why"]:
-        until = datetime.datetime.fromtimestamp(state["until"]).astimezone() if state["until"] else None
-        ends = Reason("held-until", time=told_time(until)) if until else ""
-        say("  " + Reason("held", reason=Reason(state["why"], **state["why_values"]), until=ends))
-    else:
-        say(f"  working: {state['tokens_per_s']:,.0f} tokens/s")
-    credit = state["credit"]
+    kind, told = state(status)
+    say(f"  working: {status['tokens_per_s']:,.0f} tokens/s" if kind == "working" else f"  {told}")
+    credit = status["credit"]
     say(f"  credit: {credit['tokens']:,} tokens in {credit['rounds']} rounds")

@@ -245,7 +245,7 @@ def _agrees(plan: ServicePlan, given: dict[str, Any]) -> bool:
     from protocol.keys import PeerIdentity
 
     identity, reduce_only = PeerIdentity.load_or_create(plan.home / "identity"), given["reduce_only"]
-    screen = TerminalScreen(words.language_of_user(), identity.peer_id, yes=False, reduce_only=reduce_only)
+    screen = TerminalScreen(words.language_of_user(), yes=False, reduce_only=reduce_only)
     folder = PeerFolder(plan.home, plan.invite.run)
     try:
         with CoordinatorClient(plan.invite) as client:

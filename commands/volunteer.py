@@ -86,16 +86,14 @@ def join(
 def _screen(config: PeerConfig, *, yes: bool, as_json: bool, details: bool) -> JsonScreen | TerminalScreen:
     from peer.screen.json_lines import JsonScreen
     from peer.screen.terminal import TerminalScreen
-    from protocol.keys import PeerIdentity
     from protocol.release import this_release
 
     if as_json:
         lines = JsonScreen()
         lines.started(this_release())
         return lines
-    me = PeerIdentity.load_or_create(config.home / "identity").peer_id
     reduce_only = config.swarm.reduce_only
-    return TerminalScreen(words.language_of_user(), me, yes=yes, reduce_only=reduce_only, details=details)
+    return TerminalScreen(words.language_of_user(), yes=yes, reduce_only=reduce_only, details=details)
 
 
 def _take_part(invite: Invite, config: PeerConfig, screen: JsonScreen | TerminalScreen) -> None:

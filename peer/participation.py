@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from concurrent.futures import CancelledError
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,14 +34,15 @@ from peer.net import box_bytes
 from peer.net.opening import Opening
 from peer.net.place import Place
 from peer.net.swarm import Swarm, SwarmConfig
-from peer.net.traffic import Traffic
 from peer.round.box import Box
 from peer.round.report import RoundReport
+from peer.round.state import View
 from peer.round.turns import Waiting
 from peer.screen.messages import Reason
 from peer.screen.reminder import ExportReminder
 from peer.screen.rounds import describe
 from peer.screen.screen import Screen, tell_failure, tell_over
+from peer.screen.standing import PeerStanding
 from peer.stopping import Stopping, start_again
 from peer.sync.shelf import Head
 from peer.trainer import Ended, WorkReport, reduce, train
@@ -103,7 +105,8 @@ class Participation:
         self._swarm: Swarm | None = None
         self._link: CoordinatorLink | None = None
         self._measuring: Measuring | None = None
-        self._tokens_per_s = 0.0
+        reduce_only = config.swarm.reduce_only
+        self._standing = PeerStanding(admitted.card.spec, identity.peer_id, config.swarm.rates, reduce_only=reduce_only)
         self._kept_round = 0  # the newest whose state and claims are on disk
         self._gate, self._ended = Gate(), Ended.OVER
         self.outcome = Outcome.DONE  # of leaving
@@ -168,7 +171,7 @@ class Participation:
                         lambda: stop.is_set() or gate.closed.is_set(), gate.rest_s
                     ),
                 )
-            self._tokens_per_s = 0.0
+            self._standing.tokens_per_s = 0.0
             self._leave(swarm, link)
 
     def _make_swarm(self, states: KeptStates, outbox: Outbox) -> Swarm:
@@ -177,7 +180,7 @@ class Participation:
             self._config.identity_path,
             Keeper(states, self._folder.round_log(), outbox, self._kept),
             states.keep_candidate,
-            self._screen.stage,
+            self._stage,
             self._failed,
         )
 
@@ -233,6 +236,7 @@ class Participation:
         if kept:
             self._kept_round = head.round
         logger.info("%s", describe(Round.of(report)))
+        self._standing.committed(head, report)
         self._screen.committed(head, report)
         if self._link is not None:
             self._link.wake()
@@ -241,35 +245,38 @@ class Participation:
 
     def working(self, report: WorkReport) -> None:
         """How the work goes."""
-        self._tokens_per_s = report.tokens_per_s
+        self._standing.working(report)
         self._screen.working(report)
 
     def waiting(self, reason: Waiting | None) -> None:
         """No round is made though enough is done; `reason` says what is missing; None: nothing is."""
-        self._screen.waiting(self._why(reason))
+        why = self._why(reason)
+        self._standing.waiting(why)
+        self._screen.waiting(why)
 
     def paused(self, reason: Waiting) -> None:
         """No step is done until `reason` is gone."""
-        self._tokens_per_s = 0.0
-        self._screen.paused(self._why(reason))
+        why = self._why(reason)
+        self._standing.waiting(why, paused=True)
+        self._screen.paused(why)
 
     def held(self) -> None:
         """No step is done by the owner's word, or by a limit's."""
-        self._tokens_per_s = 0.0
+        self._standing.tokens_per_s = 0.0
         self._screen.held(self._gate.verdict)
 
     def standing(self) -> dict[str, Any]:
         """For the owner, in another thread."""
-        swarm = self._swarm
-        traffic = swarm.traffic if swarm is not None else Traffic()
-        tokens, rounds, newest = self._receipts.credit()
-        return {
-            "round": swarm.head.round if swarm is not None else self._kept_round,
-            "tokens_per_s": round(self._tokens_per_s, 1),
-            "sent_bytes": traffic.sent.total(),
-            "received_bytes": traffic.received.total(),
-            "credit": {"tokens": tokens, "rounds": rounds, "newest": newest},
-        }
+        swarm, others = self._swarm, list[View]()
+        if swarm is not None:
+            with contextlib.suppress(NetworkError, RuntimeError, CancelledError):  # it may be about to close
+                others = swarm.members()
+        at = swarm.head.round if swarm is not None else self._kept_round
+        return self._standing.to_json(at, others, self._receipts.credit(), self._receipts.granted_at())
+
+    def _stage(self, round: int, name: str) -> None:
+        self._standing.stage(name)
+        self._screen.stage(round, name)
 
     def _why(self, reason: Waiting | None) -> str:
         """Why no round is made: who has no certificate hears nobody, which looks like the others' absence."""
@@ -286,7 +293,7 @@ class Participation:
 
     def greeting(self) -> Greeting:
         swarm, reduce_only = self._here(), self._config.swarm.reduce_only
-        return Greeting(swarm.head.round, self._tokens_per_s, swarm.addresses, reduce_only, self._session)
+        return Greeting(swarm.head.round, self._standing.tokens_per_s, swarm.addresses, reduce_only, self._session)
 
     def heard(self, answer: Announcement) -> None:
         swarm = self._here()

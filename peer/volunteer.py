@@ -10,6 +10,8 @@ When the coordinator is away and this peer has joined before, what is on disk is
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -101,6 +103,7 @@ class Volunteer:
             )
             state = LiveState(watch, participation)
             stack.enter_context(Control(folder.path, state.answer, self.failed))
+            self._screen.live(state.answer, lambda: os.kill(os.getpid(), signal.SIGINT))
             participation.take_part(work, watch.gate)
             self.outcome, self.left_early = participation.outcome, watch.gate.finishing.is_set()
         return True

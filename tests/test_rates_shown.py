@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 from pathlib import Path
@@ -12,10 +13,11 @@ from typer.testing import CliRunner
 
 from coordinator import model_card
 from coordinator.host_screen import run_view
+from peer.limits.gate import Readings
 from peer.link.client import CoordinatorClient
 from peer.screen import messages
 from peer.screen.json_lines import JsonScreen
-from peer.screen.terminal import TerminalScreen
+from peer.screen.view import view
 from peer.trainer import WorkReport
 from peer.training.genesis import load_state
 from potluck import app
@@ -26,8 +28,8 @@ from protocol.run_spec import RunSpec
 from protocol.schedule import Rates
 from protocol.status import LedgerStatus, RunStatus
 from tests.kit.coordinator import Swarm, start_host, write_run
+from tests.kit.standings import OnePeer, picture
 from tests.test_schedule import scheduled
-from tests.test_screens import rows
 from tests.test_words import check_chinese
 
 LEDGER = LedgerStatus(size=0, root="b" * 64)
@@ -44,9 +46,14 @@ STATUS = RunStatus(name="tiny", run="a" * 64, round=3, rounds=9, ledger=LEDGER, 
     ],
 )
 def test_a_volunteer_reads_the_rates_of_the_round(language: str, rates: Rates, told: str) -> None:
-    screen = TerminalScreen(language, "me", yes=True)
-    screen.working(WorkReport(3, 100, 10.0, 3.5, rates))
-    assert rows(screen)[messages.text("rate", language)] == told
+    peer = OnePeer(Readings(now=datetime.datetime.now().astimezone()))
+    peer.standing_now.working(WorkReport(3, 100, 10.0, 3.5, rates))
+    (row,) = (
+        row
+        for row in picture(lambda: view(peer.status(), 100, 40, language, details=True), 100)
+        if row.startswith(messages.text("rate", language))
+    )
+    assert row.endswith(f"  {told}")
 
 
 def test_scripts_hear_of_them_with_the_work(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,6 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +18,7 @@ from peer.link.answers import Announcement
 from peer.link.client import CoordinatorClient
 from peer.link.notices import Notices
 from peer.participation import PeerConfig
-from peer.round.report import RoundReport
 from peer.screen.json_lines import JsonScreen
-from peer.screen.terminal import TerminalScreen
 from peer.stopping import OVER_S, Stopping
 from peer.volunteer import Volunteer
 from protocol.errors import InputError, NetworkError, RefusedError
@@ -158,17 +155,6 @@ def test_a_peer_that_trains_while_the_run_ends_stops_but_not_before_the_others_c
     assert not stop.is_set(), "the last state is not handed in yet: it may be about to fetch it"
     stopping.heard(finished, round=1)
     assert stop.is_set() and stopping.is_over and not stopping.is_twin
-
-
-def test_the_table_counts_what_is_in_the_ledger_and_beside_it_what_is_not_there_yet() -> None:
-    screen = TerminalScreen("en", "me", yes=True)
-    screen.credited(112_776, 18, newest=18)
-    for number, own in ((18, 5000), (19, 4000)):
-        head: Any = SimpleNamespace(round=number, agreement=SimpleNamespace(weights={"me": own, "another": 7000}))
-        screen.committed(head, RoundReport(number, 2, own + 7000, 0.1, 1, True, ()))
-    assert screen.credit_text() == "112,776   (and 4,000 agreed, not there yet)"
-    screen.credited(116_776, 19, newest=19)
-    assert screen.credit_text() == "116,776"
 
 
 # ---- one identity on two computers -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,20 +10,22 @@ from typing import Any
 
 import pytest
 
+from peer.limits.gate import Readings
 from peer.link.notices import Notices
 from peer.participation import Participation, PeerConfig
-from peer.round.report import STAGES, RoundReport
+from peer.round.report import RoundReport
 from peer.screen import messages
 from peer.screen.json_lines import JsonScreen
 from peer.screen.terminal import TerminalScreen
+from peer.screen.view import view
 from peer.sync.shelf import Head
 from peer.training.state import SharedState
 from protocol import words
 from protocol.keys import PeerIdentity
 from protocol.leaving import LeaveSignals
 from protocol.status import Alarm
+from tests.kit.standings import OnePeer, picture
 
-ME = "12D3KooWme"
 REPORT = RoundReport(41, 3, 9216, 0.25, 1, True, (("12D3Kooab12cd34", "not heard for 12 s"),))
 
 
@@ -38,47 +41,35 @@ def a_head() -> Head:
 def test_a_round_is_told_on_one_line_with_whom_it_left_out(
     language: str, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    screen = TerminalScreen(language, ME, yes=True)
+    screen = TerminalScreen(language, yes=True)
     screen._console.width = 200
     screen.committed(a_head(), REPORT)
     said = capsys.readouterr().err.strip()
     assert said.startswith(line) and said.endswith(words.told("not heard for 12 s", language)) and "ab12cd34" in said
 
 
-def rows(screen: TerminalScreen) -> dict[str, str]:
-    """The live table, as it would be drawn."""
-    table = screen._table()
-    names, values = ([str(cell) for cell in column.cells] for column in table.columns)
-    return dict(zip(names, values, strict=True))
-
-
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_the_table_says_what_the_peer_does_and_whom_the_newest_round_left_out(language: str) -> None:
-    screen = TerminalScreen(language, ME, yes=True)
+def test_the_view_says_why_nothing_goes_on_and_whom_the_newest_round_left_out(language: str) -> None:
+    peer = OnePeer(Readings(now=datetime.datetime.now().astimezone()))
 
-    def say(key: str) -> str:
-        return messages.text(key, language)
+    def drawn() -> str:
+        return "".join("".join(picture(lambda: view(peer.status(), 200, 24, language), 200)).split())
 
-    seen = []
-    for stage in STAGES:
-        screen.stage(42, stage)
-        seen.append(rows(screen)[say("now")])
-    first, last = STAGES.index("group"), STAGES.index("kept")
-    expected = [say("averaging" if first <= number < last else "working") for number in range(len(STAGES))]
-    assert seen == expected
-    assert say("left-out") not in rows(screen)
-    screen.committed(a_head(), REPORT)
-    assert "41" in rows(screen)[say("left-out")] and "ab12cd34" in rows(screen)[say("left-out")]
-    screen.paused("only 1 of 3 peers")
-    assert rows(screen)[say("now")] == messages.text("paused", language, reason="only 1 of 3 peers")
+    def said(message: str) -> bool:
+        return "".join(message.split()) in drawn()
+
+    assert not said(messages.text("left-out", language))
+    peer.standing_now.committed(a_head(), REPORT)
+    assert said(messages.text("left-out", language)) and "41" in drawn() and "ab12cd34" in drawn()
+    peer.standing_now.waiting("only 1 of 3 peers", paused=True)
+    assert said(messages.text("paused", language, reason="only 1 of 3 peers"))
     reason = messages.Reason("too-few", found=1, count=3)
-    screen.waiting(reason)
-    assert rows(screen)[say("now")] == messages.text("too-few", language, found=1, count=3)
-    screen.paused(reason)
-    assert words.told(reason, language) in rows(screen)[say("now")]
-    assert (str(reason) in rows(screen)[say("now")]) == (language == "en")
-    screen.waiting("")
-    assert rows(screen)[say("now")] == say("working")
+    peer.standing_now.waiting(reason)
+    assert said(messages.text("too-few", language, found=1, count=3))
+    peer.standing_now.waiting(reason, paused=True)
+    assert said(words.told(reason, language)) and said(reason) == (language == "en")
+    peer.standing_now.waiting("")
+    assert said(messages.text("working", language))
 
 
 def test_scripts_hear_of_each_reason_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +97,7 @@ def test_scripts_hear_of_each_reason_once(capsys: pytest.CaptureFixture[str]) ->
 def test_the_first_credit_brings_the_advice_to_export_the_key_on_one_line_and_once(
     language: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    screen, me = TerminalScreen(language, ME, yes=True), PeerIdentity.generate()
+    screen, me = TerminalScreen(language, yes=True), PeerIdentity.generate()
     screen._console.width = 400
     card = SimpleNamespace(run="a" * 64, spec=SimpleNamespace(run=SimpleNamespace(rounds=0)))
     granted: list[tuple[int, int, int]] = []
@@ -118,14 +109,13 @@ def test_the_first_credit_brings_the_advice_to_export_the_key_on_one_line_and_on
     (line,) = capsys.readouterr().err.splitlines()
     command = f"potluck identity export FILE --home {tmp_path}"
     assert line == messages.text("identity-not-exported", language, tokens="4,096", command=command)
-    assert screen.credit_text() == "8,192"
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_an_owner_is_told_once_that_the_run_gets_worse_and_that_it_no_longer_does(
     language: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    screen = TerminalScreen(language, ME, yes=True)
+    screen = TerminalScreen(language, yes=True)
     screen._console.width = 300
     notices = Notices(screen.problem)
     alarm = Alarm(round=30, held_out_loss=44.8, published_round=10, published_loss=3.38, held_back=2)

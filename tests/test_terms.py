@@ -151,7 +151,7 @@ def test_moments_in_8_bits_are_told_in_memory_and_on_disk(tmp_path: Path) -> Non
 
 
 def shown(terms: JoinTerms, language: str, capsys: pytest.CaptureFixture[str], **options: bool) -> str:
-    screen = TerminalScreen(language, "me", yes=True, **options)
+    screen = TerminalScreen(language, yes=True, **options)
     screen._console.width = 200
     assert screen.agree(terms)
     return capsys.readouterr().err

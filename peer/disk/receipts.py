@@ -7,6 +7,7 @@ What the coordinator sends is kept only if it holds by the root key in the invit
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterable
@@ -61,6 +62,12 @@ class Receipts:
         """What the receipts show: tokens, rounds, and the newest of those rounds (0: none)."""
         tokens = dict(self._tokens)  # another thread may add to it
         return sum(tokens.values()), len(tokens), max(tokens, default=0)
+
+    def granted_at(self) -> float | None:
+        """When the newest receipt came here, in seconds of the clock; None: there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.path(max(dict(self._tokens), default=0)).stat().st_mtime
+        return None
 
     def path(self, round_number: int) -> Path:
         """Where the receipt for a round lies."""

@@ -42,8 +42,11 @@ class LiveState:
     def _state(self) -> dict[str, Any]:
         own = self._watch.gate
         verdict = gate.decide(own.limits, own.readings, own.asked, own.verdict) if own.readings else own.verdict
-        near = gate.next_change(own.limits, own.readings) if own.readings else None
+        readings = own.readings
+        near = gate.next_change(own.limits, readings) if readings else None
+        closes = own.limits.changes_at(readings.now) if readings and near and near[0] == "not-now" else None
         return {
+            "now": time.time(),
             "since": self._started,
             "may_work": verdict.may_work,
             "why": verdict.why.key if verdict.why else None,
@@ -52,6 +55,11 @@ class LiveState:
             "share": round(verdict.share, 3),
             "finishing": own.finishing.is_set(),
             "next_limit": near[0] if near else None,
+            "next_limit_near": round(near[1], 3) if near else None,
+            "next_limit_at": closes.timestamp() if closes else None,
+            "temperature_c": readings.temperature_c if readings else None,
+            "power_w": readings.power_w if readings else None,
+            "month_bytes": readings.month_bytes if readings else 0,
             **self._peer.standing(),
         }
 

@@ -165,12 +165,13 @@ class Seldom:
         self._at, self._value = -SELDOM_S, None
         self._said = False
 
-    def read(self, every_s: float = SELDOM_S) -> Any:
+    def read(self, every_s: float = SELDOM_S, *, heeded: bool = True) -> Any:
+        """`heeded`: by a limit, which is without effect where the system does not tell."""
         if self._clock() - self._at >= every_s:
             self._at, self._value = self._clock(), self._sensor.read()
-            if self._value is None and not self._said:
-                self._said = True
-                logger.warning("this system does not tell %s; that limit is without effect here", self._name)
+        if heeded and self._value is None and not self._said:
+            self._said = True
+            logger.warning("this system does not tell %s; that limit is without effect here", self._name)
         return self._value
 
 
@@ -250,7 +251,8 @@ class ThisComputer:
         now = datetime.datetime.now().astimezone()
         self._keep(now)
         heeds_card = limits.temperature_c is not None or limits.power_w is not None
-        degrees, watts = (self._cards.read(1.0) if heeds_card else None) or (None, None)
+        card = self._cards.read(1.0 if heeds_card else SELDOM_S, heeded=heeds_card)  # the screen shows it, too
+        degrees, watts = card or (None, None)
         return Readings(
             now=now,
             idle_s=self._idle.read(1.0) if limits.away_minutes is not None else None,

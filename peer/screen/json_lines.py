@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from peer.limits.gate import Permission
 from peer.round.report import RoundReport
+from peer.screen.live import Ask
 from peer.screen.messages import text
 from peer.screen.screen import tell_held
 from peer.screen.terms import JoinTerms
@@ -49,6 +51,8 @@ class JsonScreen:
 
     def step(self, key: str) -> None:
         self._write("step", step=key)
+
+    def live(self, ask: Ask, leave: Callable[[], object]) -> None: ...
 
     def working(self, report: WorkReport) -> None:
         if report.loss is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from peer.disk.receipts import Receipts
 from peer.limits.gate import Permission
 from peer.round.report import RoundReport
+from peer.screen.live import Ask
 from peer.screen.messages import Reason, told_time
 from peer.screen.terms import JoinTerms
 from peer.sync.shelf import Head
@@ -25,6 +27,9 @@ class Screen(Protocol):
 
     def step(self, key: str) -> None:
         """One of the steps before training: a key of peer.screen.messages."""
+
+    def live(self, ask: Ask, leave: Callable[[], object]) -> None:
+        """From now on `ask` answers as the control socket does, and `leave` asks this peer to leave."""
 
     def working(self, report: WorkReport) -> None: ...
 

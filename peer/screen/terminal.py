@@ -1,34 +1,36 @@
-"""What `potluck join` shows to people: a live table in a terminal, lines elsewhere."""
+"""What `potluck join` shows to people: a live view in a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
+import functools
 import sys
-import time
+import threading
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from peer.disk.round_log import Round
 from peer.limits.gate import Permission
-from peer.round.report import STAGES, RoundReport
+from peer.round.report import RoundReport
 from peer.screen.download_bar import DownloadBar
+from peer.screen.live import Ask, LiveView, is_for_people
 from peer.screen.messages import text
-from peer.screen.rounds import describe, name_left_out
-from peer.screen.screen import tell_held
+from peer.screen.rounds import describe
+from peer.screen.screen import tell_failure, tell_held
 from peer.screen.terms import JoinTerms, count_text, duration, size_text
 from peer.sync.shelf import Head
 from peer.trainer import WorkReport
 from protocol import words
+from protocol.backoff import Backoff
 from protocol.data_spec import PinnedDataSet
+from protocol.parts import SupervisedThread
 from protocol.run_spec import RunSpec
 
-_REFRESH_S = 0.25
-_AVERAGING = STAGES[STAGES.index("group") : STAGES.index("kept")]  # what is said when "kept" comes: the round is over
+CLOSE_S = 3.0  # for the live view to end
 
 
 class TerminalScreen:
@@ -40,21 +42,17 @@ class TerminalScreen:
         details: figures for those who know the method are shown, too.
     """
 
-    def __init__(self, language: str, me: str, *, yes: bool, reduce_only: bool = False, details: bool = False) -> None:
-        self._language, self._me, self._yes, self._reduce_only = language, me, yes, reduce_only
+    def __init__(self, language: str, *, yes: bool, reduce_only: bool = False, details: bool = False) -> None:
+        self._language, self._yes, self._reduce_only = language, yes, reduce_only
         self._details = details
         self._console = Console(stderr=True, highlight=False)
-        self._live: Live | None = None
+        self._view: LiveView | None = None
+        self._closing = threading.Event()
+        self._thread: SupervisedThread | None = None
         self._bar = DownloadBar(self._console)
-        self._drawn = 0.0
-        self._work: WorkReport | None = None
-        self._report: RoundReport | None = None
-        self._credit, self._credited_until = (0, 0), 0  # tokens and rounds in the ledger, up to this round
-        self._pending: dict[int, int] = {}  # round -> tokens that are agreed and not known to be in the ledger
-        self._reason = self._held = ""
+        self._credit = 0, 0  # tokens and rounds in the ledger
+        self._held = ""
         self._problem: tuple[str, str | None] = ("", None)
-        self._left_out = ""  # of the newest round that left somebody out
-        self._averaging = False
 
     def agree(self, terms: JoinTerms) -> bool:
         say = self._text
@@ -124,101 +122,64 @@ class TerminalScreen:
     def step(self, key: str) -> None:
         if key != "fetching":
             self._bar.close()
-        self._console.print(self._text(key))
+        self._say(self._text(key))
 
-    def working(self, report: WorkReport) -> None:
-        self._work = report
-        self._draw()
+    def live(self, ask: Ask, leave: Callable[[], object]) -> None:
+        if self._thread is not None or not is_for_people(self._console):
+            return
+        self._view = LiveView(ask, leave, self._language, self._console, details=self._details)
+        work, told = functools.partial(self._view.run, self._closing), functools.partial(tell_failure, self)
+        self._thread = SupervisedThread("screen", work, self._closing, told, Backoff(1.0, 30.0), vital=False)
+        self._thread.start()
+
+    def working(self, report: WorkReport) -> None: ...
 
     def committed(self, head: Head, report: RoundReport) -> None:
-        self._report = report
-        if head.agreement is not None:
-            self._pending[head.round] = head.agreement.weights.get(self._me, 0)
-        if report.left_out:
-            self._left_out = f"{self._text('round')} {report.round}: {name_left_out(report.left_out, self._language)}"
-        if not self._console.is_terminal:
-            self._console.print(describe(Round.of(report), self._language), markup=False)
-        self._draw(force=True)
+        if self._view is None:
+            self._say(describe(Round.of(report), self._language))
 
     def credited(self, tokens: int, rounds: int, newest: int) -> None:
-        self._credit, self._credited_until = (tokens, rounds), newest
+        self._credit = tokens, rounds
 
     def over(self, rounds: int, receipts: Path | None) -> None:
         self.close()
-        self._console.print(self._text("run-over", rounds=rounds))
+        self._say(self._text("run-over", rounds=rounds))
         if receipts is not None:
             tokens, count = self._credit
-            self._console.print(
-                self._text("run-over-credit", tokens=f"{tokens:,}", rounds=count, folder=receipts), markup=False
-            )
-        self._console.print(self._text("run-over-fetch"), markup=False)
+            self._say(self._text("run-over-credit", tokens=f"{tokens:,}", rounds=count, folder=receipts))
+        self._say(self._text("run-over-fetch"))
 
-    def waiting(self, reason: str) -> None:
-        self._reason = self._told(reason)
-        self._draw()
+    def waiting(self, reason: str) -> None: ...
 
-    def paused(self, reason: str) -> None:
-        self.waiting(self._text("paused", reason=self._told(reason)))
+    def paused(self, reason: str) -> None: ...
 
     def held(self, verdict: Permission) -> None:
         told = self._told(tell_held(verdict))
-        if told == self._held:
-            return
+        if told and told != self._held and self._view is None:
+            self._say(told)
         self._held = told
-        if told and self._live is None:
-            self._console.print(told, markup=False)
-        self._draw(force=True)
 
     def problem(self, key: str, **values: str) -> None:
         if (key, values.get("reason")) != self._problem:
             own = {name: self._told(value) for name, value in values.items()}
-            self._console.print(self._text(key, **own), markup=False)
+            self._say(self._text(key, **own))
         self._problem = key, values.get("reason")
 
-    def stage(self, round: int, name: str) -> None:
-        self._averaging = name in _AVERAGING
+    def stage(self, round: int, name: str) -> None: ...
 
     def close(self) -> None:
         self._bar.close()
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join(CLOSE_S)
+        self._view = None
 
-    def _draw(self, force: bool = False) -> None:
-        now = time.monotonic()
-        if not self._console.is_terminal or (now - self._drawn < _REFRESH_S and not force):
-            return
-        self._drawn = now
-        if self._live is None:
-            self._live = Live(console=self._console, auto_refresh=False)
-            self._live.start()
-        self._live.update(self._table(), refresh=True)
-
-    def _table(self) -> Table:
-        say, work, last = self._text, self._work, self._report
-        table = Table(box=None, show_header=False, padding=(0, 2))
-        if work is not None:
-            table.add_row(say("round"), str(work.round))
-            table.add_row(say("own-tokens"), f"{work.tokens:,}   ({work.tokens_per_s:,.0f} {say('speed')})")
-            if work.loss is not None:
-                table.add_row(say("loss"), f"{work.loss:.3f}")
-            table.add_row(say("rate"), self._told(str(work.rates)))
-        if last is not None:
-            table.add_row(say("members"), str(last.members))
-            table.add_row(say("waited"), f"{last.waited_s:.2f} s")
-        if not self._reduce_only:
-            table.add_row(say("credit"), self.credit_text())
-        if self._left_out:
-            table.add_row(say("left-out"), self._left_out)
-        quiet = "between-rounds" if self._reduce_only else "working"
-        table.add_row(say("now"), self._held or self._reason or say("averaging" if self._averaging else quiet))
-        return table
-
-    def credit_text(self) -> str:
-        """This peer's tokens: in the ledger, and agreed but not there yet."""
-        self._pending = {number: own for number, own in self._pending.items() if number > self._credited_until}
-        pending, (tokens, _) = sum(self._pending.values()), self._credit
-        return f"{tokens:,}" + (f"   ({self._text('credit-pending', tokens=f'{pending:,}')})" if pending else "")
+    def _say(self, line: str) -> None:
+        view = self._view  # while there is one the terminal is its own
+        if view is not None:
+            view.say(line)
+        else:
+            self._console.print(line, markup=False)
 
     def _text(self, key: str, **values: object) -> str:
         return text(key, self._language, **values)

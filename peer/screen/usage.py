@@ -53,13 +53,13 @@ def _translate(command: Any) -> None:
 
         def write_text(self, text: str) -> None:
             for paragraph in text.split("\n\n"):
-                for line in _wrapped(words.told(" ".join(paragraph.split())), _WIDTH - self.current_indent):
+                for line in wrapped(words.told(" ".join(paragraph.split())), _WIDTH - self.current_indent):
                     self.write(f"{'':>{self.current_indent}}{line}\n")
 
         def write_dl(self, rows: Sequence[tuple[str, str]], *args: Any, **options: Any) -> None:
             indent = " " * self.current_indent
             for name, help in rows:
-                first, *more = _wrapped(words.told(help), _WIDTH - len(indent) - _NAMES) or [""]
+                first, *more = wrapped(words.told(help), _WIDTH - len(indent) - _NAMES) or [""]
                 if words.columns(name) >= _NAMES:
                     self.write(f"{indent}{name}\n")
                     name = ""
@@ -78,7 +78,7 @@ def _translate(command: Any) -> None:
         waiting += getattr(item, "commands", {}).values()
 
 
-def _wrapped(text: str, width: int) -> list[str]:
+def wrapped(text: str, width: int) -> list[str]:
     """Lines of at most so many columns, broken at spaces and between Chinese characters."""
     lines, line = [], ""
     for piece in _pieces(text):

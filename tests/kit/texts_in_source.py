@@ -50,6 +50,8 @@ NOT_SHOWN = {
     "can't allocate memory",
     "causal LM",
     "bold red",
+    "bold green",
+    "bold yellow",
     "range requests",
     "SELECT COUNT(*) > 1 FROM leaves",
     "Value error,",
