@@ -251,8 +251,9 @@ def _agrees(plan: ServicePlan, given: dict[str, Any]) -> bool:
         with CoordinatorClient(plan.invite) as client:
             cache_bytes = int(given["data_cache"] * 1e9)
             newcomer = Newcomer(
-                plan.invite, client, identity, folder, screen, reduce_only=reduce_only, cache_bytes=cache_bytes
-            )
+                plan.invite, client, identity, folder, screen, reduce_only=reduce_only, cache_bytes=cache_bytes,
+                moments="8bit" if given["moments"] == "8bit" else "fp32",
+            )  # fmt: skip
             room = None if reduce_only else room_of(usable_device(given["device"]))
             return newcomer.agree(QuickLook(room, plan.home, given["moments"]).check)
     finally:

@@ -48,6 +48,10 @@ def home(tmp_path: Path) -> Path:
         f"service/{RUN}.invite": 10,
         f"service/{RUN}.log.1": 10,
         "service/mine.txt": 10,
+        "limits.toml": 10,
+        "traffic.json": 10,
+        f"runs/{RUN}/paused.json": 10,
+        f"runs/{RUN}/.certificate.potluck.new": 10,
         "../elsewhere/data": 10,
     }.items():
         (home / name).parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ run's folder is ours where a peer's lock, run card or receipts lie in it; what e
 taken away and never followed, so what they lead to stays.
 
     identity  identity.<8 letters>  exported.json     kept, and each run's receipts/: they prove an owner's credit
-    trusted.json                                      removed, and
+    trusted.json  limits.toml  traffic.json           removed, and
     runs/<16 hex>/<names of peer.disk.peer_folder>  service/<16 hex>.*
 
 >>> import tempfile
@@ -38,10 +38,12 @@ _IDENTITY = re.compile(r"identity(\.\w{8})?")  # those that were put aside, too
 _SERVICE = re.compile(r"[0-9a-f]{16}\.(invite|log(\.\d+)?)")
 _RECEIPTS = "receipts"
 _MARKS = {"lock", "run-card.json", _RECEIPTS}  # of which each run's folder has one
+_LEFT = re.compile(r"\.(.+)\.potluck\.new")  # by a crash while it was written: `protocol.disk.write_file`
 _FILES = re.compile(
     r"(lock|run-card\.json|root\.pem|certificate|addresses\.json|ballots\.json|rounds\.jsonl|micro-batch\.json"
-    r"|optimizer\.safetensors)(\.new|\.damaged)?"
+    r"|optimizer\.safetensors|paused\.json|traffic\.json|control)(\.new|\.damaged)?"
 )
+_OF_HOME = re.compile(r"limits\.toml|traffic\.json")
 _FOLDERS = re.compile(r"step-\d{6}|base-model|data|states|outbox|receipts|damaged")
 
 
@@ -100,7 +102,7 @@ def _items(home: Path, everything: bool) -> Iterator[Item]:
     for path in _entries(home):
         if (_IDENTITY.fullmatch(path.name) and _is_identity(path)) or (path.name == "exported.json" and _is_file(path)):
             yield _item(path, kept=not everything)
-        elif path.name == "trusted.json" and _is_trust(path):
+        elif (path.name == "trusted.json" and _is_trust(path)) or _is_left(path) or _is_of_home(path):
             yield _item(path, kept=False)
     if not (home / "service").is_symlink():
         for path in _entries(home / "service"):
@@ -124,6 +126,15 @@ def _items(home: Path, everything: bool) -> Iterator[Item]:
 def _is_file(path: Path) -> bool:
     """A file, or a link, which is taken away alone."""
     return path.is_symlink() or path.is_file()
+
+
+def _is_left(path: Path) -> bool:
+    """What `write_file` had not made whole."""
+    return bool(_LEFT.fullmatch(path.name)) and _is_file(path)
+
+
+def _is_of_home(path: Path) -> bool:
+    return bool(_OF_HOME.fullmatch(path.name)) and _is_file(path)
 
 
 def _is_identity(path: Path) -> bool:
@@ -150,6 +161,8 @@ def _is_run(path: Path) -> bool:
 
 
 def _is_of_run(path: Path) -> bool:
+    if _is_left(path):
+        return True
     if path.is_symlink():
         return bool(_FILES.fullmatch(path.name) or _FOLDERS.fullmatch(path.name))
     return bool((_FOLDERS if path.is_dir() else _FILES).fullmatch(path.name))
