@@ -26,7 +26,8 @@ MOMENTS_BYTES: dict[MomentsKind, float] = {"fp32": 8.0, "8bit": 2.04}  # a param
 # on a CPU, measured: Python with torch, transformers and hivemind, and their libraries' pages, 485 MiB; hivemind's
 # daemon 65; threads of the swarm and of the disk, and what they leave, the rest. CUDA takes as much again
 RUNTIME_BYTES = 620 << 20
-_LOST_KEPT = 0.25  # of what a pass keeps: holes that malloc does not use again, measured
+# of what a pass keeps, holes that malloc does not use again, measured; an adapter's small values lie between large ones
+_LOST_FULL, _LOST_ADAPTER = 0.25, 0.5
 # of logits in fp32 that go through the head at a time, see `head_loss`; their loss and gradient take as much each
 LOGITS_BYTES = 1 << 27
 _RESIDUAL_BYTES = 4.0  # a parameter: what gradients that travel by a codec with error feedback have left out
@@ -73,7 +74,8 @@ def memory_needed_bytes(
     shape = shape or ModelShape.guessed(base_parameters(spec))
     recomputing = spec.method.base == "nf4" if recomputing is None else recomputing
     of = _Pass.of(spec, shape, sequences)
-    working = of.bytes(recomputing) + int(_LOST_KEPT * of.kept(recomputing))
+    lost = _LOST_FULL if of.trained else _LOST_ADAPTER
+    working = of.bytes(recomputing) + int(lost * of.kept(recomputing))
     averaging = state * spec.model.trainable
     most = working + averaging if spec.sync.overlap else max(working, averaging)
     return _weight_bytes(spec, shape) + int(held * spec.model.trainable) + most + RUNTIME_BYTES
