@@ -26,7 +26,9 @@ MOMENTS_BYTES: dict[MomentsKind, float] = {"fp32": 8.0, "8bit": 2.04}  # a param
 # on a CPU, measured: Python with torch, transformers and hivemind, and their libraries' pages, 485 MiB; hivemind's
 # daemon 65; threads of the swarm and of the disk, and what they leave, the rest. CUDA takes as much again
 RUNTIME_BYTES = 620 << 20
-_LOST_KEPT = 0.25  # of what a pass keeps: holes that malloc does not use again, measured
+# of what a pass keeps, holes that malloc does not use again, measured; with an adapter more, whose small values lie
+# between large ones, the less so the larger those are
+_LOST, _LOST_ADAPTER, _SMALL_BYTES = 0.25, 0.25, 1 << 20
 # of logits in fp32 that go through the head at a time, see `head_loss`; their loss and gradient take as much each
 LOGITS_BYTES = 1 << 27
 _RESIDUAL_BYTES = 4.0  # a parameter: what gradients that travel by a codec with error feedback have left out
@@ -73,7 +75,7 @@ def memory_needed_bytes(
     shape = shape or ModelShape.guessed(base_parameters(spec))
     recomputing = spec.method.base == "nf4" if recomputing is None else recomputing
     of = _Pass.of(spec, shape, sequences)
-    working = of.bytes(recomputing) + int(_LOST_KEPT * of.kept(recomputing))
+    working = of.bytes(recomputing) + int(of.lost * of.kept(recomputing))
     averaging = state * spec.model.trainable
     most = working + averaging if spec.sync.overlap else max(working, averaging)
     return _weight_bytes(spec, shape) + int(held * spec.model.trainable) + most + RUNTIME_BYTES
@@ -145,6 +147,12 @@ class _Pass:
         layer = 4 * tokens * shape.kept(self.length, trained=self.trained, masked=masked) + 4 * self.merged
         last = 4 * tokens * 4 * shape.width  # the last norm, and the rows that predict something
         return last + (4 * tokens * shape.width * shape.layers + layer if recomputing else layer * shape.layers)
+
+    @property
+    def lost(self) -> float:
+        """Of what is kept, how much is lost beside it."""
+        hidden = 4 * self.sequences * self.length * self.shape.width
+        return _LOST + (0.0 if self.trained else _LOST_ADAPTER * min(1.0, _SMALL_BYTES / hidden))
 
     def bytes(self, recomputing: bool) -> int:
         """The most at a time: on the way back something is added to what is kept, in the head or in the last layer."""
