@@ -33,6 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol import canonical
 from protocol.errors import FormatError, InputError, RefusedError, UnsupportedError
+from protocol.installed import this_installation
 from protocol.keys import PeerIdentity
 from protocol.ledger_entry import PeerId
 
@@ -128,7 +129,7 @@ class IdentityExport(_Part):
         if version != VERSION:
             raise UnsupportedError(
                 f"an export of version {str(version)[:20]}; this Potluck reads version {VERSION}",
-                "update Potluck: git pull, or pip install -U potluck",
+                this_installation().upgrade("peer"),
             )
         try:
             return cls.model_validate(value)
