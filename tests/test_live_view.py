@@ -72,6 +72,14 @@ SAID = {
 }
 
 
+@pytest.mark.parametrize(("known", "shown"), [("temperature_c", "64 °C"), ("power_w", "181 W")])
+def test_a_card_that_tells_one_thing_is_shown_with_that(known: str, shown: str) -> None:
+    status = working().status()
+    status |= {name: None for name in ("temperature_c", "power_w") if name != known}
+    (line,) = (line for line in picture(lambda: view(status, 80, 24, "en"), 80) if line.startswith("card"))
+    assert line.split(maxsplit=1)[1] == shown
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("case", CASES)

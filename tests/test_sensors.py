@@ -8,7 +8,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import cast
 
 import psutil
@@ -17,7 +17,7 @@ import pytest
 from peer.limits import sensors
 from peer.limits.limits import OwnLimits
 from peer.limits.rates import LineRates, Rate
-from peer.limits.sensors import FullScreen, Idle, Metered, Month, Programs, Seldom, ThisComputer
+from peer.limits.sensors import Cards, FullScreen, Idle, Metered, Month, Programs, Seldom, ThisComputer
 from peer.net.traffic import Traffic
 
 DAY = datetime.datetime(2026, 12, 2).astimezone()
@@ -165,3 +165,50 @@ def test_bulk_keeps_to_the_rate_and_control_goes_first(monkeypatch: pytest.Monke
 
     asyncio.run(play())
     assert rates.down.total == 1_001_000
+
+
+class Nvml:
+    """Cards that tell a temperature, and what they draw, or not."""
+
+    NVML_TEMPERATURE_GPU = 0
+
+    class NVMLError(Exception): ...
+
+    def __init__(self, *cards: tuple[int | None, int | None]) -> None:
+        self._cards = cards
+
+    def nvmlInit(self) -> None: ...
+
+    def nvmlDeviceGetCount(self) -> int:
+        return len(self._cards)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> tuple[int | None, int | None]:
+        return self._cards[index]
+
+    def nvmlDeviceGetTemperature(self, card: tuple[int | None, int | None], kind: int) -> int:
+        return self._told(card[0])
+
+    def nvmlDeviceGetPowerUsage(self, card: tuple[int | None, int | None]) -> int:
+        return self._told(card[1])
+
+    def _told(self, value: int | None) -> int:
+        if value is None:
+            raise self.NVMLError("not supported")
+        return value
+
+
+@pytest.mark.parametrize(
+    ("cards", "told"),
+    [
+        ([(60, 100_000), (70, 50_000)], (70, 150.0)),
+        ([(60, None)], (60, None)),
+        ([(None, 100_000), (50, None)], (50, 100.0)),
+        ([(None, None)], None),
+        ([], None),
+    ],
+)
+def test_a_card_that_does_not_tell_what_it_draws_is_not_let_get_too_hot(
+    cards: list[tuple[int | None, int | None]], told: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", cast(ModuleType, Nvml(*cards)))
+    assert Cards().read() == told

@@ -134,12 +134,12 @@ class Programs:
 
 
 class Cards:
-    """The hottest card's temperature, °C, and what all draw, W; by NVML."""
+    """The hottest card's temperature, °C, and what all draw, W, each None where no card tells it; by NVML."""
 
     def __init__(self) -> None:
         self._handles: list[Any] | None = None
 
-    def read(self) -> tuple[float, float] | None:
+    def read(self) -> tuple[float | None, float | None] | None:
         try:
             import pynvml
         except ImportError:
@@ -148,13 +148,17 @@ class Cards:
             if self._handles is None:
                 pynvml.nvmlInit()
                 self._handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-            if not self._handles:
-                return None
-            degrees = [pynvml.nvmlDeviceGetTemperature(card, pynvml.NVML_TEMPERATURE_GPU) for card in self._handles]
-            milliwatts = [pynvml.nvmlDeviceGetPowerUsage(card) for card in self._handles]
         except pynvml.NVMLError:
             return None
-        return float(max(degrees)), sum(milliwatts) / 1000
+        degrees, milliwatts = list[float](), list[float]()
+        for card in self._handles:
+            with contextlib.suppress(pynvml.NVMLError):  # many of a laptop's do not tell what they draw
+                degrees.append(pynvml.nvmlDeviceGetTemperature(card, pynvml.NVML_TEMPERATURE_GPU))
+            with contextlib.suppress(pynvml.NVMLError):
+                milliwatts.append(pynvml.nvmlDeviceGetPowerUsage(card))
+        if not (degrees or milliwatts):
+            return None
+        return max(degrees, default=None), sum(milliwatts) / 1000 if milliwatts else None
 
 
 class Seldom:

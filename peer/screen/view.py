@@ -135,10 +135,9 @@ def _rows(status: Status, language: str, details: bool) -> list[Row]:
     ]
     if status["reduce_only"]:
         del rows[1:3]
-    if status["temperature_c"] is not None:
-        rows.append(
-            Row(say("card"), [(f"{status['temperature_c']:.0f} °C", ""), (f"{status['power_w']:.0f} W", "")], 1)
-        )
+    card = [(status["temperature_c"], "°C"), (status["power_w"], "W")]
+    if told := [(f"{value:.0f} {unit}", "") for value, unit in card if value is not None]:
+        rows.append(Row(say("card"), told, 1))
     if not status["reduce_only"]:
         rows.append(Row(say("credit-label"), _credit(status, language)))
     if status["next_limit"] not in (None, status["why"]):
