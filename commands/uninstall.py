@@ -34,7 +34,8 @@ def uninstall(
     from protocol.trust import home as default_home
 
     place = (home or default_home()).absolute()
-    _check_quiet(place)
+    if not dry_run:
+        _check_quiet(place)
     runner = Shell()
     manager = manager_here(runner)
     services, items = manager.installed(place), look(place, everything=identity)

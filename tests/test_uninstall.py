@@ -133,8 +133,10 @@ def test_nothing_goes_while_a_peer_runs(home: Path, type_in: TypeIn) -> None:
     before = files(home)
     try:
         code, _, err = type_in("--yes")
+        shown = type_in("--dry-run")
     finally:
         lock.close()
+    assert shown[0] == 0 and "together 3.0 MB" in shown[1], "to look is allowed"
     assert code == 2 and "a peer is running here" in err and files(home) == before
 
 
