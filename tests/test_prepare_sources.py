@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from protocol.data_spec import SequenceRules
 from protocol.errors import InputError, NetworkError, RunSpecError
 from protocol.installed import this_installation
 from tests.kit.data_fixtures import TOOLS
+from tests.kit.http_server import serving
 from tests.kit.hub_server import Hub, serve
 from tests.kit.preparing import both_sides, plain, prepared, rules, source, write_records
 
@@ -250,15 +250,8 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of a server of the test's folder."""
     pytest.importorskip("aiohttp", reason="needs the extra `data`")
     monkeypatch.setattr(Ranges, "ranges", True)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, directory=str(tmp_path)))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(timeout=10)
+    with serving(partial(Ranges, directory=str(tmp_path))) as url:
+        yield url
 
 
 def test_a_url_is_read_by_ranges_and_what_a_server_lacks_is_told(

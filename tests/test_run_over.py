@@ -49,6 +49,15 @@ def join(site: Site, home: Path, capsys: pytest.CaptureFixture[str]) -> list[dic
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
+def home_of(over: Site, index: int, home: Path) -> Path:
+    """Make a home as one of its members has it; returns the run's folder."""
+    (home / "identity").write_bytes(over.swarm.members[index].identity.to_bytes())
+    folder = home / "runs" / over.host.invite.run[:16]
+    (folder / "outbox").mkdir(parents=True)
+    (folder / "run-card.json").write_bytes(b"it was here")
+    return folder
+
+
 def test_a_newcomer_is_told_before_it_agrees_to_anything_and_fetches_nothing(
     over: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,11 +70,7 @@ def test_a_newcomer_is_told_before_it_agrees_to_anything_and_fetches_nothing(
 def test_a_member_that_comes_back_hands_in_what_waits_and_is_told_its_credit(
     over: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    member = over.swarm.members[1]
-    (tmp_path / "identity").write_bytes(member.identity.to_bytes())
-    folder = tmp_path / "runs" / over.host.invite.run[:16]
-    (folder / "outbox").mkdir(parents=True)
-    (folder / "run-card.json").write_bytes(b"it was here")
+    member, folder = over.swarm.members[1], home_of(over, 1, tmp_path)
     last = over.client.agreement(member.certificate)
     assert last is not None
     Outbox(folder / "outbox").put(2, last.to_bytes())
@@ -80,10 +85,7 @@ def test_who_has_credit_and_no_copy_of_its_key_is_told_so_at_each_start_until_th
     over: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     member = over.swarm.members[2]
-    (tmp_path / "identity").write_bytes(member.identity.to_bytes())
-    folder = tmp_path / "runs" / over.host.invite.run[:16]
-    folder.mkdir(parents=True)
-    (folder / "run-card.json").write_bytes(b"it was here")
+    home_of(over, 2, tmp_path)
     for _ in range(2):
         reminded = [event for event in join(over, tmp_path, capsys) if event.get("key") == "identity-not-exported"]
         assert len(reminded) == 1

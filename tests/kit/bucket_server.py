@@ -10,13 +10,14 @@ Signatures are not looked at. What it does not have it answers as S3 does: 404 w
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+from tests.kit.http_server import serving
 
 _DAY = "2026-12-01T00:00:00.000Z"
 
@@ -99,12 +100,5 @@ def _xml(name: str, inside: str) -> bytes:
 def serve_bucket(name: str, objects: dict[str, bytes]) -> Iterator[str]:
     """The URL of a server with one bucket; what is put into `objects` meanwhile is in it, too."""
     handler = type("BucketAnswers", (Answers,), {"name": name, "objects": objects})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(timeout=10)
+    with serving(handler) as url:
+        yield url
