@@ -13,7 +13,7 @@ from peer.disk.receipts import Receipts
 from protocol import canonical
 from protocol.errors import FormatError, RefusedError
 from protocol.keys import public_pem
-from protocol.verify import verify_receipt
+from protocol.verify import survey_receipts, verify_receipt
 from tests.kit.coordinator import Office
 
 
@@ -79,3 +79,18 @@ def test_receipt_that_does_not_hold_is_not_kept(office: Office, tmp_path: Path, 
     with pytest.raises((RefusedError, FormatError)):
         mine.keep([b"{}" if kind == "no receipt" else receipt], after_round=1 if kind == "old" else 0)
     assert mine.rounds() == []
+
+
+def test_receipts_of_an_identity_before_stay_and_are_taken_up_when_it_comes_back(
+    office: Office, tmp_path: Path
+) -> None:
+    first, second = (member.peer_id for member in office.swarm.members[:2])
+    folder = tmp_path / "receipts"
+    store(office, folder, peer_id=first).fetch(Source(office, first), "certificate")
+    after = store(office, folder, peer_id=second)
+    assert after.credit() == (0, 0, 0) and not (folder / "damaged").exists()
+    assert after.fetch(Source(office, second), "certificate") == 5 and after.credit()[1:] == (5, 5)
+    assert survey_receipts(folder).total.peers == sorted((first, second))
+    back, source = store(office, folder, peer_id=first), Source(office, first)
+    assert back.credit() == (500, 5, 5) and back.fetch(source, "certificate") == 0
+    assert survey_receipts(folder).count == 10 and not survey_receipts(folder).bad

@@ -3,6 +3,9 @@
     receipts/round-000012.json
 
 What the coordinator sends is kept only if it holds by the root key in the invite, is of this run, and is this peer's.
+Where this computer had another identity before, the receipts of that one stay beside them under names of their own:
+
+    receipts/round-000012.12D3KooW….json
 """
 
 from __future__ import annotations
@@ -93,16 +96,28 @@ class Receipts:
 
     def _whole_until(self) -> int:
         """The last round before the first damaged receipt, which is moved away as are all others that are."""
-        rounds, damaged = self.rounds(), []
-        for number in rounds:
-            path = self.path(number)
-            try:
-                self._tokens[number] = self._entry(path.read_bytes()).tokens
-            except (InputError, RefusedError, OSError) as error:
-                damaged.append(number)
-                kept = set_aside(path, self.folder / "damaged")
-                logger.warning("%s is damaged (%s); it is kept as %s and fetched again", path.name, error, kept)
-        return max((number for number in rounds if number < min(damaged, default=number + 1)), default=0)
+        damaged = [number for number in self.rounds() if not self._takes(number)]
+        for path in sorted(self.folder.glob(f"round-*.{self._peer_id}.json")):  # of an identity that has come back
+            plain = path.with_name(path.name.partition(".")[0] + ".json")
+            if _NAME.fullmatch(plain.name) and not plain.exists():
+                path.replace(plain)
+        damaged += [number for number in self.rounds() if number not in self._tokens and not self._takes(number)]
+        return max((number for number in self._tokens if number < min(damaged, default=number + 1)), default=0)
+
+    def _takes(self, number: int) -> bool:
+        """Count a receipt that is this peer's, or name it after the identity that it is of; else it is damaged."""
+        path = self.path(number)
+        try:
+            entry = self._credit(path.read_bytes())
+            if entry.peer_id == self._peer_id:
+                self._tokens[number] = entry.tokens
+            else:
+                path.replace(path.with_suffix(f".{entry.peer_id}.json"))
+        except (InputError, RefusedError, OSError) as error:
+            kept = set_aside(path, self.folder / "damaged")
+            logger.warning("%s is damaged (%s); it is kept as %s and fetched again", path.name, error, kept)
+            return False
+        return True
 
     def keep(self, receipts: Iterable[bytes], after_round: int = 0) -> int:
         """Check and store receipts; returns the newest round among them.
@@ -124,13 +139,18 @@ class Receipts:
         return newest
 
     def _entry(self, data: bytes) -> CreditEntry:
-        """The credit that a receipt proves."""
+        """This peer's credit that a receipt proves."""
+        entry = self._credit(data)
+        if entry.peer_id != self._peer_id:
+            raise VerificationError(f"the receipt is {entry.peer_id}'s, expected {self._peer_id}'s")
+        return entry
+
+    def _credit(self, data: bytes) -> CreditEntry:
+        """The credit in this run that a receipt proves, whoever's it is."""
         if len(data) > MAX_RECEIPT_BYTES:
             raise VerificationError(f"a receipt has at most {MAX_RECEIPT_BYTES} bytes, got {len(data)}")
         checked: CheckedReceipt = check_receipt(data, {self._root})
         entry = checked.entry
         if not isinstance(entry, CreditEntry) or entry.run != self._run:
             raise VerificationError(f"the receipt is of run {entry.run[:16]}…, expected credit in {self._run[:16]}…")
-        if entry.peer_id != self._peer_id:
-            raise VerificationError(f"the receipt is {entry.peer_id}'s, expected {self._peer_id}'s")
         return entry

@@ -6,6 +6,7 @@ Called by the command line alone; imports nothing heavy.
 from __future__ import annotations
 
 import io
+import itertools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,7 @@ def run(command: Any) -> int:
     Raises:
         PotluckError: what the command raises.
     """
+    words.choose(_language(sys.argv[1:]))
     if words.language_of_user() == "zh":
         _translate(command)
     try:
@@ -38,6 +40,17 @@ def run(command: Any) -> int:
     except typer.Abort:
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _language(arguments: Sequence[str]) -> str | None:
+    """What the last `--lang` says, wherever it stands: help ends the program before the option would be read.
+
+    >>> _language(["join", "--help", "--lang", "zh"]), _language(["join", "--lang=en", "--help"]), _language(["join"])
+    ('zh', 'en', None)
+    """
+    given = [one.partition("=")[2] for one in arguments if one.startswith("--lang=")]
+    given += [after for one, after in itertools.pairwise(arguments) if one == "--lang"]
+    return given[-1] if given and given[-1] in words.LANGUAGES else None
 
 
 def _translate(command: Any) -> None:

@@ -37,6 +37,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "lora": {"round_steps": 8, "sync": {"wire": "int4", "overlap": True}},
         "full": {"round_steps": 6, "sync": {"wire": "int2", "fragments": 6, "overlap": True}, "outer": {"lr": 1.3}},
     },
+    "potluck-int2": {  # half the bytes of "potluck"
+        "lora": {"round_steps": 8, "sync": {"wire": "int2", "overlap": True}},
+        "full": {"round_steps": 12, "sync": {"wire": "int2", "fragments": 6, "overlap": True}, "outer": {"lr": 1.3}},
+    },
+    "potluck-int2-often": {  # as many
+        "lora": {"round_steps": 4, "sync": {"wire": "int2", "overlap": True}},
+        "full": {"round_steps": 6, "sync": {"wire": "int2", "fragments": 6, "overlap": True}, "outer": {"lr": 1.3}},
+    },
     "potluck-auto": {  # nothing overlaps: what it costs to wait
         "lora": {"round_steps": 80, "sync": {"wire": "int4", "round_seconds": "auto"}},
         "full": {"round_steps": 200, "sync": {"wire": "topk", "round_seconds": "auto"}},
