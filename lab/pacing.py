@@ -5,7 +5,7 @@ has passed as a card of that speed would have needed; what it computes is what i
 `POTLUCK_BEGIN_WHEN` does its first micro-batch when a file is there, so that all of a community are in round 1; one
 with `POTLUCK_COME_WHEN` loads all that it needs, and goes among the members when that file is there. One with
 `POTLUCK_FIRST_STEP` makes that file when its first micro-batch is done; one with `POTLUCK_STEPS` writes there, for
-each, its round, and when it began and ended. `warm_start` puts them in.
+each, its round, when it began and ended, and with how many threads. `warm_start` puts them in.
 
     >>> environment(500)
     {'POTLUCK_TOKENS_PER_S': '500'}
@@ -113,6 +113,8 @@ def _note(file: Path) -> None:
 
 
 def _log(file: Path) -> None:
+    import torch
+
     from peer.training.work import LocalWork
 
     step = LocalWork.step
@@ -123,6 +125,6 @@ def _log(file: Path) -> None:
         try:
             return step(self, *args, **options)
         finally:  # interrupted or not
-            log.write(f"{round} {started:.3f} {time.time():.3f}\n")
+            log.write(f"{round} {started:.3f} {time.time():.3f} {torch.get_num_threads()}\n")
 
     LocalWork.step = logged  # type: ignore[method-assign]

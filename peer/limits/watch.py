@@ -159,11 +159,11 @@ class Watch:
                 self._look()
 
     def _look(self) -> None:
-        own = self.gate
-        if self._is_new():
-            self._reload()
+        own, said = self.gate, self.gate.verdict
+        if self._is_new() and self._reload():
+            said = gate.Permission()  # the owner's own change needs no clear sign beside it
         own.readings = replace(self._sensors.read(own.limits), now=self._now())
-        verdict = gate.decide(own.limits, own.readings, own.asked, own.verdict)
+        verdict = gate.decide(own.limits, own.readings, own.asked, said)
         if not verdict.may_work:
             own.closed.set()
         elif not own.asked.holds(self._now()):  # asked meanwhile, in another thread
@@ -181,15 +181,16 @@ class Watch:
             return found.st_mtime_ns, found.st_size
         return None
 
-    def _reload(self) -> None:
-        """Take over the file as it is now; a mistake in it leaves the limits as they were, and is told."""
+    def _reload(self) -> bool:
+        """Take over the file as it is now; a mistake in it leaves the limits as they were, and is told (False)."""
         self._seen = self._stamp()
         try:
             self.gate.limits = limits.read(self._limits_path, self._given)
         except InputError as error:
             self._problem("limits-wrong", reason=error.message)
-            return
+            return False
         self._sensors.apply(self.gate.limits)
+        return True
 
     @staticmethod
     def _now() -> datetime.datetime:
