@@ -1,6 +1,6 @@
 """Presets: what to write into run.toml for the usual kinds of run. `RunConfig` fills them in; the host's words win.
 
-    preset = "lora"     an adapter; int4 updates, rounds as long as averaging needs, which goes on beside the training
+    preset = "lora"     an adapter; updates of 2 bits, rounds as long as averaging needs, which goes on beside training
     preset = "full"     all weights; a sixth of the values in each round, in turns, by 2 bits (int2), in frequent rounds
     preset = "sync"     gradients averaged at one state: what one large machine would do; for fast lines and comparisons
 
@@ -18,7 +18,7 @@ Filling = dict[str, dict[str, Any]]  # section -> values
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "lora": {
         "method": {"kind": "lora"},
-        "sync": {"method": "diloco", "wire": "int4", "round_seconds": "auto", "overlap": True},
+        "sync": {"method": "diloco", "wire": "int2", "round_seconds": "auto", "overlap": True},
     },
     "full": {
         "method": {"kind": "full"},

@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import statistics
 import subprocess
@@ -38,6 +39,7 @@ PAUSES = 5
 LOOK_S = 4.0  # that a pause is watched
 ROUND_S = 4.0
 DOWNLOAD_MBIT = 16.0
+UPLOAD_MBIT = 2.0
 SLEEP_S = 180.0
 IDLE_S = 60.0
 Row = tuple[str, str, str]  # what, seen, goal
@@ -209,6 +211,31 @@ def download(home: Household) -> list[Row]:
     return [(f"`download_mbit = {DOWNLOAD_MBIT:g}`", seen, "within 5 %")]
 
 
+def upload(home: Household) -> list[Row]:
+    """What leaves her p2pd while her updates want more, as the kernel counts it."""
+    home.limit(f"upload_mbit = {UPLOAD_MBIT:g}\n")
+    time.sleep(2 * ROUND_S)
+    began, before = time.monotonic(), _sent(home)
+    time.sleep(60)
+    after = _sent(home)
+    sent = sum(count - before.get(line, 0) for line, count in after.items())
+    mbit = 8e-6 * sent / (time.monotonic() - began)
+    home.limit("")
+    return [(f"`upload_mbit = {UPLOAD_MBIT:g}`", f"{mbit:.2f} Mbit/s over {sent / 1e6:.0f} MB", "within 5 %")]
+
+
+def _sent(home: Household) -> dict[str, int]:
+    """Bytes sent by each connection of alice's p2pd, which speaks to her own program by a Unix socket."""
+    pids = {process.pid for process in home.tree()[1:]}
+    lines = subprocess.run(["ss", "-tinpHO"], capture_output=True, text=True, check=True).stdout.splitlines()
+    found = {}
+    for line in lines:
+        owner, count = re.search(r"pid=(\d+)", line), re.search(r"bytes_sent:(\d+)", line)
+        if owner and count and int(owner[1]) in pids:
+            found[" ".join(line.split()[3:5])] = int(count[1])
+    return found
+
+
 def sleep(home: Household) -> list[Row]:
     """A computer that sleeps: all its processes stand still."""
     processes = home.tree()
@@ -226,7 +253,7 @@ def sleep(home: Household) -> list[Row]:
     return [(f"asleep for {SLEEP_S:.0f} s", seen, "back in the next round")]
 
 
-SCENES = {scene.__name__: scene for scene in (pause, others, share, threads, closed, idle, download, sleep)}
+SCENES = {scene.__name__: scene for scene in (pause, others, share, threads, closed, idle, download, upload, sleep)}
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------

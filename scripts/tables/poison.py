@@ -5,7 +5,7 @@ In memory: seven members train the demo's model with real local work, codecs, ag
 averages; columns: the held-out loss at the end, without clipping (`sync.clip` 0) and with it. "speeds" is an honest run
 whose members do 4, 2, 2, 1, 1, 1 and 1 times the same work.
 
-    scripts/bench poison --rounds 10 --clips 2,3 --wires int4,int2
+    scripts/bench poison --rounds 10 --clips 2,3 --arms 'int4;LoRA, int2'
 
 Goals: an attack ends within 10 % of the same run's clean loss; clean runs lose less than 0.5 %.
 """
@@ -40,6 +40,7 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "int2, a third": {"sync": {"wire": "int2", "fragments": 3}, "outer": {"lr": 1.3}},
     "topk": {},
     "LoRA, int4": {"method": LORA, "sync": {"wire": "int4"}, "inner": {"lr": 1e-2}},
+    "LoRA, int2": {"method": LORA, "sync": {"wire": "int2"}, "inner": {"lr": 1e-2}},
     "gradients, fp16": {"sync": {"method": "gradient", "wire": "fp16"}, "outer": {"lr": 4e-3}},
 }
 

@@ -34,16 +34,16 @@ GRID = {"lora": (1e-3, 2e-3, 3e-3, 5e-3, 1e-2), "full": (1e-4, 3e-4, 1e-3, 3e-3)
 # letter, which makes rounds of 4 to 6; where times are divided, what an exchange takes beside its bytes is not.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "potluck": {
-        "lora": {"round_steps": 8, "sync": {"wire": "int4", "overlap": True}},
+        "lora": {"round_steps": 4, "sync": {"wire": "int2", "overlap": True}},
         "full": {"round_steps": 6, "sync": {"wire": "int2", "fragments": 6, "overlap": True}, "outer": {"lr": 1.3}},
     },
-    "potluck-int2": {  # half the bytes of "potluck"
+    "potluck-less": {  # rounds half as often
         "lora": {"round_steps": 8, "sync": {"wire": "int2", "overlap": True}},
         "full": {"round_steps": 12, "sync": {"wire": "int2", "fragments": 6, "overlap": True}, "outer": {"lr": 1.3}},
     },
-    "potluck-int2-often": {  # as many
-        "lora": {"round_steps": 4, "sync": {"wire": "int2", "overlap": True}},
-        "full": {"round_steps": 6, "sync": {"wire": "int2", "fragments": 6, "overlap": True}, "outer": {"lr": 1.3}},
+    "potluck-int4": {  # what the preset of LoRA was until 2026-12-02
+        "lora": {"round_steps": 8, "sync": {"wire": "int4", "overlap": True}},
+        "full": {"round_steps": 12, "sync": {"wire": "int4", "fragments": 6, "overlap": True}, "outer": {"lr": 1.3}},
     },
     "potluck-auto": {  # nothing overlaps: what it costs to wait
         "lora": {"round_steps": 80, "sync": {"wire": "int4", "round_seconds": "auto"}},
