@@ -23,6 +23,7 @@ from peer.disk.peer_folder import PeerFolder
 from peer.disk.receipts import Receipts
 from peer.disk.round_log import Round
 from peer.handing_on import Outcome, hand_in, hand_on
+from peer.limits.awake import Awake, Change
 from peer.limits.watch import Gate
 from peer.link.answers import Announcement
 from peer.link.background import CoordinatorLink, Greeting
@@ -40,6 +41,7 @@ from peer.round.state import View
 from peer.round.turns import Waiting
 from peer.screen.messages import Reason
 from peer.screen.reminder import ExportReminder
+from peer.screen.returning import Returning
 from peer.screen.rounds import describe
 from peer.screen.screen import Screen, tell_failure, tell_over
 from peer.screen.standing import PeerStanding
@@ -102,6 +104,7 @@ class Participation:
         self._rounds, self._session = admitted.card.spec.run.rounds, draw_session(identity, admitted.card.run)
         self._notices, self._stopping = Notices(screen.problem), Stopping(leaving.stop, self._rounds)
         self._reminder = ExportReminder(screen.problem, config.home, identity.peer_id)
+        self._returning = Returning(screen.problem)
         self._swarm: Swarm | None = None
         self._link: CoordinatorLink | None = None
         self._measuring: Measuring | None = None
@@ -154,6 +157,7 @@ class Participation:
             certificate = self._admitted.certificate
             link = CoordinatorLink(self._client, certificate, outbox, self._receipts, states, self, self._failed)
             self._link = stack.enter_context(link)
+            stack.enter_context(Awake(self._changed, self._screen.problem, self._failed))
             stop, gate = self._leaving.stop, self._gate
             if work is None:
                 self._ended = reduce(swarm, self._rounds, stop, gate)
@@ -231,6 +235,12 @@ class Participation:
     def _failed(self, failure: Failure) -> None:
         tell_failure(self._screen, failure)
 
+    def _changed(self, change: Change) -> None:
+        self._returning.changed(change)
+        self._here().reconnect()
+        if self._link is not None:
+            self._link.reconnect()
+
     def _kept(self, head: Head, report: RoundReport, kept: bool) -> None:
         """A round was committed; `kept` says whether all that must be on disk is there."""
         if kept:
@@ -238,6 +248,8 @@ class Participation:
         logger.info("%s", describe(Round.of(report)))
         self._standing.committed(head, report)
         self._screen.committed(head, report)
+        if report.took_part or self._config.swarm.reduce_only:
+            self._returning.committed(head.round)
         if self._link is not None:
             self._link.wake()
 
