@@ -41,7 +41,6 @@ from peer.round.state import View
 from peer.round.turns import Waiting
 from peer.screen.messages import Reason
 from peer.screen.reminder import ExportReminder
-from peer.screen.returning import Returning
 from peer.screen.rounds import describe
 from peer.screen.screen import Screen, tell_failure, tell_over
 from peer.screen.standing import PeerStanding
@@ -104,7 +103,6 @@ class Participation:
         self._rounds, self._session = admitted.card.spec.run.rounds, draw_session(identity, admitted.card.run)
         self._notices, self._stopping = Notices(screen.problem), Stopping(leaving.stop, self._rounds)
         self._reminder = ExportReminder(screen.problem, config.home, identity.peer_id)
-        self._returning = Returning(screen.problem)
         self._swarm: Swarm | None = None
         self._link: CoordinatorLink | None = None
         self._measuring: Measuring | None = None
@@ -236,7 +234,7 @@ class Participation:
         tell_failure(self._screen, failure)
 
     def _changed(self, change: Change) -> None:
-        self._returning.changed(change)
+        self._notices.changed(change)
         self._here().reconnect()
         if self._link is not None:
             self._link.reconnect()
@@ -249,7 +247,7 @@ class Participation:
         self._standing.committed(head, report)
         self._screen.committed(head, report)
         if report.took_part or self._config.swarm.reduce_only:
-            self._returning.committed(head.round)
+            self._notices.took_part(head.round)
         if self._link is not None:
             self._link.wake()
 

@@ -12,9 +12,9 @@ import pytest
 from lab.processes import eventually
 from peer.limits import awake
 from peer.limits.awake import LOOK_S, Awake, Change, Lookout, Place, own_place
+from peer.link.notices import Notices
 from peer.net import search
 from peer.net.search import MemberSearch
-from peer.screen.returning import Returning
 from protocol.errors import NetworkError
 from protocol.parts import Failure
 from protocol.swarm_pb2 import Progress
@@ -150,12 +150,12 @@ def test_a_mistake_in_what_is_told_does_not_end_the_thread(computer: Computer, m
 
 def test_the_owner_hears_of_a_sleep_and_of_the_first_round_after_it() -> None:
     said: list[tuple[str, dict[str, str]]] = []
-    returning = Returning(lambda key, **values: said.append((key, values)))
-    returning.committed(10)
-    returning.changed(Change(180.0, True))
+    notices = Notices(lambda key, **values: said.append((key, values)))
+    notices.took_part(10)
+    notices.changed(Change(180.0, True))
     for round in (12, 13):
-        returning.committed(round)
-    returning.changed(Change(0.0, True))
+        notices.took_part(round)
+    notices.changed(Change(0.0, True))
     assert said == [("slept", {"time": "3 min"}), ("back", {"round": "12"}), ("network-changed", {})]
 
 

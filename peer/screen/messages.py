@@ -224,7 +224,7 @@ _MESSAGES = {
     "slept": "this computer slept for {time}; connecting to the others again",
     "network-changed": "this computer is elsewhere in the network now; connecting to the others again",
     "network-not-watched": (
-        "this system does not tell its network addresses ({reason}): a change of network is noticed only after some time"
+        "this system does not tell its network addresses ({reason}): another network is noticed only after some time"
     ),
     "back": "back: this computer took part in round {round}",
     "clock-ahead": "this computer's clock is {offset} ahead of the coordinator's; set it ({how}), trying again",
