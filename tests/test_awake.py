@@ -171,7 +171,7 @@ def test_who_comes_back_opens_all_streams_anew_says_where_it_is_and_makes_the_ne
     monkeypatch.setattr(search, "LEARNED_S", 0.01)
 
     async def main() -> None:
-        world = World(tmp_path, values=1000)
+        world = World(tmp_path, values=1000, round_tokens=500)
         async with world.peers(2) as peers:
             one = peers[0]
             token = world.certificate(0)

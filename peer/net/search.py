@@ -73,7 +73,7 @@ class MemberSearch:
             driver.post(Woken())
             self._stored_at = -RECORD_INTERVAL_S
             self._hurry.set()
-            await driver.gossip.tell_everyone()
+            driver.talk.spawn(driver.gossip.tell_everyone())  # it goes on as long as the streams that it opens
 
     async def forever(self) -> None:
         """Say where this member is, and look who else is there; never ends."""
