@@ -193,6 +193,7 @@ def test_who_comes_back_opens_all_streams_anew_says_where_it_is_and_makes_the_ne
     run(main())
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_libp2p_lets_go_of_its_connections_and_makes_new_ones(tmp_path: Path) -> None:
     """A call under way fails then, long before its time is over."""
 
