@@ -11,23 +11,25 @@ import pytest
 
 from lab.processes import eventually
 from peer.limits import awake
-from peer.limits.awake import LOOK_S, Awake, Change, Lookout, Place, own_place
+from peer.limits.awake import LOOK_S, Awake, Change, Lookout, Whereabouts, own_place
 from peer.link.notices import Notices
 from peer.net import search
 from peer.net.search import MemberSearch
+from peer.round.events import Woken
 from protocol.errors import NetworkError
 from protocol.parts import Failure
 from protocol.swarm_pb2 import Progress
+from tests.core_kit import after_round_1, make_core, spec_of
 from tests.swarm_kit import World, run, until
 
-HOME = Place(("wlan0", "192.168.1.5"), None, frozenset({"192.168.1.5"}))
-OFFICE = Place(("wlan0", "10.3.0.9"), None, frozenset({"10.3.0.9"}))
-NO_NETWORK = Place(None, None, frozenset())
-CABLE = Place(("eth0", "192.168.1.6"), None, frozenset({"192.168.1.5", "192.168.1.6"}))
-NEW_DAY = Place(None, ("eth0", "2003::2"), frozenset({"2003::1", "2003::2"}))
-DAY = Place(None, ("eth0", "2003::1"), frozenset({"2003::1"}))
-LAN, OTHER_LAN = (Place(None, None, frozenset({address})) for address in ("10.0.0.1", "10.0.1.1"))
-DOCKER = Place(*HOME[:2], HOME.addresses | {"172.17.0.1"})
+HOME = Whereabouts(("wlan0", "192.168.1.5"), None, frozenset({"192.168.1.5"}))
+OFFICE = Whereabouts(("wlan0", "10.3.0.9"), None, frozenset({"10.3.0.9"}))
+NO_NETWORK = Whereabouts(None, None, frozenset())
+CABLE = Whereabouts(("eth0", "192.168.1.6"), None, frozenset({"192.168.1.5", "192.168.1.6"}))
+NEW_DAY = Whereabouts(None, ("eth0", "2003::2"), frozenset({"2003::1", "2003::2"}))
+DAY = Whereabouts(None, ("eth0", "2003::1"), frozenset({"2003::1"}))
+LAN, OTHER_LAN = (Whereabouts(None, None, frozenset({address})) for address in ("10.0.0.1", "10.0.1.1"))
+DOCKER = Whereabouts(*HOME[:2], HOME.addresses | {"172.17.0.1"})
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,7 @@ DOCKER = Place(*HOME[:2], HOME.addresses | {"172.17.0.1"})
         (None, HOME, False),
     ],
 )
-def test_what_counts_as_another_place(before: Place | None, now: Place | None, moved: bool) -> None:
+def test_what_counts_as_another_place(before: Whereabouts | None, now: Whereabouts | None, moved: bool) -> None:
     change = Lookout(0.0, before).look(LOOK_S, now)
     assert (change is not None) == moved
     assert change is None or change == Change(0.0, True)
@@ -84,7 +86,7 @@ class Computer:
         self.now += LOOK_S
         return self.now
 
-    def where(self) -> Place:
+    def where(self) -> Whereabouts:
         self.looks += 1
         return self.place
 
@@ -117,7 +119,7 @@ def test_the_thread_tells_of_a_sleep_and_of_another_place(computer: Computer) ->
 
 
 def test_a_system_that_does_not_tell_its_addresses_is_said_once_and_sleeps_are_noticed(computer: Computer) -> None:
-    def refused() -> Place:
+    def refused() -> Whereabouts:
         computer.looks += 1
         raise PermissionError("not for you")
 
@@ -157,6 +159,13 @@ def test_the_owner_hears_of_a_sleep_and_of_the_first_round_after_it() -> None:
         notices.took_part(round)
     notices.changed(Change(0.0, True))
     assert said == [("slept", {"time": "3 min"}), ("back", {"round": "12"}), ("network-changed", {})]
+
+
+def test_who_could_not_give_a_head_before_the_sleep_is_asked_again_at_once() -> None:
+    core = make_core("alice", spec_of(), after_round_1({"alice": 1, "bob": 1}))
+    core.state.search.failed["bob"] = core.state.search.retry_at = 30.0
+    core.step(Woken(), 1.0)
+    assert not core.state.search.failed and core.state.search.retry_at <= 1.0
 
 
 # ---- the swarm -------------------------------------------------------------------------------------------------------

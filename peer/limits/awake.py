@@ -3,10 +3,10 @@
 A thread looks once a second. A sleep shows as a gap between two looks, on a clock that goes on meanwhile; another place
 as a source address that connections would now be made from, and that they were not made from before.
 
-    >>> lookout = Lookout(0.0, Place(("eth0", "10.0.0.2"), None, frozenset({"10.0.0.2"})))
-    >>> lookout.look(181.0, Place(("eth0", "10.0.0.2"), None, frozenset({"10.0.0.2"})))
+    >>> lookout = Lookout(0.0, Whereabouts(("eth0", "10.0.0.2"), None, frozenset({"10.0.0.2"})))
+    >>> lookout.look(181.0, Whereabouts(("eth0", "10.0.0.2"), None, frozenset({"10.0.0.2"})))
     Change(slept_s=180.0, moved=False)
-    >>> lookout.look(182.0, Place(("wlan0", "10.9.0.7"), None, frozenset({"10.9.0.7"})))
+    >>> lookout.look(182.0, Whereabouts(("wlan0", "10.9.0.7"), None, frozenset({"10.9.0.7"})))
     Change(slept_s=0.0, moved=True)
 """
 
@@ -35,7 +35,7 @@ Route = tuple[str, str]  # the interface and the source address of a connection 
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on in a sleep; on macOS the latter does
 
 
-class Place(NamedTuple):
+class Whereabouts(NamedTuple):
     """Where this computer is: its ways out, by IPv4 and IPv6, and its own addresses."""
 
     v4: Route | None
@@ -58,10 +58,10 @@ class Lookout:
         place: None: this system does not tell.
     """
 
-    def __init__(self, now: float, place: Place | None) -> None:
+    def __init__(self, now: float, place: Whereabouts | None) -> None:
         self._before, self._place = now, place
 
-    def look(self, now: float, place: Place | None) -> Change | None:
+    def look(self, now: float, place: Whereabouts | None) -> Change | None:
         """What has changed; None: nothing that a connection would die of."""
         gap_s, self._before = now - self._before - LOOK_S, now
         before, self._place = self._place, place
@@ -69,7 +69,7 @@ class Lookout:
         return change if change.slept_s or change.moved else None
 
 
-def _has_moved(before: Place | None, now: Place | None) -> bool:
+def _has_moved(before: Whereabouts | None, now: Whereabouts | None) -> bool:
     """A way out that is new; where there is none at all, as in a network of its own, an address that is gone.
 
     A second address on the same interface, as IPv6 takes one each day, changes nothing for what is open.
@@ -85,7 +85,7 @@ def _has_moved(before: Place | None, now: Place | None) -> bool:
     return bool(now.addresses) and not before.addresses <= now.addresses
 
 
-def own_place() -> Place:
+def own_place() -> Whereabouts:
     """Where this computer is; no packet is sent. Raises: OSError, psutil.Error: this system does not tell."""
     by_address: dict[str, str] = {}
     for name, items in psutil.net_if_addrs().items():
@@ -93,7 +93,7 @@ def own_place() -> Place:
             if item.family in NOWHERE and _is_far(item.address):
                 by_address[item.address] = name
     v4, v6 = (_route(family, by_address) for family in (socket.AF_INET, socket.AF_INET6))
-    return Place(v4, v6, frozenset(by_address))
+    return Whereabouts(v4, v6, frozenset(by_address))
 
 
 def _is_far(address: str) -> bool:
@@ -127,7 +127,7 @@ class Awake:
         problem: Callable[..., None],
         on_failure: Told,
         clock: Callable[[], float] = lambda: time.clock_gettime(CLOCK),
-        place: Callable[[], Place] = own_place,
+        place: Callable[[], Whereabouts] = own_place,
     ) -> None:
         self._changed, self._problem, self._clock, self._place = changed, problem, clock, place
         self._is_blind = False  # and has said so
@@ -153,7 +153,7 @@ class Awake:
                 )
                 self._changed(change)
 
-    def _where(self) -> Place | None:
+    def _where(self) -> Whereabouts | None:
         try:
             return self._place()
         except (OSError, psutil.Error, NotImplementedError) as error:
