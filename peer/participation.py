@@ -23,6 +23,7 @@ from peer.disk.peer_folder import PeerFolder
 from peer.disk.receipts import Receipts
 from peer.disk.round_log import Round
 from peer.handing_on import Outcome, hand_in, hand_on
+from peer.limits.awake import Awake, Change
 from peer.limits.watch import Gate
 from peer.link.answers import Announcement
 from peer.link.background import CoordinatorLink, Greeting
@@ -154,6 +155,7 @@ class Participation:
             certificate = self._admitted.certificate
             link = CoordinatorLink(self._client, certificate, outbox, self._receipts, states, self, self._failed)
             self._link = stack.enter_context(link)
+            stack.enter_context(Awake(self._changed, self._screen.problem, self._failed))
             stop, gate = self._leaving.stop, self._gate
             if work is None:
                 self._ended = reduce(swarm, self._rounds, stop, gate)
@@ -231,6 +233,12 @@ class Participation:
     def _failed(self, failure: Failure) -> None:
         tell_failure(self._screen, failure)
 
+    def _changed(self, change: Change) -> None:
+        self._notices.changed(change)
+        self._here().reconnect()
+        if self._link is not None:
+            self._link.reconnect()
+
     def _kept(self, head: Head, report: RoundReport, kept: bool) -> None:
         """A round was committed; `kept` says whether all that must be on disk is there."""
         if kept:
@@ -238,6 +246,8 @@ class Participation:
         logger.info("%s", describe(Round.of(report)))
         self._standing.committed(head, report)
         self._screen.committed(head, report)
+        if report.took_part or self._config.swarm.reduce_only:
+            self._notices.took_part(head.round)
         if self._link is not None:
             self._link.wake()
 

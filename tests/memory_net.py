@@ -112,6 +112,9 @@ class MemoryNode:
         wanted = {address.rpartition("/")[2] for address in addresses}
         return {peer for peer in wanted if peer != self.peer_id and self.network.reaches(self.peer_id, peer)}
 
+    async def disconnect(self) -> None:
+        self.end_streams()
+
     async def store_record(self, key: str, subkey: str, value: bytes, expires: float) -> bool:
         self.network.records.setdefault(key, {})[subkey] = value
         return True

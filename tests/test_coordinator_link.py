@@ -28,7 +28,7 @@ class Client:
     """A coordinator as this peer sees it; `answer` is what it does when it is visited."""
 
     def __init__(self, answer: Callable[[], None]) -> None:
-        self.visits, self._answer = 0, answer
+        self.visits, self.closed, self._answer = 0, 0, answer
         self.clock = self
         self.offset_s = 0.0
 
@@ -41,7 +41,8 @@ class Client:
         """Who is refused asks for a new certificate at the next visit."""
         return Enrollment("another token", time.time() + 10**6, (), False)
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.closed += 1
 
 
 class Full(Client):
@@ -77,9 +78,7 @@ class Clockwork(threading.Event):
     def wait(self, timeout: float | None = None) -> bool:
         assert timeout is not None
         self.waited.append(timeout)
-        if len(self.waited) >= self._most:
-            self.set()
-        return self.is_set()
+        return super().wait() if len(self.waited) >= self._most else False
 
 
 class Knowing(Silent):
@@ -116,12 +115,12 @@ def test_after_two_thousand_failed_visits_in_a_row_the_link_still_tries(
     make: Callable[..., CoordinatorLink], answer: Callable[[], None]
 ) -> None:
     client = Client(answer)
-    closing = Clockwork(2000)
-    with make(client, closing=closing):
-        eventually(lambda: len(closing.waited) >= 2000)
-    assert client.visits == 2000 and len(closing.waited) == 2000
-    assert all(INTERVAL_S / 2 <= pause <= LONGEST_PAUSE_S for pause in closing.waited)
-    assert min(closing.waited[10:]) >= LONGEST_PAUSE_S / 2
+    pause = Clockwork(2000)
+    with make(client, pause=pause):
+        eventually(lambda: len(pause.waited) >= 2000)
+    assert client.visits == 2000 and len(pause.waited) == 2000
+    assert all(INTERVAL_S / 2 <= pause_s <= LONGEST_PAUSE_S for pause_s in pause.waited)
+    assert min(pause.waited[10:]) >= LONGEST_PAUSE_S / 2
 
 
 def test_no_room_for_reports_keeps_nothing_else_waiting(
@@ -168,6 +167,19 @@ def test_a_commit_hurries_a_visit_only_while_the_coordinator_is_there(
             link.wake()
             time.sleep(0.005)
         assert client.visits == 3
+
+
+def test_a_computer_that_slept_visits_at_once_however_long_the_coordinator_was_away(
+    make: Callable[..., CoordinatorLink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background, "INTERVAL_S", 3600.0)
+    monkeypatch.setattr(background, "LONGEST_PAUSE_S", 3600.0)
+    client = Client(away)
+    with make(client) as link:
+        eventually(lambda: link.away_since is not None)
+        link.reconnect()
+        eventually(lambda: client.visits == 2)
+    assert client.closed >= 2, "by `reconnect`, before the second visit, and at the end"
 
 
 def test_an_error_that_nobody_foresaw_does_not_end_the_link_and_is_told(

@@ -2,7 +2,7 @@
 
 Every few seconds it says that this peer is here, learns where others are, sends what waits in the outbox, uploads a
 state that is asked for, fetches receipts, and renews the certificate in good time. While the coordinator is away it
-tries again after growing, jittered pauses, which nothing shortens; the peer trains on.
+tries again after growing, jittered pauses, which nothing shortens but `reconnect`; the peer trains on.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class CoordinatorLink:
     Args:
         states: what could be uploaded.
         on_failure: told when this thread fails by a mistake of ours; it is started again.
-        closing: ends it when set; None: leaving the `with` block does.
+        pause: what it waits on after a visit that failed; over when set.
     """
 
     def __init__(
@@ -100,11 +100,12 @@ class CoordinatorLink:
         states: Uploads,
         peer: Peer,
         on_failure: Told = lambda failure: None,
-        closing: threading.Event | None = None,
+        pause: threading.Event | None = None,
     ) -> None:
         self._client, self._certificate, self._peer = client, certificate, peer
         self._outbox, self._receipts, self._states = outbox, receipts, states
-        self._wake, self._closing = threading.Event(), closing or threading.Event()
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._pause = pause or threading.Event()
         self.away_since: float | None = None
         self._leaving = self.has_told = False  # the latter: the coordinator has heard that this peer leaves
         self.is_giving = False  # a state is on its way to the coordinator
@@ -123,12 +124,20 @@ class CoordinatorLink:
     def __exit__(self, *_: object) -> None:
         self._closing.set()
         self._wake.set()
+        self._pause.set()
         self._client.close()  # a call under way ends now: whoever leaves does not wait for the coordinator
         self._thread.join(CLOSE_S)
 
     def wake(self) -> None:
         """There is something to send: soon, if the coordinator is there."""
         self.settled.clear()
+        self._wake.set()
+
+    def reconnect(self) -> None:
+        """What is open may be dead: end the call under way, and visit the coordinator at once."""
+        self._backoff.worked()
+        self._pause.set()
+        self._client.close()
         self._wake.set()
 
     def say_leaving(self) -> None:
@@ -167,7 +176,8 @@ class CoordinatorLink:
                 self._backoff.worked()
                 self._wake.wait(INTERVAL_S)
             else:
-                self._closing.wait(self._backoff.failed())
+                self._pause.wait(self._backoff.failed())
+                self._pause.clear()
 
     def visit(self) -> None:
         """One visit, in the caller's thread. Raises: PotluckError: it did not go well."""

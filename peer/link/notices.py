@@ -1,10 +1,11 @@
-"""What the coordinator says at each visit and the owner should see: said once, and once more when it is over."""
+"""What the owner should see of the coordinator's word, and of a sleep: said once, and once more when it is over."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from peer.link.clock import MAX_OFFSET_S, tell_clock
+from peer.limits.awake import Change
+from peer.link.clock import MAX_OFFSET_S, in_words, tell_clock
 from protocol.errors import RefusedError
 from protocol.rpc import Twin
 from protocol.status import Alarm, loss_text
@@ -19,7 +20,7 @@ class Notices:
 
     def __init__(self, problem: Callable[..., None]) -> None:
         self._problem = problem
-        self._clock_was_wrong = False
+        self._clock_was_wrong = self._was_away = False
         self._alarm: Alarm | None = None
 
     def clock(self, offset_s: float) -> None:
@@ -29,6 +30,20 @@ class Notices:
         elif self._clock_was_wrong:
             self._problem("clock-right")
         self._clock_was_wrong = abs(offset_s) > MAX_OFFSET_S
+
+    def changed(self, change: Change) -> None:
+        """This computer slept, or is elsewhere in the network now."""
+        self._was_away = True
+        if change.slept_s:
+            self._problem("slept", time=in_words(change.slept_s))
+        else:
+            self._problem("network-changed")
+
+    def took_part(self, round: int) -> None:
+        """This peer took part in a round."""
+        if self._was_away:
+            self._problem("back", round=str(round))
+        self._was_away = False
 
     def twin(self, twin: Twin) -> None:
         """Whether another computer uses this peer's identity: who was first hears of it, the other one stops."""

@@ -67,6 +67,12 @@ class Gossip:
         """Tell all at once."""
         await asyncio.gather(*(self._tell(peer) for peer in self.everyone()))
 
+    def forget(self) -> None:
+        """Close all streams: the next messages open new ones."""
+        links, self._links = self._links, {}
+        for link in links.values():
+            link.writer.close()
+
     def everyone(self) -> set[str]:
         """Peer ids of those that are told."""
         return (self.contacts | self._known()) - {self._talk.me}

@@ -166,6 +166,16 @@ class Node:
             return False
         return True
 
+    async def disconnect(self) -> None:
+        """Close the connections to all others, which may be dead without libp2p's knowing; calls over them fail now."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                peers = await self._p2p._client.list_peers()
+                await asyncio.gather(*(self._p2p._client.disconnect(peer.peer_id) for peer in peers))
+        except UNREACHABLE as error:
+            logger.debug("could not disconnect: %s", error or type(error).__name__)
+        self._dht.blacklist.clear()  # who did not answer meanwhile is asked again
+
     async def serve(self, name: str, handler: Handler) -> None:
         """Let others open streams called `name`; `handler(peer_id, reader, writer)` gets each.
 

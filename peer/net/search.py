@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from peer.net.driver import Driver
 from peer.net.node import Node
 from peer.net.records import members_key, open_record, sign_record
 from peer.round import views
+from peer.round.events import Woken
 from protocol.errors import FormatError, NetworkError, RefusedError, SignatureError
 from protocol.keys import PeerIdentity
 
@@ -19,6 +21,7 @@ logger = logging.getLogger(__name__)
 SEARCH_INTERVAL_S = 3.0
 SEARCH_SELDOM_S = 30.0  # while nobody is missing: who comes later finds this member
 RECORD_INTERVAL_S = 15.0
+LEARNED_S = 6.0  # until libp2p has looked for this computer's addresses once more
 RECONNECT_S = 15.0  # before an address is tried again whose peer was reached and is not heard
 MAX_CONTACTS = 4096  # addresses remembered, whoever announces more
 
@@ -29,6 +32,8 @@ class MemberSearch:
     def __init__(self, node: Node, driver: Driver, identity: PeerIdentity, certificate: Callable[[], str]) -> None:
         self._node, self._driver, self._identity, self._certificate = node, driver, identity, certificate
         self._run, self._found_at = driver.state.config.run, 0.0
+        self._stored_at = -RECORD_INTERVAL_S
+        self._hurry = asyncio.Event()
         self.addresses: dict[str, float] = {}  # address -> when it was last reached, time.monotonic(); < 0: never
 
     def _alive(self) -> set[str]:
@@ -55,14 +60,29 @@ class MemberSearch:
         if not self._alive():
             await self.connect(set(self.addresses))
 
+    async def reconnect(self) -> None:
+        """All that is open may be dead: let go of it, find the others again, and say where this member is now."""
+        driver = self._driver
+        driver.reducing.stop("this computer slept, or is elsewhere in the network now")
+        driver.gossip.forget()
+        await self._node.disconnect()
+        told = {address for peer in driver.state.views for address in driver.roster.addresses(peer)}
+        driver.gossip.contacts |= await self._node.connect(told | set(self.addresses))
+        for pause_s in (0.0, LEARNED_S):
+            await asyncio.sleep(pause_s)
+            driver.post(Woken())
+            self._stored_at = -RECORD_INTERVAL_S
+            self._hurry.set()
+            driver.talk.spawn(driver.gossip.tell_everyone())  # it goes on as long as the streams that it opens
+
     async def forever(self) -> None:
         """Say where this member is, and look who else is there; never ends."""
-        stored_at, pause_s = -RECORD_INTERVAL_S, SEARCH_INTERVAL_S
+        pause_s = SEARCH_INTERVAL_S
         while True:
             try:
-                if time.monotonic() - stored_at >= RECORD_INTERVAL_S:
+                if time.monotonic() - self._stored_at >= RECORD_INTERVAL_S:
                     await self._store_record()
-                    stored_at = time.monotonic()
+                    self._stored_at = time.monotonic()
                 if pause_s < SEARCH_SELDOM_S or time.monotonic() - self._found_at >= SEARCH_SELDOM_S:
                     await self._reconnect()
                     await self._find_members()
@@ -70,7 +90,12 @@ class MemberSearch:
             except (TimeoutError, NetworkError) as error:
                 logger.debug("search: %s", error)
             pause_s = SEARCH_INTERVAL_S if self._is_somebody_missing() else min(2 * pause_s, SEARCH_SELDOM_S)
-            await asyncio.sleep(min(pause_s, RECORD_INTERVAL_S))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(pause_s, RECORD_INTERVAL_S)):
+                    await self._hurry.wait()
+            if self._hurry.is_set():
+                self._hurry.clear()
+                pause_s = SEARCH_INTERVAL_S
 
     def _is_somebody_missing(self) -> bool:
         """Whether there is nobody, or somebody who was here is not heard and has not left."""

@@ -249,6 +249,10 @@ class Swarm:
         wanted = set(addresses)
         self._loop.call_soon_threadsafe(lambda: self._rounds.talk.spawn(self._searching.connect(wanted)))
 
+    def reconnect(self) -> None:
+        """This computer slept, or is elsewhere now: what is open may be dead."""
+        self._loop.call_soon_threadsafe(lambda: self._rounds.talk.spawn(self._searching.reconnect()))
+
     # ---- on the loop -------------------------------------------------------------------------------------------------
 
     @property

@@ -216,6 +216,7 @@ _HANDLERS: dict[type, Callable[[State, Any, float], list[Action]]] = {
     e.Leave: leave.on_leave,
     e.CoordinatorSaid: _on_coordinator_said,
     e.Anchored: follow.on_anchored,
+    e.Woken: follow.on_woken,
     e.Tick: lambda state, event, now: [],
 }
 _GO_ON: dict[type, Callable[[State, float], list[Action]]] = {

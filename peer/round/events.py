@@ -255,6 +255,11 @@ class Anchored:
 
 
 @dataclass(slots=True)
+class Woken:
+    """This computer slept, or is elsewhere in the network: what failed until now says nothing of the others."""
+
+
+@dataclass(slots=True)
 class Tick:
     """Time has passed: to be given at `State.wake_at`, and whenever."""
 
@@ -285,5 +290,6 @@ Event = (
     | Leave
     | CoordinatorSaid
     | Anchored
+    | Woken
     | Tick
 )

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from peer.round import views, word
 from peer.round.actions import Action, AskHead, Fetch
 from peer.round.attempt import advance, wake
-from peer.round.events import Anchored, Fetched, HeadNotShown, HeadShown, NotFetched
+from peer.round.events import Anchored, Fetched, HeadNotShown, HeadShown, NotFetched, Woken
 from peer.round.state import Fetching, Keep, Left, Search, State
 from protocol import succession
 from protocol.agreement import Agreement
@@ -184,6 +184,15 @@ def on_anchored(state: State, event: Anchored, now: float) -> list[Action]:
         state.search.anchor = event.agreement
         state.search.retry_at = min(state.search.retry_at, now)
         state.search.failed.clear()
+    return []
+
+
+def on_woken(state: State, event: Woken, now: float) -> list[Action]:
+    """Ask at once for a later head, also those who could not give theirs."""
+    search = state.search
+    search.failed.clear()
+    search.queue.clear()
+    search.retry_at, search.asked = min(search.retry_at, now), ""
     return []
 
 

@@ -38,6 +38,7 @@ _MESSAGES = {
     "part-p2pd-watch": "what watches p2pd",
     "part-task": "an exchange with other members",
     "part-coordinator-link": "the link to the coordinator",
+    "part-awake": "what notices that this computer slept",
     "part-signals": "what hears Ctrl-C",
     "part-save-optimizer": "the saving of the optimizer",
     "leaving": "leaving; the others are told … (Ctrl-C again leaves at once)",
@@ -220,6 +221,12 @@ _MESSAGES = {
     "coordinator-needed": (
         "waiting for the coordinator, which is needed here and does not answer ({reason}); trying again"
     ),
+    "slept": "this computer slept for {time}; connecting to the others again",
+    "network-changed": "this computer is elsewhere in the network now; connecting to the others again",
+    "network-not-watched": (
+        "this system does not tell its network addresses ({reason}): another network is noticed only after some time"
+    ),
+    "back": "back: this computer took part in round {round}",
     "clock-ahead": "this computer's clock is {offset} ahead of the coordinator's; set it ({how}), trying again",
     "clock-behind": "this computer's clock is {offset} behind the coordinator's; set it ({how}), trying again",
     "clock-right": "this computer's clock is right again",
