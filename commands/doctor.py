@@ -13,7 +13,7 @@ import typer
 
 from commands.options import Home, Json, Lang, Verbose, one_of
 from commands.talk import log_to_stderr, need
-from commands.volunteer import usable_device
+from commands.volunteer import usable_devices
 from protocol import words
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ def doctor(
         float | None, typer.Option(min=0, help="What this computer draws more while it trains, by your meter.")
     ] = None,
     home: Home = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:1, mps; of several the first is looked at.")
+    ] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads to use [default: all].")] = None,
     precision: Annotated[
         str, typer.Option(help="auto, bf16, fp16, fp32: of the passes; auto: what this card does well.")
@@ -71,7 +73,7 @@ def doctor(
         torch.set_num_threads(threads)
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(CoordinatorClient(parsed)) if parsed is not None else None
-        used, held = usable_device(device), _held(moments)
+        used, held = usable_devices(device)[0], _held(moments)
         sources = RealSources(home or default_home(), used, precision, listen, parsed, client, held)
         has_run, left_s = parsed is not None, LIMIT_S - (time.monotonic() - began)
         look = Examination(sources, has_run=has_run, moments=held, watts=watts, price=price, limit_s=left_s)

@@ -14,7 +14,7 @@ import typer
 
 from commands.options import Home, Lang
 from commands.talk import need, say
-from commands.volunteer import usable_device
+from commands.volunteer import usable_devices
 from protocol import words
 from protocol.errors import InputError
 
@@ -254,7 +254,7 @@ def _agrees(plan: ServicePlan, given: dict[str, Any]) -> bool:
                 plan.invite, client, identity, folder, screen, reduce_only=reduce_only, cache_bytes=cache_bytes,
                 moments="8bit" if given["moments"] == "8bit" else "fp32",
             )  # fmt: skip
-            room = None if reduce_only else room_of(usable_device(given["device"]))
+            room = None if reduce_only else room_of(usable_devices(given["device"])[0])
             return newcomer.agree(QuickLook(room, plan.home, given["moments"]).check)
     finally:
         screen.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,7 +27,7 @@ def join(
     invite: InviteLine,
     home: Home = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Agree to the run's terms without being asked.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps; or several: cuda:0,cuda:1")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads to use [default: all].")] = None,
     precision: Annotated[
         str, typer.Option(help="auto, bf16, fp16, fp32: of the passes; auto: what this card does well.")
@@ -62,7 +63,7 @@ def join(
     parsed = read_invite(invite)  # before the heavy imports: a bad paste is told at once
     one_of("--precision", precision, ("auto", "bf16", "fp16", "fp32"))
     one_of("--moments", moments, ("fp32", "8bit"))
-    check_limits((home or default_home()) / "limits.toml", limit or ())
+    own = check_limits((home or default_home()) / "limits.toml", limit or ())
     check_listen(listen, announce)  # before gigabytes are fetched in vain
     log_to_stderr(verbose)
     need("peer", "torch", "hivemind")
@@ -72,7 +73,7 @@ def join(
 
     config = PeerConfig(
         home=home or default_home(),
-        device=usable_device(device),
+        devices=usable_devices(device, own.devices),
         threads=threads,
         precision=precision,
         moments="8bit" if moments == "8bit" else "fp32",
@@ -120,13 +121,31 @@ def _take_part(invite: Invite, config: PeerConfig, screen: JsonScreen | Terminal
         raise typer.Exit(4)
 
 
-def usable_device(wanted: str) -> str:
+def usable_devices(wanted: str, own: Sequence[str] = ()) -> tuple[str, ...]:
+    """The devices that are meant, the first one first; a CPU may be there several times, its threads are divided.
+
+    Args:
+        own: of limits.toml, where `wanted` is "auto".
+
+    Raises:
+        InputError: one that torch cannot use, or a card twice.
+    """
     import torch
 
     from peer.training.device import why_unusable
 
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if why := why_unusable(wanted):
-        raise InputError(f"--device {wanted}: {why}", "use auto, cpu, cuda or mps")
-    return wanted
+    names = [name.strip() for name in (",".join(own) if wanted == "auto" and own else wanted).split(",")]
+    cards = tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
+    if names == ["all"] and cards:
+        return cards
+    if names in (["all"], ["auto"]):
+        return ("cuda" if cards else "mps" if torch.backends.mps.is_available() else "cpu",)
+    for place, name in enumerate(names):
+        if why := why_unusable(name):
+            raise InputError(
+                f"--device {name}: {why}", "use auto, all, cpu, cuda or mps, or several with commas: cuda:0,cuda:1"
+            )
+        before = [f"{other}:0" if other == "cuda" else other for other in names[:place]]
+        if name != "cpu" and (f"{name}:0" if name == "cuda" else name) in before:
+            raise InputError(f"--device {','.join(names)}: {name} is named twice", "name each card once")
+    return tuple(names)

@@ -67,7 +67,7 @@ class PeerConfig:
     """The owner's own choices."""
 
     home: Path
-    device: str = "cpu"
+    devices: tuple[str, ...] = ("cpu",)  # the model is on each of them
     threads: int | None = None  # CPU threads for torch; None: torch's choice
     precision: str = "auto"  # of the forward and backward passes: auto, bf16, fp16, fp32
     moments: MomentsKind = "fp32"  # how AdamW's are held: fp32, 8bit

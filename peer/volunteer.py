@@ -35,6 +35,7 @@ from peer.screen.screen import Screen, tell_failure, tell_over
 from peer.training.data import load_dataset
 from peer.training.dataset.sharded import Shards, prepared_dataset
 from peer.training.model import load_trainable
+from peer.training.side_by_side import load_models
 from peer.training.work import LocalWork
 from protocol.data_manifest import DataManifest
 from protocol.data_spec import PinnedDataSet
@@ -82,7 +83,7 @@ class Volunteer:
                 cache_bytes=config.cache_bytes,
                 moments=config.moments,
             )
-            room = None if reduce_only else room_of(config.device)
+            room = None if reduce_only else room_of(config.devices[0])
             admitted = newcomer.admit(QuickLook(room, config.home, config.moments).check)
             if admitted is None:
                 return False
@@ -164,11 +165,20 @@ def load_work(
     """
     import torch
 
+    def out(name: str, why: str) -> None:
+        screen.problem("card-out", card=name, reason=why)
+
     screen.step("loading-model")
     if config.threads:
         torch.set_num_threads(config.threads)
     spec, files = admitted.card.spec, admitted.files
-    model = load_trainable(spec, files.genesis / "model", files.base_model, config.device)
+    models = load_models(
+        lambda device: load_trainable(spec, files.genesis / "model", files.base_model, device),
+        config.devices,
+        spec,
+        out,
+    )
+    model = models[0]
     screen.step("reading-data")
     if isinstance(spec.data, PinnedDataSet):
         manifest = DataManifest.from_bytes(files.data.read_bytes())
@@ -177,4 +187,6 @@ def load_work(
         dataset = load_dataset(spec, model.tokenizer, files.data)
     model.check_fits(dataset)
     screen.step("trying-passes")
-    return LocalWork(model, dataset, spec, peer_id, wanted=config.precision, sizes=sizes, moments=config.moments)
+    work = LocalWork(models, dataset, spec, peer_id, wanted=config.precision, sizes=sizes, moments=config.moments)
+    work.passes.tell_when_out(out)
+    return work

@@ -34,6 +34,7 @@ class OwnLimits(Section):
     """All of them; what is not set limits nothing."""
 
     share: float = Field(default=1.0, ge=0.05, le=1.0)  # of the time, between steps
+    devices: tuple[str, ...] = Field(default=(), max_length=16)  # to train on, from the next start on
     threads: int | None = Field(default=None, ge=1, le=1024)
     niceness: int | None = Field(default=None, ge=0, le=19)
     temperature_c: float | None = Field(default=None, ge=40, le=110)

@@ -30,6 +30,7 @@ _MESSAGES = {
     "swarm-restarts": (
         "the part of this program that makes rounds has stopped by an error; starting it again from the last round"
     ),
+    "card-out": "{card} does not train any more: {reason}. The others go on; start again to try it again",
     "part-failed": "a part of this program has failed, {part}: {reason}. Please report this to the project",
     "part-clock": "what makes the rounds",
     "part-gossip": "what tells the others how far this peer is",

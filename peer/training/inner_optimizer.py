@@ -14,6 +14,7 @@ moments of zero, which costs some steps of warming up and harms nothing else (Do
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -26,6 +27,8 @@ from peer.training.tensor_file import write_tensors
 from peer.training.vectors import bytes_of, check_vector
 from protocol.errors import FormatError, InputError
 from protocol.run_spec import InnerOptimizer
+
+logger = logging.getLogger(__name__)
 
 
 class LocalOptimizer(ABC):
@@ -136,6 +139,16 @@ class LocalOptimizer(ABC):
         self._take_numbers(metadata)
         return round
 
+    def take_over(self, other: LocalOptimizer) -> None:
+        """What the same optimizer on another device remembers; nothing, where that device does not answer any more."""
+        try:
+            numbers = other.numbers
+            self._take_vectors(other._vectors)
+            self._take_numbers(numbers)
+        except RuntimeError as error:
+            self.reset()
+            logger.warning("the optimizer starts afresh: %s", str(error).partition("\n")[0])
+
     def _take_vectors(self, vectors: Mapping[str, torch.Tensor]) -> None:
         for name, vector in vectors.items():
             self._vectors[name].copy_(vector)
@@ -186,6 +199,29 @@ def _digest(metadata: Mapping[str, str], vectors: Mapping[str, torch.Tensor]) ->
     for vector in vectors.values():
         hasher.update(bytes_of(vector))
     return hasher.hexdigest()
+
+
+def save_or_warn(optimizer: LocalOptimizer, path: Path, run: str, round: int) -> bool:
+    """As `save`; a full disk is a warning, and False."""
+    try:
+        optimizer.save(path, run, round)
+    except InputError as error:
+        logger.warning("%s; going on: only a restart would miss what the optimizer remembers", error.message)
+        return False
+    return True
+
+
+def load_or_put_aside(optimizer: LocalOptimizer, path: Path, run: str) -> bool:
+    """Take over what `save` wrote in this run, if it did; whether that was done. What cannot be used is put aside."""
+    if not path.is_file():
+        return False
+    try:
+        round = optimizer.load(path, run)
+    except FormatError as error:
+        logger.warning("%s; put aside as %s, the optimizer starts afresh", error.message, put_aside(path).name)
+        return False
+    logger.info("the optimizer goes on from round %d", round)
+    return True
 
 
 def put_aside(path: Path) -> Path:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,7 @@ FASTER = 1.05  # a doubled size must do this many times the sequences per second
 PASS_MOST_S = 4.0  # no search beyond this: the trainer answers its owner and the others between two passes
 MAX_FILE_BYTES = 64 * 1024
 MAX_KEPT = 64  # sizes in the file
+_REMEMBERING = threading.Lock()  # cards of one peer share the file
 
 
 class MicroBatch:
@@ -103,6 +105,11 @@ def read_size(path: Path, key: str) -> int | None:
 
 def remember_size(path: Path, key: str, size: int) -> None:
     """Keep a size for the next start. A full disk costs that start a search, and nothing else."""
+    with _REMEMBERING:
+        _write_size(path, key, size)
+
+
+def _write_size(path: Path, key: str, size: int) -> None:
     sizes = {name: old for name, old in _read(path).items() if name != key}
     kept = dict(list(sizes.items())[-(MAX_KEPT - 1) :]) | {key: size}
     try:

@@ -135,6 +135,7 @@ class TrainableModel:
         frozen = [parameter for parameter in self.model.parameters() if id(parameter) not in shared]
         self.parameters_total = self.parameters_trainable + sum(map(nf4.count, frozen))
         self.recomputing = False  # activations, in the backward pass
+        self.written = 0  # how often the parameters were changed by anything but an optimizer, and held still after it
         self._head_loss: Callable[..., torch.Tensor] | None = None
         self.flat_N = torch.empty(self.parameters_trainable, device=self.device)
         self._gradient_N: torch.Tensor | None = None
@@ -183,6 +184,15 @@ class TrainableModel:
             start = end
         if start != count:
             raise FormatError(f"expected {count} values, got {start}")
+        self._still_as_written()
+
+    def follow(self, other: TrainableModel) -> None:
+        """Take over the parameters of the same model on another device."""
+        self.flat_N.copy_(other.flat_N)
+        self._still_as_written()
+
+    def _still_as_written(self) -> None:
+        self.written += 1
         for buffer, value in self._still:
             value.copy_(buffer)
 
@@ -194,6 +204,7 @@ class TrainableModel:
 
     def hold_still(self) -> None:
         """Put back what is not trained: weight decay and lossy codecs know nothing of it."""
+        self.written += 1
         for buffer, value in self._still:
             buffer.copy_(value)
 

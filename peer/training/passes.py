@@ -48,8 +48,12 @@ class Failed:
     is_interrupted: bool = False
 
 
+class NoRoomError(InputError):
+    """There is not even memory for one sequence on this device."""
+
+
 class Passes:
-    """The passes of one peer.
+    """The passes of one peer on one device.
 
     Args:
         model: whose `gradient_N` they add to.
@@ -70,7 +74,7 @@ class Passes:
         wanted: str = "fp32",
         sizes: Path | None = None,
     ) -> None:
-        self._model, self._sequences, self._spec = model, sequences, spec
+        self.model, self._sequences, self._spec = model, sequences, spec
         self._sizes = sizes
         self._scale = LossScale("fp32")
         if not self._has_room(1):
@@ -83,13 +87,24 @@ class Passes:
     def interrupt_when(self, is_asked: Callable[[], bool]) -> None:
         """From now on, end a pass in the middle when this says so."""
         if self._interrupting is None:
-            interrupt_layers(self._model.model, lambda: self._interrupting is not None and self._interrupting())
+            interrupt_layers(self.model.model, lambda: self._interrupting is not None and self._interrupting())
         self._interrupting = is_asked
 
     @property
     def most(self) -> int:
-        """How many sequences to give to the next pass, at most."""
+        """How many sequences a pass takes, at most."""
         return self._size.size
+
+    def next_size(self, left: int | None) -> int:
+        """How many sequences to give to the next attempt.
+
+        Args:
+            left: until the optimizer steps; None: there is no end.
+        """
+        return self.most if left is None else min(self.most, left)
+
+    def tell_when_out(self, told: Callable[[str, str], None]) -> None:
+        """Nothing: a device that is alone fails with its error."""
 
     @property
     def scale(self) -> float:
@@ -98,30 +113,30 @@ class Passes:
 
     def clear(self) -> None:
         """Set the gradient to zero."""
-        self._model.gradient_N.zero_()
+        self.model.gradient_N.zero_()
         self._scale.grow()
 
     def attempt(self, rows: Sequence[Any]) -> Passed | Failed:
         """Add the gradient of the summed loss of these sequences, times `scale`.
 
         Raises:
-            InputError: there is not even memory for one sequence.
+            NoRoomError: there is not even memory for one sequence.
         """
-        clock = Stopwatch(self._model.device, self._size.searching)
-        untouched = self._model.gradient_N._version  # torch counts what is written to it, by way of its views too
+        clock = Stopwatch(self.model.device, self._size.searching)
+        untouched = self.model.gradient_N._version  # torch counts what is written to it, by way of its views too
         loss = None
         try:
             loss = self._pass(rows, self.precision)
             seconds = clock.seconds()
         except Interrupted:
-            return Failed(self._model.gradient_N._version != untouched, is_interrupted=True)
+            return Failed(self.model.gradient_N._version != untouched, is_interrupted=True)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         if loss is None:
             self._back_off(len(rows))
-            return Failed(spoilt=self._model.gradient_N._version != untouched)
-        if self._scale.watched and not is_finite(self._model.gradient_N):
+            return Failed(spoilt=self.model.gradient_N._version != untouched)
+        if self._scale.watched and not is_finite(self.model.gradient_N):
             self._overflowed(loss.item())
             return Failed(spoilt=True)
         self._scale.passed()
@@ -131,14 +146,14 @@ class Passes:
         return Passed(loss)
 
     def _pass(self, rows: Sequence[Any], used: Precision) -> torch.Tensor:
-        batch = self._sequences.batch(rows, self._model.device)
-        with precision.autocast(self._model.device, used):
-            loss = self._model.loss(*batch)
+        batch = self._sequences.batch(rows, self.model.device)
+        with precision.autocast(self.model.device, used):
+            loss = self.model.loss(*batch)
         (loss if self.scale == 1.0 else loss * self.scale).backward()
         return loss.detach()
 
     def _back_off(self, size: int) -> None:
-        let_go_of_memory(self._model.device)
+        let_go_of_memory(self.model.device)
         if self._size.out_of_memory(size):
             logger.info("%d sequences at once do not fit; taking %d", size, self.most)
         elif self._recompute("one sequence does not fit"):
@@ -146,29 +161,29 @@ class Passes:
                 micro_batch.remember_size(self._sizes, self._key, 1)
             self._size = self._micro_batch()
         else:
-            raise InputError(
-                f"this device ({device_name(self._model.device)}) ran out of memory over one sequence of "
+            raise NoRoomError(
+                f"this device ({device_name(self.model.device)}) ran out of memory over one sequence of "
                 f"{self._spec.data.sequence_length} tokens",
                 "close other programs that use it, choose another --device, or join a smaller run",
             )
 
     def _recompute(self, why: str) -> bool:
         """Whether a pass needs less memory from now on."""
-        done = self._model.recompute()
+        done = self.model.recompute()
         if done:
             logger.info("%s; recomputing activations: passes need less memory and a third more time", why)
         return done
 
     def _has_room(self, size: int) -> bool:
         """Whether that many sequences may be tried: a system short of main memory kills rather than refuses."""
-        needed = activation_bytes(self._spec, size, self._model.recomputing, self._model.shape)
-        return self._model.device.type == "cuda" or needed < psutil.virtual_memory().available
+        needed = activation_bytes(self._spec, size, self.model.recomputing, self.model.shape)
+        return self.model.device.type == "cuda" or needed < psutil.virtual_memory().available
 
     @property
     def _key(self) -> str:
         """What sizes are remembered for."""
-        key = micro_batch.size_key(device_name(self._model.device), self.precision, self._spec.digest)
-        return f"{key} | recomputing" if self._model.recomputing else key
+        key = micro_batch.size_key(device_name(self.model.device), self.precision, self._spec.digest)
+        return f"{key} | recomputing" if self.model.recomputing else key
 
     def _overflowed(self, loss: float) -> None:
         if not self._scale.overflowed(loss):
@@ -181,21 +196,21 @@ class Passes:
         fastest = math.inf
         try:
             for _ in range(micro_batch.PASSES):
-                clock = Stopwatch(self._model.device, True)
+                clock = Stopwatch(self.model.device, True)
                 self._pass([self._sequences.example()], used)
                 fastest = min(fastest, clock.seconds())
                 if fastest > micro_batch.PASS_MOST_S:
                     break
         except (RuntimeError, TypeError) as error:  # what torch says where it has no such kernels
             logger.info("%s does not do here: %s", used, str(error).partition("\n")[0][:200])
-        self._model.gradient_N.zero_()
+        self.model.gradient_N.zero_()
         return fastest
 
     def _micro_batch(self) -> MicroBatch:
         sizes, most = self._sizes, self._spec.inner.micro_batch
         if sizes is None:
             return MicroBatch(most, most)
-        if not self._model.recomputing and micro_batch.read_size(sizes, f"{self._key} | recomputing") is not None:
+        if not self.model.recomputing and micro_batch.read_size(sizes, f"{self._key} | recomputing") is not None:
             self._recompute("one sequence did not fit at the last start")
 
         def on_found(size: int) -> None:

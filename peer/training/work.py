@@ -25,31 +25,33 @@ rounding only. A pass that ran out of memory or overflowed may have left half of
 goes back to where the gradient was zero, at the last optimizer step or the round's beginning, and the same sequences
 are drawn again: none is lost or counted twice, and no copy of the gradient has to be kept.
 
-Steps do not wait for the device, but while a size is being searched and in fp16: losses stay tensors, and token counts
-are known from the data.
+Steps do not wait for the device, but while a size is being searched, in fp16 and on several devices (`cards`): losses
+stay tensors, and token counts are known from the data.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from peer.training.cards import passes_on
 from peer.training.codecs.codec import EncodedUpdate, codec
 from peer.training.data import Dataset
-from peer.training.inner_optimizer import put_aside
+from peer.training.inner_optimizer import load_or_put_aside, save_or_warn
 from peer.training.interruption import Interrupted
 from peer.training.memory import MomentsKind
 from peer.training.model import TrainableModel
-from peer.training.passes import Failed, Passes
+from peer.training.passes import Failed
 from peer.training.schedule_free import make_optimizer
 from peer.training.state import SharedState
 from peer.training.vectors import bytes_of, is_finite
-from protocol.errors import FormatError, InputError, RoundAborted
+from protocol.errors import FormatError, RoundAborted
 from protocol.run_spec import RunSpec
 from protocol.schedule import Rates
 
@@ -111,7 +113,7 @@ class LocalWork:
     """One peer's work, round after round.
 
     Args:
-        model: trained in place.
+        model: trained in place; or the same model on several devices, see `cards`.
         dataset: of the run.
         spec: of the run.
         peer_id: whose draws these are.
@@ -126,7 +128,7 @@ class LocalWork:
 
     def __init__(
         self,
-        model: TrainableModel,
+        model: TrainableModel | Sequence[TrainableModel],
         dataset: Dataset,
         spec: RunSpec,
         peer_id: str,
@@ -136,13 +138,16 @@ class LocalWork:
         sizes: Path | None = None,
         moments: MomentsKind = "fp32",
     ) -> None:
-        self.model, self.dataset, self.spec, self.peer_id = model, dataset, spec, peer_id
+        models = [model] if isinstance(model, TrainableModel) else model
+        self.model, self.dataset, self.spec, self.peer_id = models[0], dataset, spec, peer_id
         self.round, self._segment_steps = 0, segment_steps  # the round that the work is for; 0 before the first begin
         self._base: SharedState | None = None
         self._pending = _Count()
         self._ahead = False  # the work is for the round after the one that `_base` is the base of; see `carry_on`
-        self._optimizer = make_optimizer(spec, model.flat_N, model.gradient_N, moments)
-        self.passes = Passes(model, dataset.train, spec, wanted, sizes)
+        self._moments: MomentsKind = moments
+        self._optimizer = make_optimizer(spec, self.model.flat_N, self.model.gradient_N, moments)
+        self.passes = passes_on(models, dataset.train, spec, wanted, sizes)
+        self._follow_passes()
         self._restart()
 
     @property
@@ -243,6 +248,7 @@ class LocalWork:
         if self._base is None:
             raise RuntimeError("begin was not called")
         while isinstance(passed := self.passes.attempt(rows := self._next_rows()), Failed):
+            self._follow_passes()
             if passed.spoilt:
                 self._forget_pending()
             if passed.is_interrupted:
@@ -298,10 +304,17 @@ class LocalWork:
 
     def _next_rows(self) -> list[Any]:
         """Which sequences the next pass takes."""
-        first, size = self.sequences, self.passes.most
-        if self._diloco:  # an optimizer step takes exactly `inner.batch`
-            size = min(size, self.spec.inner.batch - self._pending.sequences)
-        return self.dataset.train.draw(self.spec.run.seed, self.round, self.peer_id, first, size)
+        size = self.passes.next_size(self.spec.inner.batch - self._pending.sequences if self._diloco else None)
+        return self.dataset.train.draw(self.spec.run.seed, self.round, self.peer_id, self.sequences, size)
+
+    def _follow_passes(self) -> None:
+        """Where the first of several devices has failed, go on with the next: all but the moments is there."""
+        if self.passes.model is self.model:
+            return
+        self.model, before = self.passes.model, self._optimizer
+        self._optimizer = make_optimizer(self.spec, self.model.flat_N, self.model.gradient_N, self._moments)
+        if before is not None and self._optimizer is not None:
+            self._optimizer.take_over(before)
 
     def _optimizer_step(self) -> None:
         """One step on the mean gradient of the pending tokens, at the rate of the round that they are for."""
@@ -323,26 +336,15 @@ class LocalWork:
         It takes what `LocalOptimizer.save` says, best while the members average: no step is done then. Any thread may
         call it while no other is in `step`, `finish` or `begin`. A full disk is a warning. Method gradient has none.
         """
-        if self._optimizer is None:
-            return False
-        try:
-            self._optimizer.save(path, self.spec.digest, self.round)
-        except InputError as error:
-            logger.warning("%s; going on: only a restart would miss what the optimizer remembers", error.message)
-            return False
-        return True
+        return self._optimizer is not None and save_or_warn(self._optimizer, path, self.spec.digest, self.round)
 
     def load_optimizer(self, path: Path) -> bool:
         """Take over what `save_optimizer` wrote in this run; whether that was done.
 
         Moments of some rounds ago are still of use. A damaged or foreign file is put aside with a warning.
         """
-        if self._optimizer is None or not path.is_file():
-            return False
-        try:
-            round = self._optimizer.load(path, self.spec.digest)
-        except FormatError as error:
-            logger.warning("%s; put aside as %s, the optimizer starts afresh", error.message, put_aside(path).name)
-            return False
-        logger.info("the optimizer goes on from round %d", round)
-        return True
+        return (
+            self._optimizer is not None
+            and path.is_file()
+            and load_or_put_aside(self._optimizer, path, self.spec.digest)
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -51,6 +52,7 @@ class ShardedSequences:
         self.apart = data.documents_apart
         self._draws = Draws(manifest, [source.weight for source in data.sources], seed)
         self._read: OrderedDict[str, Shard] = OrderedDict()  # the one that was used last at the end
+        self._reading = threading.Lock()  # several cards ask for batches at once
         self._wanted: tuple[int, int] | None = None  # round and lot
 
     @property
@@ -98,6 +100,10 @@ class ShardedSequences:
             yield self._shard(self._manifest.sources[sample.source].shards[sample.shard]), sample.row
 
     def _shard(self, entry: ShardEntry) -> Shard:
+        with self._reading:
+            return self._shard_of(entry)
+
+    def _shard_of(self, entry: ShardEntry) -> Shard:
         shard = self._read.pop(entry.digest, None)
         if shard is None:
             shard = Shard.from_bytes(self._shards.read(entry), self.longest, self._vocabulary, self.apart)
