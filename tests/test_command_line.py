@@ -42,6 +42,11 @@ def test_help_explains_itself_and_imports_nothing_heavy(verb: list[str], tmp_pat
     check_imports(tmp_path, [*verb, "--help"])
 
 
+def test_help_is_in_the_language_that_is_asked_for(tmp_path: Path) -> None:
+    assert potluck(tmp_path, "join", "--help", "--lang=zh").stdout.startswith("用法：")
+    assert potluck(tmp_path, "join", "--help", "--lang", "en").stdout.startswith("Usage:")
+
+
 def test_looking_after_ones_own_peers_imports_nothing_heavy(tmp_path: Path) -> None:
     (tmp_path / "runs" / ("ab" * 8)).mkdir(parents=True)
     check_imports(tmp_path, ["status", "--json"])

@@ -348,9 +348,3 @@ def test_help_is_chinese(verb: str, run: Callable[..., Done]) -> None:
     assert done.code == 0 and done.stdout.startswith("用法：")
     for line in done.stdout.splitlines()[1:]:
         check_chinese(re.sub(r"^ +(-\S+(, --\S+)*|[A-Za-z_.]+)(?= |$)|\[x[^\]]*\]|[A-Z]+\|[A-Z]+", "", line))
-
-
-def test_help_is_in_the_language_that_is_asked_for(run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run("join", "--help", "--lang", "en").stdout.startswith("Usage:")
-    monkeypatch.setenv("LANG", "en_US.UTF-8")
-    assert run("join", "--help", "--lang=zh").stdout.startswith("用法：")
