@@ -93,9 +93,7 @@ def race(
         (alone_s, alone), (together_s, together) = pair[:: 1 if turn % 2 else -1]
         if turn:  # speeds are learnt in the first
             ratios.append(together.tokens / together_s / (alone.tokens / alone_s))
-        if (
-            alone.batches == together.batches
-        ):  # a gradient's round ends with a whole attempt, of more sequences or fewer
+        if alone.batches == together.batches:  # a gradient's round ends with a whole attempt
             apart = max(apart, float((together.vector - alone.vector).norm() / alone.vector.norm()))
     low, middle, high = statistics.quantiles(ratios, n=4)
     print(f"| {name} | {method} | {middle:.3f} | {low:.3f} to {high:.3f} | {apart:.1e} |", flush=True)
