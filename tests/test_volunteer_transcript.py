@@ -80,9 +80,11 @@ def test_an_afternoon_and_another_day(community: Community) -> None:
         alice.press("?")
         alice.sees(text("key-p-long", "en"))
         alice.press("x")
+        alice.sees("working")  # two keys at once would be pasted text
         alice.press("l")
         alice.sees("l again leaves; any other key stays")
         alice.press("x")
+        alice.sees("? help")
 
         assert ask(community, "finish").returncode == 0
         assert alice.end() == 0, alice.shown[-2000:]

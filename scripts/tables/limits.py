@@ -228,7 +228,13 @@ def upload(home: Household) -> list[Row]:
     busy = [here for before, here, after in zip(steps, steps[1:], steps[2:], strict=False)
             if all(mbit > least * took for took, mbit in (before, here, after))]  # fmt: skip
     mbit, took = sum(mbit for _, mbit in busy), sum(took for took, _ in busy)
-    return [(f"`upload_mbit = {UPLOAD_MBIT:g}`", f"{mbit / took:.2f} Mbit/s in {took:.0f} s of sending", "within 5 %")]
+    return [
+        (
+            f"`upload_mbit = {UPLOAD_MBIT:g}`",
+            f"{mbit / max(took, 1e-9):.2f} Mbit/s in {took:.0f} s of sending",
+            "within 5 %",
+        )
+    ]
 
 
 def _sent(home: Household) -> dict[str, int]:
