@@ -1,6 +1,6 @@
 """Several cards in one peer, against one card that is as fast as all of them together.
 
-    scripts/bench cards                    eight turns of each arm: five minutes
+    scripts/bench cards                    four turns of each arm: three minutes
 
 Cards are stand-ins on the CPU. Held ones compute what any does, and then sleep until a card of their speed would have
 been done, so what is left is what it costs to divide the work: the queue, the gradients' sum, parameters for all. Free
@@ -34,8 +34,8 @@ GOAL = 0.95
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench cards", description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=8, help="measurements of each arm")
-    parser.add_argument("--steps", type=int, default=6, help="optimizer steps in one measurement")
+    parser.add_argument("--turns", type=int, default=4, help="measurements of each arm")
+    parser.add_argument("--steps", type=int, default=4, help="optimizer steps in one measurement")
     options = parser.parse_args(arguments)
     speeds: dict[int, float] = {}
     hold(speeds)

@@ -189,13 +189,15 @@ def idle(home: Household) -> list[Row]:
     """What a paused peer costs."""
     home.ask("pause")
     eventually(lambda: len(home.tree()) == 1)
-    before = _cpu_s(home.tree())
+    before, told = _cpu_s(home.tree()), _counted(home.tree())
     time.sleep(IDLE_S)
-    cores = (_cpu_s(home.tree()) - before) / IDLE_S
+    cores, now = (_cpu_s(home.tree()) - before) / IDLE_S, _counted(home.tree())
+    each_s = sum(count - told.get(line, 0) for line, count in now.items()) / IDLE_S
     open_lines = [line for line in home.tree()[0].net_connections("tcp") if line.status == psutil.CONN_ESTABLISHED]
     home.ask("resume")
     took = home.works_again()
-    seen = f"{100 * cores:.2f} % of a core, {len(open_lines)} connections; works {took:.1f} s after `resume`"
+    costs = f"{100 * cores:.2f} % of a core, {len(open_lines)} connections, {each_s:.0f} B/s"
+    seen = f"{costs}; works {took:.1f} s after `resume`"
     return [("a paused peer", seen, "1 %, 1 kB/s")]
 
 
@@ -239,13 +241,18 @@ def upload(home: Household) -> list[Row]:
 
 def _sent(home: Household) -> dict[str, int]:
     """Bytes sent by each connection of alice's p2pd, which speaks to her own program by a Unix socket."""
-    pids = {process.pid for process in home.tree()[1:]}
+    return _counted(home.tree()[1:], "bytes_sent")
+
+
+def _counted(processes: list[psutil.Process], what: str = "bytes_sent|bytes_received") -> dict[str, int]:
+    """Bytes of each open TCP connection, as the kernel counts them."""
+    pids = {process.pid for process in processes}
     lines = subprocess.run(["ss", "-tinpHO"], capture_output=True, text=True, check=True).stdout.splitlines()
     found = {}
     for line in lines:
-        owner, count = re.search(r"pid=(\d+)", line), re.search(r"bytes_sent:(\d+)", line)
-        if owner and count and int(owner[1]) in pids:
-            found[" ".join(line.split()[3:5])] = int(count[1])
+        owner, counts = re.search(r"pid=(\d+)", line), re.findall(rf"(?:{what}):(\d+)", line)
+        if owner and counts and int(owner[1]) in pids:
+            found[" ".join(line.split()[3:5])] = sum(map(int, counts))
     return found
 
 
