@@ -100,7 +100,8 @@ class Receipts:
         for path in sorted(self.folder.glob(f"round-*.{self._peer_id}.json")):  # of an identity that has come back
             plain = path.with_name(path.name.partition(".")[0] + ".json")
             if _NAME.fullmatch(plain.name) and not plain.exists():
-                path.replace(plain)
+                with contextlib.suppress(OSError):  # then it is fetched again
+                    path.replace(plain)
         damaged += [number for number in self.rounds() if number not in self._tokens and not self._takes(number)]
         return max((number for number in self._tokens if number < min(damaged, default=number + 1)), default=0)
 

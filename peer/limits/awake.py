@@ -86,7 +86,11 @@ def _has_moved(before: Whereabouts | None, now: Whereabouts | None) -> bool:
 
 
 def own_place() -> Whereabouts:
-    """Where this computer is; no packet is sent. Raises: OSError, psutil.Error: this system does not tell."""
+    """Where this computer is; no packet is sent.
+
+    Raises:
+        OSError, psutil.Error, NotImplementedError: this system does not tell.
+    """
     by_address: dict[str, str] = {}
     for name, items in psutil.net_if_addrs().items():
         for item in items:

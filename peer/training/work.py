@@ -343,8 +343,4 @@ class LocalWork:
 
         Moments of some rounds ago are still of use. A damaged or foreign file is put aside with a warning.
         """
-        return (
-            self._optimizer is not None
-            and path.is_file()
-            and load_or_put_aside(self._optimizer, path, self.spec.digest)
-        )
+        return self._optimizer is not None and load_or_put_aside(self._optimizer, path, self.spec.digest)
