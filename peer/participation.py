@@ -246,8 +246,13 @@ class Participation:
         logger.info("%s", describe(Round.of(report)))
         self._standing.committed(head, report)
         self._screen.committed(head, report)
-        if report.took_part or self._config.swarm.reduce_only:
-            self._notices.took_part(head.round)
+        swarm = self._config.swarm
+        self._notices.committed(
+            head.round,
+            took_part=report.took_part or swarm.reduce_only,
+            waits=report.waits,
+            upload_mbit=swarm.rates.up.most_mbit,
+        )
         if self._link is not None:
             self._link.wake()
 

@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from typing import Any
 
 from peer.net.node import Handler, Node, short
@@ -61,6 +61,7 @@ class MemoryNode:
     def __init__(self, network: Network, peer_id: str) -> None:
         self.network, self.peer_id = network, peer_id
         self.handlers: dict[str, Handler] = {}
+        self.disconnected: list[Collection[str] | None] = []  # from whom, each time
         self._serving: set[asyncio.Task[None]] = set()
         self.open_writers: dict[asyncio.StreamWriter, tuple[str, str]] = {}  # -> who opened the stream, to whom
 
@@ -112,8 +113,9 @@ class MemoryNode:
         wanted = {address.rpartition("/")[2] for address in addresses}
         return {peer for peer in wanted if peer != self.peer_id and self.network.reaches(self.peer_id, peer)}
 
-    async def disconnect(self) -> None:
-        self.end_streams()
+    async def disconnect(self, only: Collection[str] | None = None) -> None:
+        self.disconnected.append(only)
+        self.end_streams(lambda ends: only is None or not {*ends}.isdisjoint(only))
 
     async def store_record(self, key: str, subkey: str, value: bytes, expires: float) -> bool:
         self.network.records.setdefault(key, {})[subkey] = value

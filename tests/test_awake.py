@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from lab.processes import eventually
+from lab.wan.namespace import Namespace, available
 from peer.limits import awake
 from peer.limits.awake import LOOK_S, Awake, Change, Lookout, Whereabouts, own_place
 from peer.link.notices import Notices
@@ -153,12 +156,35 @@ def test_a_mistake_in_what_is_told_does_not_end_the_thread(computer: Computer, m
 def test_the_owner_hears_of_a_sleep_and_of_the_first_round_after_it() -> None:
     said: list[tuple[str, dict[str, str]]] = []
     notices = Notices(lambda key, **values: said.append((key, values)))
-    notices.took_part(10)
+    notices.committed(10, took_part=True)
     notices.changed(Change(180.0, True))
+    notices.committed(11, took_part=False)
     for round in (12, 13):
-        notices.took_part(round)
+        notices.committed(round, took_part=True)
     notices.changed(Change(0.0, True))
     assert said == [("slept", {"time": "3 min"}), ("back", {"round": "12"}), ("network-changed", {})]
+
+
+def test_the_owner_hears_of_rounds_that_are_made_without_this_computer_and_of_the_first_with_it() -> None:
+    said: list[tuple[str, dict[str, str]]] = []
+    notices = Notices(lambda key, **values: said.append((key, values)))
+    for limit, first in ((None, 1), (2.0, 10)):
+        for round in range(first, first + 7):
+            notices.committed(round, took_part=False, upload_mbit=limit)
+        notices.committed(first + 7, took_part=True, upload_mbit=limit)
+    assert said == [
+        ("left-behind", {"rounds": "5"}),
+        ("back", {"round": "8"}),
+        ("left-behind-by-limit", {"rounds": "5", "mbit": "2"}),
+        ("back", {"round": "17"}),
+    ]
+    for round in range(20, 40):
+        notices.committed(round, took_part=False, waits=round % 5 == 0)
+    assert len(said) == 4, "there was no place for it in between"
+    notices.changed(Change(180.0, False))
+    for round in range(40, 60):
+        notices.committed(round, took_part=False)
+    assert [key for key, _ in said[4:]] == ["slept", "left-behind"] and said[-1][1] == {"rounds": "20"}
 
 
 def test_who_could_not_give_a_head_before_the_sleep_is_asked_again_at_once() -> None:
@@ -193,13 +219,52 @@ def test_who_comes_back_opens_all_streams_anew_says_where_it_is_and_makes_the_ne
             before = {writer for writer in one.node.open_writers if not writer.is_closing()}
             await looking.reconnect()
             assert before and all(writer.is_closing() for writer in before)
+            await until(lambda: {one.me} in peers[1].node.disconnected, what="its dead connection to be let go of")
             await until(lambda: network.records, what="the record")
             at = max(peer.round for peer in peers)
             await until(lambda: any(report.took_part for report in one.reports[at:]))
             forever.cancel()
             await asyncio.gather(forever, return_exceptions=True)
+            assert one.node.disconnected == [None] and peers[1].node.disconnected == [{one.me}], "once, and no echo"
 
     run(main())
+
+
+def test_a_new_address_is_told_over_the_streams_that_are_open(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with World(tmp_path, values=1000).peers(2) as (one, other):
+            await until(lambda: other.driver.roster.is_admitted(one.me))
+            one.driver.addresses = [f"/ip4/10.9.0.7/tcp/4701/p2p/{one.me}"]
+            await until(lambda: other.driver.roster.addresses(one.me) == tuple(one.driver.addresses))
+
+    run(main())
+
+
+# ---- the kernel's routes ---------------------------------------------------------------------------------------------
+
+
+def test_a_new_default_route_is_noticed_though_the_old_address_is_still_there() -> None:
+    if reason := available():
+        pytest.skip(f"no network namespaces here: {reason}")
+    if shutil.which("ip") is None:
+        pytest.skip("no `ip` here to change routes with")
+
+    def ip(command: str) -> None:
+        subprocess.run(["ip", *command.split()], check=True, timeout=20)
+
+    def cabled() -> tuple[Whereabouts, Whereabouts]:
+        ip("route add default via 10.77.0.254 dev wan0 metric 600")
+        wireless = own_place()
+        for command in ("tuntap add cable mode tun", "addr add 10.88.0.5/24 dev cable", "link set cable up"):
+            ip(command)
+        ip("route add default via 10.88.0.1 dev cable metric 100")
+        return wireless, own_place()
+
+    with Namespace("10.77.0.9") as here:
+        wireless, cable = here.call(cabled)
+    assert (wireless.v4, cable.v4) == (("wan0", "10.77.0.9"), ("cable", "10.88.0.5"))
+    assert "10.77.0.9" in cable.addresses
+    assert Lookout(0.0, wireless).look(LOOK_S, cable) == Change(0.0, True)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -85,6 +85,33 @@ def test_three_peers_on_home_lines_agree_on_every_round(
         assert all(after[name].bytes_up > before[name].bytes_up for name in NAMES)
 
 
+def test_a_member_that_comes_to_another_network_is_in_the_next_rounds(
+    tmp_path: Path, llama: Path, plays: Path, starter: WarmStart
+) -> None:
+    config = small_run(llama, plays, rounds=0)
+    config["sync"] = {"method": "diloco", "round_seconds": 1.5, "wire": "int8", "min_peers": 2}
+    with (
+        WanLab(dict.fromkeys(("host", *NAMES), HOME)) as lab,
+        WanCommunity(tmp_path, config, lab, starter=starter, tokens_per_s=CARD_TOKENS_PER_S) as run,
+    ):
+        run.host()
+        peers = [run.peer("alice", "--listen", "0.0.0.0:0"), run.peer("bob"), run.peer("carol")]
+        for peer in peers:
+            peer.wait_for("committed", lambda event: event["members"] == 3 and event["took_part"])
+        lab.move("alice", "10.77.0.200")
+        moved = time.time()
+        alice = peers[0]
+        whole = alice.wait_for(  # a round that was as good as made then does not count
+            "committed", lambda event: event["time"] > moved + 1.5 and event["members"] == 3 and event["took_part"]
+        )
+        alice.wait_for("waiting", key="back")
+        alice.wait_for("credited", lambda event: event["newest"] >= whole["round"])
+        without = [event for event in peers[1].committed().values() if moved < event["time"] < whole["time"] - 0.5]
+        print(f"together again after {whole['time'] - moved:.1f} s, {len(without)} rounds later")
+        assert len(without) <= 3, "libp2p's own signs of life take 40 s: ten rounds"
+        assert "cannot be reached" not in alice.said, "its coordinator was there all the time"
+
+
 @pytest.mark.slow
 def test_a_split_swarm_goes_on_in_one_half_and_is_whole_again_two_rounds_after_it_heals(
     tmp_path: Path, llama: Path, plays: Path, starter: WarmStart

@@ -29,7 +29,7 @@ from lab.wan.namespace import QUEUE_PACKETS, kill_all_in
 BATCH = 64  # packets read from one host before the others, and what is due, have their turn
 MAX_PACKET_BYTES = 65535
 MAX_MESSAGE_BYTES = 64 * 1024
-COMMANDS = ("set", "cut", "restore", "cut_pair", "restore_pair", "split", "heal", "counters")
+COMMANDS = ("set", "cut", "restore", "cut_pair", "restore_pair", "split", "heal", "move", "counters")
 PRIORITY = 1  # of real-time scheduling, the lowest: ordinary priority makes packets 10 to 20 ms late on a busy machine
 
 

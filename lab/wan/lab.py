@@ -165,6 +165,11 @@ class WanLab:
         """Undo the split; cables that were cut stay cut."""
         self._do("heal")
 
+    def move(self, host: str, address: str) -> None:
+        """Give this host another address in 10.77.0.0/16 and take the old one away, as another network does."""
+        self._namespaces[host].set_address(address)
+        self._do("move", host, address)
+
     def counters(self) -> dict[str, Counters]:
         """What went through each host's interface so far."""
         return {name: Counters(*values) for name, values in self._do("counters").items()}

@@ -76,6 +76,7 @@ class Port:
 
     name: str
     host: Host
+    address: bytes = b""  # packed
     cut: bool = False
     up_bytes_s: float = 0.0
     down_bytes_s: float = 0.0
@@ -138,11 +139,11 @@ class Switch:
         self._order = itertools.count()
         self._cut_pairs: set[frozenset[str]] = set()
         self._groups: list[frozenset[str]] | None = None
-        for source, to in itertools.permutations(self._ports.values(), 2):
-            path = Path(source, to, random.Random(f"{seed}/{source.name}/{to.name}"))
-            source.paths[socket.inet_aton(addresses[to.name])] = path
         for port in self._ports.values():
+            port.address = socket.inet_aton(addresses[port.name])
             port.set(port.host)
+        for source, to in itertools.permutations(self._ports.values(), 2):
+            source.paths[to.address] = Path(source, to, random.Random(f"{seed}/{source.name}/{to.name}"))
         self._update()
 
     # ---- packets -----------------------------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ class Switch:
         port.packets_up += 1
         port.bytes_up += size
         path = port.paths.get(packet[16:20])
-        if path is None or path.blocked:
+        if path is None or path.blocked or packet[12:16] != port.address:
             port.dropped += 1
             return
         leaves = now
@@ -238,6 +239,18 @@ class Switch:
         """From now on two hosts reach each other only if a group holds both; a host may be in several, or in none."""
         self._groups = [self._known(group) for group in groups]
         self._update()
+
+    def move(self, name: str, address: str) -> None:
+        """This host is at another address now: what is sent to the old one, or from it, is lost, and nobody is told."""
+        self._known([name])
+        port, old = self._ports[name], self._ports[name].address
+        port.address = socket.inet_aton(address)
+        if any(other.address == port.address for other in self._ports.values() if other is not port):
+            raise ValueError(f"{address} is another host's")
+        for source in self._ports.values():
+            if source is not port:
+                source.paths[port.address] = source.paths.pop(old)
+        port.holes.clear()
 
     def heal(self) -> None:
         """Undo the split; cables that were cut stay cut."""

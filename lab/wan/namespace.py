@@ -70,9 +70,7 @@ class Namespace:
                 Path(NO_IPV6).write_text("1")
             Path("/proc/sys/net/ipv4/tcp_congestion_control").write_text(self._congestion)
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-                for request, text in ((_SIOCSIFADDR, self.address), (_SIOCSIFNETMASK, PREFIX_MASK)):
-                    packed = struct.pack("16sHH4s8x", DEVICE, socket.AF_INET, 0, socket.inet_aton(text))
-                    fcntl.ioctl(control, request, packed)
+                _set_address(control, self.address)
                 for request, number in ((_SIOCSIFMTU, mtu), (_SIOCSIFTXQLEN, QUEUE_PACKETS)):
                     fcntl.ioctl(control, request, struct.pack("16si20x", DEVICE, number))
                 for device in (b"lo", DEVICE):
@@ -97,6 +95,16 @@ class Namespace:
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(inside).result(CALL_S)
 
+    def set_address(self, address: str) -> None:
+        """Another one for `wan0` instead of the one it has; connections from that stay open, and are dead."""
+
+        def inside() -> None:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+                _set_address(control, address)
+
+        self.call(inside)
+        self.address = address
+
     def close(self) -> None:
         for descriptor in (self.file, self.tun):
             if descriptor >= 0:
@@ -113,6 +121,11 @@ class Namespace:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _set_address(control: socket.socket, address: str) -> None:
+    for request, text in ((_SIOCSIFADDR, address), (_SIOCSIFNETMASK, PREFIX_MASK)):
+        fcntl.ioctl(control, request, struct.pack("16sHH4s8x", DEVICE, socket.AF_INET, 0, socket.inet_aton(text)))
 
 
 def enter(file: int) -> None:

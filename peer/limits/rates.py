@@ -44,6 +44,11 @@ class Rate:
             return self._free - now
 
     @property
+    def most_mbit(self) -> float | None:
+        """The limit in 10^6 bits a second."""
+        return None if self.most_bytes_s is None else self.most_bytes_s * 8 / 1e6
+
+    @property
     def bytes_s(self) -> float:
         """The speed of the last seconds."""
         with self._lock:

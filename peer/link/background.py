@@ -107,6 +107,7 @@ class CoordinatorLink:
         self._wake, self._closing = threading.Event(), threading.Event()
         self._pause = pause or threading.Event()
         self.away_since: float | None = None
+        self._is_let_go = False  # of the channel, by `reconnect`
         self._leaving = self.has_told = False  # the latter: the coordinator has heard that this peer leaves
         self.is_giving = False  # a state is on its way to the coordinator
         self._given: set[int] = set()  # rounds whose states the coordinator has
@@ -135,6 +136,7 @@ class CoordinatorLink:
 
     def reconnect(self) -> None:
         """What is open may be dead: end the call under way, and visit the coordinator at once."""
+        self._is_let_go = True
         self._backoff.worked()
         self._pause.set()
         self._client.close()
@@ -152,7 +154,7 @@ class CoordinatorLink:
     def _run(self) -> None:
         while not self._closing.is_set():
             self._wake.clear()
-            went_well = False
+            went_well = self._is_let_go = False
             try:
                 self.visit()
                 went_well, self.away_since = True, None
@@ -161,6 +163,8 @@ class CoordinatorLink:
             except CoordinatorAway as error:
                 if self._closing.is_set():
                     return
+                if self._is_let_go:  # by `reconnect`: it may well be there
+                    continue
                 if self.away_since is None:
                     self.away_since = time.time()
                     logger.warning(

@@ -1,4 +1,7 @@
-"""What the owner should see of the coordinator's word, and of a sleep: said once, and once more when it is over."""
+"""What the owner should see of the coordinator's word, of a sleep, and of rounds that were made without this peer.
+
+Said once, and once more when it is over.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from peer.link.clock import MAX_OFFSET_S, in_words, tell_clock
 from protocol.errors import RefusedError
 from protocol.rpc import Twin
 from protocol.status import Alarm, loss_text
+
+MISSED_MANY = 5  # rounds in a row: then the owner is told
 
 
 class Notices:
@@ -21,6 +26,7 @@ class Notices:
     def __init__(self, problem: Callable[..., None]) -> None:
         self._problem = problem
         self._clock_was_wrong = self._was_away = False
+        self._missed = 0  # rounds in a row
         self._alarm: Alarm | None = None
 
     def clock(self, offset_s: float) -> None:
@@ -39,11 +45,24 @@ class Notices:
         else:
             self._problem("network-changed")
 
-    def took_part(self, round: int) -> None:
-        """This peer took part in a round."""
-        if self._was_away:
+    def committed(self, round: int, *, took_part: bool, waits: bool = False, upload_mbit: float | None = None) -> None:
+        """A round was made.
+
+        Args:
+            took_part: this peer did, or need not.
+            waits: there was no place for it.
+            upload_mbit: its owner's limit.
+        """
+        self._missed = 0 if took_part or waits else self._missed + 1
+        if took_part and self._was_away:
             self._problem("back", round=str(round))
-        self._was_away = False
+            self._was_away = False
+        elif self._missed == (4 if self._was_away else 1) * MISSED_MANY:  # who comes back makes up for many at once
+            self._was_away = True
+            if upload_mbit is None:
+                self._problem("left-behind", rounds=str(self._missed))
+            else:
+                self._problem("left-behind-by-limit", rounds=str(self._missed), mbit=f"{upload_mbit:g}")
 
     def twin(self, twin: Twin) -> None:
         """Whether another computer uses this peer's identity: who was first hears of it, the other one stops."""

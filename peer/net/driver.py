@@ -49,7 +49,6 @@ from protocol.parts import Told
 
 logger = logging.getLogger(__name__)
 
-MISSED_MANY = 5  # rounds in a row: then the owner is told
 TELL_S = 3.0  # for the others to hear that this member leaves
 LEAVE_S = 12.0  # for the core to be done
 
@@ -101,7 +100,6 @@ class Driver:
         self._gone = asyncio.Event()
         self._telling: asyncio.Task[None] | None = None
         self._began = ""  # digest of the state that the trainer began from
-        self._missed_rounds = 0  # in a row
 
     @property
     def head(self) -> Head:
@@ -316,20 +314,10 @@ class Driver:
             action.left_out,
             waits=waits,
         )
-        self._tell_if_slow(action.counted or waits)
         self.shelf.advance(head)
         self.own.committed(action)
         self._advanced.set()
         self.talk.spawn(self._keep(head, report))
-
-    def _tell_if_slow(self, well: bool) -> None:
-        self._missed_rounds = 0 if well or self.state.config.reduce_only else self._missed_rounds + 1
-        if self._missed_rounds == MISSED_MANY:
-            logger.warning(
-                "%d rounds in a row were made without this peer: "
-                "its line or its card is too slow for rounds this short",
-                MISSED_MANY,
-            )
 
     async def _keep(self, head: Head, report: RoundReport) -> None:
         kept = e.Kept(head.round)

@@ -2,6 +2,10 @@
 
 Each pair keeps one stream open, whoever opened it, and both tell over it: opening one costs ten times what a message
 does. Each message is answered by the other's own, so whoever was asked lately need not ask.
+
+Who slept, or is elsewhere in the network, has let go of its connections, and the others' ends of them stay open until
+libp2p has missed its own signs of life, for up to 40 s: what they ask meanwhile goes nowhere. So each message counts
+how often that was.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from typing import Any
 
 from peer.net import frames
 from peer.net.node import short
+from peer.net.records import MAX_ADDRESSES
 from peer.net.talk import Talk
 from protocol import swarm_pb2
 from protocol.errors import FormatError, NetworkError, RefusedError
@@ -31,7 +36,9 @@ class _Link:
     def __init__(self, peer: str, writer: asyncio.StreamWriter) -> None:
         self.peer, self.writer = peer, writer
         self.sending = asyncio.Lock()
-        self.introduced = ""  # the certificate that the other side has seen of this member
+        self.introduced: tuple[
+            str, ...
+        ] = ()  # the certificate and addresses that the other side has seen of this member
         self.asked_at = 0.0  # when this side told something that is not answered yet; 0: nothing
         self.met_at = time.monotonic()  # when both last told each other
 
@@ -57,6 +64,8 @@ class Gossip:
         self._interval_s, self._known = interval_s, known
         self._links: dict[str, _Link] = {}
         self._opening: set[str] = set()
+        self._moves = 0
+        self._moved: dict[str, int] = {}  # peer id -> how often it has moved, by its last word
         self.contacts: set[str] = set()  # peer ids to try, whether heard of before or not
 
     async def start(self) -> None:
@@ -68,7 +77,8 @@ class Gossip:
         await asyncio.gather(*(self._tell(peer) for peer in self.everyone()))
 
     def forget(self) -> None:
-        """Close all streams: the next messages open new ones."""
+        """All streams are dead: close them. The next messages open new ones, and tell the others to do the same."""
+        self._moves += 1
         links, self._links = self._links, {}
         for link in links.values():
             link.writer.close()
@@ -156,6 +166,9 @@ class Gossip:
         now, lines = time.monotonic(), self._talk.lines
         self._heard(link.peer, message)
         link.met_at = now
+        if message.moves > self._moved.setdefault(link.peer, message.moves):
+            self._talk.spawn(self._meet_again(link.peer, tuple(message.addresses[:MAX_ADDRESSES])))
+        self._moved[link.peer] = message.moves
         if not message.answers:
             answer = self._current(link.peer)
             answer.answers = True
@@ -164,13 +177,22 @@ class Gossip:
             lines.answered(link.peer, now - link.asked_at)
             link.asked_at = 0.0
 
+    async def _meet_again(self, peer: str, addresses: tuple[str, ...]) -> None:
+        """Let go of the connections to a member that has moved: the dead ones, and the one that it has told this on."""
+        logger.debug("%s is elsewhere in the network now", short(peer))
+        await self._talk.node.disconnect({peer})
+        await self._talk.node.connect(address for address in addresses if address.endswith(f"/p2p/{peer}"))
+        await self._tell(peer)
+
     async def _send(self, link: _Link, message: swarm_pb2.Progress) -> None:
         """What the other side knows already is most of the bytes, and many go over a slow line."""
-        if link.introduced == message.certificate:
+        message.moves = self._moves
+        card = (message.certificate, *message.addresses)
+        if link.introduced == card:
             message.ClearField("certificate")
             message.ClearField("addresses")
         else:
-            link.introduced = message.certificate
+            link.introduced = card
         try:
             async with link.sending:
                 await frames.send(link.writer, message, timeout_s=self._talk.lines.patience_s(link.peer))

@@ -19,7 +19,7 @@ import os
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -166,12 +166,17 @@ class Node:
             return False
         return True
 
-    async def disconnect(self) -> None:
-        """Close the connections to all others, which may be dead without libp2p's knowing; calls over them fail now."""
+    async def disconnect(self, only: Collection[str] | None = None) -> None:
+        """Close the connections to all others, which may be dead without libp2p's knowing; calls over them fail now.
+
+        Args:
+            only: peer ids, if not all.
+        """
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                peers = await self._p2p._client.list_peers()
-                await asyncio.gather(*(self._p2p._client.disconnect(peer.peer_id) for peer in peers))
+                peers = [peer.peer_id for peer in await self._p2p._client.list_peers()]
+                wanted = [peer for peer in peers if only is None or peer.to_base58() in only]
+                await asyncio.gather(*map(self._p2p._client.disconnect, wanted))
         except UNREACHABLE as error:
             logger.debug("could not disconnect: %s", error or type(error).__name__)
         self._dht.blacklist.clear()  # who did not answer meanwhile is asked again

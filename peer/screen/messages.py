@@ -228,6 +228,14 @@ _MESSAGES = {
         "this system does not tell its network addresses ({reason}): another network is noticed only after some time"
     ),
     "back": "back: this computer took part in round {round}",
+    "left-behind": (
+        "{rounds} rounds in a row were made without this computer: its line or its card is too slow for rounds this "
+        "short"
+    ),
+    "left-behind-by-limit": (
+        "{rounds} rounds in a row were made without this computer; your limit of {mbit} Mbit/s for its upload may be "
+        "why: `potluck limits` changes it"
+    ),
     "clock-ahead": "this computer's clock is {offset} ahead of the coordinator's; set it ({how}), trying again",
     "clock-behind": "this computer's clock is {offset} behind the coordinator's; set it ({how}), trying again",
     "clock-right": "this computer's clock is right again",
