@@ -8,7 +8,7 @@ A host writes run.toml (`coordinator.run_config`); here every path has become a 
     [method]    kind = "full" | "lora", rank, alpha, targets, base = "fp32" | "bf16" | "nf4"; as peft names them:
                 use_rslora, use_dora, modules_to_save, layers_to_transform
     [sync]      method = "diloco" | "gradient", round_tokens, round_seconds (or "auto"), wire, fragments, overlap,
-                min_peers, max_group, clip, rules
+                min_peers, max_group, clip, aggregate, rules
     [inner]     that on each peer: optimizer = "adamw" | "schedule-free-adamw", lr, schedule, betas, weight_decay,
                 clip_norm, micro_batch, batch
     [outer]     that of the shared state: lr, schedule, momentum, nesterov, betas, weight_decay, clip_norm
@@ -92,13 +92,16 @@ class Sync(Section):
     overlap: bool = False  # diloco: work on for the next round while this one is averaged
     # a sender's part that is longer than so many times the median length of its group's is shortened to that; 0: never
     clip: float = Field(default=0.0, ge=0, le=1000)
+    aggregate: Literal["mean", "centered", "trimmed"] = "mean"  # of the group, after the clip
     rules: Literal[1, 2, 3] = 1  # what may follow what, and what claims count for: `protocol.counting`; new runs have 3
-    later: ClassVar[frozenset[str]] = frozenset({"overlap", "fragments", "clip", "rules"})
+    later: ClassVar[frozenset[str]] = frozenset({"overlap", "fragments", "clip", "aggregate", "rules"})
 
     @model_validator(mode="after")
     def _an_end(self) -> Sync:
         if self.round_tokens is None and self.round_seconds is None:
             raise ValueError("give round_tokens or round_seconds, or both (whichever comes first)")
+        if not self.clip and (self.aggregate == "centered" or (self.aggregate, self.wire) == ("trimmed", "topk")):
+            raise ValueError(f"aggregate {self.aggregate} with wire {self.wire} needs clip, such as 2")
         if self.overlap and self.method != "diloco":
             raise ValueError("overlap needs method diloco: a gradient is taken at the agreed state")
         if self.fragments > 1 and self.method != "diloco":

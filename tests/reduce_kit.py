@@ -19,8 +19,8 @@ from peer.net.talk import Talk
 from peer.round.events import Heard, Said
 from peer.round.group import Group, Member
 from peer.round.state import Timing
-from peer.training.aggregate import aggregator
 from peer.training.codecs.codec import EncodedUpdate
+from peer.training.robust import aggregator
 from protocol import swarm_pb2
 from protocol.errors import NetworkError, RoundAborted
 from tests.core_kit import after_round_1, make_core

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from coordinator.presets import NEW
 from lab.poisoned_rounds import ATTACKS, LARGEST, Community
 from lab.training_fixtures import Bench
-from peer.training.aggregate import ClippedMean, Mean, aggregator, length, usual_length, weighted_mean
+from peer.training.aggregate import ClippedMean, Mean, length, usual_length, weighted_mean
 from peer.training.codecs.codec import average_codec, codec
 from peer.training.reduce import average_chunk
+from peer.training.robust import aggregator
 from protocol.errors import FormatError
 
 CLIP = NEW["sync"]["clip"]

@@ -81,17 +81,20 @@ def test_a_member_that_is_killed_in_mid_round_does_not_stop_the_others(tmp_path:
 # ---- in memory -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wire", ["int8", "topk"])
+@pytest.mark.parametrize(
+    ("wire", "kind"),
+    [("int8", "mean"), ("topk", "mean"), ("int8", "trimmed"), ("topk", "centered"), ("int2", "trimmed")],
+)
 def test_a_member_whose_update_is_a_thousand_times_too_long_moves_the_state_by_twice_the_others_length(
-    tmp_path: Path, wire: str
+    tmp_path: Path, wire: str, kind: str
 ) -> None:
-    """By the run's `sync.clip`, in whichever member reduces its chunks."""
+    """By the run's `sync.clip` and `sync.aggregate`, in whichever member reduces its chunks."""
 
     class Loud(World):
         def update(self, index: int, round: int = 1) -> torch.Tensor:
             return super().update(index, round) * (-1000.0 if index == 0 else 1.0)
 
-    world = Loud(tmp_path, min_peers=3, wire=wire, clip=2.0)
+    world = Loud(tmp_path, min_peers=3, wire=wire, clip=2.0, aggregate=kind)
 
     async def main() -> None:
         async with world.peers(3) as peers:

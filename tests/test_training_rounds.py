@@ -11,13 +11,13 @@ import torch
 from coordinator.model_source import prepare_model
 from coordinator.run_config import ModelSource
 from lab.training_fixtures import make_genesis, make_spec, write_tiny_gpt2
-from peer.training.aggregate import aggregator
 from peer.training.codecs.codec import EncodedUpdate, average_codec, chunk_sizes
 from peer.training.data import load_dataset
 from peer.training.evaluate import held_out_loss
 from peer.training.model import load_trainable
 from peer.training.outer import outer_step
 from peer.training.reduce import average_chunk
+from peer.training.robust import aggregator
 from peer.training.state import SharedState
 from peer.training.work import LocalWork
 from protocol.run_spec import RunSpec

@@ -16,9 +16,9 @@ from peer.round.events import Averaged, Event, NotAveraged
 from peer.round.group import Group
 from peer.sync.averages import Average
 from peer.sync.shelf import Shelf
-from peer.training.aggregate import aggregator
 from peer.training.codecs.codec import EncodedUpdate
 from peer.training.outer import outer_step
+from peer.training.robust import aggregator
 from peer.training.state import SharedState
 from protocol import swarm_pb2
 from protocol.errors import PotluckError
@@ -64,9 +64,9 @@ class Reducing:
             self._talk.roster.admit(member.peer, member.certificate)
         for reducer in group.reducers:
             self._talk.roster.admit(reducer.peer, reducer.certificate)
-        clip = aggregator(self._spec.sync.clip)
+        how = aggregator(self._spec.sync.clip, self._spec.sync.aggregate)
         mine = update if self._talk.me in group.by_peer else None
-        self.reduction = Reduction(group, mine, self._talk, self._pace, clip, self._stage)
+        self.reduction = Reduction(group, mine, self._talk, self._pace, how, self._stage)
         self._shelf.make_room()
         self._begun.set()
         self._talk.spawn(self._run(self.reduction, post))

@@ -8,10 +8,12 @@ neither on threads nor on the processor.
     clipped   the same, after each part that is longer than so many times the group's usual length was made that long:
               what one member can do to the average is bounded, whatever it sends (`sync.clip` of the run spec)
 
+Others, and which one a run has: `peer.training.robust`.
+
     >>> parts = [torch.tensor([1.0]), torch.tensor([1.0]), torch.tensor([-40.0])]
-    >>> aggregator(0.0).average(parts, [1, 1, 2])
+    >>> Mean().average(parts, [1, 1, 2])
     tensor([-19.5000])
-    >>> aggregator(2.0).average(parts, [1, 1, 2])
+    >>> ClippedMean(2.0).average(parts, [1, 1, 2])
     tensor([-0.5000])
 """
 
@@ -75,39 +77,52 @@ class ClippedMean(Mean):
         self._clip = clip
 
     def average(self, parts: Sequence[torch.Tensor], weights: Sequence[int], *, sparse: bool = False) -> torch.Tensor:
-        _check(parts, weights)
-        if not self._surely_short(parts, weights):
-            lengths = [length(part) for part in parts]
-            limit = min(self._clip * usual_length(lengths, weights), _LONGEST)
-            for part, own in zip(parts, lengths, strict=True):
-                if own > limit:
-                    factor = limit / own
-                    part.mul_(fp32(factor if factor >= _SHORTEST_FACTOR else 0.0))
+        shorten(parts, weights, self._clip)
         return super().average(parts, weights, sparse=sparse)
 
-    def _surely_short(self, parts: Sequence[torch.Tensor], weights: Sequence[int]) -> bool:
-        """Whether all parts are short enough by so much that no exact length is needed to tell.
 
-        It takes an eighth of the time.
+def shorten(parts: Sequence[torch.Tensor], weights: Sequence[int], clip: float) -> None:
+    """Make each part that is longer than `clip` times the group's usual length that long, in place.
 
-        The sums of squares, in whatever order this machine takes them, are off by a share of 2**-24 for each value at
-        most, and exact lengths by half of that. The answer may differ between machines, the average cannot: after a
-        yes, exact lengths would change nothing.
-        """
-        squares = [torch.dot(part, part).item() for part in parts]
-        slack = 4 * parts[0].numel() * 2.0**-24
-        if slack > 0.25 or min(squares) < _ROUGH_FROM or not math.isfinite(max(squares)):
-            return False
-        return max(squares) < (1 - slack) * self._clip**2 * usual_length(squares, weights)
+    Without a clip, 0, only values beyond any sense are made smaller, for sums and differences to be finite.
 
-
-def aggregator(clip: float) -> Aggregator:
-    """The one that a run wants.
-
-    Args:
-        clip: `sync.clip` of its spec; 0: never shorten a part.
+    Raises:
+        FormatError: as `Aggregator.average`.
     """
-    return ClippedMean(clip) if clip else Mean()
+    _check(parts, weights)
+    if not clip:
+        for part in parts:
+            part.clamp_(-_LONGEST, _LONGEST)
+    elif not _surely_short(parts, weights, clip):
+        lengths = [length(part) for part in parts]
+        limit = min(clip * usual_length(lengths, weights), _LONGEST)
+        for part, own in zip(parts, lengths, strict=True):
+            if own > limit:
+                part.mul_(fp32(shrinking(own, limit)))
+
+
+def _surely_short(parts: Sequence[torch.Tensor], weights: Sequence[int], clip: float) -> bool:
+    """Whether all parts are short enough by so much that no exact length is needed to tell.
+
+    It takes an eighth of the time.
+
+    The sums of squares, in whatever order this machine takes them, are off by a share of 2**-24 for each value at most,
+    and exact lengths by half of that. The answer may differ between machines, the average cannot: after a yes, exact
+    lengths would change nothing.
+    """
+    squares = [torch.dot(part, part).item() for part in parts]
+    slack = 4 * parts[0].numel() * 2.0**-24
+    if slack > 0.25 or min(squares) < _ROUGH_FROM or not math.isfinite(max(squares)):
+        return False
+    return max(squares) < (1 - slack) * clip**2 * usual_length(squares, weights)
+
+
+def shrinking(own: float, limit: float) -> float:
+    """What to multiply a part of this length by, so that it is no longer than `limit`."""
+    if own <= limit:
+        return 1.0
+    factor = limit / own
+    return factor if factor >= _SHORTEST_FACTOR else 0.0
 
 
 def length(part: torch.Tensor) -> float:

@@ -3,7 +3,7 @@
 Every member, the reducer too, decodes those same bytes by `average_codec`.
 
     >>> import torch
-    >>> from peer.training.aggregate import aggregator
+    >>> from peer.training.robust import aggregator
     >>> parts = [codec("fp16").encode(torch.tensor([value])) for value in (1.0, 3.0)]
     >>> average_codec("fp16").decode(average_chunk("fp16", aggregator(0.0), parts, [1, 1], 1), 1)
     tensor([2.])

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from peer.training.aggregate import aggregator
 from peer.training.codecs.codec import CHUNK_VALUES, EncodedUpdate, average_codec, chunk_sizes
 from peer.training.outer import outer_step
 from peer.training.reduce import average_chunk
+from peer.training.robust import aggregator
 from peer.training.state import SharedState
 from peer.training.work import LocalWork
 from protocol.errors import RoundAborted

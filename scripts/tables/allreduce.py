@@ -219,8 +219,8 @@ async def _peer(job: dict[str, Any]) -> None:
     from peer.net.records import RecordValidator
     from peer.net.roster import Roster
     from peer.net.talk import Talk
-    from peer.training.aggregate import aggregator
     from peer.training.codecs.codec import EncodedUpdate, codec
+    from peer.training.robust import aggregator
     from protocol import swarm_pb2
     from tests.swarm_kit import World
 

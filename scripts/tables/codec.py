@@ -35,9 +35,9 @@ from hivemind.compression import (
 from coordinator.presets import NEW
 from lab.small_community import real_inputs
 from lab.training_fixtures import Bench
-from peer.training.aggregate import aggregator
 from peer.training.codecs.codec import CHUNK_VALUES, average_codec, codec
 from peer.training.reduce import average_chunk
+from peer.training.robust import aggregator
 
 GOAL_GB_S = 0.3
 OURS = ("fp32", "fp16", "int8", "int4", "int2", "topk")

@@ -20,13 +20,13 @@ from typing import Any, TypeVar
 import torch
 
 from coordinator.run_config import RunConfig
-from peer.training.aggregate import aggregator
 from peer.training.codecs.codec import EncodedUpdate, average_codec, chunk_sizes
 from peer.training.data import Dataset, draw, load_dataset
 from peer.training.evaluate import held_out_loss
 from peer.training.genesis import build_genesis, count_parameters, load_state
 from peer.training.model import TrainableModel, load_trainable
 from peer.training.reduce import average_chunk
+from peer.training.robust import aggregator
 from peer.training.state import SharedState
 from peer.training.work import LocalWork
 from protocol.run_spec import RunSpec, Sync

@@ -24,12 +24,12 @@ from coordinator.run_data import RunData, Telling
 from coordinator.run_folder import RunFolder
 from coordinator.uploads import PARAMETERS
 from lab.training_fixtures import make_config
-from peer.training.aggregate import aggregator
 from peer.training.codecs.codec import EncodedUpdate, average_codec, chunk_sizes
 from peer.training.model import TrainableModel, load_trainable
 from peer.training.outer import outer_step
 from peer.training.quiet import no_progress_bars
 from peer.training.reduce import average_chunk
+from peer.training.robust import aggregator
 from peer.training.state import NamesShapes, SharedState
 from peer.training.vectors import bytes_of
 from peer.training.weights import read_flat

@@ -98,9 +98,9 @@ def _mapped_bytes(ending: str) -> int:
 def _average(encoded: EncodedUpdate, clip: float) -> Average:
     """Of two members that have sent the same."""
     from peer.sync.averages import Average
-    from peer.training.aggregate import aggregator
     from peer.training.codecs.codec import chunk_sizes
     from peer.training.reduce import average_chunk
+    from peer.training.robust import aggregator
 
     how, sizes = aggregator(clip), chunk_sizes(encoded.values, encoded.chunk_values)
     chunks = (
