@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -14,6 +14,9 @@ from lab import small_community
 from lab.processes import CARD_TOKENS_PER_S, Community
 from lab.warm_start import WarmStart
 from protocol import words
+
+if TYPE_CHECKING:
+    from lab import poisoned_rounds
 
 # No test asserts a time: a busy machine is no failure.
 settings.register_profile("potluck", deadline=None)
@@ -64,6 +67,18 @@ def llama(glass_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from lab.training_fixtures import write_tiny_llama
 
     return write_tiny_llama(tmp_path_factory.mktemp("llama") / "tiny", glass_dir)
+
+
+@pytest.fixture(scope="session")
+def seven(glass_dir: Path, plays: Path, tmp_path_factory: pytest.TempPathFactory) -> poisoned_rounds.Community:
+    """Seven members that train in memory, any of whom may send something else than its update."""
+    from lab import poisoned_rounds
+    from lab.training_fixtures import Bench
+
+    inner = {"lr": 4e-3, "micro_batch": 4, "batch": 4}
+    folder = tmp_path_factory.mktemp("seven")
+    bench = Bench(folder, glass_dir, plays, base=glass_dir, inner=inner, data={"held_out_sequences": 32})
+    return poisoned_rounds.Community(bench, [2] * 7)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from lab.wan.namespace import Namespace, available
 from peer.limits import awake
 from peer.limits.awake import LOOK_S, Awake, Change, Lookout, Whereabouts, own_place
 from peer.link.notices import Notices
-from peer.net import search
+from peer.net import gossip, search
 from peer.net.search import MemberSearch
 from peer.round.events import Woken
 from protocol.errors import NetworkError
@@ -236,6 +236,31 @@ def test_a_new_address_is_told_over_the_streams_that_are_open(tmp_path: Path) ->
             await until(lambda: other.driver.roster.is_admitted(one.me))
             one.driver.addresses = [f"/ip4/10.9.0.7/tcp/4701/p2p/{one.me}"]
             await until(lambda: other.driver.roster.addresses(one.me) == tuple(one.driver.addresses))
+
+    run(main())
+
+
+def test_who_says_all_the_time_that_it_has_moved_is_met_again_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time the others dial up to 16 addresses, which need not be its own."""
+
+    async def main() -> None:
+        async with World(tmp_path, values=1000).peers(2) as (one, other):
+            await until(lambda: other.driver.roster.is_admitted(one.me) and one.driver.roster.is_admitted(other.me))
+
+            async def move() -> int:
+                one.driver.gossip.forget()
+                await one.driver.gossip.tell_everyone()
+                await asyncio.sleep(0.05)
+                return len(other.node.disconnected)
+
+            monkeypatch.setattr(gossip, "MEET_AGAIN_S", 3600.0)
+            other.driver.gossip._moved.clear()
+            await until(lambda: one.me in other.driver.gossip._moved)
+            assert max([await move() for _ in range(10)]) == 1
+            monkeypatch.setattr(gossip, "MEET_AGAIN_S", 0.0)
+            await until(lambda: len(other.node.disconnected) == 2, what="its last word to be taken")
 
     run(main())
 

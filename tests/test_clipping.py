@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 
 from coordinator.presets import NEW
 from lab.poisoned_rounds import ATTACKS, LARGEST, Community
-from lab.training_fixtures import Bench
 from peer.training.aggregate import ClippedMean, Mean, length, usual_length, weighted_mean
 from peer.training.codecs.codec import average_codec, codec
 from peer.training.reduce import average_chunk
@@ -215,17 +213,8 @@ def test_values_that_are_not_finite_are_refused_before_they_are_averaged(wire: s
 # ---- a whole run -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def community(glass_dir: Path, plays: Path, tmp_path_factory: pytest.TempPathFactory) -> Community:
-    inner = {"lr": 4e-3, "micro_batch": 4, "batch": 4}
-    folder = tmp_path_factory.mktemp("run")
-    return Community(
-        Bench(folder, glass_dir, plays, base=glass_dir, inner=inner, data={"held_out_sequences": 32}), [2] * 7
-    )
-
-
 @pytest.mark.parametrize("wire", ["int2", *(pytest.param(wire, marks=pytest.mark.slow) for wire in ("int4", "topk"))])
-def test_one_of_seven_that_attacks_costs_less_than_a_tenth_of_the_loss(community: Community, wire: str) -> None:
-    clean = community.train(rounds=6, wire=wire, clip=CLIP)
+def test_one_of_seven_that_attacks_costs_less_than_a_tenth_of_the_loss(seven: Community, wire: str) -> None:
+    clean = seven.train(rounds=6, wire=wire, clip=CLIP)
     for attack in ("negated x10", "noise x10"):
-        assert community.train(rounds=6, wire=wire, clip=CLIP, attack=ATTACKS[attack]) < 1.1 * clean, attack
+        assert seven.train(rounds=6, wire=wire, clip=CLIP, attack=ATTACKS[attack]) < 1.1 * clean, attack

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab.poisoned_rounds import ATTACKS, Community
-from lab.training_fixtures import Bench
 from peer.training.aggregate import Mean, length, senders_mean, weighted_mean
 from peer.training.codecs.codec import average_codec, codec
 from peer.training.reduce import average_chunk
-from peer.training.robust import CenteredClip, TrimmedMean, aggregator
+from peer.training.robust import CenteredClip, Kind, TrimmedMean, aggregator
 from protocol.errors import FormatError
 from protocol.run_spec import Sync
 from tests.test_clipping import COUNT, LARGEST, WIRES, values
@@ -100,12 +98,12 @@ def test_what_was_not_sent_has_no_say_and_a_lone_value_is_shrunk() -> None:
 @pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize("kind", ["trimmed", "centered"])
 @pytest.mark.parametrize("fill", [3.38e38, -LARGEST, 1e19, 1e-44])
-def test_what_one_of_five_sends_hardly_moves_the_average_in_any_codec(wire: str, kind: str, fill: float) -> None:
+def test_what_one_of_five_sends_hardly_moves_the_average_in_any_codec(wire: str, kind: Kind, fill: float) -> None:
     coder, honest = codec(wire), [values(seed) for seed in range(4)]
 
     def averaged(parts: list[torch.Tensor]) -> torch.Tensor:
         encoded = [coder.encode(part) for part in parts]
-        data = average_chunk(wire, aggregator(CLIP, kind), encoded, [1] * len(parts), COUNT)  # type: ignore[arg-type]
+        data = average_chunk(wire, aggregator(CLIP, kind), encoded, [1] * len(parts), COUNT)
         return average_codec(wire).decode(data, COUNT)
 
     decoded = [coder.decode(coder.encode(part), COUNT) for part in honest]
@@ -132,25 +130,16 @@ def test_the_spec_names_it_and_old_specs_are_what_they_were() -> None:
             Sync(round_tokens=1, wire=wire, aggregate=kind)
 
 
-@pytest.fixture(scope="module")
-def community(glass_dir: Path, plays: Path, tmp_path_factory: pytest.TempPathFactory) -> Community:
-    inner = {"lr": 4e-3, "micro_batch": 4, "batch": 4}
-    folder = tmp_path_factory.mktemp("run")
-    return Community(
-        Bench(folder, glass_dir, plays, base=glass_dir, inner=inner, data={"held_out_sequences": 32}), [2] * 7
-    )
-
-
 @pytest.mark.parametrize("kind", ["trimmed", "centered"])
-def test_two_of_seven_that_attack_cost_less_than_a_tenth_of_the_loss(community: Community, kind: str) -> None:
-    clean = community.train(rounds=4, wire="int4", clip=CLIP, how=kind)  # type: ignore[arg-type]
-    plain = community.train(rounds=4, wire="int4", clip=0.0, attack=ATTACKS["negated x10"], hostile=2)
-    found = community.train(
+def test_two_of_seven_that_attack_cost_less_than_a_tenth_of_the_loss(seven: Community, kind: Kind) -> None:
+    clean = seven.train(rounds=4, wire="int4", clip=CLIP, how=kind)
+    plain = seven.train(rounds=4, wire="int4", clip=0.0, attack=ATTACKS["negated x10"], hostile=2)
+    found = seven.train(
         rounds=4,
         wire="int4",
         clip=CLIP,
         how=kind,
         attack=ATTACKS["negated x10"],
-        hostile=2,  # type: ignore[arg-type]
+        hostile=2,
     )
     assert found < 1.1 * clean < plain

@@ -29,6 +29,7 @@ from peer.net.opening import Opening
 from peer.net.own_progress import OwnProgress
 from peer.net.pace import Pace
 from peer.net.place import Callbacks, Place
+from peer.net.records import MAX_ADDRESSES
 from peer.net.reducing import Reducing
 from peer.net.roster import Roster
 from peer.net.talk import Talk
@@ -333,5 +334,5 @@ class Driver:
         return set(self.state.views)
 
     def _heard(self, peer: str, message: swarm_pb2.Progress) -> None:
-        self.roster.note_addresses(peer, tuple(message.addresses[:16]))
+        self.roster.note_addresses(peer, tuple(message.addresses[:MAX_ADDRESSES]))
         self.post(calls.heard(self, peer, message))

@@ -19,7 +19,6 @@ from typing import Any
 
 from peer.net import frames
 from peer.net.node import short
-from peer.net.records import MAX_ADDRESSES
 from peer.net.talk import Talk
 from protocol import swarm_pb2
 from protocol.errors import FormatError, NetworkError, RefusedError
@@ -28,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 STREAM = "progress"
 MAX_BYTES = 1 << 20  # farewells are most of it
+MEET_AGAIN_S = 10.0  # between two times that one member's connections are let go of because it has moved
 
 
 class _Link:
@@ -36,9 +36,7 @@ class _Link:
     def __init__(self, peer: str, writer: asyncio.StreamWriter) -> None:
         self.peer, self.writer = peer, writer
         self.sending = asyncio.Lock()
-        self.introduced: tuple[
-            str, ...
-        ] = ()  # the certificate and addresses that the other side has seen of this member
+        self.introduced: tuple[str, ...] = ()  # this member's certificate and addresses, as the other side has them
         self.asked_at = 0.0  # when this side told something that is not answered yet; 0: nothing
         self.met_at = time.monotonic()  # when both last told each other
 
@@ -65,7 +63,7 @@ class Gossip:
         self._links: dict[str, _Link] = {}
         self._opening: set[str] = set()
         self._moves = 0
-        self._moved: dict[str, int] = {}  # peer id -> how often it has moved, by its last word
+        self._moved: dict[str, tuple[int, float]] = {}  # peer id -> how often it has, and when it was met again
         self.contacts: set[str] = set()  # peer ids to try, whether heard of before or not
 
     async def start(self) -> None:
@@ -166,9 +164,7 @@ class Gossip:
         now, lines = time.monotonic(), self._talk.lines
         self._heard(link.peer, message)
         link.met_at = now
-        if message.moves > self._moved.setdefault(link.peer, message.moves):
-            self._talk.spawn(self._meet_again(link.peer, tuple(message.addresses[:MAX_ADDRESSES])))
-        self._moved[link.peer] = message.moves
+        self._note_moves(link.peer, message.moves, now)
         if not message.answers:
             answer = self._current(link.peer)
             answer.answers = True
@@ -177,11 +173,22 @@ class Gossip:
             lines.answered(link.peer, now - link.asked_at)
             link.asked_at = 0.0
 
-    async def _meet_again(self, peer: str, addresses: tuple[str, ...]) -> None:
+    def _note_moves(self, peer: str, moves: int, now: float) -> None:
+        """Who says it all the time is met again now and then: each time dials the addresses that it gives."""
+        before, met_at = self._moved.get(peer, (moves, now - MEET_AGAIN_S))
+        if moves > before:
+            if now - met_at < MEET_AGAIN_S:
+                return
+            met_at = now
+            self._talk.spawn(self._meet_again(peer))
+        self._moved[peer] = (moves, met_at)
+
+    async def _meet_again(self, peer: str) -> None:
         """Let go of the connections to a member that has moved: the dead ones, and the one that it has told this on."""
         logger.debug("%s is elsewhere in the network now", short(peer))
         await self._talk.node.disconnect({peer})
-        await self._talk.node.connect(address for address in addresses if address.endswith(f"/p2p/{peer}"))
+        told = self._talk.roster.addresses(peer)
+        await self._talk.node.connect(address for address in told if address.endswith(f"/p2p/{peer}"))
         await self._tell(peer)
 
     async def _send(self, link: _Link, message: swarm_pb2.Progress) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 from peer.net import wire
 from peer.net.pace import Pace
+from peer.net.records import MAX_ADDRESSES
 from peer.round import views
 from peer.round.events import Said
 from peer.round.state import State
 from protocol import swarm_pb2
 
 SAID_S = 0.2  # that what is said to one member is said to the others, too
-MAX_ADDRESSES = 16
 
 
 class OwnProgress:

@@ -23,15 +23,7 @@ from typing import Literal, TypeAlias
 
 import torch
 
-from peer.training.aggregate import (
-    Aggregator,
-    ClippedMean,
-    Mean,
-    length,
-    shorten,
-    shrinking,
-    usual_length,
-)
+from peer.training.aggregate import Aggregator, ClippedMean, Mean, length, shorten, shrinking, usual_length
 from peer.training.vectors import fp32
 
 TRIMMED = 3  # one of so many parts of the weight, at either end
@@ -81,8 +73,8 @@ class CenteredClip(Aggregator):
             limit = self._clip * usual_length(lengths, weights)
             step = torch.zeros_like(centre)
             for way, own, weight in zip(ways, lengths, weights, strict=True):
-                factor = shrinking(own, limit)
-                torch.add(step, way.mul_(fp32(factor)).mul_(fp32(weight / total)), out=step)
+                way.mul_(fp32(shrinking(own, limit))).mul_(fp32(weight / total))
+                torch.add(step, way, out=step)
             centre = torch.add(centre, step)
         return centre
 
