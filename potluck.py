@@ -18,7 +18,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from commands import anyone, data, identity, own_peers, service, uninstall, volunteer
+from commands import anyone, data, identity, ledger, own_peers, service, uninstall, volunteer
 from commands.doctor import doctor
 from commands.host import go_on, host
 from commands.receipts import receipts
@@ -42,6 +42,7 @@ for asked in (own_peers.status, own_peers.pause, own_peers.resume, own_peers.fin
 app.command()(uninstall.uninstall)
 app.add_typer(data.app, name="data")
 app.add_typer(identity.app, name="identity")
+app.add_typer(ledger.app, name="ledger")
 app.add_typer(service.app, name="service")
 
 

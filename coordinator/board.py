@@ -133,9 +133,12 @@ class Board:
     def _peers(self, now: float) -> tuple[PeerStatus, ...]:
         """Live members first, then by credit."""
         seen, credit = self._roster.seen(), self._credits()
+        with self._store.reading() as tables:
+            pending, banned = tables.claims.pending(), tables.bans.peers()
         live = {item.peer_id for item in self._roster.live(now)}
         everyone = sorted(
-            seen.keys() | credit.keys(), key=lambda peer: (peer not in live, -credit.get(peer, (0, 0))[0])
+            seen.keys() | credit.keys() | pending.keys() | banned,
+            key=lambda peer: (peer not in live, -credit.get(peer, (0, 0))[0]),
         )
         peers = []
         for peer_id in everyone[:MAX_PEERS]:
@@ -148,6 +151,8 @@ class Board:
                     tokens_per_s=presence.tokens_per_s if presence and peer_id in live else 0.0,
                     credit_tokens=tokens,
                     rounds=rounds,
+                    pending_tokens=pending.get(peer_id, 0),
+                    banned=peer_id in banned,
                     last_seen_s=round(now - presence.seen, 1) if presence else None,
                 )
             )

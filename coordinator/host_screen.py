@@ -139,17 +139,21 @@ def run_view(status: RunStatus) -> Group:
         done = round(40 * status.round / status.rounds)
         bar = Text.assemble(("━" * done, "green"), ("━" * (40 - done), "dim"))
     table = Table(box=None, padding=(0, 2))
+    holds = any(peer.pending_tokens for peer in status.peers)
     for name, justify in (
         ("peer", "left"),
         ("round", "right"),
         ("tokens/s", "right"),
         ("credit, tokens", "right"),
+        *([("pending", "right")] if holds else []),
         ("seen", "right"),
     ):
         table.add_column(words.told(name), justify=justify)  # type: ignore[arg-type]
     for peer in sorted(status.peers, key=lambda item: item.peer_id):
-        seen = words.told("away" if peer.last_seen_s is None else f"{peer.last_seen_s:.0f} s ago")
-        table.add_row(peer.peer_id[-8:], str(peer.round), f"{peer.tokens_per_s:,.0f}", f"{peer.credit_tokens:,}", seen)
+        away = "away" if peer.last_seen_s is None else f"{peer.last_seen_s:.0f} s ago"
+        seen = words.told("banned" if peer.banned else away)
+        credit = (f"{peer.credit_tokens:,}", *([f"{peer.pending_tokens:,}"] if holds else []))
+        table.add_row(peer.peer_id[-8:], str(peer.round), f"{peer.tokens_per_s:,.0f}", *credit, seen)
     failures = [f"a part of the coordinator has failed: {item}" for item in status.parts_failed]
     told = [Text(words.told(failure), "bold red") for failure in failures]
     if status.alarm:

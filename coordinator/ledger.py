@@ -25,7 +25,7 @@ from coordinator.store.database import WRITE_TIMEOUT_S, Store, Tables
 from protocol import merkle, note, tlog_proof
 from protocol.checkpoint import LedgerState
 from protocol.errors import FormatError, InputError, NetworkError, RefusedError
-from protocol.ledger_entry import CreditEntry, Entry, RunEntry
+from protocol.ledger_entry import BanEntry, ClaimEntry, CreditEntry, Entry, RunEntry, UnbanEntry, parse_entry
 from protocol.note import LedgerHead
 from protocol.tlog_proof import LogProof
 
@@ -53,6 +53,28 @@ class Writing:
         index = self.leaf(entry)
         self.tables.credits.grant(index, entry)
         return index
+
+    def hold(self, entry: ClaimEntry) -> None:
+        """Enter work whose credit is on hold."""
+        self.tables.claims.hold(self.leaf(entry), entry)
+
+    def grant_until(self, round: int) -> None:
+        """Make credit of all that is pending from rounds up to this one."""
+        for leaf in self.tables.claims.pending_until(round):
+            claim = parse_entry(self.tables.log.leaf(leaf))
+            assert isinstance(claim, ClaimEntry), "its row says so"
+            self.credit(CreditEntry.of(claim))
+            self.tables.claims.grant(leaf)
+
+    def ban(self, entry: BanEntry) -> int:
+        """Ban a member; returns how many tokens that it had pending are void."""
+        self.tables.bans.ban(entry.peer_id, self.leaf(entry))
+        return self.tables.claims.void(entry.peer_id)
+
+    def unban(self, entry: UnbanEntry) -> None:
+        """End a ban."""
+        self.leaf(entry)
+        self.tables.bans.unban(entry.peer_id)
 
 
 class Ledger:

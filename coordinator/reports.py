@@ -1,9 +1,9 @@
 """Committed rounds, as peers report them: checked, put in order, credited once. `service` and `host` call it.
 
-The rules are `branch.judge` and `audit.decide`; here they meet the store. Every peer of a group reports the same round,
-so most reports say nothing new, and are answered without a look at their signatures. The others are checked once, when
-they come. What cannot be decided yet waits in the store (`waiting`), under the state that it starts from, and is looked
-at again when that state is committed; what can then follow no more is dropped.
+The rules are `branch.judge` and `protocol.credit_book`; here they meet the store. Every peer of a group reports the
+same round, so most reports say nothing new, and are answered without a look at their signatures. The others are checked
+once, when they come. What cannot be decided yet waits in the store (`waiting`), under the state that it starts from,
+and is looked at again when that state is committed; what can then follow no more is dropped.
 
 Where a round is missing for good, because all who were in it have lost their reports, a member that has the agreements
 sends them as a chain (`gap` says who is asked): each is the next round by the same rule, or the chain ends there.
@@ -20,17 +20,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from coordinator import audit, waiting
+from coordinator import waiting
 from coordinator.branch import Verdict, judge
 from coordinator.ledger import Ledger, Writing
 from coordinator.store.database import Tables
 from coordinator.store.rows import PendingRow
 from protocol import canonical
 from protocol.agreement import MAX_AGREEMENT_BYTES, Agreement
+from protocol.credit_book import due_until, granted
 from protocol.envelope import Envelope
 from protocol.epoch import Word
 from protocol.errors import FormatError, NetworkError, RefusedError
-from protocol.ledger_entry import CreditEntry
+from protocol.ledger_entry import ClaimEntry, CreditEntry, RoundEntry
 from protocol.rpc import ReportAnswer
 from protocol.run_card import RunCard
 from protocol.signed import Signed
@@ -219,22 +220,18 @@ class Reports:
 
     def _commit(self, write: Writing, agreement: Agreement, reporter: str, now: float) -> CommittedRound:
         write.tables.rounds.commit(agreement, reporter, now)
-        grants = audit.decide(agreement)
-        for claim in agreement.claims:
-            grant = grants.get(claim.by)
-            if grant is None:
-                continue
-            write.credit(
-                CreditEntry(
-                    run=self._card.run,
-                    round=agreement.round,
-                    peer_id=claim.by,
-                    tokens=grant.tokens,
-                    flops=grant.flops,
-                    claim=claim.digest,
-                    state=agreement.state,
-                )
-            )
+        spec, run, round, state = self._card.spec, self._card.run, agreement.round, agreement.state
+        if hold := spec.credit.hold_rounds:
+            digest = canonical.sha256_hex(agreement.to_bytes())
+            write.leaf(RoundEntry(run=run, round=round, base=agreement.base, state=state, agreement=digest))
+        for peer, work in granted(agreement, write.tables.bans.peers()).items():
+            said: dict[str, Any] = {"tokens": work.tokens, "flops": work.flops, "claim": work.claim, "peer_id": peer}
+            if hold:
+                write.hold(ClaimEntry(run=run, round=round, state=state, **said))
+            else:
+                write.credit(CreditEntry(run=run, round=round, state=state, **said))
+        if hold:
+            write.grant_until(due_until(round, hold=hold, last=spec.run.rounds))
         tokens = sum(agreement.weights.values())
         return CommittedRound(agreement.round, agreement.state, tokens, len(agreement.claims))
 

@@ -3,7 +3,7 @@
 `launch` reads it; `RunConfig.pin` turns it into the `RunSpec`, in which every path has become a digest.
 
     preset = "lora" | "full" | "sync"; what it stands for: coordinator.presets
-    [run] [method] [sync] [inner] [outer] [publish]     as in protocol.run_spec; most have defaults
+    [run] [method] [sync] [inner] [outer] [publish] [credit]     as in protocol.run_spec; most have defaults
     [model]     path | hub + revision | checkpoint + key; license
     [data]      path; as in protocol.run_spec without digest and size_bytes
     [[data]]    instead, for data of any size: name, path | url | hub + revision, files, kind, text_field, license,
@@ -29,6 +29,7 @@ from protocol.errors import RunSpecError
 from protocol.ledger_entry import PeerId
 from protocol.run_spec import (
     MAX_RUN_SPEC_BYTES,
+    Credit,
     InnerOptimizer,
     Method,
     OuterOptimizer,
@@ -147,6 +148,7 @@ class RunConfig(Section):
     inner: InnerOptimizer = InnerOptimizer()
     outer: OuterOptimizer = OuterOptimizer()
     publish: Publish = Publish()
+    credit: Credit = Credit()
     host: HostConfig = HostConfig()
 
     @model_validator(mode="before")
@@ -268,4 +270,5 @@ class RunConfig(Section):
             inner=self.inner,
             outer=self.outer,
             publish=self.publish,
+            credit=self.credit,
         )

@@ -3,6 +3,9 @@
 {"type":"run","run":"<run digest>","genesis":"<state digest>","root_key":"<fingerprint>"}          always leaf 0
 {"type":"credit","run":…,"round":12,"peer_id":"12D3…","tokens":81920,"flops":…,"claim":"<payload digest>","state":…}
 {"type":"checkpoint","run":…,"round":10,"payload":"<payload digest>","state":…,"parent":"<payload digest>"}
+{"type":"round","run":…,"round":12,"base":…,"state":…,"agreement":"<SHA-256>"}     where credit is held (`credit_book`)
+{"type":"claim","run":…,"round":12,"peer_id":"12D3…",…}            what credit says later, if nothing comes between
+{"type":"ban","run":…,"round":12,"peer_id":"12D3…","reason":"sent noise"}, likewise "unban"
 
 >>> entry = CheckpointEntry(run="a" * 64, round=0, payload="b" * 64, state="c" * 64)
 >>> parse_entry(entry.to_bytes()) == entry
@@ -23,6 +26,7 @@ MAX_ENTRY_BYTES = 2048
 PeerId = Annotated[str, Field(pattern=r"^[1-9A-HJ-NP-Za-km-z]{40,64}$")]
 Round = Annotated[int, Field(ge=0, le=10**9)]
 Counter = Annotated[int, Field(ge=0, le=2**53 - 1)]
+Reason = Annotated[str, Field(max_length=200)]
 
 
 class _Entry(BaseModel):
@@ -45,10 +49,7 @@ class RunEntry(_Entry):
     root_key: Digest  # fingerprint
 
 
-class CreditEntry(_Entry):
-    """Verified work of one member in one round."""
-
-    type: Literal["credit"] = "credit"
+class _Work(_Entry):
     run: Digest
     round: Annotated[int, Field(ge=1, le=10**9)]
     peer_id: PeerId
@@ -56,6 +57,53 @@ class CreditEntry(_Entry):
     flops: Counter
     claim: Digest  # payload digest of the claim's envelope
     state: Digest  # what the round agreed on
+
+
+class CreditEntry(_Work):
+    """Verified work of one member in one round."""
+
+    type: Literal["credit"] = "credit"
+
+    @classmethod
+    def of(cls, claim: ClaimEntry) -> CreditEntry:
+        """What a claim becomes when it is granted."""
+        return cls(**claim.model_dump(exclude={"type"}))
+
+
+class ClaimEntry(_Work):
+    """Agreed work of one member in one round, whose credit is still on hold."""
+
+    type: Literal["claim"] = "claim"
+
+
+class RoundEntry(_Entry):
+    """A committed round, before the claims that were agreed in it."""
+
+    type: Literal["round"] = "round"
+    run: Digest
+    round: Annotated[int, Field(ge=1, le=10**9)]
+    base: Digest  # the state that it started from
+    state: Digest
+    agreement: Digest  # SHA-256 of the agreement's bytes, as the coordinator keeps them
+
+
+class _Ruling(_Entry):
+    run: Digest
+    round: Round  # the newest in the ledger when it was said
+    peer_id: PeerId
+    reason: Reason
+
+
+class BanEntry(_Ruling):
+    """The host has banned a member: what it has on hold is void, and it is a member no more."""
+
+    type: Literal["ban"] = "ban"
+
+
+class UnbanEntry(_Ruling):
+    """A ban has ended; what was void stays void."""
+
+    type: Literal["unban"] = "unban"
 
 
 class CheckpointEntry(_Entry):
@@ -69,7 +117,8 @@ class CheckpointEntry(_Entry):
     parent: Digest | None = None  # payload digest of the parent; None for genesis
 
 
-Entry: TypeAlias = RunEntry | CreditEntry | CheckpointEntry
+Entry: TypeAlias = RunEntry | CreditEntry | CheckpointEntry | RoundEntry | ClaimEntry | BanEntry | UnbanEntry
+KINDS = ("run", "credit", "checkpoint", "round", "claim", "ban", "unban")
 _ENTRY: TypeAdapter[Entry] = TypeAdapter(Annotated[Entry, Field(discriminator="type")])
 
 
@@ -88,8 +137,8 @@ def parse_entry(data: bytes) -> Entry:
 def entry_from_json(value: Any) -> Entry:
     """Read an entry from parsed JSON. Raises: FormatError."""
     kind = value.get("type") if isinstance(value, dict) else None
-    if kind not in ("run", "credit", "checkpoint"):
-        raise FormatError(f"a ledger entry's type is run, credit or checkpoint, got {str(kind)[:40]!r}")
+    if kind not in KINDS:
+        raise FormatError(f"a ledger entry's type is one of {', '.join(KINDS)}, got {str(kind)[:40]!r}")
     try:
         return _ENTRY.validate_python(value)
     except ValidationError as error:

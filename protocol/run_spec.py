@@ -13,6 +13,7 @@ A host writes run.toml (`coordinator.run_config`); here every path has become a 
                 clip_norm, micro_batch, batch
     [outer]     that of the shared state: lr, schedule, momentum, nesterov, betas, weight_decay, clip_norm
     [publish]   every_rounds, max_worse
+    [credit]    hold_rounds: `protocol.credit_book`
 
 A schedule is a table, `{ kind = "constant" | "linear" | "cosine" | "wsd", warmup_rounds, decay_rounds, min_factor }`:
 `protocol.schedule`.
@@ -184,6 +185,10 @@ class Publish(Section):
     max_worse: float = Field(default=0.1, ge=0, le=100)  # held-out loss; worse than the parent by more: not published
 
 
+class Credit(Section):
+    hold_rounds: int = Field(default=0, ge=0, le=100_000)  # from an agreed claim to its credit; 0: none is held
+
+
 class PinnedModel(Section):
     digest: Digest  # of the base model's files: see protocol.files.tree_digest
     name: Short  # what the host calls it: folder name, hub id@revision, or checkpoint payload digest
@@ -207,6 +212,8 @@ class RunSpec(Section):
     inner: InnerOptimizer
     outer: OuterOptimizer
     publish: Publish
+    credit: Credit = Credit()
+    later: ClassVar[frozenset[str]] = frozenset({"credit"})
 
     @model_validator(mode="after")
     def _rates_go_together(self) -> RunSpec:

@@ -40,6 +40,8 @@ class PeerStatus(_Fields):
     tokens_per_s: Number = 0.0  # by its own word; 0 when it is not live
     credit_tokens: Count = 0  # granted, in the ledger
     rounds: Count = 0  # in which it was granted credit
+    pending_tokens: Count = 0  # agreed, and on hold
+    banned: bool = False
     last_seen_s: Number | None = None  # seconds since its last announcement; None: not since the coordinator started
 
 

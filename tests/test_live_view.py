@@ -156,6 +156,16 @@ def test_credit_is_the_ledger_s_and_beside_it_what_is_not_there_yet() -> None:
     assert (peer.status()["credit"]["pending"], peer.status()["credit"]["pending_since"]) == (0, None)
 
 
+def test_credit_that_is_on_hold_is_not_late() -> None:
+    peer = OnePeer(WARM, hold=4)
+    for number in range(1, 5):
+        peer.now = 10.0 * number
+        peer.commit(number, 1000)
+    assert (peer.status()["credit"]["pending"], peer.status()["credit"]["pending_since"]) == (4000, None)
+    peer.commit(5, 1000)
+    assert peer.status()["credit"]["pending_since"] == 10.0, "round 1 is due"
+
+
 def test_a_pipe_gets_one_line_for_each_round_and_reason(capsys: pytest.CaptureFixture[str]) -> None:
     peer = working()
     answers: Iterator[Any] = iter([1, 1, NetworkError("busy"), 2, 3, 3, 4])

@@ -17,9 +17,9 @@ from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from coordinator.store.log import LogTable
-from coordinator.store.people import BeginnersTable, MemberTable
+from coordinator.store.people import BanTable, BeginnersTable, MemberTable
 from coordinator.store.published import CheckpointTable, EvaluationTable
-from coordinator.store.rounds import CreditTable, RoundTable
+from coordinator.store.rounds import ClaimTable, CreditTable, RoundTable
 from coordinator.store.rows import (
     CHECK,
     GET_VERSION,
@@ -46,9 +46,9 @@ class Tables:
 
     def __init__(self, session: Session) -> None:
         self.log = LogTable(session)
-        self.rounds, self.credits = RoundTable(session), CreditTable(session)
+        self.rounds, self.credits, self.claims = RoundTable(session), CreditTable(session), ClaimTable(session)
         self.waiting, self.forks = WaitingTable(session), ForkTable(session)
-        self.members, self.beginners = MemberTable(session), BeginnersTable(session)
+        self.members, self.bans, self.beginners = MemberTable(session), BanTable(session), BeginnersTable(session)
         self.checkpoints, self.evaluations = CheckpointTable(session), EvaluationTable(session)
 
 

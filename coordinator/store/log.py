@@ -37,6 +37,11 @@ class LogTable:
         """The notes of all heads, the smallest first."""
         yield from self._session.scalars(select(HeadRow.note).order_by(HeadRow.size))
 
+    def history(self) -> Iterator[tuple[int, str]]:
+        """(size, note) of all heads, the smallest first."""
+        rows = self._session.execute(select(HeadRow.size, HeadRow.note).order_by(HeadRow.size))
+        return ((size, text) for size, text in rows.yield_per(_AT_A_TIME))
+
     def append(self, index: int, data: bytes) -> None:
         self._session.add(LeafRow(index=index, data=data))
         self._session.flush()

@@ -1,11 +1,11 @@
-"""Who was admitted, and whom the coordinator named to begin."""
+"""Who was admitted, who is banned, and whom the coordinator named to begin."""
 
 from __future__ import annotations
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from coordinator.store.rows import BeginnersRow, EpochRow, MemberRow
+from coordinator.store.rows import BanRow, BeginnersRow, EpochRow, MemberRow
 
 
 class MemberTable:
@@ -27,6 +27,25 @@ class MemberTable:
             self._session.add(MemberRow(peer_id=peer_id, enrolled=time, renewed=time))
         else:
             row.renewed = time
+
+
+class BanTable:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def peers(self) -> frozenset[str]:
+        """Who is banned now."""
+        return frozenset(self._session.scalars(select(BanRow.peer_id)))
+
+    def leaves(self) -> dict[str, int]:
+        """Peer id -> the leaf of its ban, of whoever is banned now."""
+        return {row.peer_id: row.leaf for row in self._session.scalars(select(BanRow))}
+
+    def ban(self, peer_id: str, leaf: int) -> None:
+        self._session.add(BanRow(peer_id=peer_id, leaf=leaf))
+
+    def unban(self, peer_id: str) -> None:
+        self._session.execute(delete(BanRow).where(BanRow.peer_id == peer_id))
 
 
 class BeginnersTable:

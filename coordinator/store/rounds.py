@@ -1,16 +1,16 @@
-"""The committed rounds, and the credit that was granted for them."""
+"""The committed rounds, the credit that was granted for them, and what of it is on hold."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
-from coordinator.store.rows import CreditRow, RoundRow
+from coordinator.store.rows import ClaimRow, CreditRow, RoundRow
 from protocol.agreement import Agreement, group_digest
-from protocol.ledger_entry import CreditEntry
+from protocol.ledger_entry import ClaimEntry, CreditEntry
 
 
 class RoundTable:
@@ -122,6 +122,39 @@ class CreditTable:
         )
 
 
+class ClaimTable:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def hold(self, leaf: int, entry: ClaimEntry) -> None:
+        """Note the claim that a leaf of the log stands for."""
+        row = ClaimRow(leaf=leaf, round=entry.round, peer_id=entry.peer_id, tokens=entry.tokens, fate=PENDING)
+        self._session.add(row)
+        self._session.flush()
+
+    def pending_until(self, round: int) -> Sequence[int]:
+        """The leaves of what is pending from rounds up to this one, in order."""
+        wanted = select(ClaimRow.leaf).where(ClaimRow.fate == PENDING, ClaimRow.round <= round).order_by(ClaimRow.leaf)
+        return self._session.scalars(wanted).all()
+
+    def grant(self, leaf: int) -> None:
+        """It is credit now."""
+        self._session.execute(update(ClaimRow).where(ClaimRow.leaf == leaf).values(fate="granted"))
+
+    def void(self, peer_id: str) -> int:
+        """Nothing that a peer has pending will be credit; returns how many tokens that are."""
+        own = (ClaimRow.peer_id == peer_id, ClaimRow.fate == PENDING)
+        tokens = self._session.scalar(select(func.sum(ClaimRow.tokens)).where(*own)) or 0
+        self._session.execute(update(ClaimRow).where(*own).values(fate="void"))
+        return tokens
+
+    def pending(self) -> dict[str, int]:
+        """Peer id -> tokens that are pending."""
+        wanted = select(ClaimRow.peer_id, func.sum(ClaimRow.tokens)).where(ClaimRow.fate == PENDING)
+        return {row[0]: row[1] for row in self._session.execute(wanted.group_by(ClaimRow.peer_id))}
+
+
+PENDING = "pending"  # of ClaimRow.fate
 _WORK = select(
     CreditRow.peer_id, func.sum(CreditRow.tokens), func.sum(CreditRow.flops), func.count(CreditRow.leaf)
 ).group_by(CreditRow.peer_id)

@@ -63,6 +63,26 @@ class CreditRow(Base):
     flops: Mapped[int]
 
 
+class ClaimRow(Base):
+    """Agreed work of one peer in one round, from its claim on."""
+
+    __tablename__ = "claims"
+    __table_args__ = (UniqueConstraint("round", "peer_id"),)
+    leaf: Mapped[int] = mapped_column(ForeignKey("leaves.index"), primary_key=True, autoincrement=False)
+    round: Mapped[int] = mapped_column(ForeignKey("rounds.round"))
+    peer_id: Mapped[str]
+    tokens: Mapped[int]
+    fate: Mapped[str] = mapped_column(index=True)  # pending, granted, void
+
+
+class BanRow(Base):
+    """One member that is banned now."""
+
+    __tablename__ = "bans"
+    peer_id: Mapped[str] = mapped_column(primary_key=True)
+    leaf: Mapped[int] = mapped_column(ForeignKey("leaves.index"))
+
+
 class BeginnersRow(Base):
     """The word on whose round 1 is the run's: one row, never changed."""
 

@@ -16,6 +16,7 @@ from peer.round.report import STAGES, RoundReport
 from peer.round.state import View
 from peer.sync.shelf import Head
 from peer.trainer import WorkReport
+from protocol.credit_book import due_until
 from protocol.run_spec import RunSpec
 
 KEPT_LOSSES = 120  # rounds
@@ -91,6 +92,7 @@ class PeerStanding:
         for number in [number for number in list(self._pending) if number <= credit[2]]:
             self._pending.pop(number, None)
         pending = dict(self._pending)
+        overdue = due_until(round, hold=self._spec.credit.hold_rounds, last=self._spec.run.rounds)
         own = work.tokens if work is not None and work.round > round else 0
         done = own + sum(view.said.tokens for view in others if view.said.round > round)
         return {
@@ -122,7 +124,7 @@ class PeerStanding:
                 "rounds": credit[1],
                 "newest": credit[2],
                 "pending": sum(tokens for tokens, _ in pending.values()),
-                "pending_since": min((since for _, since in pending.values()), default=None),
+                "pending_since": min((at for number, (_, at) in pending.items() if number <= overdue), default=None),
                 "granted_at": granted_at,
             },
         }

@@ -33,7 +33,7 @@ from protocol.keys import PeerIdentity, RootKey
 from protocol.ledger_entry import CreditEntry, RunEntry, parse_entry
 from protocol.rpc import ReportAnswer
 from protocol.run_card import RunCard
-from protocol.run_spec import RunSpec
+from protocol.run_spec import Credit, RunSpec
 from protocol.signed import Signed
 from protocol.statements import Claim, UpdateDigest, Vote
 from protocol.status import CheckpointStatus
@@ -279,13 +279,13 @@ class Office:
     members: int = 3
     rules: int = 3
     min_peers: int = 1
+    hold: int = 0  # rounds that credit is on hold
 
     def __post_init__(self) -> None:
         base = make_spec("campfire", rules=self.rules)
-        run, sync = {"rounds": self.rounds}, {"min_peers": self.min_peers}
-        self.spec = base.model_copy(
-            update={"run": base.run.model_copy(update=run), "sync": base.sync.model_copy(update=sync)}
-        )
+        run = base.run.model_copy(update={"rounds": self.rounds})
+        sync = base.sync.model_copy(update={"min_peers": self.min_peers})
+        self.spec = base.model_copy(update={"run": run, "sync": sync, "credit": Credit(hold_rounds=self.hold)})
         self.ledger_key, self.membership_key = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
         self.root = RootKey(ec.generate_private_key(ec.SECP256R1()))
         genesis = SharedState(0, (("w", (8,)),), torch.arange(8.0))

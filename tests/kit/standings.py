@@ -18,6 +18,7 @@ from peer.round.report import RoundReport
 from peer.round.state import View
 from peer.screen.standing import PeerStanding
 from peer.trainer import WorkReport
+from protocol.run_spec import Credit
 from protocol.schedule import Rates
 from tests.kit.builders import make_spec
 
@@ -39,11 +40,12 @@ class StillSensors:
 class OnePeer:
     """A peer whose threads are the test: what it tells `standing` is what the socket answers."""
 
-    def __init__(self, readings: Readings, *, limits: OwnLimits | None = None, reduce_only: bool = False) -> None:
+    def __init__(
+        self, readings: Readings, *, limits: OwnLimits | None = None, reduce_only: bool = False, hold: int = 0
+    ) -> None:
+        spec = make_spec(name="wood").model_copy(update={"credit": Credit(hold_rounds=hold)})
         self.rates, self.now = LineRates(Rate(lambda: 0.0), Rate(lambda: 0.0)), 0.0
-        self.standing_now = PeerStanding(
-            make_spec(name="wood"), ME, self.rates, reduce_only=reduce_only, clock=lambda: self.now
-        )
+        self.standing_now = PeerStanding(spec, ME, self.rates, reduce_only=reduce_only, clock=lambda: self.now)
         self.round, self.credit, self.granted_at = 0, (0, 0, 0), None
         self.others: list[View] = []
         place = Path(tempfile.gettempdir())  # where nothing is written: the watch is not entered
@@ -77,6 +79,7 @@ class OnePeer:
         self.rates.down.took(1_200_000_000)
 
     def commit(self, number: int, tokens: int, left_out: tuple[tuple[str, str], ...] = ()) -> None:
+        self.round = max(self.round, number)
         head: Any = SimpleNamespace(round=number, agreement=SimpleNamespace(weights={ME: tokens, "another": 7000}))
         self.standing_now.committed(head, RoundReport(number, 3, tokens + 7000, 1.25, 1, True, left_out))
 

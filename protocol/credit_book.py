@@ -1,0 +1,237 @@
+"""When agreed work is credit: the one rule, by which a coordinator grants it and an audit of its ledger recomputes it.
+
+    round     one more round is committed
+    claim     work that was agreed in it: pending, of nobody who is banned
+    credit    what a claim says, once the run's newest round is `credit.hold_rounds` later, or its last
+    ban       what its member has pending is void, and what it claims from now on is no claim
+    unban     its next work counts again; what was void stays void
+
+Where a run holds no credit, there are neither rounds nor claims in the ledger, and credit is entered with its round.
+The hold is rounds, not time: a run that stands still grants nothing.
+
+    >>> due_until(7, hold=4, last=0), due_until(7, hold=4, last=7)
+    (3, 7)
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from protocol.agreement import Agreement
+from protocol.errors import VerificationError
+from protocol.ledger_entry import (
+    BanEntry,
+    CheckpointEntry,
+    ClaimEntry,
+    CreditEntry,
+    Entry,
+    RoundEntry,
+    RunEntry,
+    UnbanEntry,
+)
+from protocol.run_card import RunCard
+
+Work: TypeAlias = CreditEntry | ClaimEntry
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What one member's work in one round is worth."""
+
+    tokens: int
+    flops: int
+    claim: str  # payload digest of the claim
+
+
+def granted(agreement: Agreement, banned: Container[str] = ()) -> dict[str, Grant]:
+    """Peer id -> what it is worth, of all in a round but those who are banned; in group order.
+
+    The tokens are the agreed weight, which caps what a claim may count for; FLOPs shrink with it.
+    """
+    weights = agreement.weights
+    return {
+        made.by: Grant(weights[made.by], made.value.flops * weights[made.by] // made.value.worth, made.digest)
+        for made in agreement.claims
+        if made.by not in banned
+    }
+
+
+def due_until(newest: int, *, hold: int, last: int) -> int:
+    """The round up to which claims are credit once `newest` is committed.
+
+    Args:
+        hold: `credit.hold_rounds`.
+        last: the run's last round; 0: it has none.
+    """
+    return newest if newest == last else newest - hold
+
+
+@dataclass
+class Account:
+    """What a ledger says of one member; tokens."""
+
+    verified: int = 0
+    rounds: int = 0  # of that
+    pending: int = 0
+    void: int = 0
+    banned: bool = False
+
+
+@dataclass
+class Newest:
+    """The round that was entered last: what was worked in it, and who was banned before it."""
+
+    round: int
+    state: str
+    works: dict[str, Work] = field(default_factory=dict)
+    banned: frozenset[str] = frozenset()
+
+    def check(self, agreement: Agreement) -> None:
+        """Check that the ledger has of this round what its members agreed on. Raises: VerificationError."""
+        expected = granted(agreement, self.banned)
+        for peer, work in self.works.items():
+            if expected.get(peer) != Grant(work.tokens, work.flops, work.claim):
+                raise VerificationError(f"round {self.round}: {peer} has {work.tokens} tokens that were not agreed")
+        if missing := expected.keys() - self.works.keys():
+            raise VerificationError(f"round {self.round}: the work of {min(missing)} was agreed and is left out")
+
+
+class CreditBook:
+    """All accounts of a run, entry by entry; refuses the first that may not stand where it stands.
+
+    Args:
+        card: of the run.
+    """
+
+    def __init__(self, card: RunCard) -> None:
+        self._card, self._hold = card, card.spec.credit.hold_rounds
+        self._last = card.spec.run.rounds
+        self._first = True
+        self.newest = Newest(0, card.genesis)
+        self.accounts: dict[str, Account] = {}
+        self.entries: dict[str, int] = {}  # type -> how many
+        self._banned: set[str] = set()
+        self._pending: OrderedDict[tuple[int, str], ClaimEntry] = OrderedDict()  # by rounds
+        self._states = {0: card.genesis}
+        self._payloads: set[str] = set()
+
+    def enter(self, entry: Entry) -> None:
+        """Take the next entry. Raises: VerificationError: it may not stand here; the book is of no use after that."""
+        if entry.run != self._card.run:
+            raise VerificationError(f"of run {entry.run[:16]}…, expected {self._card.run[:16]}…")
+        if self._first != isinstance(entry, RunEntry):
+            raise VerificationError("the first entry, and no other, names the run")
+        self.entries[entry.type] = self.entries.get(entry.type, 0) + 1
+        match entry:
+            case RunEntry():
+                self._first = False
+                if entry.genesis != self._card.genesis:
+                    raise VerificationError("of another genesis than the run card")
+            case RoundEntry():
+                self._round(entry)
+            case ClaimEntry():
+                self._claim(entry)
+            case CreditEntry():
+                self._credit(entry)
+            case BanEntry() | UnbanEntry():
+                self._ruling(entry)
+            case CheckpointEntry():
+                self._checkpoint(entry)
+
+    def close(self) -> None:
+        """Check that nothing is kept back at the end. Raises: VerificationError."""
+        self._check_none_due()
+
+    def balances(self) -> Mapping[str, Account]:
+        """Peer id -> account, the most verified tokens first."""
+        return dict(sorted(self.accounts.items(), key=lambda item: (-item[1].verified, item[0])))
+
+    def _account(self, peer: str) -> Account:
+        return self.accounts.setdefault(peer, Account())
+
+    def _round(self, entry: RoundEntry) -> None:
+        if not self._hold:
+            raise VerificationError("a round of its own, in a run that holds no credit")
+        self._check_none_due()
+        if entry.base != self.newest.state:
+            raise VerificationError(f"round {entry.round} starts from another state than the one before it")
+        self._begin(entry.round, entry.state)
+
+    def _begin(self, round: int, state: str) -> None:
+        if round != self.newest.round + 1 and not (self._banned and not self._hold and round > self.newest.round):
+            raise VerificationError(f"round {round} after round {self.newest.round}")
+        if self._last and round > self._last:
+            raise VerificationError(f"round {round}, and the run ends after round {self._last}")
+        self.newest = Newest(round, state, banned=frozenset(self._banned))
+        self._states[round] = state
+
+    def _claim(self, entry: ClaimEntry) -> None:
+        if not self._hold:
+            raise VerificationError("a claim, in a run that holds no credit")
+        self._work(entry)
+        self._pending[entry.round, entry.peer_id] = entry
+        self._account(entry.peer_id).pending += entry.tokens
+
+    def _work(self, entry: Work) -> None:
+        """What was done in the newest round, once by each."""
+        newest, peer = self.newest, entry.peer_id
+        if (entry.round, entry.state) != (newest.round, newest.state):
+            raise VerificationError(f"work of round {entry.round}, expected round {newest.round} and its state")
+        if peer in newest.works:
+            raise VerificationError(f"round {entry.round}: {peer} has worked in it twice")
+        if peer in self._banned:
+            raise VerificationError(f"round {entry.round}: {peer} is banned")
+        newest.works[peer] = entry
+
+    def _credit(self, entry: CreditEntry) -> None:
+        account = self._account(entry.peer_id)
+        if self._hold:
+            claim = self._pending.pop((entry.round, entry.peer_id), None)
+            if claim is None or CreditEntry.of(claim) != entry:
+                raise VerificationError(f"round {entry.round}: credit to {entry.peer_id} that no pending claim is for")
+            if not self._due(entry.round):
+                raise VerificationError(f"round {entry.round}: credit to {entry.peer_id} before its hold is over")
+            account.pending -= entry.tokens
+        else:
+            if entry.round != self.newest.round:
+                self._begin(entry.round, entry.state)
+            self._work(entry)
+        account.verified += entry.tokens
+        account.rounds += 1
+
+    def _ruling(self, entry: BanEntry | UnbanEntry) -> None:
+        peer, bans = entry.peer_id, isinstance(entry, BanEntry)
+        if bans == (peer in self._banned):
+            raise VerificationError(f"{peer} is banned already" if bans else f"{peer} was not banned")
+        if entry.round < self.newest.round:
+            raise VerificationError(f"a ruling after round {entry.round}, expected after round {self.newest.round}")
+        account = self._account(peer)
+        account.banned = bans
+        if not bans:
+            self._banned.discard(peer)
+            return
+        self._banned.add(peer)
+        for key in [key for key in self._pending if key[1] == peer]:
+            tokens = self._pending.pop(key).tokens
+            account.pending -= tokens
+            account.void += tokens
+
+    def _checkpoint(self, entry: CheckpointEntry) -> None:
+        if self._states.get(entry.round, entry.state) != entry.state or (
+            self._hold and entry.round not in self._states
+        ):
+            raise VerificationError(f"a checkpoint of round {entry.round} with a state that was not agreed")
+        if self._payloads if entry.parent is None else entry.parent not in self._payloads:
+            raise VerificationError(f"the checkpoint of round {entry.round} has no parent in this ledger")
+        self._payloads.add(entry.payload)
+
+    def _due(self, round: int) -> bool:
+        return round <= due_until(self.newest.round, hold=self._hold, last=self._last)
+
+    def _check_none_due(self) -> None:
+        oldest = next(iter(self._pending), None)
+        if oldest is not None and self._due(oldest[0]):
+            raise VerificationError(f"round {oldest[0]}: the credit of {oldest[1]} is due and is kept back")
