@@ -1,4 +1,4 @@
-"""What a host types: `potluck host`."""
+"""What a host types: `potluck host`, and what is told to one that runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from commands.options import Json, Lang, Verbose
-from commands.talk import log_to_stderr, need
+from commands.talk import log_to_stderr, need, say
 
 
 def host(
@@ -67,7 +67,7 @@ def go_on(
     """Let a run that stands still go on without the members that are gone for good; the host must be running."""
     import json
 
-    from coordinator.standstill import ask
+    from coordinator.orders import ask
     from protocol import words
 
     question = (
@@ -76,11 +76,68 @@ def go_on(
     )
     if not yes and not typer.confirm(words.told(question, words.language_of_user())):
         raise typer.Exit(1)
-    answer = ask(folder)
+    answer = ask(folder, "go-on")
     if json_output:
         typer.echo(json.dumps(answer))
         return
     peers = answer["peers"]
-    assert isinstance(peers, list)
     said = f"round {answer['round']} is decided by {len(peers)} members: {', '.join(peer[-8:] for peer in peers)}"
     typer.echo(words.told(said, words.language_of_user()))
+
+
+def ban(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The run's folder, as runs/NAME.")],
+    peer: Annotated[str, typer.Argument(metavar="PEER", help="Its id, or the end of it, as the table shows it.")],
+    reason: Annotated[str, typer.Option(help="Why: it stands in the ledger, and the peer is told.")],
+    lang: Lang = None,
+    json_output: Json = False,
+) -> None:
+    """Ban a member from a run, whose host must be running: its credit on hold is void, and no member works with it."""
+    import json
+
+    from coordinator.orders import ask
+
+    answer = ask(folder, "ban", peer=peer, reason=reason)
+    if json_output:
+        typer.echo(json.dumps(answer))
+    else:
+        say(f"{answer['peer_id']} is banned; {answer['void_tokens']:,} tokens that it had on hold are void")
+
+
+def unban(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The run's folder, as runs/NAME.")],
+    peer: Annotated[str, typer.Argument(metavar="PEER", help="Its id, or the end of it, as the table shows it.")],
+    reason: Annotated[str, typer.Option(help="Why: it stands in the ledger.")] = "",
+    lang: Lang = None,
+    json_output: Json = False,
+) -> None:
+    """End a member's ban; what was void stays void."""
+    import json
+
+    from coordinator.orders import ask
+
+    answer = ask(folder, "unban", peer=peer, reason=reason)
+    if json_output:
+        typer.echo(json.dumps(answer))
+    else:
+        say(f"{answer['peer_id']} is banned no more")
+
+
+def members(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The run's folder, as runs/NAME.")],
+    lang: Lang = None,
+    json_output: Json = False,
+) -> None:
+    """Show everyone that was ever admitted to a run of this computer: credit, on hold, banned and why."""
+    import json
+
+    need("coordinator", "sqlalchemy")
+    from coordinator.members import list_members
+
+    found = list_members(folder)
+    if json_output:
+        typer.echo(json.dumps([item.to_json() for item in found], indent=2))
+        return
+    for item in found:
+        held = f"{item.tokens:>15,} tokens in {item.rounds} rounds, {item.pending:,} pending"
+        say(f"{item.peer_id}  {held}{f'; banned: {item.banned}' if item.banned is not None else ''}")

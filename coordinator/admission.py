@@ -31,8 +31,10 @@ from collections import OrderedDict
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from coordinator.bans import Bans
+from coordinator.ledger import Ledger
 from coordinator.per_minute import PerMinute
-from coordinator.store.database import Store, Tables
+from coordinator.store.database import Tables
 from protocol import certificate
 from protocol.errors import FormatError, NetworkError, RefusedError
 from protocol.keys import peer_public_key, verify_peer_signature
@@ -139,7 +141,7 @@ class Admission:
     """Makes members of one run.
 
     Args:
-        store: remembers the members.
+        ledger: in whose store the members are; it says who is banned.
         key: signs certificates; the run card names it.
         run: run digest.
         code: the admission code; None admits everyone who has the invite.
@@ -151,7 +153,7 @@ class Admission:
 
     def __init__(
         self,
-        store: Store,
+        ledger: Ledger,
         key: Ed25519PrivateKey,
         run: str,
         code: str | None,
@@ -161,7 +163,8 @@ class Admission:
         max_members: int = 10_000,
         per_minute: int = 20,
     ) -> None:
-        self._store, self._key, self._run, self._lifetime_s = store, key, run, lifetime_s
+        self._store, self._key, self._run, self._lifetime_s = ledger.store, key, run, lifetime_s
+        self.bans = Bans(ledger, key, run)
         self._max_members, self._newcomers = max_members, PerMinute(per_minute)
         self._challenges = Challenges()
         self._guard = CodeGuard(code)
@@ -184,10 +187,11 @@ class Admission:
 
         Raises:
             FormatError: not a peer id or not a challenge.
-            RefusedError: the challenge, the signature or the code does not hold, or the run is full.
+            RefusedError: it is banned; the challenge, the signature or the code does not hold; or the run is full.
             NetworkError: too many newcomers from there; it may try again.
         """
         now = time.time() if now is None else now
+        self.bans.check(peer_id)
         self._challenges.check(challenge, peer_id, now)
         verify_peer_signature(peer_id, signature, enroll_message(self._run, challenge))
         with self._store.reading() as tables:

@@ -22,12 +22,14 @@ from pathlib import Path
 from coordinator import tls
 from coordinator.addresses import check_addresses, host_of, public_address
 from coordinator.admission import Admission
+from coordinator.bans import Bans
 from coordinator.beginning import Beginning
 from coordinator.board import Board
 from coordinator.evaluator import check_evaluation
 from coordinator.launch import open_run
 from coordinator.losses import Losses
 from coordinator.metrics import Metrics
+from coordinator.orders import Orders
 from coordinator.publisher import Publisher
 from coordinator.receipts import ReceiptDesk
 from coordinator.rendezvous import Rendezvous
@@ -198,7 +200,7 @@ class Host:
             rendezvous.wait_ready(RENDEZVOUS_WAIT_S)
         offer = Offer.of(run)
         admission = Admission(
-            store,
+            run.ledger,
             key,
             run.card.run,
             code,
@@ -225,7 +227,7 @@ class Host:
         self._write_invites(folder)
 
         def tick() -> None:
-            self._tick(reports, board, beginning, roster, run)
+            self._tick(reports, board, beginning, admission.bans, roster, run)
 
         ticker = self._ticker = SupervisedThread(
             "ticker", tick, self._closing, self._failed, Backoff(TICK_S, LONGEST_PAUSE_S)
@@ -267,15 +269,24 @@ class Host:
         stack.enter_context(rendezvous)
         return rendezvous
 
-    def _tick(self, reports: Reports, board: Board, beginning: Beginning, roster: Announcements, run: Run) -> None:
-        """Look at waiting reports and at who is to decide, and keep status.json up to date."""
+    def _tick(
+        self, reports: Reports, board: Board, beginning: Beginning, bans: Bans, roster: Announcements, run: Run
+    ) -> None:
+        """Look at waiting reports, the owner's orders and who is to decide, and keep status.json up to date."""
         folder, going_on = run.folder, GoingOn(run.folder.path, beginning.begin_epoch, time.monotonic())
+
+        def go_on() -> dict[str, object]:
+            now, epoch = time.monotonic(), beginning.next_epoch
+            return going_on.go_on(reports.tip(), roster.seen(), run.card.run, epoch, now)
+
+        orders = Orders(folder.path, {"go-on": go_on, "ban": bans.ban, "unban": bans.unban})
         while True:
             try:
                 reports.settle()
                 now, seen = time.monotonic(), roster.seen()
                 beginning.look(board.round(), seen, now)
-                going_on.look(reports.tip(), seen, run.card.run, beginning.next_epoch, now)
+                going_on.look(reports.tip(), seen, now)
+                orders.look()
                 write_file(folder.path / "status.json", board.status().to_bytes())
             except (PotluckError, StoreError) as error:
                 logger.warning("status.json is out of date: %s", error)

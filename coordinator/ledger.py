@@ -68,13 +68,12 @@ class Writing:
 
     def ban(self, entry: BanEntry) -> int:
         """Ban a member; returns how many tokens that it had pending are void."""
-        self.tables.bans.ban(entry.peer_id, self.leaf(entry))
+        self.tables.bans.add(entry.peer_id, self.leaf(entry), begins=True)
         return self.tables.claims.void(entry.peer_id)
 
     def unban(self, entry: UnbanEntry) -> None:
         """End a ban."""
-        self.leaf(entry)
-        self.tables.bans.unban(entry.peer_id)
+        self.tables.bans.add(entry.peer_id, self.leaf(entry), begins=False)
 
 
 class Ledger:

@@ -61,7 +61,8 @@ class CoordinatorService:
         board: Board,
         publisher: Publisher,
     ) -> None:
-        self._offer, self._admission, self._roster, self._beginning = offer, admission, roster, beginning
+        self._offer, self._admission, self._bans, self._roster = offer, admission, admission.bans, roster
+        self._beginning = beginning
         self._reports, self._receipts, self._board, self._publisher = reports, receipts, board, publisher
         self._calls = Places(total=MEMBERS, each=EACH)
         self.transfers = Places(total=MEMBERS, each=TRANSFERS_EACH)
@@ -97,11 +98,16 @@ class CoordinatorService:
 
     def FetchFile(self, request: Any, network: str) -> tuple[str, Iterator[bytes]]:
         """Whose call it is, and the file piece by piece."""
-        return self._member(request.certificate), self._offer.shelf.read(request.sha256, request.offset)
+        peer_id = self._member(request.certificate)
+        self._bans.check(peer_id)
+        return peer_id, self._offer.shelf.read(request.sha256, request.offset)
 
     def Announce(self, request: Any, network: str) -> Any:
         board, roster, now = self._board, self._roster, time.monotonic()
-        with self._call(request.certificate) as peer_id:
+        banned = self._bans.data if request.bans < self._bans.number else b""
+        with self._call(request.certificate, banned_too=True) as peer_id:
+            if (reason := self._bans.why(peer_id)) is not None:
+                return coordinator_pb2.AnnounceReply(time=time.time(), banned=banned, expelled=reason)
             if request.version < SWARM_VERSION:
                 raise RefusedError(TOO_OLD)
             twin = self._twins.seen(peer_id, request.session, now)
@@ -130,10 +136,13 @@ class CoordinatorService:
                 twin=coordinator_pb2.Twin.Name(twin),
                 want_chain=self._gap.ask(peer_id, request.round, round_number, now, worked=worked),
                 want_loss=self._publisher.losses.ask(peer_id, () if request.reduce_only else request.states, now),
+                banned=banned,
             )
 
     def Report(self, request: Any, network: str) -> Any:
-        with self._call(request.certificate) as peer_id:
+        with self._call(request.certificate, banned_too=True) as peer_id:
+            if (reason := self._bans.why(peer_id)) is not None:
+                return coordinator_pb2.ReportReply(accepted=False, reason=f"banned: {reason}")
             if len(request.agreement) > MAX_AGREEMENT_BYTES:
                 raise FormatError(f"an agreement has at most {MAX_AGREEMENT_BYTES} bytes, got {len(request.agreement)}")
             answer = self._reports.submit(request.agreement, peer_id)
@@ -160,6 +169,7 @@ class CoordinatorService:
     def UploadState(self, first: Any, network: str, rest: Iterator[Any]) -> Any:
         """Take a state that was asked for; `rest` are the messages after the first."""
         peer_id, inbox, wanted = self._member(first.certificate), self._publisher.inbox, self._publisher.wanted
+        self._bans.check(peer_id)
         round_number = self._board.round_of(first.state)
         if round_number is None or not wanted.begin(peer_id, first.state):
             return coordinator_pb2.UploadStateReply(accepted=False)
@@ -174,7 +184,7 @@ class CoordinatorService:
         return coordinator_pb2.UploadStateReply(accepted=True)
 
     def GetReceipts(self, request: Any, network: str) -> Any:
-        with self._call(request.certificate) as peer_id:
+        with self._call(request.certificate, banned_too=True) as peer_id:
             return coordinator_pb2.GetReceiptsReply(receipts=self._receipts.for_peer(peer_id, request.after_round))
 
     def GetAgreement(self, request: Any, network: str) -> Any:
@@ -198,9 +208,11 @@ class CoordinatorService:
         return self._line.measure(request, network)
 
     @contextmanager
-    def _call(self, token: str) -> Iterator[str]:
+    def _call(self, token: str, *, banned_too: bool = False) -> Iterator[str]:
         """One call of a member, who has a few at a time."""
         peer_id = self._member(token)
+        if not banned_too:
+            self._bans.check(peer_id)
         with self._calls.taken(peer_id):
             yield peer_id
 

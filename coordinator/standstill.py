@@ -13,17 +13,14 @@ No timer does that: a host that is cut off from half of its run must not undo wh
 
 from __future__ import annotations
 
-import json
 import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.roster import Presence
-from protocol.disk import write_file
 from protocol.epoch import Epoch
-from protocol.errors import InputError, RefusedError
+from protocol.errors import RefusedError
 from protocol.last import Last
 from protocol.majority import has_majority
 from protocol.signed import Signed
@@ -33,8 +30,6 @@ logger = logging.getLogger(__name__)
 AWAY_S = 120.0  # without a word, in which a restart has long been over
 STILL_S = 600.0  # without a new round while somebody is gone: then those who are here may be too few all the same
 HERE_S = 30.0  # since the last word, for whoever is to go on: a word that does not reach it lets nobody go on
-ASKED, ANSWERED = "go-on", "go-on.answer"  # files in the run's folder: the owner's request, and what came of it
-ANSWER_S = 15.0  # for a running host to answer
 
 
 @dataclass(frozen=True)
@@ -110,10 +105,10 @@ def named(tip: Last, standing: Standing, run: str, epoch: int) -> Epoch:
 
 
 class GoingOn:
-    """Takes the owner's requests, and warns when the run stands still.
+    """Warns when the run stands still, and lets it go on when its owner says so.
 
     Args:
-        folder: the run's.
+        folder: the run's, for the warning.
         give: signs and keeps a word, before anybody is told of it.
     """
 
@@ -122,18 +117,12 @@ class GoingOn:
         self._looked, self._warned_round = now, -1
         self._newest, self._newest_at = (-1, -1), now
 
-    def look(self, tip: Last, seen: Mapping[str, Presence], run: str, epoch: int, now: float) -> None:
-        """Warn once for each round that the run stands still in; answer a request.
-
-        Args:
-            epoch: the number of a word that would be given now.
-        """
+    def look(self, tip: Last, seen: Mapping[str, Presence], now: float) -> None:
+        """Warn once for each round that the run stands still in."""
         if (tip.epoch, tip.round) != self._newest:
             self._newest, self._newest_at = (tip.epoch, tip.round), now
         standing = Standing.of(tip, seen, now, now - self._newest_at)
-        if (self._folder / ASKED).exists():
-            self._answer(tip, standing, run, epoch)
-        elif tip.round and now - self._looked >= AWAY_S and standing.is_still and self._warned_round != tip.round:
+        if tip.round and now - self._looked >= AWAY_S and standing.is_still and self._warned_round != tip.round:
             self._warned_round = tip.round
             logger.warning(
                 "the run stands still after round %d: of the %d members that made it, %d are here, and they do not "
@@ -146,36 +135,15 @@ class GoingOn:
                 self._folder,
             )
 
-    def _answer(self, tip: Last, standing: Standing, run: str, epoch: int) -> None:
-        try:
-            word = self._give(named(tip, standing, run, epoch))
-            answer = {"ok": True, "round": tip.round + 1, "epoch": word.value.epoch, "peers": sorted(word.value.peers)}
-            logger.warning("by the host's word, round %d is decided by %s", tip.round + 1, ", ".join(word.value.peers))
-        except RefusedError as error:
-            answer = {"ok": False, "reason": error.message, "hint": error.hint}
-        write_file(self._folder / ANSWERED, json.dumps(answer).encode())
-        (self._folder / ASKED).unlink(missing_ok=True)
+    def go_on(self, tip: Last, seen: Mapping[str, Presence], run: str, epoch: int, now: float) -> dict[str, object]:
+        """What the owner orders: let the others go on.
 
+        Args:
+            epoch: the number of the word that is given.
 
-def ask(folder: Path, timeout_s: float = ANSWER_S) -> dict[str, object]:
-    """The owner's request to the host that runs on this folder, and its answer.
-
-    Raises:
-        InputError: there is no such folder, or no host runs on it.
-        RefusedError: the host says no.
-    """
-    if not (folder / "run.toml").is_file() and not (folder / "ledger.db").is_file():
-        raise InputError(f"{folder} is not a run's folder", "give the folder that `potluck host` keeps, as runs/NAME")
-    (folder / ANSWERED).unlink(missing_ok=True)
-    write_file(folder / ASKED, b"")
-    deadline = time.monotonic() + timeout_s
-    while not (folder / ANSWERED).is_file():
-        if time.monotonic() >= deadline:
-            (folder / ASKED).unlink(missing_ok=True)
-            raise InputError(f"no host answered on {folder} within {timeout_s:.0f} s", "start it with `potluck host`")
-        time.sleep(0.1)
-    answer: dict[str, object] = json.loads((folder / ANSWERED).read_bytes())
-    (folder / ANSWERED).unlink(missing_ok=True)
-    if not answer["ok"]:
-        raise RefusedError(str(answer["reason"]), str(answer["hint"]))
-    return answer
+        Raises:
+            RefusedError: as `named`.
+        """
+        word = self._give(named(tip, Standing.of(tip, seen, now, now - self._newest_at), run, epoch))
+        logger.warning("by the host's word, round %d is decided by %s", tip.round + 1, ", ".join(word.value.peers))
+        return {"round": tip.round + 1, "epoch": word.value.epoch, "peers": sorted(word.value.peers)}

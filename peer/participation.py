@@ -29,7 +29,7 @@ from peer.link.answers import Announcement
 from peer.link.background import CoordinatorLink, Greeting
 from peer.link.client import CoordinatorClient
 from peer.link.newcomer import Admitted
-from peer.link.notices import Notices, in_use_elsewhere
+from peer.link.notices import Notices, expelled, in_use_elsewhere
 from peer.measuring import Measuring
 from peer.net import box_bytes
 from peer.net.opening import Opening
@@ -204,6 +204,9 @@ class Participation:
         self._swarm = self._link = self._measuring = None  # what they hold is as large as the model
 
     def _leave(self, swarm: Swarm, link: CoordinatorLink) -> None:
+        if (reason := self._stopping.expelled) is not None:
+            swarm.keep_quiet()  # nobody hears it
+            raise expelled(reason)
         if self._stopping.is_twin:
             swarm.keep_quiet()  # its word would be taken for the other's
             raise in_use_elsewhere()
@@ -308,13 +311,14 @@ class Participation:
 
     def greeting(self) -> Greeting:
         swarm, reduce_only = self._here(), self._config.swarm.reduce_only
-        return Greeting(swarm.head.round, self._standing.tokens_per_s, swarm.addresses, reduce_only, self._session)
+        tokens_per_s = self._standing.tokens_per_s
+        return Greeting(swarm.head.round, tokens_per_s, swarm.addresses, reduce_only, self._session, swarm.bans)
 
     def heard(self, answer: Announcement) -> None:
         swarm = self._here()
         swarm.add_addresses(answer.swarm_addresses)
         self._folder.write_addresses(sorted({*answer.swarm_addresses, *swarm.member_addresses()}))
-        swarm.set_run(answer.round, answer.beginners)
+        swarm.set_run(answer.round, answer.beginners, answer.banned)
         self._stopping.heard(answer, swarm.head.round)
         if self._measuring is not None:
             self._measuring.asked(answer.want_loss)

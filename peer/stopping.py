@@ -33,6 +33,7 @@ class Stopping:
         self._stop, self._rounds, self._clock = stop, rounds, clock
         self._over_since: float | None = None  # the run has had all its rounds
         self.is_over = False  # and this peer, at an earlier one, has nothing to do any more
+        self.expelled: str | None = None  # why the host has banned this peer
         self.is_twin = False  # another computer uses this peer's identity, and was there first
 
     def heard(self, answer: Announcement, round: int) -> None:
@@ -41,6 +42,9 @@ class Stopping:
             self._over(round, LAST_STATE_S)
         if answer.finished:
             self._over(round, OVER_S)
+        if answer.expelled:
+            self.expelled = answer.expelled
+            self._stop.set()
         if answer.twin is Twin.CAME_FIRST:
             self.is_twin = True
             self._stop.set()

@@ -114,7 +114,7 @@ class FilePart(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class AnnounceRequest(_message.Message):
-    __slots__ = ("certificate", "swarm_addresses", "round", "tokens_per_s", "states", "reduce_only", "version", "leaving", "session")
+    __slots__ = ("certificate", "swarm_addresses", "round", "tokens_per_s", "states", "reduce_only", "version", "leaving", "session", "bans")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     SWARM_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +124,7 @@ class AnnounceRequest(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    BANS_FIELD_NUMBER: _ClassVar[int]
     certificate: str
     swarm_addresses: _containers.RepeatedScalarFieldContainer[str]
     round: int
@@ -133,10 +134,11 @@ class AnnounceRequest(_message.Message):
     version: int
     leaving: bool
     session: bytes
-    def __init__(self, certificate: _Optional[str] = ..., swarm_addresses: _Optional[_Iterable[str]] = ..., round: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., states: _Optional[_Iterable[str]] = ..., reduce_only: _Optional[bool] = ..., version: _Optional[int] = ..., leaving: _Optional[bool] = ..., session: _Optional[bytes] = ...) -> None: ...
+    bans: int
+    def __init__(self, certificate: _Optional[str] = ..., swarm_addresses: _Optional[_Iterable[str]] = ..., round: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., states: _Optional[_Iterable[str]] = ..., reduce_only: _Optional[bool] = ..., version: _Optional[int] = ..., leaving: _Optional[bool] = ..., session: _Optional[bytes] = ..., bans: _Optional[int] = ...) -> None: ...
 
 class AnnounceReply(_message.Message):
-    __slots__ = ("swarm_addresses", "want_state", "round", "finished", "time", "beginners", "alarm", "twin", "want_chain", "want_loss")
+    __slots__ = ("swarm_addresses", "want_state", "round", "finished", "time", "beginners", "alarm", "twin", "want_chain", "want_loss", "banned", "expelled")
     SWARM_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     WANT_STATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -147,6 +149,8 @@ class AnnounceReply(_message.Message):
     TWIN_FIELD_NUMBER: _ClassVar[int]
     WANT_CHAIN_FIELD_NUMBER: _ClassVar[int]
     WANT_LOSS_FIELD_NUMBER: _ClassVar[int]
+    BANNED_FIELD_NUMBER: _ClassVar[int]
+    EXPELLED_FIELD_NUMBER: _ClassVar[int]
     swarm_addresses: _containers.RepeatedScalarFieldContainer[str]
     want_state: str
     round: int
@@ -157,7 +161,9 @@ class AnnounceReply(_message.Message):
     twin: Twin
     want_chain: bool
     want_loss: str
-    def __init__(self, swarm_addresses: _Optional[_Iterable[str]] = ..., want_state: _Optional[str] = ..., round: _Optional[int] = ..., finished: _Optional[bool] = ..., time: _Optional[float] = ..., beginners: _Optional[bytes] = ..., alarm: _Optional[_Union[Alarm, _Mapping]] = ..., twin: _Optional[_Union[Twin, str]] = ..., want_chain: _Optional[bool] = ..., want_loss: _Optional[str] = ...) -> None: ...
+    banned: bytes
+    expelled: str
+    def __init__(self, swarm_addresses: _Optional[_Iterable[str]] = ..., want_state: _Optional[str] = ..., round: _Optional[int] = ..., finished: _Optional[bool] = ..., time: _Optional[float] = ..., beginners: _Optional[bytes] = ..., alarm: _Optional[_Union[Alarm, _Mapping]] = ..., twin: _Optional[_Union[Twin, str]] = ..., want_chain: _Optional[bool] = ..., want_loss: _Optional[str] = ..., banned: _Optional[bytes] = ..., expelled: _Optional[str] = ...) -> None: ...
 
 class Alarm(_message.Message):
     __slots__ = ("round", "held_out_loss", "published_round", "published_loss", "held_back")

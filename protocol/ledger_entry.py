@@ -26,7 +26,8 @@ MAX_ENTRY_BYTES = 2048
 PeerId = Annotated[str, Field(pattern=r"^[1-9A-HJ-NP-Za-km-z]{40,64}$")]
 Round = Annotated[int, Field(ge=0, le=10**9)]
 Counter = Annotated[int, Field(ge=0, le=2**53 - 1)]
-Reason = Annotated[str, Field(max_length=200)]
+MAX_REASON_CHARS = 200
+Reason = Annotated[str, Field(max_length=MAX_REASON_CHARS)]
 
 
 class _Entry(BaseModel):

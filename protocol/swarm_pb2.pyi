@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Progress(_message.Message):
-    __slots__ = ("certificate", "round", "base", "tokens", "leaving", "attempt", "addresses", "step_s", "from_you_bytes_s", "up_bytes_s", "hears", "answers", "epoch", "moves", "reduce_only", "farewells")
+    __slots__ = ("certificate", "round", "base", "tokens", "leaving", "attempt", "addresses", "step_s", "from_you_bytes_s", "up_bytes_s", "hears", "answers", "epoch", "bans", "banned", "moves", "reduce_only", "farewells")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,8 @@ class Progress(_message.Message):
     HEARS_FIELD_NUMBER: _ClassVar[int]
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    BANS_FIELD_NUMBER: _ClassVar[int]
+    BANNED_FIELD_NUMBER: _ClassVar[int]
     MOVES_FIELD_NUMBER: _ClassVar[int]
     REDUCE_ONLY_FIELD_NUMBER: _ClassVar[int]
     FAREWELLS_FIELD_NUMBER: _ClassVar[int]
@@ -37,10 +39,12 @@ class Progress(_message.Message):
     hears: int
     answers: bool
     epoch: int
+    bans: int
+    banned: bytes
     moves: int
     reduce_only: bool
     farewells: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., tokens: _Optional[int] = ..., leaving: _Optional[bool] = ..., attempt: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., step_s: _Optional[float] = ..., from_you_bytes_s: _Optional[float] = ..., up_bytes_s: _Optional[float] = ..., hears: _Optional[int] = ..., answers: _Optional[bool] = ..., epoch: _Optional[int] = ..., moves: _Optional[int] = ..., reduce_only: _Optional[bool] = ..., farewells: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., tokens: _Optional[int] = ..., leaving: _Optional[bool] = ..., attempt: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., step_s: _Optional[float] = ..., from_you_bytes_s: _Optional[float] = ..., up_bytes_s: _Optional[float] = ..., hears: _Optional[int] = ..., answers: _Optional[bool] = ..., epoch: _Optional[int] = ..., bans: _Optional[int] = ..., banned: _Optional[bytes] = ..., moves: _Optional[int] = ..., reduce_only: _Optional[bool] = ..., farewells: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Proposal(_message.Message):
     __slots__ = ("certificate", "round", "base", "attempt", "timeout_s", "asked", "word")

@@ -28,7 +28,7 @@ def office(tmp_path: Path) -> Iterator[Office]:
 
 @pytest.fixture
 def admission(office: Office) -> Admission:
-    return Admission(office.store, office.membership_key, office.card.run, "wood", lifetime_s=3600)
+    return Admission(office.ledger, office.membership_key, office.card.run, "wood", lifetime_s=3600)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_holder_of_key_and_code_gets_a_certificate(admission: Admission, office:
 def test_member_renews_after_a_restart_without_the_code(admission: Admission, office: Office, me: PeerIdentity) -> None:
     enroll(admission, office, me)
     office.reopen()
-    again = Admission(office.store, office.membership_key, office.card.run, "another", lifetime_s=3600)
+    again = Admission(office.ledger, office.membership_key, office.card.run, "another", lifetime_s=3600)
     assert enroll(again, office, me, code="")
 
 
@@ -149,7 +149,7 @@ def test_spent_challenges_are_forgotten_after_their_deadline(monkeypatch: pytest
 
 
 def test_without_a_code_everyone_with_the_invite_is_admitted(office: Office, me: PeerIdentity) -> None:
-    admission = Admission(office.store, office.membership_key, office.card.run, None, lifetime_s=60)
+    admission = Admission(office.ledger, office.membership_key, office.card.run, None, lifetime_s=60)
     assert enroll(admission, office, me, code="")
 
 
@@ -162,7 +162,7 @@ def test_no_code_at_all_makes_nobody_wait(admission: Admission, office: Office, 
 
 
 def test_newcomers_from_one_network_come_in_slowly_and_members_renew_at_will(office: Office, me: PeerIdentity) -> None:
-    admission = Admission(office.store, office.membership_key, office.card.run, "wood", lifetime_s=3600, per_minute=3)
+    admission = Admission(office.ledger, office.membership_key, office.card.run, "wood", lifetime_s=3600, per_minute=3)
     enroll(admission, office, me)
     for _ in range(5):
         enroll(admission, office, PeerIdentity.generate())
@@ -179,7 +179,7 @@ def test_newcomers_from_one_network_come_in_slowly_and_members_renew_at_will(off
 def test_full_run_says_so_and_shuts_out_nobody_who_has_worked(office: Office, me: PeerIdentity) -> None:
     office.submit(office.swarm.round())
     worker, day = office.swarm.members[0].identity, 3600.0
-    admission = Admission(office.store, office.membership_key, office.card.run, "wood", lifetime_s=3600, max_members=2)
+    admission = Admission(office.ledger, office.membership_key, office.card.run, "wood", lifetime_s=3600, max_members=2)
     others = [PeerIdentity.generate() for _ in range(2)]
     for who in others:
         enroll(admission, office, who)
@@ -200,7 +200,7 @@ def test_only_the_reducers_code_makes_a_trusted_reducer_and_guessing_at_it_takes
     office: Office, me: PeerIdentity
 ) -> None:
     admission = Admission(
-        office.store, office.membership_key, office.card.run, "wood", lifetime_s=3600, reducer_code="a friend"
+        office.ledger, office.membership_key, office.card.run, "wood", lifetime_s=3600, reducer_code="a friend"
     )
 
     def is_reducer(who: PeerIdentity, code: str, now: float) -> bool:

@@ -137,7 +137,7 @@ class Door:
 
     def __init__(self, office: Office) -> None:
         self._run = office.card.run
-        self._admission = Admission(office.store, office.membership_key, office.card.run, "wood", lifetime_s=3600)
+        self._admission = Admission(office.ledger, office.membership_key, office.card.run, "wood", lifetime_s=3600)
 
     def enroll(self, who: PeerIdentity, address: str, now: float) -> str:
         challenge = self._admission.challenge(who.peer_id, now)

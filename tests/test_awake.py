@@ -251,7 +251,7 @@ def test_who_says_all_the_time_that_it_has_moved_is_met_again_now_and_then(
 
             async def move() -> int:
                 one.driver.gossip.forget()
-                await one.driver.gossip.tell_everyone()
+                one.driver.talk.spawn(one.driver.gossip.tell_everyone())  # as long as the streams that it opens
                 await asyncio.sleep(0.05)
                 return len(other.node.disconnected)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.orders import Orders, ask
 from coordinator.roster import Presence
-from coordinator.standstill import ANSWERED, ASKED, AWAY_S, HERE_S, STILL_S, GoingOn, Standing, ask, named
+from coordinator.standstill import AWAY_S, HERE_S, STILL_S, GoingOn, Standing, named
 from protocol.epoch import Epoch
 from protocol.errors import InputError, RefusedError
 from protocol.keys import PeerIdentity
@@ -79,7 +80,7 @@ def test_a_word_that_would_be_wrong_is_not_given(tip: Last, who: Mapping[str, Pr
 def test_the_host_warns_once_for_each_round_that_stands_still(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     going_on = GoingOn(tmp_path, signed, NOW - AWAY_S)
     for _ in range(3):
-        going_on.look(TIP, seen(0), RUN, 1, NOW)
+        going_on.look(TIP, seen(0), NOW)
     (record,) = caplog.records
     assert "stands still after round 7" in record.message and f"potluck go-on {tmp_path}" in record.message
 
@@ -106,8 +107,10 @@ def host(folder: Path) -> Iterator[list[Mapping[str, Presence]]]:
 
     def run() -> None:
         going_on = GoingOn(folder, give, NOW)
+        orders = Orders(folder, {"go-on": lambda: going_on.go_on(TIP, who[0], RUN, 1 + len(given), NOW)})
         while not over.wait(0.01):
-            going_on.look(TIP, who[0], RUN, 1 + len(given), NOW)
+            going_on.look(TIP, who[0], NOW)
+            orders.look()
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -117,9 +120,9 @@ def host(folder: Path) -> Iterator[list[Mapping[str, Presence]]]:
 
 
 def test_the_owners_request_is_answered_by_the_running_host(folder: Path, host: list[Mapping[str, Presence]]) -> None:
-    assert ask(folder) == {"ok": True, "round": 8, "epoch": 1, "peers": [IDS[0]]}
-    assert ask(folder)["epoch"] == 2, "a second word has a higher number"
-    assert not (folder / ASKED).exists() and not (folder / ANSWERED).exists()
+    assert ask(folder, "go-on") == {"round": 8, "epoch": 1, "peers": [IDS[0]]}
+    assert ask(folder, "go-on")["epoch"] == 2, "a second word has a higher number"
+    assert [path.name for path in folder.iterdir()] == ["ledger.db"]
 
 
 def test_a_request_that_would_undo_a_run_that_goes_on_is_refused(
@@ -127,18 +130,22 @@ def test_a_request_that_would_undo_a_run_that_goes_on_is_refused(
 ) -> None:
     host[0] = seen(0, 1, 2, 3)
     with pytest.raises(RefusedError, match="does not stand still"):
-        ask(folder)
+        ask(folder, "go-on")
 
 
 def test_a_request_that_no_host_hears_is_taken_back(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no host answered"):
-        ask(folder, timeout_s=0.2)
-    assert not (folder / ASKED).exists()
+        ask(folder, "go-on", timeout_s=0.2)
+    assert [path.name for path in folder.iterdir()] == ["ledger.db"]
     with pytest.raises(InputError, match="not a run's folder"):
-        ask(tmp_path / "nowhere")
+        ask(tmp_path / "nowhere", "go-on")
 
 
-def test_an_answer_that_was_left_behind_is_not_taken_for_this_one(folder: Path) -> None:
-    (folder / ANSWERED).write_text(json.dumps({"ok": True}))
-    with pytest.raises(InputError):
-        ask(folder, timeout_s=0.2)
+@pytest.mark.parametrize(
+    "order", [b"", b"no JSON", b"[]", b"7", b'{"do":"go-on","more":1}', b'{"do":"stop"}', b"{}", b" " * 9999]
+)
+def test_an_order_that_is_none_is_answered(folder: Path, order: bytes) -> None:
+    (folder / "order.ab").write_bytes(order)
+    Orders(folder, {"go-on": lambda: {}}).look()
+    assert json.loads((folder / "answer.ab").read_bytes())["ok"] is False
+    assert not (folder / "order.ab").exists()

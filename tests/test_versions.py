@@ -151,7 +151,8 @@ def service(enroll: Any = None) -> CoordinatorService:
     offer = SimpleNamespace(
         card=CARD, card_bytes=b"", root_public_pem=b"", genesis_files=[], model_files=[], model_config=b""
     )
-    admission, roster = SimpleNamespace(enroll=enroll), SimpleNamespace(addresses=lambda besides, now: [])
+    admission = SimpleNamespace(enroll=enroll, bans=SimpleNamespace(number=0, data=b"", why=lambda peer: None))
+    roster = SimpleNamespace(addresses=lambda besides, now: [])
     nothing: Any = None
     parts: list[Any] = [offer, admission, roster, nothing, nothing, nothing, board, nothing]
     return CoordinatorService(*parts)

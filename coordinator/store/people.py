@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, func, select
+from collections.abc import Sequence
+
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from coordinator.store.rows import BanRow, BeginnersRow, EpochRow, MemberRow
@@ -15,6 +17,15 @@ class MemberTable:
     def renewed(self, peer_id: str) -> float | None:
         """When a member was last given a certificate, Unix seconds; None: it never was."""
         return self._session.scalars(select(MemberRow.renewed).where(MemberRow.peer_id == peer_id)).first()
+
+    def ending(self, text: str) -> list[str]:
+        """The members whose peer id ends so; no more than two."""
+        wanted = select(MemberRow.peer_id).where(MemberRow.peer_id.endswith(text, autoescape=True)).limit(2)
+        return list(self._session.scalars(wanted))
+
+    def all(self) -> Sequence[MemberRow]:
+        """Everyone that was ever admitted, who came first first."""
+        return self._session.scalars(select(MemberRow).order_by(MemberRow.enrolled)).all()
 
     def count_since(self, time: float) -> int:
         """How many were given a certificate at this time or later."""
@@ -35,17 +46,26 @@ class BanTable:
 
     def peers(self) -> frozenset[str]:
         """Who is banned now."""
-        return frozenset(self._session.scalars(select(BanRow.peer_id)))
+        return frozenset(self.leaves())
 
     def leaves(self) -> dict[str, int]:
         """Peer id -> the leaf of its ban, of whoever is banned now."""
-        return {row.peer_id: row.leaf for row in self._session.scalars(select(BanRow))}
+        found: dict[str, int] = {}
+        for row in self._session.scalars(select(BanRow).order_by(BanRow.leaf)):
+            if row.begins:
+                found[row.peer_id] = row.leaf
+            else:
+                found.pop(row.peer_id, None)
+        return found
 
-    def ban(self, peer_id: str, leaf: int) -> None:
-        self._session.add(BanRow(peer_id=peer_id, leaf=leaf))
+    def newest(self) -> int:
+        """The leaf of the newest ban or end of one; 0: there was none."""
+        return self._session.scalar(select(func.max(BanRow.leaf))) or 0
 
-    def unban(self, peer_id: str) -> None:
-        self._session.execute(delete(BanRow).where(BanRow.peer_id == peer_id))
+    def add(self, peer_id: str, leaf: int, *, begins: bool) -> None:
+        """Note a ban, or the end of one."""
+        self._session.add(BanRow(leaf=leaf, peer_id=peer_id, begins=begins))
+        self._session.flush()
 
 
 class BeginnersTable:

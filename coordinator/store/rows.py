@@ -76,11 +76,12 @@ class ClaimRow(Base):
 
 
 class BanRow(Base):
-    """One member that is banned now."""
+    """One ban, or the end of one."""
 
     __tablename__ = "bans"
-    peer_id: Mapped[str] = mapped_column(primary_key=True)
-    leaf: Mapped[int] = mapped_column(ForeignKey("leaves.index"))
+    leaf: Mapped[int] = mapped_column(ForeignKey("leaves.index"), primary_key=True, autoincrement=False)
+    peer_id: Mapped[str]
+    begins: Mapped[bool]
 
 
 class BeginnersRow(Base):

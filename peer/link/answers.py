@@ -78,6 +78,8 @@ class Announcement(NamedTuple):
     alarm: Alarm | None = None  # the run stays clearly worse than its last published checkpoint
     twin: Twin = Twin.NONE
     want_chain: bool = False  # round + 1 is missing in the ledger: send the agreements after `round`, if they are here
+    banned: bytes = b""  # a newer signed list of who is banned, `protocol.banned`
+    expelled: str = ""  # the host has banned this peer, and why
     want_loss: str = ""  # digest of the state whose held-out loss is to be measured here; empty: none
 
 

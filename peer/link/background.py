@@ -50,6 +50,7 @@ class Greeting(NamedTuple):
     addresses: list[str]  # its own
     reduce_only: bool
     session: bytes  # drawn when this process started, `protocol.rpc.draw_session`
+    bans: int = 0  # number of the newest list of banned members that it has
 
 
 class Peer(Protocol):
@@ -200,6 +201,7 @@ class CoordinatorLink:
             reduce_only=own.reduce_only,
             leaving=leaving,
             session=own.session,
+            bans=own.bans,
         )
         self.has_told = leaving
         peer.heard(answer)

@@ -40,6 +40,7 @@ from protocol.agreement import Agreement
 from protocol.errors import FormatError, SignatureError
 from protocol.invite import Invite
 from protocol.keys import PeerIdentity, fingerprint, load_public_pem
+from protocol.ledger_entry import MAX_REASON_CHARS
 from protocol.newest import RunNow
 from protocol.rpc import (
     MAX_CHALLENGE_BYTES,
@@ -168,6 +169,7 @@ class CoordinatorClient:
         reduce_only: bool = False,
         leaving: bool = False,
         session: bytes = b"",
+        bans: int = 0,
     ) -> Announcement:
         """Say "I am here"; learn who else is, and whether the coordinator wants a state.
 
@@ -176,6 +178,7 @@ class CoordinatorClient:
             states: digests of states that can still be uploaded, the newest first.
             leaving: this peer leaves; if nobody else stays, the coordinator may want the first of these.
             session: drawn when this process started (`protocol.rpc.draw_session`).
+            bans: number of the newest list of banned members that is known here.
 
         Raises:
             CoordinatorAway: it cannot be reached.
@@ -191,6 +194,7 @@ class CoordinatorClient:
             leaving=leaving,
             version=SWARM_VERSION,
             session=session,
+            bans=bans,
         )
         sent = time.time()
         reply = self.connection.call("Announce", request)
@@ -205,6 +209,8 @@ class CoordinatorClient:
             parse_alarm(reply),
             parse_twin(reply),
             reply.want_chain,
+            reply.banned,
+            reply.expelled[:MAX_REASON_CHARS],
             reply.want_loss,
         )
 

@@ -80,6 +80,14 @@ class Notices:
         self._alarm = alarm
 
 
+def expelled(reason: str) -> RefusedError:
+    """Why this peer stops: the host has banned it."""
+    return RefusedError(
+        f"the host of this run has banned this peer: {reason}",
+        "its credit that was granted stays; ask the host, or take part in another run",
+    )
+
+
 def in_use_elsewhere() -> RefusedError:
     """Why this peer stops: another computer uses its identity, and was there first. That one sees `identity-twin`."""
     return RefusedError(

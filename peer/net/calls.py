@@ -51,6 +51,9 @@ async def serve(driver: Driver) -> None:
         except PotluckError as error:
             await driver.talk.reply(writer, swarm_pb2.GroupReply(reason=error.message))
             return
+        if banned := driver.roster.banned & found.by_peer.keys():
+            await driver.talk.reply(writer, swarm_pb2.GroupReply(reason=f"the host has banned {min(banned)}"))
+            return
         call = _call()
         driver.post(e.Grouped(call, peer, found))
         answer = await _answer(call)
@@ -93,6 +96,23 @@ def heard(driver: Driver, peer: str, message: swarm_pb2.Progress) -> e.Heard:
     """What a member says of itself. Raises: FormatError, RefusedError."""
     farewells = wire.farewells(message.farewells, driver.opening)
     return e.Heard(peer, wire.said(message, reduces=driver.roster.reduces(peer)), farewells)
+
+
+def coordinator_said(driver: Driver, ledger_round: int, named: bytes, banned: bytes) -> None:
+    """What the coordinator tells, as it came.
+
+    Args:
+        named: its signed word on who begins; empty: none.
+        banned: its signed list of who is banned; empty: none that is newer.
+    """
+    word = None
+    try:
+        word = driver.opening.word(named) if named else None
+    except (FormatError, RefusedError) as error:
+        logger.warning("the coordinator names beginners, and that does not hold: %s", error.message)
+    driver.post(e.CoordinatorSaid(ledger_round, word))
+    if banned:
+        driver.bans.take(banned)
 
 
 # ---- what this member asks -------------------------------------------------------------------------------------------

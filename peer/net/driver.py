@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 from peer.net import box_bytes, calls
+from peer.net.bans import KnownBans
 from peer.net.gossip import Gossip
 from peer.net.heads import Heads
 from peer.net.last_copy import Copies, LastCopy
@@ -90,7 +91,10 @@ class Driver:
         self.lines = Lines(self.state, self.post)
         self.talk = Talk(node, card.run, self.roster, self.lines, place.certificate, on_failure)
         self.progress = OwnProgress(self.state, self.pace, place.certificate)
-        self.gossip = Gossip(self.talk, self.progress.to, self._heard, lambda: self.state.gossip_s, self._known)
+        self.bans = KnownBans(card, self.roster, self._expelled)
+        self.gossip = Gossip(
+            self.talk, self.progress.to, self._heard, lambda: self.state.gossip_s, self._known, self.bans
+        )
         self.heads = Heads(self.talk, card, self.shelf)
         self.reducing = Reducing(self.talk, card.spec, self.shelf, self.pace, self.stage, callbacks.on_candidate)
         self._last_copy = LastCopy(self.heads, self.talk, card, self.shelf, self.state)
@@ -332,6 +336,10 @@ class Driver:
 
     def _known(self) -> set[str]:
         return set(self.state.views)
+
+    def _expelled(self, peers: frozenset[str]) -> None:
+        self.post(e.Expelled(peers))
+        self.talk.spawn(self.gossip.part(peers))
 
     def _heard(self, peer: str, message: swarm_pb2.Progress) -> None:
         self.roster.note_addresses(peer, tuple(message.addresses[:MAX_ADDRESSES]))

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from peer.net import frames
+from peer.net.bans import KnownBans
 from peer.net.node import short
 from peer.net.talk import Talk
 from protocol import swarm_pb2
@@ -37,6 +38,7 @@ class _Link:
         self.peer, self.writer = peer, writer
         self.sending = asyncio.Lock()
         self.introduced: tuple[str, ...] = ()  # this member's certificate and addresses, as the other side has them
+        self.bans = 0  # number of the list of banned members that the other side knows
         self.asked_at = 0.0  # when this side told something that is not answered yet; 0: nothing
         self.met_at = time.monotonic()  # when both last told each other
 
@@ -57,9 +59,10 @@ class Gossip:
         heard: Callable[[str, swarm_pb2.Progress], None],
         interval_s: Callable[[], float],
         known: Callable[[], set[str]],
+        bans: KnownBans,
     ) -> None:
         self._talk, self._current, self._heard = talk, current, heard
-        self._interval_s, self._known = interval_s, known
+        self._interval_s, self._known, self._bans = interval_s, known, bans
         self._links: dict[str, _Link] = {}
         self._opening: set[str] = set()
         self._moves = 0
@@ -83,7 +86,15 @@ class Gossip:
 
     def everyone(self) -> set[str]:
         """Peer ids of those that are told."""
-        return (self.contacts | self._known()) - {self._talk.me}
+        return (self.contacts | self._known()) - {self._talk.me} - self._talk.roster.banned
+
+    async def part(self, peers: frozenset[str]) -> None:
+        """Have nothing more to do with them, and let the others know at once why."""
+        for peer in peers & self._links.keys():
+            self._links.pop(peer).writer.close()
+        if peers:
+            await self._talk.node.disconnect(peers)
+        await self.tell_everyone()
 
     async def _forever(self) -> None:
         while True:
@@ -163,7 +174,9 @@ class Gossip:
     async def _take(self, link: _Link, message: swarm_pb2.Progress) -> None:
         now, lines = time.monotonic(), self._talk.lines
         self._heard(link.peer, message)
-        link.met_at = now
+        link.met_at, link.bans = now, message.bans
+        if message.banned:
+            self._bans.take(message.banned)
         self._note_moves(link.peer, message.moves, now)
         if not message.answers:
             answer = self._current(link.peer)
@@ -193,7 +206,9 @@ class Gossip:
 
     async def _send(self, link: _Link, message: swarm_pb2.Progress) -> None:
         """What the other side knows already is most of the bytes, and many go over a slow line."""
-        message.moves = self._moves
+        message.moves, message.bans = self._moves, self._bans.number
+        message.banned = self._bans.for_older(link.bans)
+        link.bans = max(link.bans, self._bans.number)
         card = (message.certificate, *message.addresses)
         if link.introduced == card:
             message.ClearField("certificate")

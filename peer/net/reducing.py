@@ -61,9 +61,9 @@ class Reducing:
             update: this member's own; not needed by who only reduces.
         """
         for member in group.members:
-            self._talk.roster.admit(member.peer, member.certificate)
+            self._talk.roster.check(member.peer, member.certificate)
         for reducer in group.reducers:
-            self._talk.roster.admit(reducer.peer, reducer.certificate)
+            self._talk.roster.check(reducer.peer, reducer.certificate)
         how = aggregator(self._spec.sync.clip, self._spec.sync.aggregate)
         mine = update if self._talk.me in group.by_peer else None
         self.reduction = Reduction(group, mine, self._talk, self._pace, how, self._stage)

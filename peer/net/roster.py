@@ -20,13 +20,20 @@ class Roster:
         self._run, self._key = run, membership_key
         self._checked: dict[str, tuple[str, Membership]] = {}  # peer id -> (certificate, what it says)
         self._addresses: dict[str, tuple[str, ...]] = {}
+        self.banned: frozenset[str] = frozenset()  # peer ids
 
     def admit(self, peer_id: str, token: str) -> Membership:
         """Check that an authenticated peer is a member of this run.
 
         Raises:
-            FormatError, RefusedError: it is not.
+            FormatError, RefusedError: it is not, or is banned.
         """
+        if peer_id in self.banned:
+            raise RefusedError("the host has banned it")
+        return self.check(peer_id, token)
+
+    def check(self, peer_id: str, token: str) -> Membership:
+        """The same of somebody who may be banned: of a group that was made before that was known."""
         known = self._checked.get(peer_id)
         if known and known[0] == token and time.time() < known[1].expires:
             return known[1]
@@ -40,9 +47,9 @@ class Roster:
         return membership
 
     def is_admitted(self, peer_id: str) -> bool:
-        """Whether this peer has shown a certificate that still holds."""
+        """Whether this peer has shown a certificate that still holds, and is not banned."""
         known = self._checked.get(peer_id)
-        return known is not None and time.time() < known[1].expires
+        return known is not None and peer_id not in self.banned and time.time() < known[1].expires
 
     def certificate(self, peer_id: str) -> str:
         """The certificate that an admitted member has shown; empty when it has shown none."""

@@ -45,7 +45,7 @@ class MemberSearch:
         wanted = {
             address
             for address in addresses
-            if address.rpartition("/")[2] not in alive
+            if address.rpartition("/")[2] not in alive | self._driver.roster.banned
             and now - self.addresses.get(address, -RECONNECT_S) >= RECONNECT_S
         }
         for address in list(wanted)[: max(0, MAX_CONTACTS - len(self.addresses))]:

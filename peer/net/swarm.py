@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from peer.net import calls
 from peer.net.driver import Driver
 from peer.net.last_copy import Copies
 from peer.net.node import Node
@@ -32,7 +33,7 @@ from peer.net.records import RecordValidator
 from peer.net.search import SEARCH_INTERVAL_S, MemberSearch
 from peer.net.traffic import Traffic
 from peer.round import follow, views
-from peer.round.events import Anchored, CoordinatorSaid, Event
+from peer.round.events import Anchored, Event
 from peer.round.report import RoundReport
 from peer.round.state import View
 from peer.round.turns import Waiting
@@ -43,8 +44,7 @@ from peer.training.state import SharedState
 from peer.training.work import Update
 from protocol.agreement import Agreement
 from protocol.backoff import Backoff
-from protocol.epoch import open_word
-from protocol.errors import FormatError, NetworkError, RefusedError
+from protocol.errors import NetworkError
 from protocol.parts import Failure, SupervisedThread, Told
 
 logger = logging.getLogger(__name__)
@@ -168,17 +168,17 @@ class Swarm:
         """Who else has the newest state; asks them. Raises: NetworkError: it took too long."""
         return self._run(self._rounds.copies(), CLOSE_TIMEOUT_S)
 
-    def set_run(self, ledger_round: int, named: bytes) -> None:
-        """What the coordinator says before round 1: how far the run is already, and whom it has named to begin.
+    def set_run(self, ledger_round: int, named: bytes, banned: bytes = b"") -> None:
+        """What the coordinator says: how far the run is, whom it has named to begin, and whom it has banned, if newer.
 
         Until it has named somebody, this member makes no first round; from round 2 on the members need nobody's word.
         """
-        word = None
-        try:
-            word = open_word(named, self._card.member_key, run=self._card.run) if named else None
-        except (FormatError, RefusedError) as error:
-            logger.warning("the coordinator names beginners, and that does not hold: %s", error.message)
-        self._post(CoordinatorSaid(ledger_round, word))
+        self._loop.call_soon_threadsafe(calls.coordinator_said, self._rounds, ledger_round, named, banned)
+
+    @property
+    def bans(self) -> int:
+        """The number of the list of banned members that this one has."""
+        return self._rounds.bans.number
 
     @property
     def wants_anchor(self) -> bool:

@@ -112,6 +112,12 @@ def _on_lost(state: State, event: e.Lost, now: float) -> list[Action]:
     return NOTHING
 
 
+def _on_expelled(state: State, event: e.Expelled, now: float) -> list[Action]:
+    state.views = {peer: view for peer, view in state.views.items() if peer not in event.peers}
+    _look_soon(state, now)
+    return NOTHING
+
+
 def _on_answered(state: State, event: e.Answered, now: float) -> list[Action]:
     views.answered(state, event.by, event.seconds, now)
     return NOTHING
@@ -195,6 +201,7 @@ _HANDLERS: dict[type, Callable[[State, Any, float], list[Action]]] = {
     e.SignOfLife: _on_sign_of_life,
     e.Lost: _on_lost,
     e.Answered: _on_answered,
+    e.Expelled: _on_expelled,
     e.Proposed: bound.on_proposed,
     e.Grouped: bound.on_grouped,
     e.Joined: lead.on_joined,

@@ -240,6 +240,13 @@ class Leave:
 
 
 @dataclass(slots=True)
+class Expelled:
+    """The host has banned these: nobody waits for them any more."""
+
+    peers: frozenset[str]
+
+
+@dataclass(slots=True)
 class CoordinatorSaid:
     """What the coordinator tells all: how far its ledger is, and whom it has named to decide (signed, checked)."""
 
@@ -288,6 +295,7 @@ Event = (
     | Worked
     | Ready
     | Leave
+    | Expelled
     | CoordinatorSaid
     | Anchored
     | Woken
