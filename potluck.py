@@ -20,7 +20,7 @@ import typer
 
 from commands import anyone, data, identity, ledger, own_peers, service, uninstall, volunteer
 from commands.doctor import doctor
-from commands.host import ban, go_on, host, members, unban
+from commands.host import approve, ban, go_on, host, invite, invites, members, unban
 from commands.receipts import receipts
 from protocol import words
 from protocol.errors import PartFailed, PotluckError
@@ -35,7 +35,21 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (host, go_on, members, ban, unban, doctor, volunteer.join, receipts, anyone.fetch, anyone.verify):
+for verb in (
+    host,
+    go_on,
+    invite,
+    invites,
+    approve,
+    members,
+    ban,
+    unban,
+    doctor,
+    volunteer.join,
+    receipts,
+    anyone.fetch,
+    anyone.verify,
+):
     app.command()(verb)
 for asked in (own_peers.status, own_peers.pause, own_peers.resume, own_peers.finish, own_peers.leave, own_peers.limits):
     app.command()(asked)

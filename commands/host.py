@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,8 @@ import typer
 
 from commands.options import Json, Lang, Verbose
 from commands.talk import log_to_stderr, need, say
+
+RunFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The run's folder, as runs/NAME.")]
 
 
 def host(
@@ -59,14 +62,12 @@ def host(
 
 
 def go_on(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The run's folder, as runs/NAME.")],
+    folder: RunFolder,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask whether this is meant.")] = False,
     lang: Lang = None,
     json_output: Json = False,
 ) -> None:
     """Let a run that stands still go on without the members that are gone for good; the host must be running."""
-    import json
-
     from coordinator.orders import ask
     from protocol import words
 
@@ -86,51 +87,41 @@ def go_on(
 
 
 def ban(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The run's folder, as runs/NAME.")],
+    folder: RunFolder,
     peer: Annotated[str, typer.Argument(metavar="PEER", help="Its id, or the end of it, as the table shows it.")],
     reason: Annotated[str, typer.Option(help="Why: it stands in the ledger, and the peer is told.")],
     lang: Lang = None,
     json_output: Json = False,
 ) -> None:
     """Ban a member from a run, whose host must be running: its credit on hold is void, and no member works with it."""
-    import json
-
     from coordinator.orders import ask
 
     answer = ask(folder, "ban", peer=peer, reason=reason)
-    if json_output:
-        typer.echo(json.dumps(answer))
-    else:
-        say(f"{answer['peer_id']} is banned; {answer['void_tokens']:,} tokens that it had on hold are void")
+    _tell(answer, json_output, f"{answer['peer_id']} is banned; {answer['void_tokens']:,} tokens on hold are void")
+    if answer["revoked_invite"] is not None and not json_output:
+        say(f"the invite {answer['revoked_invite']}, by which it came, lets nobody in any more")
 
 
 def unban(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The run's folder, as runs/NAME.")],
+    folder: RunFolder,
     peer: Annotated[str, typer.Argument(metavar="PEER", help="Its id, or the end of it, as the table shows it.")],
     reason: Annotated[str, typer.Option(help="Why: it stands in the ledger.")] = "",
     lang: Lang = None,
     json_output: Json = False,
 ) -> None:
     """End a member's ban; what was void stays void."""
-    import json
-
     from coordinator.orders import ask
 
     answer = ask(folder, "unban", peer=peer, reason=reason)
-    if json_output:
-        typer.echo(json.dumps(answer))
-    else:
-        say(f"{answer['peer_id']} is banned no more")
+    _tell(answer, json_output, f"{answer['peer_id']} is banned no more")
 
 
 def members(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The run's folder, as runs/NAME.")],
+    folder: RunFolder,
     lang: Lang = None,
     json_output: Json = False,
 ) -> None:
-    """Show everyone that was ever admitted to a run of this computer: credit, on hold, banned and why."""
-    import json
-
+    """Show everyone that was ever admitted to a run of this computer, and who waits to be let in."""
     need("coordinator", "sqlalchemy")
     from coordinator.members import list_members
 
@@ -139,5 +130,68 @@ def members(
         typer.echo(json.dumps([item.to_json() for item in found], indent=2))
         return
     for item in found:
-        held = f"{item.tokens:>15,} tokens in {item.rounds} rounds, {item.pending:,} pending"
-        say(f"{item.peer_id}  {held}{f'; banned: {item.banned}' if item.banned is not None else ''}")
+        if not item.is_member:
+            say(f"{item.peer_id}  waits to be let in")
+            continue
+        held = f"{item.tokens:,} tokens in {item.rounds} rounds, {item.pending:,} pending"
+        came = f"; came by the invite {item.invite}" if item.invite is not None else ""
+        say(f"{item.peer_id}  {held}{came}{f'; banned: {item.banned}' if item.banned is not None else ''}")
+
+
+def approve(
+    folder: RunFolder,
+    peer: Annotated[str, typer.Argument(metavar="PEER", help="Its id; of one that waits, the end of it will do.")],
+    lang: Lang = None,
+    json_output: Json = False,
+) -> None:
+    """Let a newcomer in, where run.toml says `approve = true`; also before it has asked."""
+    from coordinator.orders import ask
+
+    answer = ask(folder, "approve", peer=peer)
+    _tell(answer, json_output, f"{answer['peer_id']} may come in")
+
+
+def invite(
+    folder: RunFolder,
+    note: Annotated[str, typer.Option(help="Whom it is for: shown in the lists, and nowhere else.")],
+    uses: Annotated[int, typer.Option(min=1, help="How many may come in by it.")] = 1,
+    days: Annotated[int, typer.Option(min=1, help="For how long.")] = 7,
+    lang: Lang = None,
+    json_output: Json = False,
+) -> None:
+    """Print an invite of its own for some people, with a quota and an end; the host must be running."""
+    from coordinator.orders import ask
+
+    answer = ask(folder, "invite", note=note, uses=uses, days=days)
+    typer.echo(json.dumps(answer) if json_output else answer["invite"])
+
+
+def invites(
+    folder: RunFolder,
+    revoke: Annotated[str | None, typer.Option(metavar="NOTE", help="Let nobody in by this one any more.")] = None,
+    lang: Lang = None,
+    json_output: Json = False,
+) -> None:
+    """List the invites that `potluck invite` made, or revoke one; those who came by it stay."""
+    need("coordinator", "sqlalchemy")
+    import datetime
+
+    from coordinator.members import list_invites
+    from coordinator.orders import ask
+
+    if revoke is not None:
+        ask(folder, "revoke", note=revoke)
+    found = list_invites(folder)
+    if json_output:
+        typer.echo(json.dumps([item.to_json() for item in found], indent=2))
+        return
+    for item in found:
+        until = datetime.datetime.fromtimestamp(item.ends).astimezone().date().isoformat()
+        say(f"{item.note}: {item.uses} of {item.most} came in, " + ("revoked" if item.revoked else f"until {until}"))
+
+
+def _tell(answer: dict[str, Any], json_output: bool, said: str) -> None:
+    if json_output:
+        typer.echo(json.dumps(answer))
+    else:
+        say(said)

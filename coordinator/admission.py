@@ -28,15 +28,20 @@ import struct
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from coordinator.bans import Bans
+from coordinator.bans import LEAST_CHARS, Bans
+from coordinator.invites import Invites
 from coordinator.ledger import Ledger
 from coordinator.per_minute import PerMinute
 from coordinator.store.database import Tables
 from protocol import certificate
-from protocol.errors import FormatError, NetworkError, RefusedError
+from protocol.errors import FormatError, InputError, NetworkError, RefusedError
+from protocol.invite import Invite
 from protocol.keys import peer_public_key, verify_peer_signature
 from protocol.rpc import MAX_CHALLENGE_BYTES, MAX_CODE_CHARS, enroll_message
 
@@ -44,6 +49,7 @@ logger = logging.getLogger(__name__)
 
 CHALLENGE_LIFETIME_S = 60
 MAX_USED = 100_000  # challenges that were answered and have not expired
+MAX_ASKING = 1000  # newcomers that wait for the host's word; more are not written down
 MAX_GUESSERS = 10_000  # networks that sent a wrong code
 RENEWED_S = 60.0  # a renewal that follows another so soon is not written down
 LONGEST_WAIT_S = 64.0  # after wrong codes
@@ -137,6 +143,21 @@ def _uninvited() -> RefusedError:
     return RefusedError("this run is by invite: the admission code is wrong or missing", hint)
 
 
+@dataclass(frozen=True)
+class Policy:
+    """Whom a run lets in, beyond the code.
+
+    Args:
+        max_members: so many certificates that have not ended.
+        per_minute: so many new members from one network.
+        approve: the host says yes itself to each new member that has no invite of its own.
+    """
+
+    max_members: int = 10_000
+    per_minute: int = 20
+    approve: bool = False
+
+
 class Admission:
     """Makes members of one run.
 
@@ -147,8 +168,6 @@ class Admission:
         code: the admission code; None admits everyone who has the invite.
         lifetime_s: of certificates.
         reducer_code: admits, too, and makes its holder a trusted reducer; None: there are none.
-        max_members: so many certificates that have not ended.
-        per_minute: so many new members from one network.
     """
 
     def __init__(
@@ -159,13 +178,12 @@ class Admission:
         code: str | None,
         lifetime_s: int,
         reducer_code: str | None = None,
-        *,
-        max_members: int = 10_000,
-        per_minute: int = 20,
+        policy: Policy = Policy(),
     ) -> None:
         self._store, self._key, self._run, self._lifetime_s = ledger.store, key, run, lifetime_s
         self.bans = Bans(ledger, key, run)
-        self._max_members, self._newcomers = max_members, PerMinute(per_minute)
+        self.invites = Invites(ledger.store)
+        self._policy, self._newcomers = policy, PerMinute(policy.per_minute)
         self._challenges = Challenges()
         self._guard = CodeGuard(code)
         self._code = code or ""
@@ -188,7 +206,7 @@ class Admission:
         Raises:
             FormatError: not a peer id or not a challenge.
             RefusedError: it is banned; the challenge, the signature or the code does not hold; or the run is full.
-            NetworkError: too many newcomers from there; it may try again.
+            NetworkError: too many newcomers from there, or the host has not said yes to it yet; it may try again.
         """
         now = time.time() if now is None else now
         self.bans.check(peer_id)
@@ -196,14 +214,17 @@ class Admission:
         verify_peer_signature(peer_id, signature, enroll_message(self._run, challenge))
         with self._store.reading() as tables:
             known = tables.members.renewed(peer_id) is not None
+        own = self.invites.is_one(code)
         with self._lock:
-            reducer = self._is_reducer(code, address, now)
-            if not known and not reducer:
+            reducer = not own and self._is_reducer(code, address, now)
+            if not known and not reducer and not own:
                 self._guard.check(code, address, now)
-            if not known:
+            if not known and not self._is_approved(peer_id):
                 self._count_newcomer(address, now)
+                if not own and not reducer:
+                    self._ask_for(peer_id, now)
             self._challenges.use(challenge, now)
-        self._enter(peer_id, now)
+        self._enter(peer_id, code, now)
         return certificate.issue(
             self._key, run=self._run, peer_id=peer_id, lifetime_s=self._lifetime_s, now=now, reducer=reducer
         )
@@ -215,8 +236,62 @@ class Admission:
                 f"too many new members from your network at once: wait {wait_s:.0f} s", "it is tried again by itself"
             )
 
-    def _enter(self, peer_id: str, now: float) -> None:
-        """Write down that a peer is a member. Raises: RefusedError: the run is full."""
+    def orders(self, run: Invite) -> dict[str, Callable[..., dict[str, Any]]]:
+        """What the owner may order here, by name (`coordinator.orders`); `run`: the run's own invite."""
+        invite = self.invites.giving(run, is_open=run.code is None and not self._policy.approve)
+        return {
+            "ban": self.bans.ban,
+            "unban": self.bans.unban,
+            "approve": self.approve,
+            "invite": invite,
+            "revoke": self.invites.revoke,
+        }
+
+    def approve(self, peer: str) -> dict[str, Any]:
+        """Say yes to a newcomer, before or after it asks.
+
+        Args:
+            peer: its id, or the end of it, of one that asks.
+
+        Raises:
+            InputError: nobody that asks, or several, are called so.
+        """
+        with self._store.writing() as tables:
+            asking = [row.peer_id for row in tables.invites.asking(MAX_ASKING)]
+            found = [asks for asks in asking if asks.endswith(peer)] if len(peer) >= LEAST_CHARS else []
+            if len(found) != 1:
+                try:
+                    peer_public_key(peer)
+                except FormatError as error:
+                    raise InputError(
+                        f"{len(found)} newcomers that ask have an id that ends in {peer}",
+                        f"give its last {LEAST_CHARS} characters or more, or the whole of it before it asks",
+                    ) from error
+                found = [peer]
+            tables.invites.newcomer(found[0], time.time()).approved = True
+        logger.info("approved %s", found[0])
+        return {"peer_id": found[0]}
+
+    def _is_approved(self, peer_id: str) -> bool:
+        if not self._policy.approve:
+            return False
+        with self._store.reading() as tables:
+            return tables.invites.is_approved(peer_id)
+
+    def _ask_for(self, peer_id: str, now: float) -> None:
+        """Raises: NetworkError: its host says yes to each newcomer itself, and has not yet."""
+        if not self._policy.approve:
+            return
+        with self._store.writing() as tables:
+            if len(tables.invites.asking(MAX_ASKING)) < MAX_ASKING:
+                tables.invites.newcomer(peer_id, now)
+        raise NetworkError(
+            f"the host lets each new member in itself: send it this peer's id, {peer_id}",
+            "it is tried again by itself",
+        )
+
+    def _enter(self, peer_id: str, code: str, now: float) -> None:
+        """Write down that a peer is a member. Raises: RefusedError: the run is full, or the invite is used up."""
         with self._store.reading() as tables:
             renewed = tables.members.renewed(peer_id)
         if renewed is not None and abs(now - renewed) < RENEWED_S:
@@ -225,6 +300,8 @@ class Admission:
             renewed = tables.members.renewed(peer_id)
             if renewed is None or renewed + self._lifetime_s < now:
                 self._check_room(tables, peer_id, now)
+            if renewed is None:
+                self.invites.use(tables, code, peer_id, now)
             tables.members.renew(peer_id, now)
         if renewed is None:
             logger.info("admitted %s", peer_id)
@@ -232,9 +309,9 @@ class Admission:
     def _check_room(self, tables: Tables, peer_id: str, now: float) -> None:
         """Raises: RefusedError: as many as there may be hold certificates, and this one has no credit."""
         held = tables.members.count_since(now - self._lifetime_s)
-        if held >= self._max_members and not tables.credits.has(peer_id):
+        if held >= self._policy.max_members and not tables.credits.has(peer_id):
             raise RefusedError(
-                f"this run is full: it has {held} members, and its host allows {self._max_members}",
+                f"this run is full: it has {held} members, and its host allows {self._policy.max_members}",
                 "try again when some have left, or ask the host to raise host.max_members",
             )
 

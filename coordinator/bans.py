@@ -61,9 +61,12 @@ class Bans:
             with self._ledger.writing() as write:
                 round = write.tables.rounds.newest()
                 void = write.ban(BanEntry(run=self._run, round=round, peer_id=peer, reason=reason))
+                if (invite := write.tables.invites.of(peer)) is not None:
+                    invite.revoked = True  # it would be back under another name
+                note = invite.note if invite is not None else None
             self._read()
         logger.warning("banned %s after round %d: %s; %d tokens on hold are void", peer, round, reason, void)
-        return {"peer_id": peer, "round": round, "void_tokens": void}
+        return {"peer_id": peer, "round": round, "void_tokens": void, "revoked_invite": note}
 
     def unban(self, peer: str, reason: str) -> dict[str, object]:
         """End a ban. Raises: InputError: nobody, or several, who are banned are called so."""

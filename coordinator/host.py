@@ -21,8 +21,7 @@ from pathlib import Path
 
 from coordinator import tls
 from coordinator.addresses import check_addresses, host_of, public_address
-from coordinator.admission import Admission
-from coordinator.bans import Bans
+from coordinator.admission import Admission, Policy
 from coordinator.beginning import Beginning
 from coordinator.board import Board
 from coordinator.evaluator import check_evaluation
@@ -206,8 +205,7 @@ class Host:
             code,
             int(own.certificate_hours * 3600),
             own.reducer_code,
-            max_members=own.max_members,
-            per_minute=own.joins_per_minute,
+            Policy(own.max_members, own.joins_per_minute, own.approve),
         )
         receipts = ReceiptDesk(run.ledger, run.card_bytes, offer.root_public_pem)
         publisher.draw()
@@ -227,7 +225,7 @@ class Host:
         self._write_invites(folder)
 
         def tick() -> None:
-            self._tick(reports, board, beginning, admission.bans, roster, run)
+            self._tick(reports, board, beginning, admission, roster, run)
 
         ticker = self._ticker = SupervisedThread(
             "ticker", tick, self._closing, self._failed, Backoff(TICK_S, LONGEST_PAUSE_S)
@@ -270,7 +268,13 @@ class Host:
         return rendezvous
 
     def _tick(
-        self, reports: Reports, board: Board, beginning: Beginning, bans: Bans, roster: Announcements, run: Run
+        self,
+        reports: Reports,
+        board: Board,
+        beginning: Beginning,
+        admission: Admission,
+        roster: Announcements,
+        run: Run,
     ) -> None:
         """Look at waiting reports, the owner's orders and who is to decide, and keep status.json up to date."""
         folder, going_on = run.folder, GoingOn(run.folder.path, beginning.begin_epoch, time.monotonic())
@@ -279,7 +283,7 @@ class Host:
             now, epoch = time.monotonic(), beginning.next_epoch
             return going_on.go_on(reports.tip(), roster.seen(), run.card.run, epoch, now)
 
-        orders = Orders(folder.path, {"go-on": go_on, "ban": bans.ban, "unban": bans.unban})
+        orders = Orders(folder.path, {"go-on": go_on, **admission.orders(self.invite)})
         while True:
             try:
                 reports.settle()

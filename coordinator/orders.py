@@ -54,7 +54,7 @@ class Orders:
             return {"ok": False, "reason": "the host does not know this order", "hint": "it may be of another version"}
 
 
-def ask(folder: Path, do: str, timeout_s: float = ANSWER_S, **values: str) -> dict[str, Any]:
+def ask(folder: Path, do: str, timeout_s: float = ANSWER_S, **values: object) -> dict[str, Any]:
     """The owner's order to the host that runs on this folder, and what came of it.
 
     Raises:

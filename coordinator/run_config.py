@@ -8,7 +8,7 @@
     [data]      path; as in protocol.run_spec without digest and size_bytes
     [[data]]    instead, for data of any size: name, path | url | hub + revision, files, kind, text_field, license,
                 weight, on_bad; with [sequences] as in protocol.run_spec
-    [host]      not pinned: listen, swarm_listen, public_address, open, code, reducer_code, max_members,
+    [host]      not pinned: listen, swarm_listen, public_address, open, code, approve, reducer_code, max_members,
                 joins_per_minute, certificate_hours, evaluate_on, evaluators, evaluation_minutes
 """
 
@@ -113,6 +113,7 @@ class HostConfig(Section):
     reducer_code: str | None = Field(
         default=None, min_length=8, max_length=128
     )  # of the invite for `join --reduce-only`
+    approve: bool = False  # each new member waits until this host has said yes: `potluck approve`
     max_members: int = Field(default=10_000, ge=1, le=10**6)  # at a time; whoever has credit is always let in
     joins_per_minute: int = Field(default=20, ge=1, le=10_000)  # new members from one IPv4 address or IPv6 /64
     certificate_hours: float = Field(default=24.0, gt=0, le=24 * 30)

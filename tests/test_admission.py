@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from coordinator import admission as admission_module
-from coordinator.admission import Admission, Challenges, CodeGuard
+from coordinator.admission import Admission, Challenges, CodeGuard, Policy
 from protocol import certificate
 from protocol.errors import FormatError, NetworkError, RefusedError, SignatureError
 from protocol.keys import PeerIdentity
@@ -162,7 +162,9 @@ def test_no_code_at_all_makes_nobody_wait(admission: Admission, office: Office, 
 
 
 def test_newcomers_from_one_network_come_in_slowly_and_members_renew_at_will(office: Office, me: PeerIdentity) -> None:
-    admission = Admission(office.ledger, office.membership_key, office.card.run, "wood", lifetime_s=3600, per_minute=3)
+    admission = Admission(
+        office.ledger, office.membership_key, office.card.run, "wood", lifetime_s=3600, policy=Policy(per_minute=3)
+    )
     enroll(admission, office, me)
     for _ in range(5):
         enroll(admission, office, PeerIdentity.generate())
@@ -179,7 +181,9 @@ def test_newcomers_from_one_network_come_in_slowly_and_members_renew_at_will(off
 def test_full_run_says_so_and_shuts_out_nobody_who_has_worked(office: Office, me: PeerIdentity) -> None:
     office.submit(office.swarm.round())
     worker, day = office.swarm.members[0].identity, 3600.0
-    admission = Admission(office.ledger, office.membership_key, office.card.run, "wood", lifetime_s=3600, max_members=2)
+    admission = Admission(
+        office.ledger, office.membership_key, office.card.run, "wood", lifetime_s=3600, policy=Policy(max_members=2)
+    )
     others = [PeerIdentity.generate() for _ in range(2)]
     for who in others:
         enroll(admission, office, who)

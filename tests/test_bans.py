@@ -48,7 +48,8 @@ def test_a_list_outlives_a_restart_and_its_number_grows(office: Office) -> None:
     bans, key = bans_of(office), office.membership_key.public_key()
     assert (bans.number, bans.data) == (0, b"")
     office.submit(office.swarm.round())
-    assert bans.ban(cheat[-8:], "sends noise") == {"peer_id": cheat, "round": 1, "void_tokens": 100}
+    told = bans.ban(cheat[-8:], "sends noise")
+    assert (told["peer_id"], told["round"], told["void_tokens"]) == (cheat, 1, 100)
     first = open_banned(bans.data, key, run=office.card.run).value
     assert first.peers == (cheat,) and bans.why(cheat) == "sends noise" and bans.why(other) is None
     office.reopen()

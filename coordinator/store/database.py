@@ -17,7 +17,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from coordinator.store.log import LogTable
-from coordinator.store.people import BanTable, BeginnersTable, MemberTable
+from coordinator.store.people import BanTable, BeginnersTable, InviteTable, MemberTable
 from coordinator.store.published import CheckpointTable, EvaluationTable
 from coordinator.store.rounds import ClaimTable, CreditTable, RoundTable
 from coordinator.store.rows import (
@@ -49,6 +49,7 @@ class Tables:
         self.rounds, self.credits, self.claims = RoundTable(session), CreditTable(session), ClaimTable(session)
         self.waiting, self.forks = WaitingTable(session), ForkTable(session)
         self.members, self.bans, self.beginners = MemberTable(session), BanTable(session), BeginnersTable(session)
+        self.invites = InviteTable(session)
         self.checkpoints, self.evaluations = CheckpointTable(session), EvaluationTable(session)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from coordinator.store.rows import BanRow, BeginnersRow, EpochRow, MemberRow
+from coordinator.store.rows import BanRow, BeginnersRow, EpochRow, InviteRow, MemberRow, NewcomerRow
 
 
 class MemberTable:
@@ -66,6 +66,57 @@ class BanTable:
         """Note a ban, or the end of one."""
         self._session.add(BanRow(leaf=leaf, peer_id=peer_id, begins=begins))
         self._session.flush()
+
+
+class InviteTable:
+    """Invites of one's own, and who came by them or asks to be let in."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(self, digest: str, note: str, most: int, ends: float) -> None:
+        self._session.add(InviteRow(digest=digest, note=note, most=most, uses=0, ends=ends, revoked=False))
+
+    def find(self, digest: str) -> InviteRow | None:
+        return self._session.get(InviteRow, digest)
+
+    def noted(self, note: str) -> InviteRow | None:
+        """The one with this note."""
+        return self._session.scalars(select(InviteRow).where(InviteRow.note == note)).first()
+
+    def all(self) -> Sequence[InviteRow]:
+        """Those that end last first."""
+        return self._session.scalars(select(InviteRow).order_by(InviteRow.ends.desc())).all()
+
+    def note_use(self, peer_id: str, invite: InviteRow) -> None:
+        """Note by which invite a newcomer came."""
+        self.newcomer(peer_id, 0.0).invite = invite.digest
+
+    def of(self, peer_id: str) -> InviteRow | None:
+        """The invite that a member came by, if it is one of its own."""
+        row = self._session.get(NewcomerRow, peer_id)
+        return self.find(row.invite) if row is not None and row.invite is not None else None
+
+    def newcomer(self, peer_id: str, time: float) -> NewcomerRow:
+        """What is known of somebody that asks to be let in."""
+        row = self._session.get(NewcomerRow, peer_id)
+        if row is None:
+            row = NewcomerRow(peer_id=peer_id, invite=None, asked=time, approved=False)
+            self._session.add(row)
+            self._session.flush()
+        return row
+
+    def is_approved(self, peer_id: str) -> bool:
+        """Whether the host has said yes to it."""
+        row = self._session.get(NewcomerRow, peer_id)
+        return row is not None and row.approved
+
+    def asking(self, most: int) -> Sequence[NewcomerRow]:
+        """Those that wait for the host's word, who asked last first."""
+        wanted = select(NewcomerRow).where(NewcomerRow.approved.is_(False), NewcomerRow.asked > 0)
+        members = select(MemberRow.peer_id)
+        found = wanted.where(NewcomerRow.peer_id.not_in(members)).order_by(NewcomerRow.asked.desc()).limit(most)
+        return self._session.scalars(found).all()
 
 
 class BeginnersTable:

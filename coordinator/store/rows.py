@@ -143,6 +143,28 @@ class MemberRow(Base):
     renewed: Mapped[float]
 
 
+class InviteRow(Base):
+    """A code of its own, for some people."""
+
+    __tablename__ = "invites"
+    digest: Mapped[str] = mapped_column(primary_key=True)  # SHA-256 of the code
+    note: Mapped[str] = mapped_column(unique=True)
+    most: Mapped[int]  # may come in by it
+    uses: Mapped[int]  # have
+    ends: Mapped[float]  # Unix seconds
+    revoked: Mapped[bool]
+
+
+class NewcomerRow(Base):
+    """How one identity came in, or that it waits for the host's word."""
+
+    __tablename__ = "newcomers"
+    peer_id: Mapped[str] = mapped_column(primary_key=True)
+    invite: Mapped[str | None] = mapped_column(ForeignKey("invites.digest"))  # None: the run's own, or none
+    asked: Mapped[float]  # Unix seconds
+    approved: Mapped[bool]
+
+
 class CheckpointRow(Base):
     """A checkpoint that was decided: published, or held back."""
 
