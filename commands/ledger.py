@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from commands.anyone import Keys
-from commands.options import Home, Json, Lang
+from commands.options import Home, InviteLine, Json, Lang
 from commands.talk import need, say
 from protocol import words
 from protocol.errors import InputError
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from protocol.ledger_entry import Entry
 
 app = typer.Typer(help="A run's ledger: who was credited for what.", no_args_is_help=True, rich_markup_mode=None)
-LedgerFile = Annotated[Path, typer.Argument(metavar="FILE", help="A ledger, as `potluck ledger export` wrote it.")]
+MOST_RECEIPTS = 20  # of this home, the newest, that a ledger which was fetched is held against
+LedgerFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A ledger, as `potluck ledger export` or `fetch` wrote it.")
+]
 
 
 @app.command()
@@ -40,6 +44,30 @@ def export(
         typer.echo(json.dumps({"file": str(file), "entries": entries}))
     else:
         say(f"{entries:,} entries in {file}")
+
+
+@app.command()
+def fetch(
+    invite: InviteLine,
+    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="Where to write it.")] = Path("ledger.jsonl"),
+    home: Home = None,
+    lang: Lang = None,
+    json_output: Json = False,
+) -> None:
+    """Fetch a run's whole ledger from its coordinator, and audit it, also against the receipts of this home."""
+    need("peer", "grpc")
+    from peer.disk.local_peers import find_peers
+    from peer.link.fetching import fetch_ledger
+    from peer.screen.download_bar import DownloadBar
+    from protocol.pasted import read_invite
+    from protocol.trust import home as default_home
+
+    given, folder = read_invite(invite), home or default_home()
+    with DownloadBar() as bar:
+        fetch_ledger(given, file, folder, bar)
+    own = [peer.folder / "receipts" for peer in find_peers(folder) if given.run.startswith(peer.run)]
+    receipts = [path for place in own for path in sorted(place.glob("round-*.json"))[-MOST_RECEIPTS:]]
+    _audit(file, None, receipts, {given.root}, json_output)
 
 
 @app.command()
@@ -63,16 +91,10 @@ def audit(
     Exit codes: 0 all of it holds; 1 something does not, or the key is not one that you trust; 2 wrong usage; 3
     incomplete: an agreement is not at hand.
     """
-    from protocol.files import read_bounded
-    from protocol.receipt import MAX_RECEIPT_BYTES
     from protocol.trust import confirmed
-    from protocol.verify_ledger import LedgerAudit
 
     trusted, _ = confirmed(key or [], home)
-    others = [(path.name, read_bounded(path, MAX_RECEIPT_BYTES)) for path in against or []]
-    report = LedgerAudit(file, rounds).audit(trusted, others).report
-    typer.echo(json.dumps(report.to_json(), indent=2) if json_output else report.to_text(words.told))
-    raise typer.Exit(report.answer.exit_code)
+    _audit(file, rounds, against or [], trusted, json_output)
 
 
 @app.command()
@@ -149,6 +171,19 @@ def prove(
     proof = tlog_proof.make(ledger.tree, entry, ledger.head, ledger.head_note)
     card, key = ledger.run_card, ledger.root_public_key
     write_file(out, make_receipt(run_card=card, root_public_key=key, entry=found[0], proof=proof))
+
+
+def _audit(
+    file: Path, rounds: Path | None, against: Sequence[Path], trusted: Collection[str], json_output: bool
+) -> NoReturn:
+    from protocol.files import read_bounded
+    from protocol.receipt import MAX_RECEIPT_BYTES
+    from protocol.verify_ledger import LedgerAudit
+
+    others = [(path.name, read_bounded(path, MAX_RECEIPT_BYTES)) for path in against]
+    report = LedgerAudit(file, rounds).audit(trusted, others).report
+    typer.echo(json.dumps(report.to_json(), indent=2) if json_output else report.to_text(words.told))
+    raise typer.Exit(report.answer.exit_code)
 
 
 def _book(file: Path) -> CreditBook:

@@ -26,6 +26,7 @@ from coordinator.beginning import Beginning
 from coordinator.board import Board
 from coordinator.evaluator import check_evaluation
 from coordinator.launch import open_run
+from coordinator.ledger_export import LedgerCopies
 from coordinator.losses import Losses
 from coordinator.metrics import Metrics
 from coordinator.orders import Orders
@@ -207,7 +208,8 @@ class Host:
             own.reducer_code,
             Policy(own.max_members, own.joins_per_minute, own.approve),
         )
-        receipts = ReceiptDesk(run.ledger, run.card_bytes, offer.root_public_pem)
+        copies = LedgerCopies(folder.path / "public", store, run.card_bytes, offer.root_public_pem, offer.shelf)
+        receipts = ReceiptDesk(run.ledger, run.card_bytes, offer.root_public_pem, copies)
         publisher.draw()
         stack.enter_context(publisher)
         identity = folder.before_invite(lambda: tls.load_or_create(folder.path), "tls.key", "tls.crt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from coordinator.ledger import Ledger
+from coordinator.ledger_export import LedgerCopies
 from protocol import canonical
 from protocol.ledger_entry import parse_entry
 from protocol.receipt import make_receipt
@@ -17,10 +18,11 @@ class ReceiptDesk:
     Args:
         card_bytes: the signed run card; it goes into every receipt.
         root_public_pem: the root key, likewise.
+        copies: of the whole ledger.
     """
 
-    def __init__(self, ledger: Ledger, card_bytes: bytes, root_public_pem: bytes) -> None:
-        self._ledger = ledger
+    def __init__(self, ledger: Ledger, card_bytes: bytes, root_public_pem: bytes, copies: LedgerCopies) -> None:
+        self._ledger, self.copies = ledger, copies
         self._card = canonical.loads(card_bytes, max_bytes=MAX_RUN_CARD_BYTES)
         self._root_public_pem = root_public_pem.decode()
 

@@ -195,7 +195,10 @@ class CoordinatorService:
         with self._call(request.certificate):
             number, folder = self._board.published(request.round) or (0, None)
             files = [] if folder is None else self._offer.shelf.add_checkpoint(folder)
-        return coordinator_pb2.GetCheckpointReply(round=number, files=[_model_file(file) for file in files])
+            ledger = _model_file(self._receipts.copies.newest()) if request.ledger else None
+        return coordinator_pb2.GetCheckpointReply(
+            round=number, files=[_model_file(file) for file in files], ledger=ledger
+        )
 
     def GetStatus(self, request: Any, network: str) -> Any:
         status = self._board.status_bytes()

@@ -68,6 +68,10 @@ class FileShelf:
         """Offer one file whose digest is known."""
         self._files[sha256] = (path, size_bytes)
 
+    def remove(self, sha256: str) -> None:
+        """Offer a file no more."""
+        self._files.pop(sha256, None)
+
     def add_shards(self, shards: ShardFolder, data: PinnedDataSet) -> None:
         """Offer prepared data; each shard was hashed when it was written, and whoever fetches it does so again."""
         self.add_file(shards.manifest_path, data.digest, data.size_bytes)

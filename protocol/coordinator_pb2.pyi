@@ -258,20 +258,24 @@ class GetAgreementReply(_message.Message):
     def __init__(self, agreement: _Optional[bytes] = ...) -> None: ...
 
 class GetCheckpointRequest(_message.Message):
-    __slots__ = ("certificate", "round")
+    __slots__ = ("ledger", "certificate", "round")
+    LEDGER_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
+    ledger: bool
     certificate: str
     round: int
-    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ...) -> None: ...
+    def __init__(self, ledger: _Optional[bool] = ..., certificate: _Optional[str] = ..., round: _Optional[int] = ...) -> None: ...
 
 class GetCheckpointReply(_message.Message):
-    __slots__ = ("round", "files")
+    __slots__ = ("ledger", "round", "files")
+    LEDGER_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
+    ledger: ModelFile
     round: int
     files: _containers.RepeatedCompositeFieldContainer[ModelFile]
-    def __init__(self, round: _Optional[int] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ...) -> None: ...
+    def __init__(self, ledger: _Optional[_Union[ModelFile, _Mapping]] = ..., round: _Optional[int] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ("ledger_size",)

@@ -129,7 +129,7 @@ def _head(line: bytes, tree: merkle.Tree, before: int, card: RunCard) -> tuple[s
 def _claims(line: bytes) -> dict[str, Any]:
     value = canonical.loads(line, max_bytes=MAX_LINE_BYTES) if line.startswith(START) else None
     if not isinstance(value, dict) or set(value) != {"ledger", "root_public_key", "run_card"}:
-        raise FormatError("not a ledger", "give the file that `potluck ledger export` wrote")
+        raise FormatError("not a ledger", "give the file that `potluck ledger export` or `potluck ledger fetch` wrote")
     if not isinstance(value["root_public_key"], str) or not isinstance(value["run_card"], dict):
         raise FormatError("the ledger's first line has no root key or no run card")
     return value

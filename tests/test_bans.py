@@ -214,6 +214,10 @@ def test_a_member_that_is_banned_stops_and_the_others_go_on(
         assert command("ledger", "export", str(community.run), str(file)).returncode == 0
         audit = command("ledger", "audit", str(file))
         assert audit.returncode == 0 and "verified" in audit.stdout, audit.stdout
+        home = str(community.home("alice"))
+        fetched = command("ledger", "fetch", community.invite, str(file), "--home", home, "--json")
+        checks = json.loads(fetched.stdout)["checks"]
+        assert fetched.returncode == 0 and [check["name"] for check in checks].count("history") >= 1, fetched.stderr
         balances = {row["peer_id"]: row for row in json.loads(command("ledger", "balance", str(file), "--json").stdout)}
         assert balances[cheat]["banned"] and balances[cheat]["void"] > 0 and balances[cheat]["pending"] == 0
         assert all(row["tokens"] > 0 and not row["void"] for peer, row in balances.items() if peer != cheat)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from coordinator import ledger_export
 from coordinator.ledger_export import ledger_lines
+from peer.link.fetching import fetch_ledger
 from protocol import canonical, checkpoint, tlog_proof
 from protocol.errors import PotluckError
 from protocol.keys import public_pem
@@ -17,7 +19,7 @@ from protocol.receipt import check_receipt, make_receipt
 from protocol.report import Answer
 from protocol.run_card import MAX_RUN_CARD_BYTES
 from protocol.verify_ledger import LedgerAudit
-from tests.kit.coordinator import Office
+from tests.kit.coordinator import Office, Site, site_of, write_run
 
 HOLD = 3
 DIGEST = "ab" * 32
@@ -283,3 +285,31 @@ def test_a_receipt_comes_out_of_the_file_alone(office: Office, tmp_path: Path) -
 def test_who_does_not_trust_the_key_is_told(office: Office, tmp_path: Path) -> None:
     report = LedgerAudit(write_ledger(office, tmp_path / "l.jsonl")).audit(set()).report
     assert report.answer is Answer.REFUSED and "have not confirmed" in report.verdict
+
+
+def test_a_member_fetches_the_ledger_as_it_was_within_the_last_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_run(tmp_path / "source", rounds=0, host=f"[credit]\nhold_rounds = {HOLD}")
+    with site_of(config, tmp_path / "run") as site:
+        out, public = tmp_path / "ledger.jsonl", site.folder / "public"
+        rounds = write_rounds(tmp_path, [commit_at(site, seed) for seed in range(HOLD + 1)])
+        fetch_ledger(site.host.invite, out, tmp_path / "home")
+        audit = LedgerAudit(out, rounds).audit({site.host.invite.root})
+        assert audit.report.ok and audit.book is not None and audit.book.newest.round == HOLD + 1
+        before = out.read_bytes()
+        commit_at(site, 9)
+        fetch_ledger(site.host.invite, out, tmp_path / "home")
+        assert out.read_bytes() == before
+        monkeypatch.setattr(ledger_export, "COPY_S", 0.0)
+        for _ in range(3):
+            fetch_ledger(site.host.invite, out, tmp_path / "home")
+        assert LedgerAudit(out).audit({site.host.invite.root}).report.facts["round"] == HOLD + 2
+        assert len(list(public.iterdir())) == 2, "the newest, and the one before it"
+
+
+def commit_at(site: Site, seed: int) -> bytes:
+    site.commit(seed)
+    agreement = site.client.agreement(site.swarm.members[0].certificate)
+    assert agreement is not None
+    return agreement.to_bytes()

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from coordinator import receipts as receipts_module
+from coordinator.ledger_export import LedgerCopies
 from coordinator.receipts import ReceiptDesk
+from coordinator.shelf import FileShelf
 from peer.disk.receipts import Receipts
 from protocol import canonical
 from protocol.errors import FormatError, RefusedError
@@ -31,7 +33,9 @@ class Source:
 
     def __init__(self, office: Office, peer_id: str) -> None:
         card_bytes = office.card.sign(office.root).to_bytes()
-        self._desk = ReceiptDesk(office.ledger, card_bytes, public_pem(office.root.public_key))
+        pem = public_pem(office.root.public_key)
+        copies = LedgerCopies(office.folder / "public", office.store, card_bytes, pem, FileShelf())
+        self._desk = ReceiptDesk(office.ledger, card_bytes, pem, copies)
         self._peer_id = peer_id
         self.asks = 0
 

@@ -312,6 +312,15 @@ class CoordinatorClient:
         reply = self.connection.call("GetCheckpoint", request, timeout_s=4 * self.timeout_s)
         return reply.round, parse_files(reply.files)
 
+    def ledger(self, certificate: str) -> RemoteFile:
+        """The whole ledger as a file to fetch, some minutes old at most. Raises: as `checkpoint`."""
+        request = coordinator_pb2.GetCheckpointRequest(certificate=certificate, ledger=True)
+        reply = self.connection.call("GetCheckpoint", request, timeout_s=4 * self.timeout_s)
+        if not reply.HasField("ledger"):
+            raise FormatError("the coordinator gives no ledger: it is of an older version")
+        (file,) = parse_files([reply.ledger])
+        return file
+
     def status(self) -> RunStatus:
         """The run's status. Raises: CoordinatorAway, FormatError."""
         return RunStatus.from_bytes(self.connection.call("GetStatus", coordinator_pb2.GetStatusRequest()).status)

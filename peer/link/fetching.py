@@ -72,6 +72,17 @@ def fetch_checkpoint(
     )
 
 
+def fetch_ledger(invite: Invite, out: Path, home: Path, progress: Progress | None = None) -> None:
+    """Fetch a run's whole ledger into one file, unchecked; arguments and errors as for `fetch_checkpoint`."""
+    with CoordinatorClient(invite) as client:
+        run = client.get_run()
+        trust(invite.root, name=run.card.spec.run.name, run=run.card.run, folder=home)
+        token = client.enroll(PeerIdentity.load_or_create(home / "identity")).certificate
+        file = client.ledger(token)
+        out.unlink(missing_ok=True)
+        client.fetch_file(token, file.sha256, file.size_bytes, out, progress)
+
+
 def _bring_rounds(client: CoordinatorClient, token: str, last: int, rounds: Path, progress: Progress | None) -> None:
     rounds.mkdir(exist_ok=True)
     for number in range(1, last + 1):
