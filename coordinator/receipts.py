@@ -40,6 +40,11 @@ class ReceiptDesk:
             for leaf in leaves
         ]
 
+    @property
+    def head(self) -> str:
+        """The newest signed head, a note."""
+        return self._ledger.head_note
+
     def growth(self, size: int) -> tuple[str, list[bytes]]:
         """The newest head's note, and the proof that it extends the ledger of `size` leaves: as `Ledger.growth`."""
         return self._ledger.growth(size)

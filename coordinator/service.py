@@ -137,6 +137,7 @@ class CoordinatorService:
                 want_chain=self._gap.ask(peer_id, request.round, round_number, now, worked=worked),
                 want_loss=self._publisher.losses.ask(peer_id, () if request.reduce_only else request.states, now),
                 banned=banned,
+                ledger_head=self._receipts.head,
             )
 
     def Report(self, request: Any, network: str) -> Any:

@@ -29,7 +29,7 @@ from peer.link.answers import Announcement
 from peer.link.background import CoordinatorLink, Greeting
 from peer.link.client import CoordinatorClient
 from peer.link.newcomer import Admitted
-from peer.link.notices import Notices, expelled, in_use_elsewhere
+from peer.link.notices import Notices
 from peer.measuring import Measuring
 from peer.net import box_bytes
 from peer.net.opening import Opening
@@ -45,6 +45,7 @@ from peer.screen.rounds import describe
 from peer.screen.screen import Screen, tell_failure, tell_over
 from peer.screen.standing import PeerStanding
 from peer.stopping import Stopping, start_again
+from peer.sync.ledger_heads import LedgerHeads
 from peer.sync.shelf import Head
 from peer.trainer import Ended, WorkReport, reduce, train
 from peer.training.genesis import load_state
@@ -102,6 +103,7 @@ class Participation:
         self._screen, self._leaving = screen, leaving
         self._rounds, self._session = admitted.card.spec.run.rounds, draw_session(identity, admitted.card.run)
         self._notices, self._stopping = Notices(screen.problem), Stopping(leaving.stop, self._rounds)
+        self.heads = LedgerHeads(admitted.card, folder.write, screen.problem)
         self._reminder = ExportReminder(screen.problem, config.home, identity.peer_id)
         self._swarm: Swarm | None = None
         self._link: CoordinatorLink | None = None
@@ -198,18 +200,16 @@ class Participation:
             folder.save_ballots,
             states.candidate(head),
             self._config.swarm,
+            self.heads,
         )
 
     def _forget(self) -> None:
         self._swarm = self._link = self._measuring = None  # what they hold is as large as the model
 
     def _leave(self, swarm: Swarm, link: CoordinatorLink) -> None:
-        if (reason := self._stopping.expelled) is not None:
-            swarm.keep_quiet()  # nobody hears it
-            raise expelled(reason)
-        if self._stopping.is_twin:
-            swarm.keep_quiet()  # its word would be taken for the other's
-            raise in_use_elsewhere()
+        if (why := self._stopping.refusal) is not None:
+            swarm.keep_quiet()  # its word would be heard by nobody, or be taken for another's
+            raise why
         if self._stopping.is_over:
             with contextlib.suppress(NetworkError):
                 swarm.begin_leaving()

@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable
 
 from peer.link.answers import Announcement
+from peer.link.notices import expelled, in_use_elsewhere
 from peer.net.swarm import DaemonEnded
 from protocol.backoff import Backoff
-from protocol.errors import PartFailed
+from protocol.errors import PartFailed, RefusedError
 from protocol.parts import MOST_FAILURES
 from protocol.rpc import Twin
 
@@ -33,8 +34,7 @@ class Stopping:
         self._stop, self._rounds, self._clock = stop, rounds, clock
         self._over_since: float | None = None  # the run has had all its rounds
         self.is_over = False  # and this peer, at an earlier one, has nothing to do any more
-        self.expelled: str | None = None  # why the host has banned this peer
-        self.is_twin = False  # another computer uses this peer's identity, and was there first
+        self.refusal: RefusedError | None = None  # the host has banned this peer, or another computer is this one, too
 
     def heard(self, answer: Announcement, round: int) -> None:
         """What the coordinator said while this peer's newest round was `round`."""
@@ -43,10 +43,10 @@ class Stopping:
         if answer.finished:
             self._over(round, OVER_S)
         if answer.expelled:
-            self.expelled = answer.expelled
+            self.refusal = expelled(answer.expelled)
             self._stop.set()
         if answer.twin is Twin.CAME_FIRST:
-            self.is_twin = True
+            self.refusal = in_use_elsewhere()
             self._stop.set()
 
     def _over(self, round: int, grace_s: float) -> None:

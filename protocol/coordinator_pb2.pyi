@@ -138,7 +138,7 @@ class AnnounceRequest(_message.Message):
     def __init__(self, certificate: _Optional[str] = ..., swarm_addresses: _Optional[_Iterable[str]] = ..., round: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., states: _Optional[_Iterable[str]] = ..., reduce_only: _Optional[bool] = ..., version: _Optional[int] = ..., leaving: _Optional[bool] = ..., session: _Optional[bytes] = ..., bans: _Optional[int] = ...) -> None: ...
 
 class AnnounceReply(_message.Message):
-    __slots__ = ("swarm_addresses", "want_state", "round", "finished", "time", "beginners", "alarm", "twin", "want_chain", "want_loss", "banned", "expelled")
+    __slots__ = ("swarm_addresses", "want_state", "round", "finished", "time", "beginners", "alarm", "twin", "want_chain", "want_loss", "banned", "ledger_head", "expelled")
     SWARM_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     WANT_STATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -150,6 +150,7 @@ class AnnounceReply(_message.Message):
     WANT_CHAIN_FIELD_NUMBER: _ClassVar[int]
     WANT_LOSS_FIELD_NUMBER: _ClassVar[int]
     BANNED_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_HEAD_FIELD_NUMBER: _ClassVar[int]
     EXPELLED_FIELD_NUMBER: _ClassVar[int]
     swarm_addresses: _containers.RepeatedScalarFieldContainer[str]
     want_state: str
@@ -162,8 +163,9 @@ class AnnounceReply(_message.Message):
     want_chain: bool
     want_loss: str
     banned: bytes
+    ledger_head: str
     expelled: str
-    def __init__(self, swarm_addresses: _Optional[_Iterable[str]] = ..., want_state: _Optional[str] = ..., round: _Optional[int] = ..., finished: _Optional[bool] = ..., time: _Optional[float] = ..., beginners: _Optional[bytes] = ..., alarm: _Optional[_Union[Alarm, _Mapping]] = ..., twin: _Optional[_Union[Twin, str]] = ..., want_chain: _Optional[bool] = ..., want_loss: _Optional[str] = ..., banned: _Optional[bytes] = ..., expelled: _Optional[str] = ...) -> None: ...
+    def __init__(self, swarm_addresses: _Optional[_Iterable[str]] = ..., want_state: _Optional[str] = ..., round: _Optional[int] = ..., finished: _Optional[bool] = ..., time: _Optional[float] = ..., beginners: _Optional[bytes] = ..., alarm: _Optional[_Union[Alarm, _Mapping]] = ..., twin: _Optional[_Union[Twin, str]] = ..., want_chain: _Optional[bool] = ..., want_loss: _Optional[str] = ..., banned: _Optional[bytes] = ..., ledger_head: _Optional[str] = ..., expelled: _Optional[str] = ...) -> None: ...
 
 class Alarm(_message.Message):
     __slots__ = ("round", "held_out_loss", "published_round", "published_loss", "held_back")

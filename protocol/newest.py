@@ -11,7 +11,7 @@ caller brings the connection: nothing here opens one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -128,15 +128,22 @@ def _check_growth(seen: Inspection, now: RunNow) -> int:
     except FormatError as error:
         raise NotChecked(f"the coordinator's ledger head cannot be read: {error.message}") from error
     _check_one_history(seen, head)
-    if head.size < mine.size:
-        raise VerificationError(f"the coordinator's ledger has {head.size} leaves, this checkpoint's {mine.size}")
-    try:
-        merkle.verify_consistency(mine.size, head.size, mine.root, head.root, now.consistency)
-    except VerificationError as error:
-        raise VerificationError(
-            f"the coordinator's ledger does not begin with this checkpoint's: {error.message}"
-        ) from error
+    check_extends(mine, head, now.consistency)
     return head.size
+
+
+def check_extends(old: LedgerHead, new: LedgerHead, proof: Sequence[bytes]) -> None:
+    """Check that the ledger of a coordinator's head begins with the ledger of an older head.
+
+    Raises:
+        VerificationError: it is smaller, or begins otherwise, or the proof does not show it.
+    """
+    if new.size < old.size:
+        raise VerificationError(f"the coordinator's ledger has {new.size} leaves, this one {old.size}")
+    try:
+        merkle.verify_consistency(old.size, new.size, old.root, new.root, proof)
+    except VerificationError as error:
+        raise VerificationError(f"the coordinator's ledger does not begin with this one: {error.message}") from error
 
 
 def _check_published(round_number: int, payload: str, published: dict[int, str]) -> None:

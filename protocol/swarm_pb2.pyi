@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Progress(_message.Message):
-    __slots__ = ("certificate", "round", "base", "tokens", "leaving", "attempt", "addresses", "step_s", "from_you_bytes_s", "up_bytes_s", "hears", "answers", "epoch", "bans", "banned", "moves", "reduce_only", "farewells")
+    __slots__ = ("certificate", "round", "base", "tokens", "leaving", "attempt", "addresses", "step_s", "from_you_bytes_s", "up_bytes_s", "hears", "answers", "epoch", "bans", "banned", "ledger_head", "moves", "reduce_only", "farewells")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +23,7 @@ class Progress(_message.Message):
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     BANS_FIELD_NUMBER: _ClassVar[int]
     BANNED_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_HEAD_FIELD_NUMBER: _ClassVar[int]
     MOVES_FIELD_NUMBER: _ClassVar[int]
     REDUCE_ONLY_FIELD_NUMBER: _ClassVar[int]
     FAREWELLS_FIELD_NUMBER: _ClassVar[int]
@@ -41,10 +42,11 @@ class Progress(_message.Message):
     epoch: int
     bans: int
     banned: bytes
+    ledger_head: str
     moves: int
     reduce_only: bool
     farewells: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., tokens: _Optional[int] = ..., leaving: _Optional[bool] = ..., attempt: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., step_s: _Optional[float] = ..., from_you_bytes_s: _Optional[float] = ..., up_bytes_s: _Optional[float] = ..., hears: _Optional[int] = ..., answers: _Optional[bool] = ..., epoch: _Optional[int] = ..., bans: _Optional[int] = ..., banned: _Optional[bytes] = ..., moves: _Optional[int] = ..., reduce_only: _Optional[bool] = ..., farewells: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    def __init__(self, certificate: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[str] = ..., tokens: _Optional[int] = ..., leaving: _Optional[bool] = ..., attempt: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., step_s: _Optional[float] = ..., from_you_bytes_s: _Optional[float] = ..., up_bytes_s: _Optional[float] = ..., hears: _Optional[int] = ..., answers: _Optional[bool] = ..., epoch: _Optional[int] = ..., bans: _Optional[int] = ..., banned: _Optional[bytes] = ..., ledger_head: _Optional[str] = ..., moves: _Optional[int] = ..., reduce_only: _Optional[bool] = ..., farewells: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Proposal(_message.Message):
     __slots__ = ("certificate", "round", "base", "attempt", "timeout_s", "asked", "word")

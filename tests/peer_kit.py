@@ -16,6 +16,7 @@ from peer.round.box import Box
 from peer.round.events import CoordinatorSaid
 from peer.round.report import RoundReport
 from peer.sync.averages import Average
+from peer.sync.ledger_heads import LedgerHeads
 from peer.sync.shelf import Head
 from peer.training.state import SharedState
 from peer.training.work import Update
@@ -83,7 +84,11 @@ class Peer:
         self.aborted: list[str] = []  # why attempts came to nothing
         token = world.certificate(index, reducer=config.reduce_only)
         certificate = ways.certificate or (lambda: token)
-        place = Place(world.identity(index), world.card, certificate, head, ways.box, self._save, config=config)
+        self.evidence: dict[str, bytes] = {}
+        self.ledger = LedgerHeads(world.card, self.evidence.__setitem__)
+        place = Place(
+            world.identity(index), world.card, certificate, head, ways.box, self._save, config=config, heads=self.ledger
+        )
         callbacks = Callbacks(
             self._committed, ways.on_candidate, ways.on_stage, lambda round, attempt, why: self.aborted.append(why)
         )

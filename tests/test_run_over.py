@@ -156,7 +156,7 @@ def test_a_peer_that_trains_while_the_run_ends_stops_but_not_before_the_others_c
     stopping.heard(all_made, round=1)
     assert not stop.is_set(), "the last state is not handed in yet: it may be about to fetch it"
     stopping.heard(finished, round=1)
-    assert stop.is_set() and stopping.is_over and not stopping.is_twin
+    assert stop.is_set() and stopping.is_over and stopping.refusal is None
 
 
 # ---- one identity on two computers -----------------------------------------------------------------------------------
@@ -202,9 +202,9 @@ def test_the_later_one_stops_without_a_word_to_the_others_and_its_owner_is_told_
     first, second = (Announcement((), "", 0, False, b"", twin=twin) for twin in (Twin.CAME_LATER, Twin.CAME_FIRST))
     stopping, notices = Stopping(threading.Event(), rounds=0), Notices(JsonScreen().problem)
     stopping.heard(first, round=0), notices.twin(first.twin)
-    assert "potluck identity new" in capsys.readouterr().out and not stopping.is_twin
+    assert "potluck identity new" in capsys.readouterr().out and stopping.refusal is None
     stopping.heard(second, round=0), notices.twin(second.twin)
-    assert stopping.is_twin and not stopping.is_over and not capsys.readouterr().out
+    assert stopping.refusal is not None and not stopping.is_over and not capsys.readouterr().out
 
 
 def test_a_new_identity_is_another_one_and_the_old_one_is_kept(tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ class Announcement(NamedTuple):
     twin: Twin = Twin.NONE
     want_chain: bool = False  # round + 1 is missing in the ledger: send the agreements after `round`, if they are here
     banned: bytes = b""  # a newer signed list of who is banned, `protocol.banned`
+    ledger_head: str = ""  # the newest, a signed note
     expelled: str = ""  # the host has banned this peer, and why
     want_loss: str = ""  # digest of the state whose held-out loss is to be measured here; empty: none
 

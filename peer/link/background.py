@@ -20,6 +20,7 @@ from peer.link.channel import CoordinatorBusy
 from peer.link.client import CoordinatorClient
 from peer.link.clock import ClockWrong
 from peer.link.held_certificate import HeldCertificate
+from peer.sync.ledger_heads import LedgerHeads
 from peer.training.state import SharedState
 from protocol.agreement import Agreement
 from protocol.backoff import Backoff
@@ -55,6 +56,8 @@ class Greeting(NamedTuple):
 
 class Peer(Protocol):
     """Whom the link speaks for; called in the link's thread, in this order at each visit."""
+
+    heads: LedgerHeads
 
     def renewed(self, token: str) -> None:
         """There is a new certificate, to keep on disk."""
@@ -206,6 +209,10 @@ class CoordinatorLink:
         self.has_told = leaving
         peer.heard(answer)
         peer.clock_off(self._client.clock.offset_s)
+        peer.heads.shown(answer.ledger_head)
+        if (head := peer.heads.to_check()) is not None:
+            now = self._client.run_now(head.size)
+            peer.heads.checked(head, now.head_note, now.consistency)
         if answer.round and peer.wants_anchor():
             newest = self._client.agreement(token)
             if newest is not None:

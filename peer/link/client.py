@@ -210,6 +210,7 @@ class CoordinatorClient:
             parse_twin(reply),
             reply.want_chain,
             reply.banned,
+            reply.ledger_head,
             reply.expelled[:MAX_REASON_CHARS],
             reply.want_loss,
         )
@@ -318,8 +319,7 @@ class CoordinatorClient:
         reply = self.connection.call("GetCheckpoint", request, timeout_s=4 * self.timeout_s)
         if not reply.HasField("ledger"):
             raise FormatError("the coordinator gives no ledger: it is of an older version")
-        (file,) = parse_files([reply.ledger])
-        return file
+        return parse_files([reply.ledger])[0]
 
     def status(self) -> RunStatus:
         """The run's status. Raises: CoordinatorAway, FormatError."""

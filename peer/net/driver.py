@@ -93,7 +93,7 @@ class Driver:
         self.progress = OwnProgress(self.state, self.pace, place.certificate)
         self.bans = KnownBans(card, self.roster, self._expelled)
         self.gossip = Gossip(
-            self.talk, self.progress.to, self._heard, lambda: self.state.gossip_s, self._known, self.bans
+            self.talk, self.progress.to, self._heard, lambda: self.state.gossip_s, self._known, self.bans, place.heads
         )
         self.heads = Heads(self.talk, card, self.shelf)
         self.reducing = Reducing(self.talk, card.spec, self.shelf, self.pace, self.stage, callbacks.on_candidate)

@@ -21,6 +21,7 @@ from peer.net import frames
 from peer.net.bans import KnownBans
 from peer.net.node import short
 from peer.net.talk import Talk
+from peer.sync.ledger_heads import LedgerHeads
 from protocol import swarm_pb2
 from protocol.errors import FormatError, NetworkError, RefusedError
 
@@ -38,6 +39,7 @@ class _Link:
         self.peer, self.writer = peer, writer
         self.sending = asyncio.Lock()
         self.introduced: tuple[str, ...] = ()  # this member's certificate and addresses, as the other side has them
+        self.head = ""  # of the ledger, as it was last told
         self.bans = 0  # number of the list of banned members that the other side knows
         self.asked_at = 0.0  # when this side told something that is not answered yet; 0: nothing
         self.met_at = time.monotonic()  # when both last told each other
@@ -60,9 +62,10 @@ class Gossip:
         interval_s: Callable[[], float],
         known: Callable[[], set[str]],
         bans: KnownBans,
+        heads: LedgerHeads | None,
     ) -> None:
         self._talk, self._current, self._heard = talk, current, heard
-        self._interval_s, self._known, self._bans = interval_s, known, bans
+        self._interval_s, self._known, self._bans, self._heads = interval_s, known, bans, heads
         self._links: dict[str, _Link] = {}
         self._opening: set[str] = set()
         self._moves = 0
@@ -177,6 +180,8 @@ class Gossip:
         link.met_at, link.bans = now, message.bans
         if message.banned:
             self._bans.take(message.banned)
+        if message.ledger_head and self._heads is not None:
+            self._heads.heard(message.ledger_head)
         self._note_moves(link.peer, message.moves, now)
         if not message.answers:
             answer = self._current(link.peer)
@@ -209,6 +214,8 @@ class Gossip:
         message.moves, message.bans = self._moves, self._bans.number
         message.banned = self._bans.for_older(link.bans)
         link.bans = max(link.bans, self._bans.number)
+        if self._heads is not None and link.head != self._heads.text:
+            message.ledger_head = link.head = self._heads.text
         card = (message.certificate, *message.addresses)
         if link.introduced == card:
             message.ClearField("certificate")

@@ -11,6 +11,7 @@ from peer.round.box import Box
 from peer.round.report import RoundReport
 from peer.round.state import Timing
 from peer.sync.averages import Average
+from peer.sync.ledger_heads import LedgerHeads
 from peer.sync.shelf import Head
 from peer.training.state import SharedState
 from protocol.keys import PeerIdentity
@@ -50,6 +51,7 @@ class Place:
     save_box: Callable[[bytes], None] = lambda data: None
     candidate: SharedState | None = None
     config: SwarmConfig = field(default_factory=SwarmConfig)
+    heads: LedgerHeads | None = None  # of the ledger, which members show each other
 
 
 async def _nothing(head: Head, report: RoundReport) -> None: ...

@@ -66,6 +66,10 @@ _MESSAGES = {
     "run-over": "this run is over: all its {rounds} rounds are made",
     "run-over-credit": "your credit: {tokens} tokens in {rounds} rounds; the receipts that prove it are in {folder}",
     "run-over-fetch": "what came of it: potluck fetch INVITE brings its newest checkpoint here, and verifies it",
+    "ledger-two-ways": (
+        "the host has shown its ledger two ways: what does not fit is kept as {name} in this run's folder. Your "
+        "receipts stay; ask the host, and the other members, what it is"
+    ),
     "identity-twin": (
         "another computer takes part with this peer's identity, and is told to stop: was the home folder copied, or "
         "the identity imported there? For both to take part, give the other one an identity of its own: potluck "

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 from peer.link.answers import Announcement
 from peer.link.background import Greeting
 from protocol.agreement import Agreement
@@ -18,6 +21,8 @@ class Nothing:
 
 class Silent:
     """A peer that has nothing to say, and listens to nothing."""
+
+    heads: Any = SimpleNamespace(shown=lambda text: None, to_check=lambda: None)
 
     def renewed(self, token: str) -> None: ...
 
