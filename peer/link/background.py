@@ -11,6 +11,7 @@ import itertools
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from peer.disk.outbox import Outbox
@@ -20,11 +21,11 @@ from peer.link.channel import CoordinatorBusy
 from peer.link.client import CoordinatorClient
 from peer.link.clock import ClockWrong
 from peer.link.held_certificate import HeldCertificate
-from peer.sync.ledger_heads import LedgerHeads
 from peer.training.state import SharedState
 from protocol.agreement import Agreement
 from protocol.backoff import Backoff
 from protocol.errors import CoordinatorAway, InputError, PotluckError, RefusedError
+from protocol.note import LedgerHead
 from protocol.parts import SupervisedThread, Told
 from protocol.rpc import MAX_CHAIN_BYTES, MAX_CHAIN_ROUNDS
 
@@ -54,10 +55,21 @@ class Greeting(NamedTuple):
     bans: int = 0  # number of the newest list of banned members that it has
 
 
+class ShownHeads(Protocol):
+    """Whether all are shown one ledger, as `peer.sync.ledger_heads` has it."""
+
+    def shown(self, text: str) -> None: ...
+
+    def to_check(self) -> LedgerHead | None: ...
+
+    def checked(self, asked: LedgerHead, text: str, proof: Sequence[bytes]) -> None: ...
+
+
 class Peer(Protocol):
     """Whom the link speaks for; called in the link's thread, in this order at each visit."""
 
-    heads: LedgerHeads
+    @property
+    def heads(self) -> ShownHeads: ...
 
     def renewed(self, token: str) -> None:
         """There is a new certificate, to keep on disk."""
