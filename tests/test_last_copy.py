@@ -89,8 +89,12 @@ def test_who_only_says_that_it_has_the_state_neither_counts_nor_gets_the_weight(
             await until(lambda: one.round >= 1)
             await one.driver.begin_leaving()
             await until(lambda: one.driver.state.views[liar.peer_id].said.base == one.driver.head.digest)
-            copies = await one.driver.copies()
-            assert copies.others == 1 and not copies.holders
+            for _ in range(5):  # on a busy machine it may be held for gone in the very moment of counting
+                copies = await one.driver.copies()
+                assert not copies.holders
+                if copies.others == 1:
+                    break
+            assert copies.others == 1
             await one.stop()
             assert not one.driver.state.box.farewells, "its weight stays its own, for when it comes back"
 
