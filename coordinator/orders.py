@@ -6,6 +6,7 @@ Orders(folder, {"ban": bans.ban}).look()                                        
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 ORDER, ANSWER = "order", "answer"  # files are order.HEX and answer.HEX
 ANSWER_S = 15.0  # for a running host to answer
+KEPT_S = 60.0  # that an answer lies there
 MAX_ORDER_BYTES = 4096
 
 
@@ -41,7 +43,11 @@ class Orders:
         for path in sorted(self._folder.glob(f"{ORDER}.*")):
             answer = self._answer(path)
             path.unlink(missing_ok=True)
-            write_file(self._folder / f"{ANSWER}{path.suffix}", json.dumps(answer).encode())
+            write_file(self._folder / f"{ANSWER}{path.suffix}", json.dumps(answer).encode(), private=True)
+        for path in self._folder.glob(f"{ANSWER}.*"):  # of whoever did not wait for it: it may hold an invite
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > KEPT_S:
+                    path.unlink()
 
     def _answer(self, path: Path) -> dict[str, Any]:
         try:
@@ -65,7 +71,7 @@ def ask(folder: Path, do: str, timeout_s: float = ANSWER_S, **values: object) ->
         raise InputError(f"{folder} is not a run's folder", "give the folder that `potluck host` keeps, as runs/NAME")
     name = os.urandom(8).hex()
     order, answered = folder / f"{ORDER}.{name}", folder / f"{ANSWER}.{name}"
-    write_file(order, json.dumps({"do": do, **values}).encode())
+    write_file(order, json.dumps({"do": do, **values}).encode(), private=True)
     deadline = time.monotonic() + timeout_s
     while not answered.is_file():
         if time.monotonic() >= deadline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -139,6 +140,15 @@ def test_a_request_that_no_host_hears_is_taken_back(folder: Path, tmp_path: Path
     assert [path.name for path in folder.iterdir()] == ["ledger.db"]
     with pytest.raises(InputError, match="not a run's folder"):
         ask(tmp_path / "nowhere", "go-on")
+
+
+def test_an_answer_that_nobody_waits_for_is_taken_away(folder: Path) -> None:
+    old, new = folder / "answer.ab", folder / "answer.cd"
+    for path in (old, new):
+        path.write_bytes(b"{}")
+    os.utime(old, (1.0, 1.0))
+    Orders(folder, {}).look()
+    assert new.exists() and not old.exists()
 
 
 @pytest.mark.parametrize(
