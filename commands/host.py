@@ -10,6 +10,7 @@ import typer
 
 from commands.options import Json, Lang, Verbose
 from commands.talk import log_to_stderr, need, say
+from protocol import words
 
 RunFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The run's folder, as runs/NAME.")]
 
@@ -69,7 +70,6 @@ def go_on(
 ) -> None:
     """Let a run that stands still go on without the members that are gone for good; the host must be running."""
     from coordinator.orders import ask
-    from protocol import words
 
     question = (
         "those who are here will decide the next round; rounds that the others have made unseen are undone. "
@@ -133,9 +133,12 @@ def members(
         if not item.is_member:
             say(f"{item.peer_id}  waits to be let in")
             continue
-        held = f"{item.tokens:,} tokens in {item.rounds} rounds, {item.pending:,} pending"
-        came = f"; came by the invite {item.invite}" if item.invite is not None else ""
-        say(f"{item.peer_id}  {held}{came}{f'; banned: {item.banned}' if item.banned is not None else ''}")
+        parts = [f"{item.tokens:,} tokens in {item.rounds} rounds, {item.pending:,} pending"]
+        if item.invite is not None:
+            parts.append(f"came by the invite {item.invite}")
+        if item.banned is not None:
+            parts.append(f"banned: {item.banned}")
+        typer.echo(words.shown(f"{item.peer_id}  {'; '.join(map(words.told, parts))}"))
 
 
 def approve(

@@ -175,7 +175,9 @@ def status(
         say(f"ALARM: {current.alarm}")
     for peer in sorted(current.peers, key=lambda item: -item.credit_tokens):
         seen = words.told("away") if peer.last_seen_s is None else f"seen {peer.last_seen_s:.0f} s ago"
-        say(f"  {peer.peer_id[-8:]}  {peer.credit_tokens:>12,} tokens in {peer.rounds} rounds, {seen}")
+        held = f", {peer.pending_tokens:,} pending" if peer.pending_tokens else ""
+        seen = words.told("banned") if peer.banned else seen
+        say(f"  {peer.peer_id[-8:]}  {peer.credit_tokens:>12,} tokens in {peer.rounds} rounds{held}, {seen}")
     for item in current.evaluations:
         say(f"  round {item.round:>6}: held-out loss {item.held_out_loss:.4f}")
 

@@ -100,6 +100,8 @@ def _look(
     model = prepare_model(config.model, base, folder.path / "hub", before_weights=look)
     facts = check_model(model, config.method, config.data_rules)
     telling.tell(f"model: {facts}")
+    for line in config.advice:
+        telling.tell(line)
     if not read:
         read.append(data.read(model, telling))
     _check_place(folder, model, facts)

@@ -96,6 +96,7 @@ def _form(value: Any) -> str:
     return _SEVERAL if isinstance(value, list | tuple) else _ONE
 
 
+FEWEST_WITH_A_MIDDLE = 4  # members, where one of them may be hostile
 MEASURES_NOTHING = "none"  # for host.evaluate_on
 _ONE, _SEVERAL = "[data]", "[[data]]"
 
@@ -208,6 +209,20 @@ class RunConfig(Section):
     def _rates_go_together(self) -> RunConfig:
         check_rates(self.run, self.sync, self.inner, self.outer)
         return self
+
+    @property
+    def advice(self) -> list[str]:
+        """What its host should hear before it is chosen for good: lines for the screen."""
+        sync, clip = self.sync, f"clip {self.sync.clip:g}" if self.sync.clip else "no clip"
+        lines = [f"updates are averaged as: {sync.aggregate}, {clip}"]
+        if sync.aggregate != "mean" and sync.min_peers < FEWEST_WITH_A_MIDDLE:
+            lines.append(
+                f"of fewer than {FEWEST_WITH_A_MIDDLE} members none is in the middle, and {sync.aggregate} protects "
+                f"little: write min_peers = {FEWEST_WITH_A_MIDDLE} under [sync]"
+            )
+        if self.host.open and not self.credit.hold_rounds:
+            lines.append("this run is open and holds no credit, so that a ban voids none: [credit] hold_rounds = 20")
+        return lines
 
     @classmethod
     def load(cls, path: Path, pinned: RunSpec | None = None) -> RunConfig:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator.run_config import RunConfig
 from lab.poisoned_rounds import ATTACKS, Community
 from peer.training.aggregate import Mean, length, senders_mean, weighted_mean
 from peer.training.codecs.codec import average_codec, codec
@@ -119,6 +120,33 @@ def test_wrong_weights_are_refused(how: TrimmedMean | CenteredClip) -> None:
     for weights in ([], [1], [1, 0], [1, True]):
         with pytest.raises(FormatError, match="weight"):
             how.average([values(1), values(2)], weights)
+
+
+@pytest.mark.parametrize(
+    ("sync", "host", "credit", "said"),
+    [
+        ({}, {}, {}, ["mean, clip 2"]),
+        ({"aggregate": "trimmed"}, {}, {}, ["trimmed, clip 2", "of fewer than 4 members none is in the middle"]),
+        ({"aggregate": "centered", "clip": 1, "min_peers": 4}, {}, {}, ["centered, clip 1"]),
+        ({}, {"open": True}, {}, ["mean, clip 2", "so that a ban voids none"]),
+        ({"clip": 0}, {"open": True}, {"hold_rounds": 9}, ["mean, no clip"]),
+    ],
+)
+def test_a_host_hears_how_updates_are_averaged_before_it_is_chosen_for_good(
+    sync: dict[str, object], host: dict[str, object], credit: dict[str, object], said: list[str]
+) -> None:
+    config = RunConfig.model_validate(
+        {
+            "run": {"name": "wood"},
+            "model": {"path": "model", "license": "MIT"},
+            "data": {"path": "data.txt", "license": "MIT"},
+            "sync": {"round_tokens": 1, **sync},
+            "host": host,
+            "credit": credit,
+        }
+    )
+    assert len(config.advice) == len(said)
+    assert all(part in line for part, line in zip(said, config.advice, strict=True))
 
 
 def test_the_spec_names_it_and_old_specs_are_what_they_were() -> None:
