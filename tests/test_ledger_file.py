@@ -11,6 +11,7 @@ from coordinator import ledger_export
 from coordinator.ledger_export import ledger_lines
 from peer.link.fetching import fetch_ledger
 from protocol import canonical, checkpoint, tlog_proof
+from protocol.checkpoint import read_info
 from protocol.errors import PotluckError
 from protocol.keys import public_pem
 from protocol.ledger_entry import BanEntry, ClaimEntry, CreditEntry, Entry, RoundEntry, UnbanEntry
@@ -18,6 +19,7 @@ from protocol.ledger_file import read_ledger
 from protocol.receipt import check_receipt, make_receipt
 from protocol.report import Answer
 from protocol.run_card import MAX_RUN_CARD_BYTES
+from protocol.verify import verify_path
 from protocol.verify_ledger import LedgerAudit
 from tests.kit.coordinator import Office, Site, site_of, write_run
 
@@ -306,6 +308,20 @@ def test_a_member_fetches_the_ledger_as_it_was_within_the_last_minute(
             fetch_ledger(site.host.invite, out, tmp_path / "home")
         assert LedgerAudit(out).audit({site.host.invite.root}).report.facts["round"] == HOLD + 2
         assert len(list(public.iterdir())) == 2, "the newest, and the one before it"
+
+
+def test_a_checkpoint_names_what_is_credit_and_not_what_is_on_hold(tmp_path: Path) -> None:
+    config = write_run(tmp_path / "source", rounds=0, every=2, host="[credit]\nhold_rounds = 1")
+    with site_of(config, tmp_path / "run") as site:
+        for seed in (1, 2):
+            site.commit(seed)
+        assert site.deliver(2).published
+        step = site.folder / "checkpoints" / "step-000002"
+        report = verify_path(step, trusted={site.host.invite.root})
+        assert report.ok, report.to_text()
+        assert {item.rounds for item in read_info(step).contributors} == {1}
+        pending = {peer.peer_id: peer.pending_tokens for peer in site.host.status().peers}
+        assert sorted(pending.values()) == [100, 101, 102]
 
 
 def commit_at(site: Site, seed: int) -> bytes:
