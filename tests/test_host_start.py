@@ -97,7 +97,7 @@ def test_a_disk_that_fills_up_on_the_way_is_told_with_the_file(
 ) -> None:
     monkeypatch.setattr(disk, "check_room", lambda folder, size_bytes: None)  # something else takes the room meanwhile
     config, named = write_run(tmp_path / "source"), set()
-    for kib in (4, 12, 48, 152, 272, 400, 500):
+    for kib in (4, 12, 48, 152, 272, 400, 580):
         resize(small_disk, f"{kib}k")
         folder = small_disk / "run"
         with pytest.raises(InputError, match=r"the disk is full$") as caught:

@@ -102,7 +102,8 @@ def test_the_first_credit_brings_the_advice_to_export_the_key_on_one_line_and_on
     card = SimpleNamespace(run="a" * 64, spec=SimpleNamespace(run=SimpleNamespace(rounds=0)))
     granted: list[tuple[int, int, int]] = []
     admitted, receipts = SimpleNamespace(card=card), SimpleNamespace(credit=lambda: granted[-1])
-    others: Any = (None, me, admitted, None, receipts, PeerConfig(tmp_path), screen, LeaveSignals(lambda: None))
+    folder, leaving = SimpleNamespace(write=None), LeaveSignals(lambda: None)
+    others: Any = (None, me, admitted, folder, receipts, PeerConfig(tmp_path), screen, leaving)
     peer = Participation(*others)
     for granted[:] in ([(0, 0, 0)], [(4096, 1, 7)], [(8192, 2, 8)]):
         peer.credited()
