@@ -234,7 +234,8 @@ def _tell(config: Path, folder: Path) -> tuple[list[str], InputError | None]:
 
 def test_a_host_says_what_the_model_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told, error = _tell(write_run(tmp_path / "source"), tmp_path / "run")
-    assert error is None and len(told) == 1 and told[0].startswith("model: LlamaForCausalLM, ")
+    assert error is None and told[0].startswith("model: LlamaForCausalLM, ")
+    assert told[1:] == ["updates are averaged as: mean, clip 2"]
     HostScreen(as_json=False).note(told[0])
     HostScreen(as_json=True).note(told[0])
     shown = capsys.readouterr()
