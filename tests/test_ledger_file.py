@@ -9,10 +9,11 @@ import pytest
 
 from coordinator import ledger_export
 from coordinator.ledger_export import ledger_lines
+from peer.link.client import CoordinatorClient
 from peer.link.fetching import fetch_ledger
 from protocol import canonical, checkpoint, tlog_proof
 from protocol.checkpoint import read_info
-from protocol.errors import PotluckError
+from protocol.errors import NetworkError, PotluckError
 from protocol.keys import public_pem
 from protocol.ledger_entry import BanEntry, ClaimEntry, CreditEntry, Entry, RoundEntry, UnbanEntry
 from protocol.ledger_file import read_ledger
@@ -308,6 +309,12 @@ def test_a_member_fetches_the_ledger_as_it_was_within_the_last_minute(
             fetch_ledger(site.host.invite, out, tmp_path / "home")
         assert LedgerAudit(out).audit({site.host.invite.root}).report.facts["round"] == HOLD + 2
         assert len(list(public.iterdir())) == 2, "the newest, and the one before it"
+        kept = out.read_bytes()
+        commit_at(site, 11)
+        monkeypatch.setattr(CoordinatorClient, "fetch_file", _breaks_off)
+        with pytest.raises(NetworkError):
+            fetch_ledger(site.host.invite, out, tmp_path / "home")
+        assert out.read_bytes() == kept, "what was there stays until another is whole"
 
 
 def test_a_checkpoint_names_what_is_credit_and_not_what_is_on_hold(tmp_path: Path) -> None:
@@ -322,6 +329,10 @@ def test_a_checkpoint_names_what_is_credit_and_not_what_is_on_hold(tmp_path: Pat
         assert {item.rounds for item in read_info(step).contributors} == {1}
         pending = {peer.peer_id: peer.pending_tokens for peer in site.host.status().peers}
         assert sorted(pending.values()) == [100, 101, 102]
+
+
+def _breaks_off(*_: object) -> None:
+    raise NetworkError("the line is cut")
 
 
 def commit_at(site: Site, seed: int) -> bytes:

@@ -79,7 +79,6 @@ def fetch_ledger(invite: Invite, out: Path, home: Path, progress: Progress | Non
         trust(invite.root, name=run.card.spec.run.name, run=run.card.run, folder=home)
         token = client.enroll(PeerIdentity.load_or_create(home / "identity")).certificate
         file = client.ledger(token)
-        out.unlink(missing_ok=True)
         client.fetch_file(token, file.sha256, file.size_bytes, out, progress)
 
 

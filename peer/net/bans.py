@@ -29,7 +29,7 @@ class KnownBans:
         try:
             found = open_banned(data, self._card.member_key, run=self._card.run).value
         except (FormatError, RefusedError) as error:
-            logger.warning("a list of banned members that does not hold: %s", error.message)
+            logger.debug("a list of banned members that does not hold: %s", error.message)
             return
         if found.number <= self.number:
             return
