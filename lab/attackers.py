@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     import torch
 
     from peer.training.codecs.codec import EncodedUpdate
-    from peer.training.work import LocalWork, StepResult, Update
+    from peer.training.update import StepResult, Update
+    from peer.training.work import LocalWork
 
 ATTACK = "POTLUCK_ATTACK"
 LONGER = 10.0
@@ -136,7 +137,8 @@ def _idle() -> list[Patch]:
 def _claim_and_die() -> list[Patch]:
     import torch
 
-    from peer.training.work import LocalWork, StepResult, Update
+    from peer.training.update import StepResult, Update
+    from peer.training.work import LocalWork
 
     def pretend(self: LocalWork) -> StepResult:
         time.sleep(STEP_S)

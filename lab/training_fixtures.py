@@ -20,7 +20,7 @@ from peer.training.model import TrainableModel, load_trainable
 from peer.training.state import SharedState
 from peer.training.work import LocalWork
 from protocol.files import file_sha256
-from protocol.run_spec import RunSpec
+from protocol.run_spec import LEAST_HOLD, Audit, RunSpec
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '[' + m['role'] + '] ' + m['content'] }}"
@@ -81,10 +81,15 @@ def make_config(model_dir: Path, data_path: Path, **sections: Any) -> RunConfig:
 
 
 def make_spec(model_dir: Path, data_path: Path, **sections: Any) -> RunSpec:
-    """A pinned spec with the model's real counts; the model's digest is made up."""
+    """A pinned spec with the model's real counts; the model's digest is made up.
+
+    Args:
+        sections: of run.toml; and `audit`, which no host can ask for yet.
+    """
+    audit = Audit(**sections.pop("audit", {}))
     config = make_config(model_dir, data_path, **sections)
     total, trainable = count_parameters(config.method, model_dir)
-    return config.pin(
+    spec = config.pin(
         model_digest="0" * 64,
         model_name="glass",
         parameters=total,
@@ -93,6 +98,13 @@ def make_spec(model_dir: Path, data_path: Path, **sections: Any) -> RunSpec:
         data_digest=file_sha256(data_path),
         data_size_bytes=data_path.stat().st_size,
     )
+    return audited(spec, audit)
+
+
+def audited(spec: RunSpec, audit: Audit) -> RunSpec:
+    """A run whose work is replayed."""
+    hold = max(spec.credit.hold_rounds, LEAST_HOLD if audit.share else 0)
+    return RunSpec.model_validate(spec.model_dump() | {"audit": audit.model_dump(), "credit": {"hold_rounds": hold}})
 
 
 def make_genesis(spec: RunSpec, model_dir: Path, out: Path) -> Any:

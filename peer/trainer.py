@@ -208,15 +208,8 @@ class _Trainer:
         """Take over the newest head."""
         head, work = self._swarm.begin_work(), self._work
         self._ahead = False
-        sent = self._swarm.part_of(head)
-        forgotten = sent is None and work.peer_id in head.weights
-        if work.stands_on(head.digest):
-            self._report()  # this peer stood aside, and the others are where they were
-        elif head.agreement is None or head.agreement.base != work.base or forgotten:
-            work.begin(head.state)  # its first work, or it missed more than a round
-        else:
-            work.rebase(head.state, sent)
-            self._report()  # what was done meanwhile may be enough for this round
+        if self._swarm.own.begin(work, head):
+            self._report()  # what is done already may be enough for this round
         return head
 
     def _overlaps(self, head: Head) -> bool:

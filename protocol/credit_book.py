@@ -2,7 +2,10 @@
 
     round     one more round is committed
     claim     work that was agreed in it: pending, of nobody who is banned
-    credit    what a claim says, once the run's newest round is `credit.hold_rounds` later, or its last
+    lot       where work is audited: draws which claims of a round are replayed, when the next one is committed
+    audit     what came of one that was drawn: only "pass" and "excused" leave it pending, else it is void
+    credit    what a claim says, once the run's newest round is `credit.hold_rounds` later, or its last, and, if it was
+              drawn, its audit is done
     ban       what its member has pending is void, and what it claims from now on is no claim
     unban     its next work counts again; what was void stays void
 
@@ -21,19 +24,23 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from protocol.agreement import Agreement
+from protocol.audit import Lot, check_link, is_drawn, passes
 from protocol.errors import VerificationError
 from protocol.ledger_entry import (
+    AuditEntry,
     BanEntry,
     CheckpointEntry,
     ClaimEntry,
     CreditEntry,
     Entry,
+    LotEntry,
     RoundEntry,
     RunEntry,
     UnbanEntry,
 )
 from protocol.run_card import RunCard
 
+LEAVES = ("pass", "excused")  # verdicts that leave a claim pending
 Work: TypeAlias = CreditEntry | ClaimEntry
 
 
@@ -69,6 +76,15 @@ def due_until(newest: int, *, hold: int, last: int) -> int:
     return newest if newest == last else newest - hold
 
 
+def due_to_draw(newest: int, last: int) -> int:
+    """The round up to which it is drawn what is audited, once `newest` is committed. Arguments as `due_until`.
+
+    >>> due_to_draw(7, 0), due_to_draw(7, 7)
+    (6, 7)
+    """
+    return newest if newest == last else max(0, newest - 1)
+
+
 @dataclass
 class Account:
     """What a ledger says of one member; tokens."""
@@ -78,6 +94,8 @@ class Account:
     pending: int = 0
     void: int = 0
     banned: bool = False
+    claims: int = 0  # agreed so far
+    audits: dict[str, int] = field(default_factory=dict)  # verdict -> how many of its claims
 
 
 @dataclass
@@ -108,13 +126,16 @@ class CreditBook:
 
     def __init__(self, card: RunCard) -> None:
         self._card, self._hold = card, card.spec.credit.hold_rounds
-        self._last = card.spec.run.rounds
+        self._last, self._audit = card.spec.run.rounds, card.spec.audit
         self._first = True
         self.newest = Newest(0, card.genesis)
         self.accounts: dict[str, Account] = {}
         self.entries: dict[str, int] = {}  # type -> how many
         self._banned: set[str] = set()
         self._pending: OrderedDict[tuple[int, str], ClaimEntry] = OrderedDict()  # by rounds
+        self._earlier: dict[tuple[int, str], int] = {}  # of rounds that are not drawn yet: a peer's claims before
+        self._drawn: dict[tuple[int, str], int] = {}  # whose audit is not done -> its peer's claims up to this one
+        self._lot: tuple[int, str] = (0, card.audit_chain or "")  # the last round that was drawn, and its link
         self._states = {0: card.genesis}
         self._payloads: set[str] = set()
 
@@ -134,6 +155,10 @@ class CreditBook:
                 self._round(entry)
             case ClaimEntry():
                 self._claim(entry)
+            case LotEntry():
+                self._draw(entry)
+            case AuditEntry():
+                self._audited(entry)
             case CreditEntry():
                 self._credit(entry)
             case BanEntry() | UnbanEntry():
@@ -144,6 +169,7 @@ class CreditBook:
     def close(self) -> None:
         """Check that nothing is kept back at the end. Raises: VerificationError."""
         self._check_none_due()
+        self._check_drawn(self.newest.round)
 
     def balances(self) -> Mapping[str, Account]:
         """Peer id -> account, the most verified tokens first."""
@@ -156,6 +182,7 @@ class CreditBook:
         if not self._hold:
             raise VerificationError("a round of its own, in a run that holds no credit")
         self._check_none_due()
+        self._check_drawn(self.newest.round)
         if entry.base != self.newest.state:
             raise VerificationError(f"round {entry.round} starts from another state than the one before it")
         self._begin(entry.round, entry.state)
@@ -173,7 +200,40 @@ class CreditBook:
             raise VerificationError("a claim, in a run that holds no credit")
         self._work(entry)
         self._pending[entry.round, entry.peer_id] = entry
-        self._account(entry.peer_id).pending += entry.tokens
+        account = self._account(entry.peer_id)
+        account.pending += entry.tokens
+        if self._audit.share:
+            self._earlier[entry.round, entry.peer_id] = account.claims
+        account.claims += 1
+
+    def _draw(self, entry: LotEntry) -> None:
+        round, audit = self._lot[0] + 1, self._audit
+        if not audit.share or entry.round != round or round > due_to_draw(self.newest.round, self._last):
+            raise VerificationError(f"a lot for round {entry.round}, after round {self.newest.round}")
+        check_link(self._lot[1], entry.link, 1)
+        self._lot = (round, entry.link)
+        lot = Lot(entry.run, round, self.newest.state, entry.link)
+        for key in [key for key in self._earlier if key[0] == round]:
+            earlier = self._earlier.pop(key)
+            if key in self._pending and is_drawn(lot, key[1], earlier, audit):
+                self._drawn[key] = earlier + 1
+
+    def _audited(self, entry: AuditEntry) -> None:
+        key, account = (entry.round, entry.peer_id), self._account(entry.peer_id)
+        if key not in self._drawn or self._pending[key].claim != entry.claim:
+            raise VerificationError(f"round {entry.round}: an audit of {entry.peer_id} that was not drawn")
+        if (entry.verdict == "pass") != passes(entry.ppm, entry.limit):
+            raise VerificationError(f"round {entry.round}: the audit of {entry.peer_id} says what its replay does not")
+        later = account.claims - self._drawn.pop(key)
+        if entry.verdict == "silent" and later < (least := self._audit.reveal_rounds):
+            raise VerificationError(
+                f"round {entry.round}: {entry.peer_id} is said to be silent after {later} of {least} rounds"
+            )
+        account.audits[entry.verdict] = account.audits.get(entry.verdict, 0) + 1
+        if entry.verdict not in LEAVES:
+            tokens = self._pending.pop(key).tokens
+            account.pending -= tokens
+            account.void += tokens
 
     def _work(self, entry: Work) -> None:
         """What was done in the newest round, once by each."""
@@ -192,6 +252,8 @@ class CreditBook:
             claim = self._pending.pop((entry.round, entry.peer_id), None)
             if claim is None or CreditEntry.of(claim) != entry:
                 raise VerificationError(f"round {entry.round}: credit to {entry.peer_id} that no pending claim is for")
+            if (entry.round, entry.peer_id) in self._drawn or (self._audit.share and entry.round > self._lot[0]):
+                raise VerificationError(f"round {entry.round}: credit to {entry.peer_id} before its audit")
             if not self._due(entry.round):
                 raise VerificationError(f"round {entry.round}: credit to {entry.peer_id} before its hold is over")
             account.pending -= entry.tokens
@@ -218,6 +280,7 @@ class CreditBook:
             tokens = self._pending.pop(key).tokens
             account.pending -= tokens
             account.void += tokens
+        self._drawn = {key: count for key, count in self._drawn.items() if key[1] != peer}
 
     def _checkpoint(self, entry: CheckpointEntry) -> None:
         if self._states.get(entry.round, entry.state) != entry.state or (
@@ -232,6 +295,10 @@ class CreditBook:
         return round <= due_until(self.newest.round, hold=self._hold, last=self._last)
 
     def _check_none_due(self) -> None:
-        oldest = next(iter(self._pending), None)
+        oldest = next((key for key in self._pending if key not in self._drawn), None)
         if oldest is not None and self._due(oldest[0]):
             raise VerificationError(f"round {oldest[0]}: the credit of {oldest[1]} is due and is kept back")
+
+    def _check_drawn(self, newest: int) -> None:
+        if self._audit.share and self._lot[0] != (due := due_to_draw(newest, self._last)):
+            raise VerificationError(f"no lot was drawn for round {due}")

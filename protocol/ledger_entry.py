@@ -5,6 +5,8 @@
 {"type":"checkpoint","run":…,"round":10,"payload":"<payload digest>","state":…,"parent":"<payload digest>"}
 {"type":"round","run":…,"round":12,"base":…,"state":…,"agreement":"<SHA-256>"}     where credit is held (`credit_book`)
 {"type":"claim","run":…,"round":12,"peer_id":"12D3…",…}            what credit says later, if nothing comes between
+{"type":"lot","run":…,"round":12,"link":"<link 12>"}      draws among the claims of a round, where work is audited
+{"type":"audit","run":…,"round":12,"peer_id":"12D3…","claim":…,"verdict":"pass","ppm":{"update":12},"limit":20000,…}
 {"type":"ban","run":…,"round":12,"peer_id":"12D3…","reason":"sent noise"}, likewise "unban"
 
 >>> entry = CheckpointEntry(run="a" * 64, round=0, payload="b" * 64, state="c" * 64)
@@ -19,6 +21,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from protocol import canonical
+from protocol.audit import Verdict
 from protocol.digests import Digest
 from protocol.errors import FormatError
 
@@ -88,6 +91,29 @@ class RoundEntry(_Entry):
     agreement: Digest  # SHA-256 of the agreement's bytes, as the coordinator keeps them
 
 
+class LotEntry(_Entry):
+    """It is drawn which claims of a round are replayed: those of which `protocol.audit.is_drawn` says so."""
+
+    type: Literal["lot"] = "lot"
+    run: Digest
+    round: Annotated[int, Field(ge=1, le=10**9)]  # whose claims are drawn
+    link: Digest  # of the host's chain
+
+
+class AuditEntry(_Entry):
+    """What came of a claim that was drawn."""
+
+    type: Literal["audit"] = "audit"
+    run: Digest
+    round: Annotated[int, Field(ge=1, le=10**9)]
+    peer_id: PeerId
+    claim: Digest  # payload digest of the claim's envelope
+    verdict: Verdict
+    ppm: dict[Annotated[str, Field(pattern=r"^[a-z]{1,16}$")], Counter] = Field(default={}, max_length=4)  # distances
+    limit: Counter = 0  # of them
+    reason: Reason = ""
+
+
 class _Ruling(_Entry):
     run: Digest
     round: Round  # the newest in the ledger when it was said
@@ -118,8 +144,10 @@ class CheckpointEntry(_Entry):
     parent: Digest | None = None  # payload digest of the parent; None for genesis
 
 
-Entry: TypeAlias = RunEntry | CreditEntry | CheckpointEntry | RoundEntry | ClaimEntry | BanEntry | UnbanEntry
-KINDS = ("run", "credit", "checkpoint", "round", "claim", "ban", "unban")
+Entry: TypeAlias = (
+    RunEntry | CreditEntry | CheckpointEntry | RoundEntry | ClaimEntry | LotEntry | AuditEntry | BanEntry | UnbanEntry
+)
+KINDS = ("run", "credit", "checkpoint", "round", "claim", "lot", "audit", "ban", "unban")
 _ENTRY: TypeAdapter[Entry] = TypeAdapter(Annotated[Entry, Field(discriminator="type")])
 
 

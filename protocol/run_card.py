@@ -8,16 +8,17 @@ signs membership certificates. The card travels inside receipts and checkpoints,
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from protocol import envelope
 from protocol.digests import Digest, Hex64
 from protocol.envelope import Envelope
 from protocol.errors import FormatError, UnsupportedError, VerificationError
+from protocol.fields import Fields
 from protocol.keys import RootKey
 from protocol.run_spec import RunSpec
 
@@ -26,16 +27,16 @@ MAX_RUN_CARD_BYTES = 256 * 1024
 _OF_A_NEWER = ("extra_forbidden", "literal_error", "union_tag_invalid")  # what pydantic calls it
 
 
-class RunCard(BaseModel):
+class RunCard(Fields):
     """What the root key says of its run."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+    later: ClassVar[frozenset[str]] = frozenset({"audit_chain"})
     run: Digest  # digest of spec
     spec: RunSpec
     genesis: Digest  # state digest of round 0
     ledger_key: Annotated[str, Field(max_length=512)]  # C2SP verifier key: name+hash+base64
     membership_key: Hex64  # raw Ed25519 public key
+    audit_chain: Digest | None = None  # link 0 of `protocol.audit`, where work is audited
 
     @property
     def member_key(self) -> Ed25519PublicKey:
@@ -52,7 +53,7 @@ class RunCard(BaseModel):
             FormatError: not a run card.
             UnsupportedError: one with fields or choices that came later than this Potluck.
             SignatureError: not signed by `public_key`.
-            VerificationError: the spec inside has another digest than the card says.
+            VerificationError: the spec inside has another digest than the card says, or the card lacks a lot for it.
         """
         value = envelope.open_by_root(data, RUN_CARD_TYPE, public_key, MAX_RUN_CARD_BYTES)
         try:
@@ -67,4 +68,6 @@ class RunCard(BaseModel):
             raise FormatError(f"not a run card: {first['loc']}: {first['msg']}") from error
         if card.spec.digest != card.run:
             raise VerificationError("the run card's spec does not have the run digest that the card states")
+        if (card.audit_chain is None) != (card.spec.audit.share == 0):
+            raise VerificationError("the run card fixes no lots for the audits that its spec wants, or some for none")
         return card

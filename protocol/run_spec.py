@@ -14,6 +14,7 @@ A host writes run.toml (`coordinator.run_config`); here every path has become a 
     [outer]     that of the shared state: lr, schedule, momentum, nesterov, betas, weight_decay, clip_norm
     [publish]   every_rounds, max_worse
     [credit]    hold_rounds: `protocol.credit_book`
+    [audit]     share, first_rounds, reveal_rounds: `protocol.audit`
 
 A schedule is a table, `{ kind = "constant" | "linear" | "cosine" | "wsd", warmup_rounds, decay_rounds, min_factor }`:
 `protocol.schedule`.
@@ -34,6 +35,7 @@ from protocol.schedule import Rates, Schedule
 from protocol.section import Positive, Section, Short
 
 MAX_RUN_SPEC_BYTES = 64 * 1024
+LEAST_HOLD = 2  # rounds, where claims are audited: they are drawn when the next one is committed
 
 
 class RunSection(Section):
@@ -189,6 +191,27 @@ class Credit(Section):
     hold_rounds: int = Field(default=0, ge=0, le=100_000)  # from an agreed claim to its credit; 0: none is held
 
 
+class Audit(Section):
+    """Work that is replayed, drawn by lot."""
+
+    share: float = Field(default=0.0, ge=0, le=1)  # of each member's claims; 0: none is, and claims need not show how
+    first_rounds: int = Field(default=3, ge=0, le=1000)  # a member's first so many claims are always drawn
+    # who was in so many later rounds has had the time to show what it did in one that was drawn
+    reveal_rounds: int = Field(default=10, ge=1, le=100_000)
+
+
+def check_audit(sync: Sync, credit: Credit, audit: Audit) -> None:
+    """Whether audits go with the rest of a run. Raises: ValueError: they do not."""
+    if not audit.share:
+        return
+    if credit.hold_rounds < LEAST_HOLD:
+        raise ValueError(
+            f"[audit] needs credit on hold until it is done: write hold_rounds = {LEAST_HOLD} or more under [credit]"
+        )
+    if sync.overlap:
+        raise ValueError("[audit] and sync.overlap do not go together yet: write overlap = false under [sync]")
+
+
 class PinnedModel(Section):
     digest: Digest  # of the base model's files: see protocol.files.tree_digest
     name: Short  # what the host calls it: folder name, hub id@revision, or checkpoint payload digest
@@ -213,11 +236,13 @@ class RunSpec(Section):
     outer: OuterOptimizer
     publish: Publish
     credit: Credit = Credit()
-    later: ClassVar[frozenset[str]] = frozenset({"credit"})
+    audit: Audit = Audit()
+    later: ClassVar[frozenset[str]] = frozenset({"credit", "audit"})
 
     @model_validator(mode="after")
     def _rates_go_together(self) -> RunSpec:
         check_rates(self.run, self.sync, self.inner, self.outer)
+        check_audit(self.sync, self.credit, self.audit)
         return self
 
     def rates(self, round: int) -> Rates:

@@ -14,7 +14,7 @@ Each is canonical JSON in a DSSE envelope (`protocol.envelope`), signed by the m
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -65,11 +65,19 @@ class Late(Fields):
         return self.tokens if self.waited else self.tokens // LATE_DIVISOR
 
 
+class Trajectory(Fields):
+    """Where a claim's work began and where it led, so that it can be replayed; in runs whose work is audited."""
+
+    precision: Literal["fp32", "bf16", "fp16"]  # of the passes, the lowest
+    start: Digest | None = None  # own state (`protocol.own_state`) that it began with; None: with nothing
+    end: Digest  # the own state that it led to
+
+
 class Claim(Statement):
     """One peer's statement about its update of one round."""
 
     media_type: ClassVar[str] = "application/vnd.potluck.claim.v1+json"
-    later: ClassVar[frozenset[str]] = frozenset({"late"})
+    later: ClassVar[frozenset[str]] = frozenset({"late", "trajectory"})
     run: Digest
     round: int = Field(ge=1, le=10**9)  # the round this work is for
     base: Digest  # of the agreed state that its round is counted from
@@ -78,8 +86,9 @@ class Claim(Statement):
     first_batch: int = Field(ge=0, le=2**40)  # sequences drawn from PRF(seed, round, peer id): from here …
     batches: int = Field(ge=1, le=2**40)  # … this many
     update: UpdateDigest
-    segments: tuple[Digest, ...] = Field(default=(), max_length=1024)  # of the local state, for replay
+    segments: tuple[Digest, ...] = Field(default=(), max_length=1024)  # nothing: `trajectory` came in its place
     late: Late | None = None
+    trajectory: Trajectory | None = None
 
     @property
     def worth(self) -> int:

@@ -66,11 +66,18 @@ def outranks(one: Last, other: Last) -> bool:
     return (one.epoch, one.round) > (other.epoch, other.round)
 
 
+_HOW = {
+    False: "without where it began and ended, in a run whose work is replayed",
+    True: "and where it began and ended, in a run whose work is not replayed",
+}
+
+
 def check_claim(peer_id: str, made: Claim, last: Last, spec: RunSpec) -> None:
     """Check that a claim may be made on top of a round, whatever else is in its group.
 
     Raises:
-        VerificationError: for another round or base; more tokens than its sequences hold; late work that was counted.
+        VerificationError: for another round or base; more tokens than its sequences hold; late work that was counted;
+            not what a replay needs, where work is audited.
     """
     if (made.round, made.base) != (last.round + 1, last.state):
         raise VerificationError(
@@ -78,7 +85,11 @@ def check_claim(peer_id: str, made: Claim, last: Last, spec: RunSpec) -> None:
         )
     if made.tokens > made.batches * spec.data.sequence_length:
         raise VerificationError(f"{peer_id} claims {made.tokens} tokens in {made.batches} sequences: more than fit")
+    if (made.trajectory is not None) != (spec.audit.share > 0):
+        raise VerificationError(f"{peer_id} claims work {_HOW[made.trajectory is not None]}")
     if made.late is not None:
+        if spec.audit.share:
+            raise VerificationError(f"{peer_id} claims late work, which cannot be replayed")
         _check_late(peer_id, made.late, last, spec)
 
 

@@ -19,7 +19,7 @@ from peer.sync.averages import Average
 from peer.sync.ledger_heads import LedgerHeads
 from peer.sync.shelf import Head
 from peer.training.state import SharedState
-from peer.training.work import Update
+from peer.training.update import Update
 from protocol.errors import RoundAborted
 from protocol.parts import Told
 from tests.memory_net import MemoryNode

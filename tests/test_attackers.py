@@ -22,7 +22,8 @@ from peer.round import group as groups
 from peer.sync.contribution import Contribution
 from peer.training.codecs.codec import CHUNK_VALUES, verify_chunk
 from peer.training.state import SharedState
-from peer.training.work import LocalWork, Update
+from peer.training.update import Update
+from peer.training.work import LocalWork
 from protocol import certificate
 from protocol.errors import FormatError, VerificationError
 from protocol.keys import PeerIdentity

@@ -17,7 +17,8 @@ from peer.training.interruption import Interrupted
 from peer.training.model import TrainableModel
 from peer.training.outer import outer_step
 from peer.training.passes import Passed
-from peer.training.work import LocalWork, Update
+from peer.training.update import Update
+from peer.training.work import LocalWork
 
 INNER = {"lr": 1e-3, "micro_batch": 2, "batch": 8}
 

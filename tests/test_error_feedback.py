@@ -13,7 +13,7 @@ import torch
 
 from peer.sync.contribution import Contribution, Leftover
 from peer.training.codecs.codec import EncodedUpdate, codec
-from peer.training.work import Update
+from peer.training.update import Update
 from tests.swarm_kit import World, agreed, run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # hivemind's way to find p2pd

@@ -14,7 +14,7 @@ from peer.sync.own_work import OwnWork
 from peer.sync.shelf import Head, Shelf
 from peer.training.codecs.codec import EncodedUpdate
 from peer.training.state import SharedState
-from peer.training.work import Update
+from peer.training.update import Update
 from protocol.agreement import Agreement
 from protocol.counting import weights
 from protocol.envelope import Envelope

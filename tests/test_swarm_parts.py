@@ -22,7 +22,7 @@ from peer.net.swarm import Swarm
 from peer.round.core import Core
 from peer.sync.shelf import Head
 from peer.trainer import reduce
-from peer.training.work import Update
+from peer.training.update import Update
 from protocol.errors import PartFailed
 from protocol.parts import Failure
 from tests.swarm_kit import World, agreed, run, until

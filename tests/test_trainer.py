@@ -27,7 +27,8 @@ from peer.training.codecs.codec import EncodedUpdate
 from peer.training.data import load_dataset
 from peer.training.model import load_trainable
 from peer.training.state import SharedState
-from peer.training.work import LocalWork, StepResult
+from peer.training.update import StepResult
+from peer.training.work import LocalWork
 from protocol.beginners import Beginners
 from protocol.keys import PeerIdentity
 from protocol.run_card import RunCard

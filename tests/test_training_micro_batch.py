@@ -182,11 +182,12 @@ def test_a_search_from_one_sequence_gives_the_same_update_as_full_passes(
 def test_an_optimizer_step_takes_exactly_a_batch_whatever_fits(
     tmp_path: Path, glass_dir: Path, plays: Path, size: int
 ) -> None:
-    bench = Bench(tmp_path, glass_dir, plays, inner={"lr": 1e-3, "micro_batch": 4, "batch": 4})
-    work = bench.work(segment_steps=1)
+    bench = Bench(tmp_path, glass_dir, plays, inner={"lr": 1e-3, "micro_batch": 4, "batch": 4}, audit={"share": 0.1})
+    work = bench.work()
     SmallCard(work, size, "forward")
     train(work, 12)
-    assert work.finish().batches == 12 and len(work.finish().segments) == 3
+    update = work.finish()
+    assert update.own is not None and (update.batches, update.own.numbers["steps"]) == (12, "3")
 
 
 def test_the_next_start_begins_at_the_size_that_was_found(tmp_path: Path, glass_dir: Path, plays: Path) -> None:

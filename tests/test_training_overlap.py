@@ -12,7 +12,8 @@ from lab.training_fixtures import Bench
 from peer.training.codecs.codec import EncodedUpdate
 from peer.training.outer import outer_step
 from peer.training.state import SharedState
-from peer.training.work import LocalWork, keeps_own
+from peer.training.update import keeps_own
+from peer.training.work import LocalWork
 from protocol.errors import FormatError
 
 

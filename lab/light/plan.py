@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.run_config import RunConfig
 from peer.training.state import SharedState
-from peer.training.work import Update
+from peer.training.update import Update
 from protocol import certificate, note
 from protocol.beginners import Beginners
 from protocol.disk import write_file

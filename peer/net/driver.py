@@ -44,7 +44,7 @@ from peer.round.turns import Waiting
 from peer.sync.own_work import OwnWork
 from peer.sync.shelf import Head, Shelf
 from peer.training.codecs.codec import CHUNK_VALUES
-from peer.training.work import Update
+from peer.training.update import Update
 from protocol import swarm_pb2
 from protocol.errors import InputError, RoundAborted
 from protocol.parts import Told
@@ -71,7 +71,7 @@ class Driver:
         self.shelf = Shelf(place.head)
         if place.candidate is not None:
             self.shelf.propose(place.candidate)
-        self.own = OwnWork(card, identity, self.shelf)
+        self.own = OwnWork(card, identity, self.shelf, place.shown)
         self.pace = Pace(place.config.patience)
         config = Config(
             self.me,

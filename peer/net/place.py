@@ -12,6 +12,7 @@ from peer.round.report import RoundReport
 from peer.round.state import Timing
 from peer.sync.averages import Average
 from peer.sync.ledger_heads import LedgerHeads
+from peer.sync.own_work import Shown
 from peer.sync.shelf import Head
 from peer.training.state import SharedState
 from protocol.keys import PeerIdentity
@@ -52,6 +53,7 @@ class Place:
     candidate: SharedState | None = None
     config: SwarmConfig = field(default_factory=SwarmConfig)
     heads: LedgerHeads | None = None  # of the ledger, which members show each other
+    shown: Shown | None = None  # where work is audited: what is kept of it
 
 
 async def _nothing(head: Head, report: RoundReport) -> None: ...

@@ -38,10 +38,10 @@ from peer.round.report import RoundReport
 from peer.round.state import View
 from peer.round.turns import Waiting
 from peer.sync.averages import Average
+from peer.sync.own_work import OwnWork
 from peer.sync.shelf import Head
-from peer.training.codecs.codec import EncodedUpdate
 from peer.training.state import SharedState
-from peer.training.work import Update
+from peer.training.update import Update
 from protocol.agreement import Agreement
 from protocol.backoff import Backoff
 from protocol.errors import NetworkError
@@ -204,9 +204,9 @@ class Swarm:
         self.check()  # once more: what ended meanwhile has closed the work that was begun just now
         return head
 
-    def part_of(self, head: Head) -> EncodedUpdate | None:
-        """What of this member's own work a head was made with; None: nothing, or it is not known any more."""
-        return self._rounds.own.part_of(head)
+    @property
+    def own(self) -> OwnWork:
+        return self._rounds.own
 
     def report_progress(self, tokens: int | None, step_s: float) -> None:
         """Say how far the work of this round is; costs the trainer nothing.

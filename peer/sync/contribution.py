@@ -18,12 +18,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from peer.training.codecs.codec import EncodedUpdate, codec
-from peer.training.work import Update, keeps_own
+from peer.training.own_state import OwnState
+from peer.training.update import Update, keeps_own
+from protocol.digests import Digest
 from protocol.errors import FormatError
 from protocol.keys import PeerIdentity
 from protocol.run_spec import RunSpec
 from protocol.signed import Signed
-from protocol.statements import LATE_DIVISOR, Claim, Late
+from protocol.statements import LATE_DIVISOR, Claim, Late, Trajectory
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Contribution:
     fresh: Leftover  # the work of this round alone, in case that it misses it
     late: tuple[Leftover, ...]  # that was added to it
     residual: torch.Tensor | None  # [N]: the next `feedback`; None: there is none, or it is in the trainer's model
+    own: OwnState | None = None  # where work is audited: what this member carries on from it
 
     @classmethod
     def make(
@@ -106,6 +109,7 @@ class Contribution:
         left: tuple[Leftover, ...],
         since: float,
         feedback: torch.Tensor | None = None,
+        start: Digest | None = None,
     ) -> Contribution:
         """Encode, claim and sign; takes a while for large models.
 
@@ -113,6 +117,7 @@ class Contribution:
             update: its vector is used up: the residual is made in its memory.
             left: work that was in no round yet, the oldest first: added, or only named where the model has it still.
             feedback: the residual of this member's last update, flat fp32 [N]; not needed afterwards.
+            start: where work is audited: digest of the own state that it began with; None: with nothing.
 
         Raises:
             FormatError: the update stands for no tokens, or for more than a claim can name.
@@ -127,6 +132,8 @@ class Contribution:
             late.add_to(update.vector, update.tokens)
             flops += late.flops * late.weight // late.tokens
         encoded, residual = lossy(update.vector, spec, feedback)
+        own = carried(update, encoded, residual, spec, round) if update.own is not None else None
+        trajectory = Trajectory(precision=update.precision, start=start, end=own.digest) if own is not None else None
         fresh = Leftover.of(update, round, base, None if keeps else alone or encoded)
         made = Claim(
             run=run,
@@ -137,10 +144,10 @@ class Contribution:
             first_batch=update.first_batch,
             batches=update.batches,
             update=encoded.digest,
-            segments=update.segments,
             late=late.statement(round) if late else None,
+            trajectory=trajectory,
         )
-        return cls(encoded, made.sign(identity), since, fresh, (late,) if late else (), residual)
+        return cls(encoded, made.sign(identity), since, fresh, (late,) if late else (), residual, own)
 
 
 def lossy(
@@ -156,3 +163,22 @@ def lossy(
         vector.add_(feedback, alpha=coder.feedback)
     encoded = EncodedUpdate.encode(vector, coder.name)
     return encoded, encoded.residual(vector) if coder.feedback and spec.sync.method == "gradient" else None
+
+
+def carried(
+    update: Update, encoded: EncodedUpdate, residual: torch.Tensor | None, spec: RunSpec, round: int
+) -> OwnState:
+    """What a member has after an update beside the others: what the optimizer remembers, and what was left out.
+
+    Args:
+        update: its vector is used up, where there was no `residual`.
+    """
+    own = update.own
+    assert own is not None, "the run is audited"
+    if not keeps_own(spec):
+        return own.with_left(residual)
+    left, fragment = own.left, encoded.residual(update.vector)
+    if left is None:
+        return own.with_left(fragment)
+    left[spec.sync.fragment(round, len(left))] = fragment
+    return own.with_left(left)

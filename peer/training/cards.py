@@ -31,6 +31,7 @@ from peer.training.device import Stopwatch
 from peer.training.micro_batch import PASS_MOST_S
 from peer.training.model import TrainableModel
 from peer.training.passes import Failed, NoRoomError, Passed, Passes
+from peer.training.precision import Precision, coarsest
 from peer.training.side_by_side import Told, cpus, in_threads
 from protocol.errors import PotluckError
 from protocol.run_spec import RunSpec
@@ -101,6 +102,11 @@ class AllCards:
     def most(self) -> int:
         """How many sequences a pass on the first device takes, at most."""
         return self._cards[0].passes.most
+
+    @property
+    def precision(self) -> Precision:
+        """The lowest of theirs."""
+        return coarsest(card.passes.precision for card in self._cards)
 
     @property
     def scale(self) -> float:

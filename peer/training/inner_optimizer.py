@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from peer.training.own_state import OwnState
 from peer.training.tensor_file import write_tensors
 from peer.training.vectors import bytes_of, check_vector
 from protocol.errors import FormatError, InputError
@@ -89,6 +90,19 @@ class LocalOptimizer(ABC):
         for vector in self._vectors.values():
             vector.zero_()
         self._take_numbers(dict.fromkeys(self.numbers, "0"))
+
+    def remembered(self) -> OwnState:
+        """A copy of all that it remembers."""
+        return OwnState(self.numbers, {name: vector.to("cpu", copy=True) for name, vector in self._vectors.items()})
+
+    def take(self, numbers: Mapping[str, str], vectors: Mapping[str, torch.Tensor]) -> None:
+        """Remember this instead. Raises: FormatError: it is of another model, or was held otherwise."""
+        if sorted(vectors) != sorted(self._vectors) or sorted(numbers) != sorted(self.numbers):
+            raise FormatError(f"moments that were held otherwise: {', '.join(sorted(vectors))}")
+        for name, vector in vectors.items():
+            _check_as(self._vectors[name], vector, name)
+        self._take_vectors(vectors)
+        self._take_numbers(numbers)
 
     def save(self, path: Path, run: str, round: int) -> None:
         """Write vectors and numbers to one file, whole or not at all.

@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -83,6 +83,15 @@ def choose(wanted: str, card: Card, measure: Callable[[Precision], float]) -> Pr
     chosen: Precision = "bf16" if bf16_s < CLEARLY * plain_s else "fp32"  # neither, when both are infinite
     logger.info("precision %s: a pass takes %.3f s in fp32, %.3f s in bf16", chosen, plain_s, bf16_s)
     return chosen
+
+
+def coarsest(used: Iterable[Precision]) -> Precision:
+    """The one that rounds most.
+
+    >>> coarsest(["fp32", "fp16"])
+    'fp16'
+    """
+    return min(used, key=get_args(Precision).index)
 
 
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[object]:

@@ -31,73 +31,31 @@ stay tensors, and token counts are known from the data.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from peer.training.cards import passes_on
-from peer.training.codecs.codec import EncodedUpdate, codec
+from peer.training.codecs.codec import EncodedUpdate
 from peer.training.data import Dataset
 from peer.training.inner_optimizer import load_or_put_aside, save_or_warn
 from peer.training.interruption import Interrupted
 from peer.training.memory import MomentsKind
 from peer.training.model import TrainableModel
+from peer.training.own_state import OwnState
 from peer.training.passes import Failed
 from peer.training.schedule_free import make_optimizer
 from peer.training.state import SharedState
-from peer.training.vectors import bytes_of, is_finite
+from peer.training.update import StepResult, Update, keeps_own
+from peer.training.vectors import is_finite
 from protocol.errors import FormatError, RoundAborted
 from protocol.run_spec import RunSpec
 from protocol.schedule import Rates
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one micro-batch came to.
-
-    Args:
-        tokens: predicted, that is trained on; padding and masked tokens not counted.
-        sequences: how many were drawn.
-        loss: mean for each predicted token, a tensor on the device: `.item()` waits for it.
-    """
-
-    tokens: int
-    sequences: int
-    loss: torch.Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Update:
-    """What a peer brings to a round.
-
-    Args:
-        vector: flat fp32 on the CPU: [N], or as many values as the round's fragment has.
-        tokens: trained on in this round.
-        first_batch: number of the first draw, in sequences.
-        batches: how many sequences were drawn.
-        flops: spent on it, by `TrainableModel.flops`.
-        segments: hex digests of the local state at segment boundaries, for replay.
-    """
-
-    vector: torch.Tensor
-    tokens: int
-    first_batch: int
-    batches: int
-    flops: int
-    segments: tuple[str, ...] = ()
-
-
-def keeps_own(spec: RunSpec) -> bool:
-    """Whether a peer of this run may have done more than the others have of it when it begins a round."""
-    sync = spec.sync
-    return sync.method == "diloco" and (sync.overlap or sync.fragments > 1 or codec(sync.wire).feedback > 0)
 
 
 class _Count(NamedTuple):
@@ -117,7 +75,6 @@ class LocalWork:
         dataset: of the run.
         spec: of the run.
         peer_id: whose draws these are.
-        segment_steps: diloco: take a digest of the local state after each so many optimizer steps; 0: never.
         wanted, moments: the precision that the owner asks for, one of `precision.WANTED`; and `eight_bit`'s choice.
         sizes: a small file: search for the micro-batch that fits this card, and remember it there. None:
             `inner.micro_batch`, less only where memory runs out.
@@ -132,7 +89,6 @@ class LocalWork:
         dataset: Dataset,
         spec: RunSpec,
         peer_id: str,
-        segment_steps: int = 0,
         *,
         wanted: str = "fp32",
         sizes: Path | None = None,
@@ -140,7 +96,7 @@ class LocalWork:
     ) -> None:
         models = [model] if isinstance(model, TrainableModel) else model
         self.model, self.dataset, self.spec, self.peer_id = models[0], dataset, spec, peer_id
-        self.round, self._segment_steps = 0, segment_steps  # the round that the work is for; 0 before the first begin
+        self.round = 0  # that the work is for; 0 before the first begin
         self._base: SharedState | None = None
         self._pending = _Count()
         self._ahead = False  # the work is for the round after the one that `_base` is the base of; see `carry_on`
@@ -172,12 +128,20 @@ class LocalWork:
 
     def stands_on(self, state: str) -> bool:
         """Whether work that was begun from the state of this digest is in hand."""
-        return bool(self.tokens) and not self._ahead and self.base == state
+        return self.is_under_way and not self._ahead and self.base == state
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether there is work to go on with: what may be replayed ends with its update."""
+        return bool(self.tokens) and not (self._is_finished and self.spec.audit.share)
 
     # ---- a round -----------------------------------------------------------------------------------------------------
 
-    def begin(self, base: SharedState) -> None:
+    def begin(self, base: SharedState, left: torch.Tensor | None = None) -> None:
         """Start the round after `base`, with its parameters.
+
+        Args:
+            left: flat fp32 [N]: what this peer has done and the others do not have, `base - local`; None: nothing.
 
         Raises:
             FormatError: the base has other tensors than the model.
@@ -185,11 +149,23 @@ class LocalWork:
         if base.names_shapes != self.model.names_shapes:
             raise FormatError("the base state has other tensors than the model")
         self._base, self.round, self._ahead = base, base.round + 1, False
-        self.model.write(base.parameters)
+        self.model.write(base.parameters if left is None else base.parameters - left)
         if self._optimizer is not None:
             self._optimizer.look_ahead()
             self.model.hold_still()
         self._restart()
+
+    def go_on_from(self, base: SharedState, own: OwnState | None) -> None:
+        """Start the round after `base` as this peer stood when `own` was made; None: as if it had done nothing yet.
+
+        Raises:
+            FormatError: the base, or the own state, is of another model, or of moments that are held otherwise.
+        """
+        if self._optimizer is not None:
+            self._optimizer.reset()
+            if own is not None:
+                self._optimizer.take(own.numbers, own.remembered)
+        self.begin(base, own.left if own is not None and keeps_own(self.spec) else None)
 
     def carry_on(self) -> None:
         """Work on for the next round while the members average what `finish` gave; method diloco.
@@ -238,8 +214,11 @@ class LocalWork:
             self.model.add(piece, slice(start, start + len(piece)))
             start += len(piece)
 
-    def step(self) -> StepResult:
+    def step(self, most: int | None = None) -> StepResult:
         """Train on one micro-batch.
+
+        Args:
+            most: sequences.
 
         Raises:
             InputError: there is not even memory for one sequence.
@@ -247,7 +226,7 @@ class LocalWork:
         """
         if self._base is None:
             raise RuntimeError("begin was not called")
-        while isinstance(passed := self.passes.attempt(rows := self._next_rows()), Failed):
+        while isinstance(passed := self.passes.attempt(rows := self._next_rows(most)), Failed):
             self._follow_passes()
             if passed.spoilt:
                 self._forget_pending()
@@ -284,17 +263,30 @@ class LocalWork:
                 f"round {self.round}: the local work diverged: values that are not finite",
                 "lower inner.lr, or check the data",
             )
-        total = self._done.plus(self._pending)
-        return Update(vector, total.tokens, 0, total.sequences, self.model.flops(total.read), tuple(self._segments))
+        self._is_finished = True
+        total, own = self._done.plus(self._pending), self._own() if self.spec.audit.share else None
+        flops = self.model.flops(total.read)
+        return Update(vector, total.tokens, 0, total.sequences, flops, own, self.passes.precision)
+
+    def _own(self) -> OwnState:
+        """What this peer carries into its next round, as far as it is here."""
+        if self._optimizer is None:
+            return OwnState({}, {})
+        own = self._optimizer.remembered()
+        if not keeps_own(self.spec) or self.spec.sync.fragments == 1:
+            return own
+        assert self._base is not None, "finish has looked"
+        local = self.model.read()
+        self._optimizer.look_back(local, lambda held_N: self.model.read(of=held_N))
+        return own.with_left(torch.sub(self._base.parameters, local, out=local))
 
     @property
     def _diloco(self) -> bool:
         return self.spec.sync.method == "diloco"
 
     def _restart(self) -> None:
+        self._is_finished = False
         self._done = _Count()  # what has been stepped; `_pending` is what stands in the gradient
-        self._optimizer_steps = 0
-        self._segments: list[str] = []
         self._forget_pending()
 
     def _forget_pending(self) -> None:
@@ -302,9 +294,12 @@ class LocalWork:
         self._pending = _Count()
         self.passes.clear()
 
-    def _next_rows(self) -> list[Any]:
+    def _next_rows(self, most: int | None) -> list[Any]:
         """Which sequences the next pass takes."""
-        size = self.passes.next_size(self.spec.inner.batch - self._pending.sequences if self._diloco else None)
+        left = [] if most is None else [most]
+        if self._diloco:
+            left.append(self.spec.inner.batch - self._pending.sequences)
+        size = self.passes.next_size(min(left, default=None))
         return self.dataset.train.draw(self.spec.run.seed, self.round, self.peer_id, self.sequences, size)
 
     def _follow_passes(self) -> None:
@@ -324,9 +319,6 @@ class LocalWork:
         self.model.hold_still()
         self._done = self._done.plus(self._pending)
         self._forget_pending()
-        self._optimizer_steps += 1
-        if self._segment_steps and self._optimizer_steps % self._segment_steps == 0:
-            self._segments.append(hashlib.sha256(bytes_of(self.model.read())).hexdigest())
 
     # ---- over a restart ----------------------------------------------------------------------------------------------
 

@@ -223,7 +223,6 @@ def member(
     *,
     shape: Shape | None = None,
     device: torch.device | None = None,
-    segment_steps: int = 0,
     **sections: Mapping[str, Any],
 ) -> LocalWork:
     """One member's work, at the beginning of round 1."""
@@ -231,7 +230,7 @@ def member(
     model = given.model(kind, base, shape, device)
     spec = spec_of(model, shape, method(kind, base), **sections)
     dataset = Dataset(sequences(shape), lambda: sequences(shape, 1))
-    work = LocalWork(model, dataset, spec, "member", segment_steps, wanted=precision)
+    work = LocalWork(model, dataset, spec, "member", wanted=precision)
     work.begin(SharedState(0, model.names_shapes, model.read()))
     return work
 

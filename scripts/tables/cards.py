@@ -24,7 +24,8 @@ import torch
 from lab.small_community import real_inputs
 from lab.training_fixtures import Bench
 from peer.training.passes import Failed, Passed, Passes
-from peer.training.work import LocalWork, Update
+from peer.training.update import Update
+from peer.training.work import LocalWork
 
 SEQUENCES_PER_S = 24.0  # of the one held card: the machine computes some more
 BATCH = 16  # sequences in an optimizer step

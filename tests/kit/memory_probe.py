@@ -120,7 +120,8 @@ def probe(folder: Path, recompute: bool, steps: int) -> dict[str, tuple[int, int
     from peer.training.genesis import load_state
     from peer.training.model import load_trainable
     from peer.training.outer import outer_step
-    from peer.training.work import LocalWork, keeps_own
+    from peer.training.update import keeps_own
+    from peer.training.work import LocalWork
     from protocol.run_spec import RunSpec
 
     torch.set_num_threads(1)

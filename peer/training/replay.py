@@ -1,0 +1,160 @@
+"""A claim's work done once more, from what its author revealed, and how far from it the claim is.
+
+The work is the product's own (`LocalWork`), on the draws that anyone can compute. Another device, another micro-batch
+or fewer threads only round it differently; work that was not done, or on other draws, is far away. What may be how far
+apart says `protocol.audit`. Compared is what this claim's work has changed, never what was there before it: whoever
+makes up the state that it began with wins nothing by that.
+
+    update      how far it moved the parameters (or, with averaged gradients, the gradient)
+    moments     the mean of its gradients that AdamW remembers: m - beta1^steps m before
+    squares     likewise v
+
+    distances = replay(model, dataset, spec, revealed)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from peer.training.codecs.codec import EncodedUpdate, codec
+from peer.training.data import Dataset
+from peer.training.memory import MomentsKind
+from peer.training.model import TrainableModel
+from peer.training.own_state import OwnState
+from peer.training.state import SharedState
+from peer.training.update import Update, keeps_own
+from peer.training.work import LocalWork
+from protocol.errors import FormatError, RoundAborted
+from protocol.run_spec import RunSpec
+from protocol.statements import Claim
+
+NO_PASSES = 64  # in a row that came to nothing: this device cannot replay it
+_NOTHING = 1e-12  # a length below which nothing was done
+
+
+@dataclass(frozen=True, eq=False)
+class Revealed:
+    """What the author of a claim shows of it; checked against what the claim names.
+
+    Args:
+        by: peer id.
+        base: the agreed state that the work started from; its outer vectors may be left out.
+        start: the own state that it began with; None: nothing.
+        end: the one that it led to.
+        update: as it travelled.
+    """
+
+    claim: Claim
+    by: str
+    base: SharedState
+    start: OwnState | None
+    end: OwnState
+    update: EncodedUpdate
+
+
+def replay(model: TrainableModel, dataset: Dataset, spec: RunSpec, revealed: Revealed) -> dict[str, float]:
+    """Do the work of a claim and compare.
+
+    Args:
+        model: of the run; written to.
+
+    Returns:
+        relative L2 distances: `update`, and where AdamW's moments are held in fp32 `moments` and `squares`; infinite
+        where there is nothing that they could be relative to, or the claim's numbers are not those of its work.
+
+    Raises:
+        FormatError: what was revealed is not of this run's kind.
+        InputError: this device's memory is not enough.
+    """
+    claim = revealed.claim
+    assert claim.trajectory is not None, "it was checked: only such claims are revealed"
+    work = LocalWork(
+        model, dataset, spec, revealed.by, wanted=_precision(model, claim.trajectory.precision), moments=_kind(revealed)
+    )
+    work.go_on_from(revealed.base, revealed.start)
+    try:
+        done = _done(work, claim.batches)
+    except RoundAborted:
+        return {"update": math.inf}
+    assert done.own is not None, "the run is audited"
+    if done.tokens != claim.tokens or dict(done.own.numbers) != dict(revealed.end.numbers):
+        return {"update": math.inf}
+    found = {"update": _of_update(spec, revealed, done)}
+    if spec.sync.method == "diloco" and spec.inner.optimizer == "adamw" and "exp_avg" in revealed.end.vectors:
+        for name, held, beta in zip(("moments", "squares"), ("exp_avg", "exp_avg_sq"), spec.inner.betas, strict=True):
+            found[name] = _of_moment(held, beta, revealed, done.own)
+    return found
+
+
+def _done(work: LocalWork, batches: int) -> Update:
+    idle = 0
+    while work.sequences < batches:
+        before = work.sequences
+        work.step(batches - before)
+        idle = 0 if work.sequences > before else idle + 1
+        if idle > NO_PASSES:
+            raise RoundAborted("the work cannot be done on this device")
+    return work.finish()
+
+
+def _precision(model: TrainableModel, claimed: str) -> str:
+    """To replay in: the claim's; a CPU's fp16 is slow, and fp32 is as near."""
+    return "fp32" if claimed == "fp16" and model.device.type == "cpu" else claimed
+
+
+def _kind(revealed: Revealed) -> MomentsKind:
+    return "8bit" if "exp_avg_8bit" in revealed.end.vectors else "fp32"
+
+
+def _of_update(spec: RunSpec, revealed: Revealed, done: Update) -> float:
+    """The distance of what was moved, and by how much less the codec alone would have it."""
+    decoded, coder = revealed.update.decode(), codec(spec.sync.wire)
+    start, end = (own.left if own is not None else None for own in (revealed.start, revealed.end))
+    if spec.sync.method == "gradient":
+        claimed = decoded if end is None else decoded + end
+        if start is not None:
+            claimed = claimed.sub_(start, alpha=coder.feedback)
+        return _distance(claimed, done.vector, coder.name if end is None else None)
+    if not keeps_own(spec):
+        return _distance(decoded, done.vector, coder.name)
+    if end is None:
+        raise FormatError("an own state without what is left of the update")
+    claimed, whole = end.clone(), done.vector
+    claimed[spec.sync.fragment(revealed.claim.round, len(claimed))] += decoded
+    if spec.sync.fragments > 1:
+        assert done.own is not None and done.own.left is not None, "work of fragments carries the whole"
+        whole = done.own.left
+    return _distance(claimed, whole) if start is None else _distance(claimed - start, whole - start)
+
+
+def _of_moment(name: str, beta: float, revealed: Revealed, done: OwnState) -> float:
+    claimed, replayed, start = revealed.end.vectors[name], done.vectors[name], revealed.start
+    if start is None:
+        return _distance(claimed, replayed)
+    kept = start.vectors[name] * beta ** (int(done.numbers["steps"]) - int(start.numbers["steps"]))
+    return _distance(claimed - kept, replayed - kept)
+
+
+def _distance(claimed: torch.Tensor, replayed: torch.Tensor, coded: str | None = None) -> float:
+    """Relative L2.
+
+    Args:
+        coded: the codec that has rounded what is claimed: its own error, which is at a right angle, is taken out.
+    """
+    if claimed.shape != replayed.shape:
+        raise FormatError(f"expected {tuple(replayed.shape)} values, got {tuple(claimed.shape)}")
+    length = _length(replayed)
+    if length < _NOTHING:
+        return math.inf
+    found = _length(claimed - replayed) / length
+    if coded is not None:
+        rounded = _length(EncodedUpdate.encode(replayed, coded).decode() - replayed) / length
+        found = math.sqrt(max(0.0, found * found - rounded * rounded))
+    return found if math.isfinite(found) else math.inf
+
+
+def _length(vector: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))

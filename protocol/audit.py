@@ -1,0 +1,105 @@
+"""Which claims are replayed, and what a replay must show: one rule for coordinator, ledger audit and evidence.
+
+When the next round is committed, and not before, it is drawn by lot which of a round's claims are replayed. The lot
+depends on that next round's state, which its members make, and on a secret of the host's that was fixed before the run:
+link r of a chain of hashes, of which the run card names the end. So neither a member nor the host can know it before
+its claim is signed, and neither alone can choose it:
+
+    link r - 1 = SHA-256(link r), and link 0 stands in the run card
+    lot = SHA-256("potluck-audit-v1\\n" + canonical JSON of {"run", "round", "state", "link", "peer"})
+
+A replay of honest work differs by rounding: the more, the coarser the precision that it was done in, and while AdamW's
+moments are cold. `limit` says how far apart the two may be; docs/audit.md, what was measured.
+
+    >>> check_link(link_before("ab" * 32), "ab" * 32, 1), passes({"update": 19_000}, 20_000), passes({}, 20_000)
+    (None, True, False)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple
+
+from protocol import canonical
+from protocol.digests import Digest
+from protocol.errors import VerificationError
+from protocol.run_spec import Audit
+from protocol.statements import Claim, Trajectory
+
+Verdict = Literal["pass", "fail", "silent", "excused"]
+PPM = 1_000_000
+MOST_PPM = 10**9  # whatever is farther, or cannot be compared
+LIMITS_PPM = {"fp32": 20_000, "fp16": 30_000, "bf16": 50_000}  # of a relative L2 distance
+EARLIER = 16  # agreed claims, from one of which work may have gone on
+COLD_PPM = 100_000  # where the work began with moments of zero
+_DOMAIN = b"potluck-audit-v1\n"
+
+
+class Lot(NamedTuple):
+    """What is drawn by for the claims of one round."""
+
+    run: Digest
+    round: int
+    state: Digest  # that the next round led to; of a run's last round, its own
+    link: Digest
+
+
+def link_before(link: Digest) -> Digest:
+    """The link of the round before."""
+    return hashlib.sha256(bytes.fromhex(link)).hexdigest()
+
+
+def check_link(anchor: Digest, link: Digest, rounds: int) -> None:
+    """Check that a link comes so many rounds after another one. Raises: VerificationError."""
+    for _ in range(rounds):
+        link = link_before(link)
+    if link != anchor:
+        raise VerificationError("a lot that is not of the host's chain, which the run card has fixed")
+
+
+def is_drawn(lot: Lot, peer_id: str, earlier: int, audit: Audit) -> bool:
+    """Whether a peer's claim of a round is replayed.
+
+    Args:
+        earlier: how many of its claims were agreed before this one.
+    """
+    if earlier < audit.first_rounds:
+        return True
+    said = canonical.dumps(lot._asdict() | {"peer": peer_id})
+    value = int.from_bytes(hashlib.sha256(_DOMAIN + said).digest()[:8], "big")
+    return value < audit.share * 2.0**64
+
+
+def limit(trajectory: Trajectory) -> int:
+    """How far apart a claim and its replay may be, in millionths."""
+    return LIMITS_PPM[trajectory.precision] if trajectory.start is not None else COLD_PPM
+
+
+def in_ppm(distances: Mapping[str, float]) -> dict[str, int]:
+    """Distances in millionths, rounded up."""
+    return {name: int(-(-min(value * PPM, MOST_PPM) // 1)) for name, value in distances.items()}
+
+
+def passes(ppm: Mapping[str, int], most: int) -> bool:
+    """Whether a replay shows the work that was claimed."""
+    return bool(ppm) and all(0 <= value <= most for value in ppm.values())
+
+
+def check_start(claim: Claim, earlier: Iterable[Claim]) -> None:
+    """Check that a claim's work began where agreed work of its author had ended, or with nothing.
+
+    Args:
+        earlier: agreed claims of its author, `EARLIER` of them at least, if there were so many. It may not have learned
+            of the newest.
+
+    Raises:
+        VerificationError: it did not.
+    """
+    trajectory = claim.trajectory
+    assert trajectory is not None, "a group has no other claims"
+    ends = {made.trajectory.end for made in earlier if made.trajectory is not None}
+    if trajectory.start is not None and trajectory.start not in ends:
+        raise VerificationError(
+            f"the work of round {claim.round} began with an own state that no agreed work of its author had led to"
+        )

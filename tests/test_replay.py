@@ -1,0 +1,222 @@
+"""Work that is done once more from what its author reveals: honest claims are near, others far, in each kind of run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lab.training_fixtures import Bench
+from peer.sync.contribution import Contribution
+from peer.training.codecs.codec import EncodedUpdate
+from peer.training.own_state import OwnState
+from peer.training.replay import Revealed, replay
+from peer.training.reveal import head_of, pieces_of, read_revealed, size_of
+from peer.training.state import SharedState
+from peer.training.work import LocalWork
+from protocol import audit
+from protocol.errors import FormatError, InputError, VerificationError
+from protocol.keys import PeerIdentity
+from protocol.own_state import LEFT
+from protocol.reveal import RevealHead
+
+INNER = {"lr": 2e-3, "micro_batch": 4, "batch": 4}
+AUDITED: dict[str, Any] = {"audit": {"share": 0.1}, "inner": INNER}
+KINDS: dict[str, dict[str, Any]] = {
+    "gradient by fp16": {"sync": {"method": "gradient", "wire": "fp16"}},
+    "gradient by int4": {"sync": {"method": "gradient", "wire": "int4"}},
+    "gradient by topk": {"sync": {"method": "gradient", "wire": "topk"}},
+    "steps by fp32": {"sync": {"wire": "fp32"}},
+    "steps by int8": {"sync": {"wire": "int8"}},
+    "steps by int4": {"sync": {"wire": "int4"}},
+    "fragments by int2": {"sync": {"wire": "int2", "fragments": 3}},
+    "schedule-free by int4": {"sync": {"wire": "int4"}, "inner": INNER | {"optimizer": "schedule-free-adamw"}},
+    "lora by int2": {"sync": {"wire": "int2"}, "method": {"kind": "lora", "rank": 4}},
+}
+STEPS = 5  # and a part of one, in a round
+
+
+class Member:
+    """One member alone, round after round: what it has is the run's next state."""
+
+    def __init__(self, bench: Bench, **options: Any) -> None:
+        self.bench, self.identity = bench, PeerIdentity.generate()
+        self.work = LocalWork(bench.model(), bench.dataset, bench.spec, self.identity.peer_id, **options)
+        self.base = bench.genesis
+        self.own: OwnState | None = None
+        self.work.go_on_from(self.base, None)
+
+    def round(self) -> Revealed:
+        """One round's work, as its author would reveal it."""
+        work, spec, start = self.work, self.bench.spec, self.own
+        batches = STEPS * spec.inner.batch + 2
+        while work.sequences < batches:
+            work.step(batches - work.sequences)
+        made = self._made(start)
+        assert made.own is not None
+        self.own = made.own
+        decoded, base = made.encoded.decode(), self.base
+        after = base.parameters.clone()
+        after[spec.sync.fragment(base.round + 1, len(after))] -= decoded * (
+            0.1 if spec.sync.method == "gradient" else 1.0
+        )
+        self.base = SharedState(base.round + 1, base.names_shapes, after)
+        self.work.rebase(self.base, made.encoded)
+        return Revealed(made.claim.value, self.identity.peer_id, base, start, made.own, made.encoded)
+
+    def _made(self, start: OwnState | None) -> Contribution:
+        update, base = self.work.finish(), self.base
+        feedback = start.left.clone() if start is not None and start.left is not None else None
+        digest = start.digest if start is not None else None
+        arguments = (self.bench.spec, "ab" * 32, base.round + 1, base.digest, self.identity, (), 0.0)
+        if self.bench.spec.sync.method == "diloco":
+            feedback = None
+        return Contribution.make(update, *arguments, feedback, digest)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def bench(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, glass_dir: Path, plays: Path
+) -> Iterator[Bench]:
+    folder = tmp_path_factory.mktemp("replayed")
+    yield Bench(folder, glass_dir, plays, base=glass_dir, **AUDITED | KINDS[request.param])
+
+
+def distances(bench: Bench, revealed: Revealed) -> dict[str, float]:
+    return replay(bench.model(), bench.dataset, bench.spec, revealed)
+
+
+def judged(bench: Bench, revealed: Revealed) -> bool:
+    """Whether it passes, by the rule that coordinator, ledger audit and evidence share."""
+    assert revealed.claim.trajectory is not None
+    return audit.passes(audit.in_ppm(distances(bench, revealed)), audit.limit(revealed.claim.trajectory))
+
+
+def lies(member: Member, claimed: Revealed, **changes: Any) -> Revealed:
+    """The claim with something else in it."""
+    return replace(claimed, claim=claimed.claim.model_copy(update=changes))
+
+
+@pytest.mark.parametrize("options", [{}, {"wanted": "bf16"}], ids=["fp32", "bf16"])
+def test_honest_work_is_near_its_replay_in_each_round_of_a_chain(bench: Bench, options: dict[str, Any]) -> None:
+    member, before = Member(bench, **options), None
+    for _ in range(3):
+        revealed = member.round()
+        trajectory = revealed.claim.trajectory
+        assert trajectory is not None and trajectory.start == (before.digest if before is not None else None)
+        assert judged(bench, revealed)
+        before = revealed.end
+
+
+def test_a_device_that_takes_fewer_sequences_at_once_passes_too(bench: Bench) -> None:
+    member = Member(bench)
+    member.round()
+    revealed = member.round()
+    small = bench.spec.model_copy(update={"inner": bench.spec.inner.model_copy(update={"micro_batch": 2})})
+    found = replay(bench.model(), bench.dataset, small, revealed)
+    assert 0 < found["update"] < 1e-3
+    assert audit.passes(audit.in_ppm(found), audit.LIMITS_PPM["fp32"])
+
+
+def test_work_that_was_not_done_as_claimed_is_far_away(bench: Bench) -> None:
+    """More claimed than was done; another's draws; another round's; from another base; an update made larger."""
+    member = Member(bench)
+    member.round()
+    revealed = member.round()
+    claim = revealed.claim
+    more = claim.batches + bench.spec.inner.batch
+    assert not judged(bench, lies(member, revealed, batches=more))
+    tokens = claim.tokens * more // claim.batches
+    assert not judged(bench, lies(member, revealed, batches=more, tokens=tokens))
+    assert not judged(bench, replace(revealed, by=PeerIdentity.generate().peer_id))
+    assert not judged(bench, replace(revealed, base=replace_round(revealed.base, 7)))
+    assert not judged(bench, replace(revealed, base=perturbed(revealed.base)))
+    larger = EncodedUpdate.encode(revealed.update.decode() * 1.5, revealed.update.codec)
+    assert not judged(bench, replace(revealed, update=larger))
+    nothing = EncodedUpdate.encode(torch.zeros(revealed.update.values), revealed.update.codec)
+    assert not judged(bench, replace(revealed, update=nothing))
+
+
+def test_a_made_up_own_state_spares_no_work(bench: Bench) -> None:
+    """With v so large that nothing moves, the update and the moments of no work are those of the state made up."""
+    member = Member(bench)
+    member.round()
+    revealed = member.round()
+    start = revealed.start
+    assert start is not None
+    if "exp_avg_sq" not in start.vectors:
+        pytest.skip("nothing to make up: averaged gradients are taken at the agreed state")
+    huge = OwnState(start.numbers, {**start.vectors, "exp_avg_sq": torch.full_like(start.vectors["exp_avg_sq"], 1e12)})
+    steps = int(revealed.end.numbers["steps"]) - int(start.numbers["steps"])
+    faded = {
+        name: vector * beta**steps
+        for (name, vector), beta in zip(sorted(huge.remembered.items()), bench.spec.inner.betas, strict=True)
+    }
+    idle = OwnState(revealed.end.numbers, {**faded, LEFT: start.left}) if start.left is not None else None
+    idle = idle or OwnState(revealed.end.numbers, faded)
+    nothing = EncodedUpdate.encode(torch.zeros(revealed.update.values), revealed.update.codec)
+    assert not judged(bench, replace(revealed, start=huge, end=idle, update=nothing))
+
+
+def test_a_reveal_is_read_only_if_it_is_what_the_claim_names(bench: Bench, tmp_path: Path) -> None:
+    member = Member(bench)
+    member.round()
+    revealed = member.round()
+    head = RevealHead.from_bytes(head_of(revealed).to_bytes(), revealed.claim)
+    data = b"".join(pieces_of(revealed))
+    assert len(data) == size_of(head, revealed.claim)
+    path = tmp_path / "reveal.bin"
+    path.write_bytes(data)
+    again = read_revealed(head, path, revealed.claim, revealed.by)
+    assert again.update.chunks == revealed.update.chunks and again.end.digest == revealed.end.digest
+    assert judged(bench, again)
+    places = [0, len(data) // 2, len(data) - 1]
+    for place in places:
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises((VerificationError, FormatError)):
+            read_revealed(head, path, revealed.claim, revealed.by)
+    for wrong in (data[:-1], data + b"x", b""):
+        path.write_bytes(wrong)
+        with pytest.raises(FormatError, match="bytes, got"):
+            read_revealed(head, path, revealed.claim, revealed.by)
+    other = member.round()
+    with pytest.raises(VerificationError, match="not what the claim names"):
+        RevealHead.from_bytes(head_of(other).to_bytes(), revealed.claim)
+    for garbage in (b"", b"{}", b"[]", b"\xff" * 50, head_of(revealed).to_bytes()[:-1]):
+        with pytest.raises(FormatError):
+            RevealHead.from_bytes(garbage, revealed.claim)
+
+
+def replace_round(state: SharedState, round: int) -> SharedState:
+    return SharedState(round, state.names_shapes, state.parameters)
+
+
+def perturbed(state: SharedState) -> SharedState:
+    noise = torch.randn(len(state.parameters), generator=torch.Generator().manual_seed(1))
+    return SharedState(state.round, state.names_shapes, state.parameters + 0.05 * noise)
+
+
+def test_work_goes_on_from_what_was_agreed_over_a_round_that_was_missed_and_a_restart(
+    bench: Bench, tmp_path: Path
+) -> None:
+    member = Member(bench)
+    member.round()
+    kept, base = member.own, member.base
+    assert kept is not None
+    member.work.step()  # of a round that goes on without it
+    kept.save(tmp_path / "own")
+    loaded = OwnState.load(tmp_path / "own", kept.digest)
+    for work in (member.work, LocalWork(bench.model(), bench.dataset, bench.spec, member.identity.peer_id)):
+        work.go_on_from(base, loaded)
+        member.work = work
+        member.own, member.base = kept, base
+        assert judged(bench, member.round())
+    (tmp_path / "own").write_bytes((tmp_path / "own").read_bytes()[:-1])
+    with pytest.raises(FormatError, match="damaged"):
+        OwnState.load(tmp_path / "own", kept.digest)
+    with pytest.raises(InputError, match="no such file"):
+        OwnState.load(tmp_path / "none", kept.digest)
