@@ -9,7 +9,9 @@ its claim is signed, and neither alone can choose it:
     lot = SHA-256("potluck-audit-v1\\n" + canonical JSON of {"run", "round", "state", "link", "peer"})
 
 A replay of honest work differs by rounding: the more, the coarser the precision that it was done in, and while AdamW's
-moments are cold. `limit` says how far apart the two may be; docs/audit.md, what was measured.
+moments are cold: `limit` says how far apart the two may be.
+
+Rules only: no coordinator draws yet, and no host can ask for it.
 
     >>> check_link(link_before("ab" * 32), "ab" * 32, 1), passes({"update": 19_000}, 20_000), passes({}, 20_000)
     (None, True, False)
