@@ -3,7 +3,8 @@
 The work is the product's own (`LocalWork`), on the draws that anyone can compute. Another device, another micro-batch
 or fewer threads only round it differently; work that was not done, or on other draws, is far away. What may be how far
 apart says `protocol.audit`. Compared is what this claim's work has changed, never what was there before it: whoever
-makes up the state that it began with wins nothing by that.
+makes up the state that it began with spares no work by that; and moments beside which work would leave no trace pass
+for none.
 
     update      how far it moved the parameters (or, with averaged gradients, the gradient)
     moments     the mean of its gradients that AdamW remembers: m - beta1^steps m before
@@ -33,6 +34,7 @@ from protocol.statements import Claim
 
 NO_PASSES = 64  # in a row that came to nothing: this device cannot replay it
 _NOTHING = 1e-12  # a length below which nothing was done
+_DROWNED = 1e5  # moments so many times as long as what was added: fp32 holds too little of that to tell work by
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +137,10 @@ def _of_moment(name: str, beta: float, revealed: Revealed, done: OwnState) -> fl
     if start is None:
         return _distance(claimed, replayed)
     kept = start.vectors[name] * beta ** (int(done.numbers["steps"]) - int(start.numbers["steps"]))
-    return _distance(claimed - kept, replayed - kept)
+    added = replayed - kept
+    if _length(kept) > _DROWNED * _length(added):
+        return math.inf
+    return _distance(claimed - kept, added)
 
 
 def _distance(claimed: torch.Tensor, replayed: torch.Tensor, coded: str | None = None) -> float:
