@@ -35,6 +35,7 @@ MOST_PPM = 10**9  # whatever is farther, or cannot be compared
 LIMITS_PPM = {"fp32": 20_000, "fp16": 30_000, "bf16": 50_000}  # of a relative L2 distance
 EARLIER = 16  # agreed claims, from one of which work may have gone on
 COLD_PPM = 100_000  # where the work began with moments of zero
+ALL_LIMITS_PPM = frozenset((*LIMITS_PPM.values(), COLD_PPM))
 _DOMAIN = b"potluck-audit-v1\n"
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from protocol.agreement import Agreement
-from protocol.audit import Lot, check_link, is_drawn, passes
+from protocol.audit import ALL_LIMITS_PPM, Lot, check_link, is_drawn, passes
 from protocol.errors import VerificationError
 from protocol.ledger_entry import (
     AuditEntry,
@@ -224,6 +224,8 @@ class CreditBook:
             raise VerificationError(f"round {entry.round}: an audit of {entry.peer_id} that was not drawn")
         if (entry.verdict == "pass") != passes(entry.ppm, entry.limit):
             raise VerificationError(f"round {entry.round}: the audit of {entry.peer_id} says what its replay does not")
+        if entry.ppm and entry.limit not in ALL_LIMITS_PPM:
+            raise VerificationError(f"round {entry.round}: the audit of {entry.peer_id} has a limit of its own")
         later = account.claims - self._drawn.pop(key)
         if entry.verdict == "silent" and later < (least := self._audit.reveal_rounds):
             raise VerificationError(

@@ -149,6 +149,12 @@ def test_a_verdict_follows_from_the_distances(book: Book) -> None:
         book.enter(book.audit(1, IDS[1], "fail"))
 
 
+def test_a_verdict_has_no_limit_of_its_own(book: Book) -> None:
+    for verdict, limit in (("pass", 10**9), ("fail", 4)):
+        with pytest.raises(VerificationError, match="a limit of its own"):
+            book.enter(book.audit(1, IDS[0], verdict, limit=limit))
+
+
 def test_nothing_is_audited_that_was_not_drawn_or_twice(book: Book) -> None:
     with pytest.raises(VerificationError, match="was not drawn"):
         book.enter(book.audit(2, IDS[0]))

@@ -167,6 +167,40 @@ def test_a_made_up_own_state_spares_no_work(tmp_path: Path, glass_dir: Path, pla
     assert not audit.passes(audit.in_ppm(found), audit.LIMITS_PPM["bf16"])
 
 
+def test_an_update_is_not_made_good_by_what_is_said_to_be_left_of_it(bench: Bench) -> None:
+    """Another vector in the update, and its opposite in what was left out: together they are the honest work."""
+    member = Member(bench)
+    member.round()
+    revealed = member.round()
+    decoded, end = revealed.update.decode(), revealed.end
+    noise = torch.randn(len(decoded), generator=torch.Generator().manual_seed(1))
+    poison = EncodedUpdate.encode(decoded + 0.5 * noise * decoded.norm() / noise.norm(), revealed.update.codec)
+    left = end.left.clone() if end.left is not None else torch.zeros(len(revealed.base.parameters))
+    left[bench.spec.sync.fragment(revealed.claim.round, len(left))] += decoded - poison.decode()
+    lie = replace(revealed, update=poison, end=end.with_left(left))
+    if end.left is None:
+        with pytest.raises(FormatError, match="an own state of"):
+            judged(bench, lie)
+    else:
+        assert not judged(bench, lie)
+
+
+def test_an_own_state_has_all_that_there_is_to_compare(bench: Bench) -> None:
+    member = Member(bench)
+    member.round()
+    revealed = member.round()
+    for missing in revealed.end.vectors:
+        fewer = {name: vector for name, vector in revealed.end.vectors.items() if name != missing}
+        with pytest.raises(FormatError, match="an own state of"):
+            judged(bench, replace(revealed, end=OwnState(revealed.end.numbers, fewer)))
+    start = revealed.start
+    assert start is not None
+    for numbers in ({"steps": "1e5"}, {"steps": "-3"}, {"steps": "9" * 40}, {"steps": "."}, {}):
+        if start.numbers:
+            with pytest.raises(FormatError, match=r"held otherwise|no numbers"):
+                judged(bench, replace(revealed, start=OwnState(numbers, start.vectors)))
+
+
 def test_a_reveal_is_read_only_if_it_is_what_the_claim_names(bench: Bench, tmp_path: Path) -> None:
     member = Member(bench)
     member.round()

@@ -31,6 +31,8 @@ from protocol.run_spec import InnerOptimizer
 
 logger = logging.getLogger(__name__)
 
+_MOST = 2.0**40  # of the numbers that an optimizer remembers: steps, rounds, sums of rates
+
 
 class LocalOptimizer(ABC):
     """Steps one flat parameter in place, and remembers vectors.
@@ -101,8 +103,13 @@ class LocalOptimizer(ABC):
             raise FormatError(f"moments that were held otherwise: {', '.join(sorted(vectors))}")
         for name, vector in vectors.items():
             _check_as(self._vectors[name], vector, name)
+        try:
+            if not all(0 <= float(number) <= _MOST for number in numbers.values()):
+                raise ValueError
+            self._take_numbers(numbers)
+        except ValueError as error:
+            raise FormatError(f"no numbers of an optimizer: {', '.join(numbers.values())}"[:200]) from error
         self._take_vectors(vectors)
-        self._take_numbers(numbers)
 
     def save(self, path: Path, run: str, round: int) -> None:
         """Write vectors and numbers to one file, whole or not at all.

@@ -7,6 +7,7 @@ makes up the state that it began with spares no work by that; and moments beside
 for none.
 
     update      how far it moved the parameters (or, with averaged gradients, the gradient)
+    coded       the update itself, where something is left of it, from what its codec makes of both together
     moments     the mean of its gradients that AdamW remembers: m - beta1^steps m before
     squares     likewise v
 
@@ -26,9 +27,10 @@ from peer.training.memory import MomentsKind
 from peer.training.model import TrainableModel
 from peer.training.own_state import OwnState
 from peer.training.state import SharedState
-from peer.training.update import Update, keeps_own
+from peer.training.update import Update, carries_left
 from peer.training.work import LocalWork
 from protocol.errors import FormatError, RoundAborted
+from protocol.own_state import LEFT
 from protocol.run_spec import RunSpec
 from protocol.statements import Claim
 
@@ -64,8 +66,9 @@ def replay(model: TrainableModel, dataset: Dataset, spec: RunSpec, revealed: Rev
         model: of the run; written to.
 
     Returns:
-        relative L2 distances: `update`, and where AdamW's moments are held in fp32 `moments` and `squares`; infinite
-        where there is nothing that they could be relative to, or the claim's numbers are not those of its work.
+        relative L2 distances: `update`; `coded`, where something is left of it; `moments` and `squares`, where AdamW
+        holds them in fp32; infinite where there is nothing that they could be relative to, or where the claim's numbers
+        are not those of its work.
 
     Raises:
         FormatError: what was revealed is not of this run's kind.
@@ -84,7 +87,8 @@ def replay(model: TrainableModel, dataset: Dataset, spec: RunSpec, revealed: Rev
     assert done.own is not None, "the run is audited"
     if done.tokens != claim.tokens or dict(done.own.numbers) != dict(revealed.end.numbers):
         return {"update": math.inf}
-    found = {"update": _of_update(spec, revealed, done)}
+    _check_carried(spec, revealed, done.own)
+    found = _of_update(spec, revealed, done)
     if spec.sync.method == "diloco" and spec.inner.optimizer == "adamw" and "exp_avg" in revealed.end.vectors:
         for name, held, beta in zip(("moments", "squares"), ("exp_avg", "exp_avg_sq"), spec.inner.betas, strict=True):
             found[name] = _of_moment(held, beta, revealed, done.own)
@@ -111,25 +115,42 @@ def _kind(revealed: Revealed) -> MomentsKind:
     return "8bit" if "exp_avg_8bit" in revealed.end.vectors else "fp32"
 
 
-def _of_update(spec: RunSpec, revealed: Revealed, done: Update) -> float:
-    """The distance of what was moved, and by how much less the codec alone would have it."""
+def _check_carried(spec: RunSpec, revealed: Revealed, done: OwnState) -> None:
+    """Raises: FormatError: an own state without what is compared, or with more than such work leads to."""
+    expected = sorted({*done.remembered, *((LEFT,) if carries_left(spec) else ())})
+    for own in (revealed.start, revealed.end):
+        if own is not None and sorted(own.vectors) != expected:
+            raise FormatError(f"an own state of {', '.join(sorted(own.vectors))}; expected {', '.join(expected)}")
+
+
+def _of_update(spec: RunSpec, revealed: Revealed, done: Update) -> dict[str, float]:
+    """How far apart the work is that has moved something; and the update from what its codec makes of that work.
+
+    An update and what is left of it are the work together. But for the second look, anything could be sent as an update
+    and be made good by what is said to be left.
+    """
     decoded, coder = revealed.update.decode(), codec(spec.sync.wire)
     start, end = (own.left if own is not None else None for own in (revealed.start, revealed.end))
-    if spec.sync.method == "gradient":
-        claimed = decoded if end is None else decoded + end
-        if start is not None:
-            claimed = claimed.sub_(start, alpha=coder.feedback)
-        return _distance(claimed, done.vector, coder.name if end is None else None)
-    if not keeps_own(spec):
-        return _distance(decoded, done.vector, coder.name)
     if end is None:
-        raise FormatError("an own state without what is left of the update")
-    claimed, whole = end.clone(), done.vector
-    claimed[spec.sync.fragment(revealed.claim.round, len(claimed))] += decoded
-    if spec.sync.fragments > 1:
+        return {"update": _distance(decoded, done.vector, coder.name)}
+    is_gradient = spec.sync.method == "gradient"
+    whole = done.vector
+    if not is_gradient and spec.sync.fragments > 1:
         assert done.own is not None and done.own.left is not None, "work of fragments carries the whole"
         whole = done.own.left
-    return _distance(claimed, whole) if start is None else _distance(claimed - start, whole - start)
+    if is_gradient and start is not None:
+        whole = whole.add(start, alpha=coder.feedback)
+    part = spec.sync.fragment(revealed.claim.round, len(whole))
+    claimed = end.clone()
+    claimed[part] += decoded
+    if start is not None:
+        before = start * coder.feedback if is_gradient else start
+        found = {"update": _distance(claimed - before, whole - before)}
+    else:
+        found = {"update": _distance(claimed, whole)}
+    again = EncodedUpdate.encode(claimed[part].contiguous(), coder.name).decode()
+    found["coded"] = 0.0 if torch.equal(decoded, again) else _distance(decoded, again)
+    return found
 
 
 def _of_moment(name: str, beta: float, revealed: Revealed, done: OwnState) -> float:

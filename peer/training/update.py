@@ -51,6 +51,11 @@ class Update:
     precision: Precision = "fp32"
 
 
+def carries_left(spec: RunSpec) -> bool:
+    """Whether what an update leaves out counts later: in this peer's model, or added to its next gradient."""
+    return keeps_own(spec) or (spec.sync.method == "gradient" and codec(spec.sync.wire).feedback > 0)
+
+
 def keeps_own(spec: RunSpec) -> bool:
     """Whether a peer of this run may have done more than the others have of it when it begins a round."""
     sync = spec.sync
