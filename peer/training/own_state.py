@@ -18,12 +18,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from peer.training.tensor_file import write_tensors
-from peer.training.vectors import bytes_of
+from peer.training.vectors import bytes_of, chunks_of
 from protocol import merkle
 from protocol.digests import Digest
 from protocol.errors import FormatError, InputError
 from protocol.own_state import LEFT, OwnManifest
-from protocol.state import STATE_CHUNK_BYTES
 
 _NUMBERS = "numbers"
 
@@ -85,6 +84,4 @@ class OwnState:
 
 
 def _root(vector: torch.Tensor) -> Digest:
-    data = bytes_of(vector.contiguous())
-    chunks = (data[start : start + STATE_CHUNK_BYTES] for start in range(0, len(data), STATE_CHUNK_BYTES))
-    return merkle.root([merkle.leaf_hash(chunk) for chunk in chunks]).hex()
+    return merkle.root([merkle.leaf_hash(chunk) for chunk in chunks_of(bytes_of(vector.contiguous()))]).hex()

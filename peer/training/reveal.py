@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,11 +12,10 @@ from peer.training.codecs.codec import EncodedUpdate, chunk_sizes, codec
 from peer.training.own_state import OwnState
 from peer.training.replay import Revealed
 from peer.training.state import SharedState
-from peer.training.vectors import bytes_of, is_finite
+from peer.training.vectors import bytes_of, chunks_of, is_finite
 from protocol import merkle
 from protocol.errors import FormatError, VerificationError
 from protocol.reveal import RevealHead
-from protocol.state import STATE_CHUNK_BYTES
 from protocol.statements import Claim
 
 
@@ -27,12 +26,12 @@ def head_of(revealed: Revealed) -> RevealHead:
 
 def pieces_of(revealed: Revealed) -> Iterator[memoryview | bytes]:
     """The bytes after the head, in pieces of 1 MiB at most."""
-    yield from _cut(bytes_of(revealed.base.parameters))
+    yield from chunks_of(bytes_of(revealed.base.parameters))
     for own in (revealed.start, revealed.end):
         for _, vector in sorted(own.vectors.items()) if own is not None else ():
-            yield from _cut(bytes_of(vector.contiguous()))
+            yield from chunks_of(bytes_of(vector.contiguous()))
     for chunk in revealed.update.chunks:
-        yield from _cut(memoryview(chunk))
+        yield from chunks_of(memoryview(chunk))
 
 
 def size_of(head: RevealHead, claim: Claim) -> int:
@@ -77,10 +76,6 @@ def _encoded_bytes(claim: Claim) -> list[int]:
     return [coder.encoded_bytes(values) for values in chunk_sizes(named.values, named.chunk_values)]
 
 
-def _cut(data: memoryview) -> Iterable[memoryview]:
-    return (data[start : start + STATE_CHUNK_BYTES] for start in range(0, len(data), STATE_CHUNK_BYTES))
-
-
 def _exactly(file: BinaryIO, size: int) -> bytes:
     data = file.read(size)
     if len(data) != size:
@@ -91,7 +86,7 @@ def _exactly(file: BinaryIO, size: int) -> bytes:
 def _read(file: BinaryIO, size: int, root: str, what: str, kind: torch.dtype) -> torch.Tensor:
     vector = torch.empty(size // (4 if kind is torch.float32 else 1), dtype=kind)
     target, leaves = bytes_of(vector), []
-    for piece in _cut(target):
+    for piece in chunks_of(target):
         piece[:] = _exactly(file, len(piece))
         leaves.append(merkle.leaf_hash(piece))
     if merkle.root(leaves).hex() != root:

@@ -9,10 +9,12 @@ protocol.errors.FormatError: an update: expected 2 values, got shape (3,)
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 
 from protocol.errors import FormatError
+from protocol.state import STATE_CHUNK_BYTES
 
 
 def check_vector(vector: torch.Tensor, count: int, what: str) -> None:
@@ -42,6 +44,11 @@ def is_finite(vector: torch.Tensor) -> bool:
 def bytes_of(vector: torch.Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, not copied."""
     return memoryview(vector.detach().numpy().data).cast("B")
+
+
+def chunks_of(data: memoryview) -> Iterator[memoryview]:
+    """Bytes in the chunks whose hashes are the leaves of a Merkle tree; the last may be shorter."""
+    return (data[start : start + STATE_CHUNK_BYTES] for start in range(0, len(data), STATE_CHUNK_BYTES))
 
 
 def fp32(value: float) -> torch.Tensor:
