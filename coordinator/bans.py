@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from coordinator.ledger import Ledger
+from coordinator.ledger import Ledger, Writing
 from protocol.banned import MAX_BANNED, Banned
 from protocol.errors import InputError, RefusedError
 from protocol.keys import PeerIdentity
@@ -42,8 +43,11 @@ class Bans:
         if (reason := self.why(peer_id)) is not None:
             raise RefusedError(f"the host of this run has banned this peer: {reason}", "ask the host")
 
-    def ban(self, peer: str, reason: str) -> dict[str, object]:
+    def ban(self, peer: str, reason: str, first: Callable[[Writing], None] = lambda write: None) -> dict[str, object]:
         """Ban a member, named by its id or the end of it; what it has on hold is void.
+
+        Args:
+            first: enters in the same transaction what it is banned for.
 
         Raises:
             InputError: no member, or several, are called so, it is banned already, or the reason is too long.
@@ -59,6 +63,7 @@ class Bans:
             if not 0 < len(reason) <= MAX_REASON_CHARS:
                 raise InputError(f"a reason has 1 to {MAX_REASON_CHARS} characters, got {len(reason)}")
             with self._ledger.writing() as write:
+                first(write)
                 round = write.tables.rounds.newest()
                 void = write.ban(BanEntry(run=self._run, round=round, peer_id=peer, reason=reason))
                 if (invite := write.tables.invites.of(peer)) is not None:

@@ -170,7 +170,8 @@ class Door:
         )
         self._kinds = {
             "FetchFile": _Kind(self._fetch, limits.request_s, limits.fetch_s, transfers),
-            "UploadState": _Kind(self._upload, limits.request_s, service.upload_s, transfers),
+            "UploadState": _Kind(self._upload(service.UploadState), limits.request_s, service.upload_s, transfers),
+            "Reveal": _Kind(self._upload(service.Reveal), limits.request_s, service.reveal_s, transfers),
             "Report": report,
             "ReportChain": chain,
         }
@@ -261,23 +262,24 @@ class Door:
                 async with asyncio.timeout(self._limits.idle_s):
                     await context.write(coordinator_pb2.FilePart(data=piece))
 
-    async def _upload(self, first: Any, network: str, context: Any, _end: Callable[[], None]) -> None:
-        feed = Feed(self._limits.idle_s)
-        taking = asyncio.create_task(
-            self._uploads.run(network, self._service.UploadState, first, network, feed.messages())
-        )
-        filling = asyncio.create_task(feed.fill(context))
-        try:
-            await asyncio.wait({taking, filling}, return_when=asyncio.FIRST_COMPLETED)
-            if filling.done():
-                filling.result()
-            reply = await taking
-        finally:
-            feed.break_off()
-            for task in (filling, taking):
-                task.cancel()
-            await asyncio.gather(filling, taking, return_exceptions=True)
-        await context.write(reply)
+    def _upload(self, handler: Callable[..., Any]) -> Callable[..., Any]:
+        async def answer(first: Any, network: str, context: Any, _end: Callable[[], None]) -> None:
+            feed = Feed(self._limits.idle_s)
+            taking = asyncio.create_task(self._uploads.run(network, handler, first, network, feed.messages()))
+            filling = asyncio.create_task(feed.fill(context))
+            try:
+                await asyncio.wait({taking, filling}, return_when=asyncio.FIRST_COMPLETED)
+                if filling.done():
+                    filling.result()
+                reply = await taking
+            finally:
+                feed.break_off()
+                for task in (filling, taking):
+                    task.cancel()
+                await asyncio.gather(filling, taking, return_exceptions=True)
+            await context.write(reply)
+
+        return answer
 
 
 async def _healthy(_request: Any, _network: str, context: Any, _end: Callable[[], None]) -> None:

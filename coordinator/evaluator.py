@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -24,13 +24,14 @@ from peer.training.loading import load_tokenizer
 from peer.training.model import TrainableModel, load_trainable
 from peer.training.packed import keeps_apart
 from peer.training.quiet import no_progress_bars
+from peer.training.replay import Revealed, replay
 from peer.training.tensor_file import read_pieces, write_pieces
 from peer.training.vectors import is_finite
 from protocol import disk
 from protocol.checkpoint import INFO, LEDGER_HEAD, Evaluation
 from protocol.data_spec import PinnedDataSet
 from protocol.errors import InputError, VerificationError
-from protocol.run_spec import RunSpec
+from protocol.run_spec import Audit, RunSpec
 from protocol.safetensors_file import ADAPTER_FILE, FULL_FILE, Weights
 from protocol.state import StateManifest
 
@@ -48,6 +49,12 @@ def check_evaluation(own: HostConfig) -> None:
         return
     if why := why_unusable(own.evaluate_on):
         raise InputError(f"evaluate_on = {own.evaluate_on}: {why}", "use cpu, cuda, cuda:1 or mps")
+
+
+def check_audits(own: HostConfig, audit: Audit) -> None:
+    """The same of where claims are replayed. Raises: InputError."""
+    if audit.share and (why := why_unusable(own.auditing_device)):
+        raise InputError(f"audit_on = {own.auditing_device}: {why}", "use cpu, cuda, cuda:1 or mps")
 
 
 class Evaluator:
@@ -75,6 +82,10 @@ class Evaluator:
         self._model: TrainableModel | None = None
         self._dataset = dataset
         self._fits = False  # whether the model was found to take all of it
+
+    def another(self, device: str) -> Evaluator:
+        """One more of the same run, with a model of its own."""
+        return Evaluator(self.spec, self.genesis_model, self.base_model, self.data, None, device)
 
     @property
     def dataset(self) -> Dataset:
@@ -131,6 +142,11 @@ class Evaluator:
         if not math.isfinite(result.loss):
             raise VerificationError(f"the held-out loss is {result.loss}")
         return Evaluation(held_out_loss=result.loss, sequences=result.sequences, tokens=result.tokens)
+
+    def replay(self, revealed: Revealed, is_over: Callable[[], bool] = lambda: False) -> dict[str, float]:
+        """As `peer.training.replay.replay`. Raises: FormatError: as that; InputError: it cannot be replayed here."""
+        with self._enough_memory():
+            return replay(self._loaded(), self.dataset, self.spec, revealed, is_over)
 
     def save(self, manifest: StateManifest, state_folder: Path, folder: Path) -> None:
         """Write such a state as a folder that transformers (peft for LoRA) loads: the genesis' files, other weights.

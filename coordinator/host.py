@@ -22,32 +22,31 @@ from pathlib import Path
 from coordinator import tls
 from coordinator.addresses import check_addresses, host_of, public_address
 from coordinator.admission import Admission, Policy
+from coordinator.auditor import Auditor
+from coordinator.audits import AuditDesk
 from coordinator.beginning import Beginning
 from coordinator.board import Board
-from coordinator.evaluator import check_evaluation
+from coordinator.evaluator import check_audits, check_evaluation
 from coordinator.launch import open_run
 from coordinator.ledger_export import LedgerCopies
 from coordinator.losses import Losses
 from coordinator.metrics import Metrics
-from coordinator.orders import Orders
 from coordinator.publisher import Publisher
 from coordinator.receipts import ReceiptDesk
 from coordinator.rendezvous import Rendezvous
 from coordinator.reports import CommittedRound, Reports
 from coordinator.roster import Announcements
-from coordinator.run import Run
+from coordinator.run import Run, lot_chain
 from coordinator.run_config import RunConfig
 from coordinator.run_data import TO_LOG, Telling
 from coordinator.run_folder import RunFolder
 from coordinator.server import Server
-from coordinator.service import CoordinatorService
+from coordinator.service import CoordinatorService, Desks
 from coordinator.shelf import Offer
-from coordinator.standstill import GoingOn
-from coordinator.store.database import StoreError
+from coordinator.ticking import TICK_S, Ticking
 from protocol import checkpoint, disk
 from protocol.backoff import Backoff
 from protocol.disk import write_file
-from protocol.errors import PotluckError
 from protocol.invite import VERSION as INVITE_VERSION
 from protocol.invite import Invite
 from protocol.leaving import LeaveSignals
@@ -57,7 +56,6 @@ from protocol.status import RunStatus
 logger = logging.getLogger(__name__)
 
 FAILURE_SHOWN_S = 600.0  # that the status tells of a part that failed and was started again
-TICK_S = 1.0  # how often status.json is looked after and waiting reports are looked at
 LONGEST_PAUSE_S = 60.0  # before the ticker, when it has failed, is started again
 RENDEZVOUS_WAIT_S = 20.0  # at start; it goes on without
 
@@ -133,19 +131,22 @@ class Host:
         """
         is_new = not os.path.isdir(self.folder)
         if is_new:
-            check_evaluation(self._config.host)
-            check_addresses(self._config.host)  # before a folder is made
+            self._check_own()  # before a folder is made
         with disk.writing(self.folder), contextlib.ExitStack() as stack:
             folder = RunFolder(self._folder_path)
             stack.enter_context(folder.locked())
             if not is_new:
-                check_evaluation(self._config.host)
-                check_addresses(self._config.host)  # another host that runs in this very folder was told as that
+                self._check_own()  # another host that runs in this very folder was told as that
             rendezvous = self._open_rendezvous(folder, stack)  # takes seconds, as does what follows
             run = open_run(self._config_path, self._config, folder, self._telling)
             stack.callback(run.close)
             self._serve(run, rendezvous, stack)
             self._stack = stack.pop_all()
+
+    def _check_own(self) -> None:
+        check_evaluation(self._config.host)
+        check_audits(self._config.host, self._config.audit)
+        check_addresses(self._config.host)
 
     def stop(self) -> None:
         """Close everything; harmless twice."""
@@ -195,7 +196,8 @@ class Host:
             metrics.round(item)
             publisher.wake()
 
-        reports = Reports(run.ledger, run.card, committed, lambda: beginning.named)
+        chain = lot_chain(folder, run.card.spec)
+        reports = Reports(run.ledger, run.card, committed, lambda: beginning.named, chain)
         if rendezvous is not None:
             rendezvous.wait_ready(RENDEZVOUS_WAIT_S)
         offer = Offer.of(run)
@@ -208,12 +210,11 @@ class Host:
             own.reducer_code,
             Policy(own.max_members, own.joins_per_minute, own.approve),
         )
-        copies = LedgerCopies(folder.path / "public", store, run.card_bytes, offer.root_public_pem, offer.shelf)
-        receipts = ReceiptDesk(run.ledger, run.card_bytes, offer.root_public_pem, copies)
+        desks = self._desks(run, offer, admission, stack)
         publisher.draw()
         stack.enter_context(publisher)
         identity = folder.before_invite(lambda: tls.load_or_create(folder.path), "tls.key", "tls.crt")
-        service = CoordinatorService(offer, admission, roster, beginning, reports, receipts, board, publisher)
+        service = CoordinatorService(offer, admission, roster, beginning, reports, desks, board, publisher)
         server = self._server = Server(service, identity, own.listen, told=self._failed)
         stack.enter_context(server)
         self._invite = Invite(
@@ -225,16 +226,28 @@ class Host:
             version=INVITE_VERSION,
         )
         self._write_invites(folder)
-
-        def tick() -> None:
-            self._tick(reports, board, beginning, admission, roster, run)
-
+        ticking = Ticking(reports, board, beginning, admission, roster, self.invite)
         ticker = self._ticker = SupervisedThread(
-            "ticker", tick, self._closing, self._failed, Backoff(TICK_S, LONGEST_PAUSE_S)
+            "ticker",
+            lambda: ticking.go(folder.path, self._closing),
+            self._closing,
+            self._failed,
+            Backoff(TICK_S, LONGEST_PAUSE_S),
         )
         ticker.start()
         stack.callback(ticker.join, 10.0)
         stack.callback(self._closing.set)
+
+    def _desks(self, run: Run, offer: Offer, admission: Admission, stack: contextlib.ExitStack) -> Desks:
+        """What members are served of their own; where work is audited, that begins here."""
+        ledger, folder = run.ledger, run.folder.path
+        copies = LedgerCopies(folder / "public", ledger.store, run.card_bytes, offer.root_public_pem, offer.shelf)
+        receipts = ReceiptDesk(ledger, run.card_bytes, offer.root_public_pem, copies)
+        audits = AuditDesk(ledger, run.card, folder / "reveals")
+        if audits.is_on:
+            evaluator = run.evaluator.another(self._config.host.auditing_device)
+            stack.enter_context(Auditor(ledger, audits, admission.bans, evaluator, self._failed))
+        return Desks(receipts, audits)
 
     def _losses(self, run: Run) -> Losses:
         """Who measures held-out losses; where members do, the host holds no model after its start."""
@@ -268,36 +281,6 @@ class Host:
         )
         stack.enter_context(rendezvous)
         return rendezvous
-
-    def _tick(
-        self,
-        reports: Reports,
-        board: Board,
-        beginning: Beginning,
-        admission: Admission,
-        roster: Announcements,
-        run: Run,
-    ) -> None:
-        """Look at waiting reports, the owner's orders and who is to decide, and keep status.json up to date."""
-        folder, going_on = run.folder, GoingOn(run.folder.path, beginning.begin_epoch, time.monotonic())
-
-        def go_on() -> dict[str, object]:
-            now, epoch = time.monotonic(), beginning.next_epoch
-            return going_on.go_on(reports.tip(), roster.seen(), run.card.run, epoch, now)
-
-        orders = Orders(folder.path, {"go-on": go_on, **admission.orders(self.invite)})
-        while True:
-            try:
-                reports.settle()
-                now, seen = time.monotonic(), roster.seen()
-                beginning.look(board.round(), seen, now)
-                going_on.look(reports.tip(), seen, now)
-                orders.look()
-                write_file(folder.path / "status.json", board.status().to_bytes())
-            except (PotluckError, StoreError) as error:
-                logger.warning("status.json is out of date: %s", error)
-            if self._closing.wait(TICK_S):
-                return
 
 
 def host(

@@ -22,11 +22,26 @@ from contextlib import contextmanager
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.store.database import WRITE_TIMEOUT_S, Store, Tables
+from coordinator.store.rounds import DRAWN, PENDING
 from protocol import merkle, note, tlog_proof
+from protocol.audit import Lot, is_drawn
 from protocol.checkpoint import LedgerState
+from protocol.credit_book import LEAVES
+from protocol.digests import Digest
 from protocol.errors import FormatError, InputError, NetworkError, RefusedError
-from protocol.ledger_entry import BanEntry, ClaimEntry, CreditEntry, Entry, RunEntry, UnbanEntry, parse_entry
+from protocol.ledger_entry import (
+    AuditEntry,
+    BanEntry,
+    ClaimEntry,
+    CreditEntry,
+    Entry,
+    LotEntry,
+    RunEntry,
+    UnbanEntry,
+    parse_entry,
+)
 from protocol.note import LedgerHead
+from protocol.run_spec import Audit
 from protocol.tlog_proof import LogProof
 
 logger = logging.getLogger(__name__)
@@ -65,6 +80,20 @@ class Writing:
             assert isinstance(claim, ClaimEntry), "its row says so"
             self.credit(CreditEntry.of(claim))
             self.tables.claims.grant(leaf)
+
+    def draw(self, entry: LotEntry, state: Digest, audit: Audit) -> None:
+        """Enter a lot, and hold what it draws until its audit is done; `state`: the newest."""
+        self.leaf(entry)
+        lot = Lot(entry.run, entry.round, state, entry.link)
+        for row, earlier in self.tables.claims.in_lot(entry.round):
+            if is_drawn(lot, row.peer_id, earlier, audit):
+                row.fate = DRAWN
+
+    def audit(self, entry: AuditEntry) -> None:
+        """Enter what came of a drawn claim, which must be there."""
+        row = next(row for row in self.tables.claims.drawn(entry.peer_id) if row.round == entry.round)
+        self.tables.audits.enter(self.leaf(entry), entry)
+        row.fate = PENDING if entry.verdict in LEAVES else "void"
 
     def ban(self, entry: BanEntry) -> int:
         """Ban a member; returns how many tokens that it had pending are void."""

@@ -23,15 +23,16 @@ from typing import Any
 from coordinator import waiting
 from coordinator.branch import Verdict, judge
 from coordinator.ledger import Ledger, Writing
+from coordinator.lots import LotChain
 from coordinator.store.database import Tables
 from coordinator.store.rows import PendingRow
 from protocol import canonical
 from protocol.agreement import MAX_AGREEMENT_BYTES, Agreement
-from protocol.credit_book import due_until, granted
+from protocol.credit_book import due_to_draw, due_until, granted
 from protocol.envelope import Envelope
 from protocol.epoch import Word
 from protocol.errors import FormatError, NetworkError, RefusedError
-from protocol.ledger_entry import ClaimEntry, CreditEntry, RoundEntry
+from protocol.ledger_entry import ClaimEntry, CreditEntry, LotEntry, RoundEntry
 from protocol.rpc import ReportAnswer
 from protocol.run_card import RunCard
 from protocol.signed import Signed
@@ -61,6 +62,7 @@ class Reports:
         card: the run.
         on_commit: called after each newly committed round, outside the transaction.
         named: gives this coordinator's word on who decides, once it is given; None: any that its key signed will do.
+        chain: where work is audited: what lots are drawn by.
     """
 
     def __init__(
@@ -69,9 +71,10 @@ class Reports:
         card: RunCard,
         on_commit: Callable[[CommittedRound], None],
         named: Callable[[], Signed[Word] | None] = lambda: None,
+        chain: LotChain | None = None,
     ) -> None:
         self._ledger, self._store, self._card = ledger, ledger.store, card
-        self._on_commit, self._named = on_commit, named
+        self._on_commit, self._named, self._chain = on_commit, named, chain
         self._deciding = threading.Lock()  # what is judged by the newest round is entered before there is a newer one
         self._newest = Last(0, card.genesis)
 
@@ -231,9 +234,19 @@ class Reports:
             else:
                 write.credit(CreditEntry(run=run, round=round, state=state, **said))
         if hold:
+            self._draw(write, round, state)
             write.grant_until(due_until(round, hold=hold, last=spec.run.rounds))
         tokens = sum(agreement.weights.values())
         return CommittedRound(agreement.round, agreement.state, tokens, len(agreement.claims))
+
+    def _draw(self, write: Writing, newest: int, state: str) -> None:
+        """Where work is audited, draw which claims are replayed, as soon as nobody can choose that any more."""
+        if self._chain is None:
+            return
+        run, spec = self._card.run, self._card.spec
+        first, last = (due_to_draw(round, spec.run.rounds) for round in (newest - 1, newest))
+        for round in range(first + 1, last + 1):
+            write.draw(LotEntry(run=run, round=round, link=self._chain.link(round)), state, spec.audit)
 
     def _tip(self, tables: Tables) -> Last:
         newest, last = tables.rounds.newest(), self._newest

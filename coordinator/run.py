@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives import serialization
 
 from coordinator.checkpoints import Checkpoints
 from coordinator.ledger import Ledger
+from coordinator.lots import LotChain
 from coordinator.run_folder import RunFolder
 from coordinator.store.database import Store
 from protocol import note
@@ -50,7 +51,13 @@ def make_card(folder: RunFolder, spec: RunSpec, genesis: str) -> RunCard:
         genesis=genesis,
         ledger_key=note.verifier_key(origin, folder.ledger_key().public_key()),
         membership_key=raw.hex(),
+        audit_chain=chain.link(0) if (chain := lot_chain(folder, spec)) is not None else None,
     )
+
+
+def lot_chain(folder: RunFolder, spec: RunSpec) -> LotChain | None:
+    """What lots are drawn by; None: no work is audited."""
+    return LotChain.of(folder.lot_seed(), spec.run.rounds) if spec.audit.share else None
 
 
 def open_ledger(folder: RunFolder, card: RunCard, root: RootKey) -> Ledger:

@@ -3,13 +3,13 @@
 `launch` reads it; `RunConfig.pin` turns it into the `RunSpec`, in which every path has become a digest.
 
     preset = "lora" | "full" | "sync"; what it stands for: coordinator.presets
-    [run] [method] [sync] [inner] [outer] [publish] [credit]     as in protocol.run_spec; most have defaults
+    [run] [method] [sync] [inner] [outer] [publish] [credit] [audit]     as in protocol.run_spec; most have defaults
     [model]     path | hub + revision | checkpoint + key; license
     [data]      path; as in protocol.run_spec without digest and size_bytes
     [[data]]    instead, for data of any size: name, path | url | hub + revision, files, kind, text_field, license,
                 weight, on_bad; with [sequences] as in protocol.run_spec
     [host]      not pinned: listen, swarm_listen, public_address, open, code, approve, reducer_code, max_members,
-                joins_per_minute, certificate_hours, evaluate_on, evaluators, evaluation_minutes
+                joins_per_minute, certificate_hours, evaluate_on, evaluators, evaluation_minutes, audit_on
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from protocol.errors import RunSpecError
 from protocol.ledger_entry import PeerId
 from protocol.run_spec import (
     MAX_RUN_SPEC_BYTES,
+    Audit,
     Credit,
     InnerOptimizer,
     Method,
@@ -38,6 +39,7 @@ from protocol.run_spec import (
     RunSection,
     RunSpec,
     Sync,
+    check_audit,
     check_rates,
     validated,
 )
@@ -121,6 +123,12 @@ class HostConfig(Section):
     evaluate_on: str = Field(default="cpu", max_length=32)  # where the host measures: cpu, cuda, cuda:1, mps; or none
     evaluators: tuple[PeerId, ...] = Field(default=(), max_length=64)  # members that measure instead; none: the host
     evaluation_minutes: float = Field(default=30.0, gt=0, le=24 * 60)  # to wait for one of them
+    audit_on: str = Field(default="", max_length=32)  # where claims are replayed; default: as evaluate_on, or cpu
+
+    @property
+    def auditing_device(self) -> str:
+        """Where claims are replayed, if the run audits any."""
+        return self.audit_on or self.device
 
     @property
     def measures(self) -> bool:
@@ -151,6 +159,7 @@ class RunConfig(Section):
     outer: OuterOptimizer = OuterOptimizer()
     publish: Publish = Publish()
     credit: Credit = Credit()
+    audit: Audit = Audit()
     host: HostConfig = HostConfig()
 
     @model_validator(mode="before")
@@ -208,6 +217,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _rates_go_together(self) -> RunConfig:
         check_rates(self.run, self.sync, self.inner, self.outer)
+        check_audit(self.sync, self.credit, self.audit)
         return self
 
     @property
@@ -287,4 +297,5 @@ class RunConfig(Section):
             outer=self.outer,
             publish=self.publish,
             credit=self.credit,
+            audit=self.audit,
         )

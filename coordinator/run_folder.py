@@ -129,6 +129,8 @@ class RunFolder:
         self._anew(self.root_key, "root.pem")
         self._anew(self.ledger_key, "ledger.key")
         self._anew(self.membership_key, "membership.key")
+        if os.path.lexists(self.path / "lots.seed"):
+            self._anew(self.lot_seed, "lots.seed")
 
     def rendezvous_key(self) -> PeerIdentity:
         """The rendezvous' identity, made when it is not there, or is damaged: peers are told anew who it is.
@@ -166,6 +168,21 @@ class RunFolder:
     def membership_key(self) -> Ed25519PrivateKey:
         """Raises: FormatError: the file is there and holds no Ed25519 key; InputError: it cannot be read or made."""
         return _ed25519(self.path / "membership.key")
+
+    def lot_seed(self) -> bytes:
+        """What lots are drawn by, made when it is not there. Raises: FormatError, InputError: it is no such secret."""
+        path = self.path / "lots.seed"
+        try:
+            if not path.exists():
+                write_file(path, f"{secrets.token_hex(32)}\n".encode(), private=True)
+            seed = bytes.fromhex(path.read_text(errors="replace").strip())
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}", KEY_HINT) from error
+        except ValueError as error:
+            raise FormatError(f"{path}: not what lots are drawn by: 64 hex digits", KEY_HINT) from error
+        if len(seed) != 32:
+            raise FormatError(f"{path}: not what lots are drawn by: 64 hex digits", KEY_HINT)
+        return seed
 
     def admission_code(self) -> str:
         """The code that the invite holds, made when it is not there. Raises: FormatError: the file holds none."""

@@ -6,9 +6,11 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from coordinator.admission import Admission
+from coordinator.audits import AuditDesk
 from coordinator.beginning import Beginning
 from coordinator.board import Board
 from coordinator.gap import Gap
@@ -47,6 +49,14 @@ class UnauthenticatedError(RefusedError):
     """The certificate does not hold."""
 
 
+@dataclass(frozen=True)
+class Desks:
+    """Where members are served what is theirs alone."""
+
+    receipts: ReceiptDesk
+    audits: AuditDesk
+
+
 class CoordinatorService:
     """One handler for each method: of a request and the network that it came from. They run in threads."""
 
@@ -57,13 +67,14 @@ class CoordinatorService:
         roster: Announcements,
         beginning: Beginning,
         reports: Reports,
-        receipts: ReceiptDesk,
+        desks: Desks,
         board: Board,
         publisher: Publisher,
     ) -> None:
         self._offer, self._admission, self._bans, self._roster = offer, admission, admission.bans, roster
         self._beginning = beginning
-        self._reports, self._receipts, self._board, self._publisher = reports, receipts, board, publisher
+        self._reports, self._board, self._publisher = reports, board, publisher
+        self._receipts, self._audits = desks.receipts, desks.audits
         self._calls = Places(total=MEMBERS, each=EACH)
         self.transfers = Places(total=MEMBERS, each=TRANSFERS_EACH)
         self._twins, self._gap, self._line = Twins(offer.card.run), Gap(), LineDesk()
@@ -72,6 +83,11 @@ class CoordinatorService:
     def upload_s(self) -> float:
         """How long the upload of a state may take."""
         return transfer_timeout_s(self._publisher.inbox.most_bytes)
+
+    @property
+    def reveal_s(self) -> float:
+        """Likewise of a reveal, which holds the base and two own states of a few vectors each."""
+        return transfer_timeout_s(4 * self._publisher.inbox.most_bytes)
 
     def GetRun(self, request: Any, network: str) -> Any:
         return coordinator_pb2.GetRunReply(
@@ -124,7 +140,7 @@ class CoordinatorService:
             round_number, worked = board.round(), peer_id in board.worked()
             if request.leaving and request.states and roster.is_last(peer_id, now):
                 self._publisher.offer_last(request.states[0])
-            word = self._beginning.word(roster.working(now), round_number)
+            word, asked = self._beginning.word(roster.working(now), round_number), self._audits.ask(peer_id)
             return coordinator_pb2.AnnounceReply(
                 swarm_addresses=roster.addresses(besides=peer_id, now=now),
                 want_state=self._publisher.wanted.ask(peer_id, request.states, now, worked=worked),
@@ -138,6 +154,8 @@ class CoordinatorService:
                 want_loss=self._publisher.losses.ask(peer_id, () if request.reduce_only else request.states, now),
                 banned=banned,
                 ledger_head=self._receipts.head,
+                drawn_until=asked.drawn_until,
+                want_reveals=asked.claims,
             )
 
     def Report(self, request: Any, network: str) -> Any:
@@ -184,6 +202,13 @@ class CoordinatorService:
         self._publisher.wake()
         return coordinator_pb2.UploadStateReply(accepted=True)
 
+    def Reveal(self, first: Any, network: str, rest: Iterator[Any]) -> Any:
+        """Take the work of a claim that was drawn; `rest` as of `UploadState`."""
+        peer_id = self._member(first.certificate)
+        self._bans.check(peer_id)
+        taken = self._audits.receive(peer_id, first.claim, first.head, _pieces(first, rest))
+        return coordinator_pb2.RevealReply(accepted=taken)
+
     def GetReceipts(self, request: Any, network: str) -> Any:
         with self._call(request.certificate, banned_too=True) as peer_id:
             return coordinator_pb2.GetReceiptsReply(receipts=self._receipts.for_peer(peer_id, request.after_round))
@@ -229,12 +254,12 @@ class CoordinatorService:
 
 
 def _pieces(first: Any, rest: Iterator[Any]) -> Iterator[bytes]:
-    """The bytes of a state, part by part."""
+    """The bytes of an upload, part by part."""
     if first.data:
         yield first.data
     for part in rest:
         if not 0 < len(part.data) <= PART_BYTES:
-            raise FormatError(f"a part of a state has 1 to {PART_BYTES} bytes, got {len(part.data)}")
+            raise FormatError(f"a part of an upload has 1 to {PART_BYTES} bytes, got {len(part.data)}")
         yield part.data
 
 

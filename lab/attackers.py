@@ -5,6 +5,8 @@
     tokens-x100     it claims a hundred times the tokens that it has trained on
     batches-x100    the same, in a hundred times the batches, so that they would fit
     nan             its update decodes to values that are not numbers
+    tokens-x2       it claims twice the work that it has done, and an own state of as many steps
+    shows-nothing   it claims as tokens-x2 does, and does not show its work
     idle            it is there, and neither works nor hands anything over
     claim-and-die   it claims a million tokens for an update of zeros, without work; its owner is to kill it
 
@@ -113,6 +115,29 @@ def _more_batches(update: Update) -> Update:
     )
 
 
+def _twice() -> list[Patch]:
+    from peer.training.own_state import OwnState
+    from peer.training.work import LocalWork
+
+    finish = LocalWork.finish
+
+    def twice(self: LocalWork) -> Update:
+        done = finish(self)
+        own = done.own
+        if own is not None and "steps" in own.numbers:
+            more = -(-2 * done.batches // self.spec.inner.batch) - -(-done.batches // self.spec.inner.batch)
+            own = OwnState(dict(own.numbers) | {"steps": str(int(own.numbers["steps"]) + more)}, own.vectors)
+        return replace(done, tokens=2 * done.tokens, batches=2 * done.batches, flops=2 * done.flops, own=own)
+
+    return [(LocalWork, "finish", twice)]
+
+
+def _shows_nothing() -> list[Patch]:
+    from peer.link.revealing import Revealing
+
+    return [*_twice(), (Revealing, "ask", lambda *_: False)]
+
+
 def _nan() -> list[Patch]:
     from peer.training.codecs.codec import EncodedUpdate
 
@@ -164,6 +189,8 @@ ATTACKS: dict[str, Callable[[], list[Patch]]] = {
     "tokens-x100": _handing_over(_more_tokens),
     "batches-x100": _handing_over(_more_batches),
     "nan": _nan,
+    "tokens-x2": _twice,
+    "shows-nothing": _shows_nothing,
     "idle": _idle,
     "claim-and-die": _claim_and_die,
 }

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from peer.disk.keeper import Keeper
-from peer.disk.kept_states import KeptStates
+from peer.disk.kept import KeptRounds
 from peer.disk.moments import Moments
-from peer.disk.outbox import Outbox
 from peer.disk.peer_folder import PeerFolder
 from peer.disk.receipts import Receipts
 from peer.disk.round_log import Round
+from peer.disk.shown_work import ShownWork
 from peer.handing_on import Outcome, hand_in, hand_on
 from peer.limits.awake import Awake, Change
 from peer.limits.watch import Gate
@@ -48,7 +48,6 @@ from peer.stopping import Stopping, start_again
 from peer.sync.ledger_heads import LedgerHeads
 from peer.sync.shelf import Head
 from peer.trainer import Ended, WorkReport, reduce, train
-from peer.training.genesis import load_state
 from peer.training.memory import MomentsKind
 from peer.training.work import LocalWork
 from protocol.agreement import Agreement
@@ -105,6 +104,7 @@ class Participation:
         self._notices, self._stopping = Notices(screen.problem), Stopping(leaving.stop, self._rounds)
         self.heads = LedgerHeads(admitted.card, folder.write, screen.problem)
         self._reminder = ExportReminder(screen.problem, config.home, identity.peer_id)
+        self.reveals: ShownWork | None = None
         self._swarm: Swarm | None = None
         self._link: CoordinatorLink | None = None
         self._measuring: Measuring | None = None
@@ -127,7 +127,7 @@ class Participation:
         self._leaving.graceful = True  # from here on there are others
         self._gate, stop = gate, self._leaving.stop
         moments = None
-        if work is not None:
+        if work is not None and not self._admitted.card.spec.audit.share:  # there `shown_work` has them
             moments = Moments(work, self._folder.place("optimizer.safetensors"), self._failed)
             moments.load()
         self._ended = Ended.ASIDE
@@ -148,14 +148,13 @@ class Participation:
         """Raises: DaemonEnded, PartFailed: all but the work must start again."""
         with ExitStack() as stack:
             stack.callback(self._forget)
-            outbox = Outbox(self._folder.path / "outbox")
             self.credited()
-            genesis = self._admitted.files.genesis / "model"
-            states = KeptStates(self._folder, self._admitted.card, lambda: load_state(genesis))
-            swarm = self._swarm = stack.enter_context(self._make_swarm(states, outbox))
+            kept = KeptRounds.open(self._folder, self._admitted.card, self._admitted.files.genesis / "model")
+            self.reveals, states = kept.shown, kept.states
+            swarm = self._swarm = stack.enter_context(self._make_swarm(kept))
             swarm.add_addresses(self._admitted.addresses)
             certificate = self._admitted.certificate
-            link = CoordinatorLink(self._client, certificate, outbox, self._receipts, states, self, self._failed)
+            link = CoordinatorLink(self._client, certificate, kept.outbox, self._receipts, states, self, self._failed)
             self._link = stack.enter_context(link)
             stack.enter_context(Awake(self._changed, self._screen.problem, self._failed))
             stop, gate = self._leaving.stop, self._gate
@@ -178,18 +177,18 @@ class Participation:
             self._standing.tokens_per_s = 0.0
             self._leave(swarm, link)
 
-    def _make_swarm(self, states: KeptStates, outbox: Outbox) -> Swarm:
+    def _make_swarm(self, kept: KeptRounds) -> Swarm:
         return Swarm(
-            self._place(states),  # not held here: its head is as large as the model
+            self._place(kept),  # not held here: its head is as large as the model
             self._config.identity_path,
-            Keeper(states, self._folder.round_log(), outbox, self._kept),
-            states.keep_candidate,
+            Keeper(kept.states, self._folder.round_log(), kept.outbox, self._kept),
+            kept.states.keep_candidate,
             self._stage,
             self._failed,
         )
 
-    def _place(self, states: KeptStates) -> Place:
-        admitted, folder, head = self._admitted, self._folder, states.resume()
+    def _place(self, kept: KeptRounds) -> Place:
+        admitted, folder, head = self._admitted, self._folder, kept.states.resume()
         opening = Opening(admitted.card.run, admitted.card.member_key)
         return Place(
             self._identity,
@@ -198,9 +197,10 @@ class Participation:
             head,
             folder.ballots(lambda data: box_bytes.from_bytes(data, opening)) or Box(),
             folder.save_ballots,
-            states.candidate(head),
+            kept.states.candidate(head),
             self._config.swarm,
             self.heads,
+            kept.shown,
         )
 
     def _forget(self) -> None:

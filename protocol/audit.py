@@ -11,7 +11,8 @@ its claim is signed, and neither alone can choose it:
 A replay of honest work differs by rounding: the more, the coarser the precision that it was done in, and while AdamW's
 moments are cold: `limit` says how far apart the two may be.
 
-Rules only: no coordinator draws yet, and no host can ask for it.
+Who is found to have claimed what it did not do is banned at once. Who shows nothing loses the credit of that claim, and
+is banned when that happens again and again: a disk may fail, and a host may ask too late.
 
     >>> check_link(link_before("ab" * 32), "ab" * 32, 1), passes({"update": 19_000}, 20_000), passes({}, 20_000)
     (None, True, False)
@@ -35,6 +36,7 @@ MOST_PPM = 10**9  # whatever is farther, or cannot be compared
 LIMITS_PPM = {"fp32": 20_000, "fp16": 30_000, "bf16": 50_000}  # of a relative L2 distance
 EARLIER = 16  # agreed claims, from one of which work may have gone on
 COLD_PPM = 100_000  # where the work began with moments of zero
+MOST_SILENT, OF_PASSES = 2, 32  # drawn claims that a member may not show, or one in so many that it did show
 ALL_LIMITS_PPM = frozenset((*LIMITS_PPM.values(), COLD_PPM))
 _DOMAIN = b"potluck-audit-v1\n"
 
@@ -87,6 +89,19 @@ def in_ppm(distances: Mapping[str, float]) -> dict[str, int]:
 def passes(ppm: Mapping[str, int], most: int) -> bool:
     """Whether a replay shows the work that was claimed."""
     return bool(ppm) and all(0 <= value <= most for value in ppm.values())
+
+
+def is_to_ban(audits: Mapping[str, int]) -> bool:
+    """Whether a member is banned for what its audits have said so far.
+
+    >>> is_to_ban({"pass": 99, "fail": 1}), is_to_ban({"silent": 2}), is_to_ban({"silent": 3, "pass": 95})
+    (True, False, True)
+
+    Args:
+        audits: verdict -> how many.
+    """
+    silent = audits.get("silent", 0)
+    return audits.get("fail", 0) > 0 or (silent > MOST_SILENT and silent * OF_PASSES > audits.get("pass", 0))
 
 
 def check_start(claim: Claim, earlier: Iterable[Claim]) -> None:

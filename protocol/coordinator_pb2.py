@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aprotocol/coordinator.proto\x12\npotluck.v1\"\x0f\n\rGetRunRequest\"\xeb\x01\n\x0bGetRunReply\x12\x10\n\x08run_card\x18\x01 \x01(\x0c\x12\x17\n\x0froot_public_key\x18\x02 \x01(\x0c\x12,\n\rgenesis_files\x18\x03 \x03(\x0b\x32\x15.potluck.v1.ModelFile\x12*\n\x0bmodel_files\x18\x04 \x03(\x0b\x32\x15.potluck.v1.ModelFile\x12\r\n\x05round\x18\x05 \x01(\r\x12\x10\n\x08\x66inished\x18\x06 \x01(\x08\x12\x14\n\x0cmodel_config\x18\x07 \x01(\x0c\x12\x0f\n\x07version\x18\x08 \x01(\r\x12\x0f\n\x07release\x18\t \x01(\t\"=\n\tModelFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"&\n\x13GetChallengeRequest\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\"&\n\x11GetChallengeReply\x12\x11\n\tchallenge\x18\x01 \x01(\x0c\"e\n\rEnrollRequest\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x11\n\tchallenge\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\r\"I\n\x0b\x45nrollReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\x17\n\x0fswarm_addresses\x18\x02 \x03(\t\x12\x0c\n\x04time\x18\x03 \x01(\x01\"G\n\x10\x46\x65tchFileRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x18\n\x08\x46ilePart\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\xca\x01\n\x0f\x41nnounceRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\x17\n\x0fswarm_addresses\x18\x02 \x03(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x14\n\x0ctokens_per_s\x18\x04 \x01(\x01\x12\x0e\n\x06states\x18\x05 \x03(\t\x12\x13\n\x0breduce_only\x18\x06 \x01(\x08\x12\x0f\n\x07version\x18\x07 \x01(\r\x12\x0f\n\x07leaving\x18\x08 \x01(\x08\x12\x0f\n\x07session\x18\t \x01(\x0c\x12\x0c\n\x04\x62\x61ns\x18\n \x01(\x04\"\xa4\x02\n\rAnnounceReply\x12\x17\n\x0fswarm_addresses\x18\x01 \x03(\t\x12\x12\n\nwant_state\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08\x12\x0c\n\x04time\x18\x06 \x01(\x01\x12\x11\n\tbeginners\x18\x07 \x01(\x0c\x12 \n\x05\x61larm\x18\x08 \x01(\x0b\x32\x11.potluck.v1.Alarm\x12\x1e\n\x04twin\x18\t \x01(\x0e\x32\x10.potluck.v1.Twin\x12\x12\n\nwant_chain\x18\n \x01(\x08\x12\x11\n\twant_loss\x18\x0b \x01(\t\x12\x0e\n\x06\x62\x61nned\x18\x0c \x01(\x0c\x12\x13\n\x0bledger_head\x18\x0e \x01(\t\x12\x10\n\x08\x65xpelled\x18\r \x01(\tJ\x04\x08\x05\x10\x06\"q\n\x05\x41larm\x12\r\n\x05round\x18\x01 \x01(\r\x12\x15\n\rheld_out_loss\x18\x02 \x01(\x01\x12\x17\n\x0fpublished_round\x18\x03 \x01(\r\x12\x16\n\x0epublished_loss\x18\x04 \x01(\x01\x12\x11\n\theld_back\x18\x05 \x01(\r\"7\n\rReportRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\x11\n\tagreement\x18\x02 \x01(\x0c\"=\n\x12ReportChainRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\x12\n\nagreements\x18\x02 \x03(\x0c\"/\n\x0bReportReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\":\n\x11ReportLossRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\x10\n\x08measured\x18\x02 \x01(\x0c\"O\n\tStatePart\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x10\n\x08manifest\x18\x03 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"$\n\x10UploadStateReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\">\n\x12GetReceiptsRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x66ter_round\x18\x02 \x01(\r\"$\n\x10GetReceiptsReply\x12\x10\n\x08receipts\x18\x01 \x03(\x0c\"9\n\x13GetAgreementRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\"&\n\x11GetAgreementReply\x12\x11\n\tagreement\x18\x01 \x01(\x0c\"J\n\x14GetCheckpointRequest\x12\x0e\n\x06ledger\x18\x03 \x01(\x08\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\"p\n\x12GetCheckpointReply\x12%\n\x06ledger\x18\x03 \x01(\x0b\x32\x15.potluck.v1.ModelFile\x12\r\n\x05round\x18\x01 \x01(\r\x12$\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x15.potluck.v1.ModelFile\"\'\n\x10GetStatusRequest\x12\x13\n\x0bledger_size\x18\x01 \x01(\x04\"J\n\x0eGetStatusReply\x12\x0e\n\x06status\x18\x01 \x01(\x0c\x12\x13\n\x0bledger_head\x18\x02 \x01(\t\x12\x13\n\x0b\x63onsistency\x18\x03 \x03(\x0c\"@\n\x0eMeasureRequest\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\nwant_bytes\x18\x02 \x01(\r\x12\x0c\n\x04port\x18\x03 \x01(\r\"^\n\x0cMeasureReply\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04time\x18\x02 \x01(\x01\x12\x0c\n\x04seen\x18\x03 \x01(\t\x12$\n\x07reached\x18\x04 \x01(\x0e\x32\x13.potluck.v1.Reached*0\n\x04Twin\x12\x08\n\x04NONE\x10\x00\x12\x0e\n\nCAME_LATER\x10\x01\x12\x0e\n\nCAME_FIRST\x10\x02*.\n\x07Reached\x12\r\n\tNOT_TRIED\x10\x00\x12\x08\n\x04OPEN\x10\x01\x12\n\n\x06\x43LOSED\x10\x02\x32\xea\x07\n\x0b\x43oordinator\x12<\n\x06GetRun\x12\x19.potluck.v1.GetRunRequest\x1a\x17.potluck.v1.GetRunReply\x12N\n\x0cGetChallenge\x12\x1f.potluck.v1.GetChallengeRequest\x1a\x1d.potluck.v1.GetChallengeReply\x12<\n\x06\x45nroll\x12\x19.potluck.v1.EnrollRequest\x1a\x17.potluck.v1.EnrollReply\x12\x41\n\tFetchFile\x12\x1c.potluck.v1.FetchFileRequest\x1a\x14.potluck.v1.FilePart0\x01\x12\x42\n\x08\x41nnounce\x12\x1b.potluck.v1.AnnounceRequest\x1a\x19.potluck.v1.AnnounceReply\x12<\n\x06Report\x12\x19.potluck.v1.ReportRequest\x1a\x17.potluck.v1.ReportReply\x12\x46\n\x0bReportChain\x12\x1e.potluck.v1.ReportChainRequest\x1a\x17.potluck.v1.ReportReply\x12\x44\n\x0bUploadState\x12\x15.potluck.v1.StatePart\x1a\x1c.potluck.v1.UploadStateReply(\x01\x12\x44\n\nReportLoss\x12\x1d.potluck.v1.ReportLossRequest\x1a\x17.potluck.v1.ReportReply\x12K\n\x0bGetReceipts\x12\x1e.potluck.v1.GetReceiptsRequest\x1a\x1c.potluck.v1.GetReceiptsReply\x12N\n\x0cGetAgreement\x12\x1f.potluck.v1.GetAgreementRequest\x1a\x1d.potluck.v1.GetAgreementReply\x12Q\n\rGetCheckpoint\x12 .potluck.v1.GetCheckpointRequest\x1a\x1e.potluck.v1.GetCheckpointReply\x12\x45\n\tGetStatus\x12\x1c.potluck.v1.GetStatusRequest\x1a\x1a.potluck.v1.GetStatusReply\x12?\n\x07Measure\x12\x1a.potluck.v1.MeasureRequest\x1a\x18.potluck.v1.MeasureReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aprotocol/coordinator.proto\x12\npotluck.v1\"\x0f\n\rGetRunRequest\"\xeb\x01\n\x0bGetRunReply\x12\x10\n\x08run_card\x18\x01 \x01(\x0c\x12\x17\n\x0froot_public_key\x18\x02 \x01(\x0c\x12,\n\rgenesis_files\x18\x03 \x03(\x0b\x32\x15.potluck.v1.ModelFile\x12*\n\x0bmodel_files\x18\x04 \x03(\x0b\x32\x15.potluck.v1.ModelFile\x12\r\n\x05round\x18\x05 \x01(\r\x12\x10\n\x08\x66inished\x18\x06 \x01(\x08\x12\x14\n\x0cmodel_config\x18\x07 \x01(\x0c\x12\x0f\n\x07version\x18\x08 \x01(\r\x12\x0f\n\x07release\x18\t \x01(\t\"=\n\tModelFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"&\n\x13GetChallengeRequest\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\"&\n\x11GetChallengeReply\x12\x11\n\tchallenge\x18\x01 \x01(\x0c\"e\n\rEnrollRequest\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x11\n\tchallenge\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\r\"I\n\x0b\x45nrollReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\x17\n\x0fswarm_addresses\x18\x02 \x03(\t\x12\x0c\n\x04time\x18\x03 \x01(\x01\"G\n\x10\x46\x65tchFileRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x18\n\x08\x46ilePart\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\xca\x01\n\x0f\x41nnounceRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\x17\n\x0fswarm_addresses\x18\x02 \x03(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x14\n\x0ctokens_per_s\x18\x04 \x01(\x01\x12\x0e\n\x06states\x18\x05 \x03(\t\x12\x13\n\x0breduce_only\x18\x06 \x01(\x08\x12\x0f\n\x07version\x18\x07 \x01(\r\x12\x0f\n\x07leaving\x18\x08 \x01(\x08\x12\x0f\n\x07session\x18\t \x01(\x0c\x12\x0c\n\x04\x62\x61ns\x18\n \x01(\x04\"\xcf\x02\n\rAnnounceReply\x12\x17\n\x0fswarm_addresses\x18\x01 \x03(\t\x12\x12\n\nwant_state\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08\x12\x0c\n\x04time\x18\x06 \x01(\x01\x12\x11\n\tbeginners\x18\x07 \x01(\x0c\x12 \n\x05\x61larm\x18\x08 \x01(\x0b\x32\x11.potluck.v1.Alarm\x12\x1e\n\x04twin\x18\t \x01(\x0e\x32\x10.potluck.v1.Twin\x12\x12\n\nwant_chain\x18\n \x01(\x08\x12\x11\n\twant_loss\x18\x0b \x01(\t\x12\x0e\n\x06\x62\x61nned\x18\x0c \x01(\x0c\x12\x13\n\x0bledger_head\x18\x0e \x01(\t\x12\x13\n\x0b\x64rawn_until\x18\x0f \x01(\r\x12\x14\n\x0cwant_reveals\x18\x10 \x03(\t\x12\x10\n\x08\x65xpelled\x18\r \x01(\tJ\x04\x08\x05\x10\x06\"q\n\x05\x41larm\x12\r\n\x05round\x18\x01 \x01(\r\x12\x15\n\rheld_out_loss\x18\x02 \x01(\x01\x12\x17\n\x0fpublished_round\x18\x03 \x01(\r\x12\x16\n\x0epublished_loss\x18\x04 \x01(\x01\x12\x11\n\theld_back\x18\x05 \x01(\r\"7\n\rReportRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\x11\n\tagreement\x18\x02 \x01(\x0c\"=\n\x12ReportChainRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\x12\n\nagreements\x18\x02 \x03(\x0c\"/\n\x0bReportReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\":\n\x11ReportLossRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\x10\n\x08measured\x18\x02 \x01(\x0c\"O\n\tStatePart\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x10\n\x08manifest\x18\x03 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"$\n\x10UploadStateReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\"L\n\nRevealPart\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\r\n\x05\x63laim\x18\x02 \x01(\t\x12\x0c\n\x04head\x18\x03 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\x1f\n\x0bRevealReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\">\n\x12GetReceiptsRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x66ter_round\x18\x02 \x01(\r\"$\n\x10GetReceiptsReply\x12\x10\n\x08receipts\x18\x01 \x03(\x0c\"9\n\x13GetAgreementRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\"&\n\x11GetAgreementReply\x12\x11\n\tagreement\x18\x01 \x01(\x0c\"J\n\x14GetCheckpointRequest\x12\x0e\n\x06ledger\x18\x03 \x01(\x08\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\"p\n\x12GetCheckpointReply\x12%\n\x06ledger\x18\x03 \x01(\x0b\x32\x15.potluck.v1.ModelFile\x12\r\n\x05round\x18\x01 \x01(\r\x12$\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x15.potluck.v1.ModelFile\"\'\n\x10GetStatusRequest\x12\x13\n\x0bledger_size\x18\x01 \x01(\x04\"J\n\x0eGetStatusReply\x12\x0e\n\x06status\x18\x01 \x01(\x0c\x12\x13\n\x0bledger_head\x18\x02 \x01(\t\x12\x13\n\x0b\x63onsistency\x18\x03 \x03(\x0c\"@\n\x0eMeasureRequest\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\nwant_bytes\x18\x02 \x01(\r\x12\x0c\n\x04port\x18\x03 \x01(\r\"^\n\x0cMeasureReply\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04time\x18\x02 \x01(\x01\x12\x0c\n\x04seen\x18\x03 \x01(\t\x12$\n\x07reached\x18\x04 \x01(\x0e\x32\x13.potluck.v1.Reached*0\n\x04Twin\x12\x08\n\x04NONE\x10\x00\x12\x0e\n\nCAME_LATER\x10\x01\x12\x0e\n\nCAME_FIRST\x10\x02*.\n\x07Reached\x12\r\n\tNOT_TRIED\x10\x00\x12\x08\n\x04OPEN\x10\x01\x12\n\n\x06\x43LOSED\x10\x02\x32\xa7\x08\n\x0b\x43oordinator\x12<\n\x06GetRun\x12\x19.potluck.v1.GetRunRequest\x1a\x17.potluck.v1.GetRunReply\x12N\n\x0cGetChallenge\x12\x1f.potluck.v1.GetChallengeRequest\x1a\x1d.potluck.v1.GetChallengeReply\x12<\n\x06\x45nroll\x12\x19.potluck.v1.EnrollRequest\x1a\x17.potluck.v1.EnrollReply\x12\x41\n\tFetchFile\x12\x1c.potluck.v1.FetchFileRequest\x1a\x14.potluck.v1.FilePart0\x01\x12\x42\n\x08\x41nnounce\x12\x1b.potluck.v1.AnnounceRequest\x1a\x19.potluck.v1.AnnounceReply\x12<\n\x06Report\x12\x19.potluck.v1.ReportRequest\x1a\x17.potluck.v1.ReportReply\x12\x46\n\x0bReportChain\x12\x1e.potluck.v1.ReportChainRequest\x1a\x17.potluck.v1.ReportReply\x12\x44\n\x0bUploadState\x12\x15.potluck.v1.StatePart\x1a\x1c.potluck.v1.UploadStateReply(\x01\x12;\n\x06Reveal\x12\x16.potluck.v1.RevealPart\x1a\x17.potluck.v1.RevealReply(\x01\x12\x44\n\nReportLoss\x12\x1d.potluck.v1.ReportLossRequest\x1a\x17.potluck.v1.ReportReply\x12K\n\x0bGetReceipts\x12\x1e.potluck.v1.GetReceiptsRequest\x1a\x1c.potluck.v1.GetReceiptsReply\x12N\n\x0cGetAgreement\x12\x1f.potluck.v1.GetAgreementRequest\x1a\x1d.potluck.v1.GetAgreementReply\x12Q\n\rGetCheckpoint\x12 .potluck.v1.GetCheckpointRequest\x1a\x1e.potluck.v1.GetCheckpointReply\x12\x45\n\tGetStatus\x12\x1c.potluck.v1.GetStatusRequest\x1a\x1a.potluck.v1.GetStatusReply\x12?\n\x07Measure\x12\x1a.potluck.v1.MeasureRequest\x1a\x18.potluck.v1.MeasureReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protocol.coordinator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TWIN']._serialized_start=2350
-  _globals['_TWIN']._serialized_end=2398
-  _globals['_REACHED']._serialized_start=2400
-  _globals['_REACHED']._serialized_end=2446
+  _globals['_TWIN']._serialized_start=2504
+  _globals['_TWIN']._serialized_end=2552
+  _globals['_REACHED']._serialized_start=2554
+  _globals['_REACHED']._serialized_end=2600
   _globals['_GETRUNREQUEST']._serialized_start=42
   _globals['_GETRUNREQUEST']._serialized_end=57
   _globals['_GETRUNREPLY']._serialized_start=60
@@ -56,41 +56,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ANNOUNCEREQUEST']._serialized_start=718
   _globals['_ANNOUNCEREQUEST']._serialized_end=920
   _globals['_ANNOUNCEREPLY']._serialized_start=923
-  _globals['_ANNOUNCEREPLY']._serialized_end=1215
-  _globals['_ALARM']._serialized_start=1217
-  _globals['_ALARM']._serialized_end=1330
-  _globals['_REPORTREQUEST']._serialized_start=1332
-  _globals['_REPORTREQUEST']._serialized_end=1387
-  _globals['_REPORTCHAINREQUEST']._serialized_start=1389
-  _globals['_REPORTCHAINREQUEST']._serialized_end=1450
-  _globals['_REPORTREPLY']._serialized_start=1452
-  _globals['_REPORTREPLY']._serialized_end=1499
-  _globals['_REPORTLOSSREQUEST']._serialized_start=1501
-  _globals['_REPORTLOSSREQUEST']._serialized_end=1559
-  _globals['_STATEPART']._serialized_start=1561
-  _globals['_STATEPART']._serialized_end=1640
-  _globals['_UPLOADSTATEREPLY']._serialized_start=1642
-  _globals['_UPLOADSTATEREPLY']._serialized_end=1678
-  _globals['_GETRECEIPTSREQUEST']._serialized_start=1680
-  _globals['_GETRECEIPTSREQUEST']._serialized_end=1742
-  _globals['_GETRECEIPTSREPLY']._serialized_start=1744
-  _globals['_GETRECEIPTSREPLY']._serialized_end=1780
-  _globals['_GETAGREEMENTREQUEST']._serialized_start=1782
-  _globals['_GETAGREEMENTREQUEST']._serialized_end=1839
-  _globals['_GETAGREEMENTREPLY']._serialized_start=1841
-  _globals['_GETAGREEMENTREPLY']._serialized_end=1879
-  _globals['_GETCHECKPOINTREQUEST']._serialized_start=1881
-  _globals['_GETCHECKPOINTREQUEST']._serialized_end=1955
-  _globals['_GETCHECKPOINTREPLY']._serialized_start=1957
-  _globals['_GETCHECKPOINTREPLY']._serialized_end=2069
-  _globals['_GETSTATUSREQUEST']._serialized_start=2071
-  _globals['_GETSTATUSREQUEST']._serialized_end=2110
-  _globals['_GETSTATUSREPLY']._serialized_start=2112
-  _globals['_GETSTATUSREPLY']._serialized_end=2186
-  _globals['_MEASUREREQUEST']._serialized_start=2188
-  _globals['_MEASUREREQUEST']._serialized_end=2252
-  _globals['_MEASUREREPLY']._serialized_start=2254
-  _globals['_MEASUREREPLY']._serialized_end=2348
-  _globals['_COORDINATOR']._serialized_start=2449
-  _globals['_COORDINATOR']._serialized_end=3451
+  _globals['_ANNOUNCEREPLY']._serialized_end=1258
+  _globals['_ALARM']._serialized_start=1260
+  _globals['_ALARM']._serialized_end=1373
+  _globals['_REPORTREQUEST']._serialized_start=1375
+  _globals['_REPORTREQUEST']._serialized_end=1430
+  _globals['_REPORTCHAINREQUEST']._serialized_start=1432
+  _globals['_REPORTCHAINREQUEST']._serialized_end=1493
+  _globals['_REPORTREPLY']._serialized_start=1495
+  _globals['_REPORTREPLY']._serialized_end=1542
+  _globals['_REPORTLOSSREQUEST']._serialized_start=1544
+  _globals['_REPORTLOSSREQUEST']._serialized_end=1602
+  _globals['_STATEPART']._serialized_start=1604
+  _globals['_STATEPART']._serialized_end=1683
+  _globals['_UPLOADSTATEREPLY']._serialized_start=1685
+  _globals['_UPLOADSTATEREPLY']._serialized_end=1721
+  _globals['_REVEALPART']._serialized_start=1723
+  _globals['_REVEALPART']._serialized_end=1799
+  _globals['_REVEALREPLY']._serialized_start=1801
+  _globals['_REVEALREPLY']._serialized_end=1832
+  _globals['_GETRECEIPTSREQUEST']._serialized_start=1834
+  _globals['_GETRECEIPTSREQUEST']._serialized_end=1896
+  _globals['_GETRECEIPTSREPLY']._serialized_start=1898
+  _globals['_GETRECEIPTSREPLY']._serialized_end=1934
+  _globals['_GETAGREEMENTREQUEST']._serialized_start=1936
+  _globals['_GETAGREEMENTREQUEST']._serialized_end=1993
+  _globals['_GETAGREEMENTREPLY']._serialized_start=1995
+  _globals['_GETAGREEMENTREPLY']._serialized_end=2033
+  _globals['_GETCHECKPOINTREQUEST']._serialized_start=2035
+  _globals['_GETCHECKPOINTREQUEST']._serialized_end=2109
+  _globals['_GETCHECKPOINTREPLY']._serialized_start=2111
+  _globals['_GETCHECKPOINTREPLY']._serialized_end=2223
+  _globals['_GETSTATUSREQUEST']._serialized_start=2225
+  _globals['_GETSTATUSREQUEST']._serialized_end=2264
+  _globals['_GETSTATUSREPLY']._serialized_start=2266
+  _globals['_GETSTATUSREPLY']._serialized_end=2340
+  _globals['_MEASUREREQUEST']._serialized_start=2342
+  _globals['_MEASUREREQUEST']._serialized_end=2406
+  _globals['_MEASUREREPLY']._serialized_start=2408
+  _globals['_MEASUREREPLY']._serialized_end=2502
+  _globals['_COORDINATOR']._serialized_start=2603
+  _globals['_COORDINATOR']._serialized_end=3666
 # @@protoc_insertion_point(module_scope)

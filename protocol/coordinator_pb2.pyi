@@ -138,7 +138,7 @@ class AnnounceRequest(_message.Message):
     def __init__(self, certificate: _Optional[str] = ..., swarm_addresses: _Optional[_Iterable[str]] = ..., round: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., states: _Optional[_Iterable[str]] = ..., reduce_only: _Optional[bool] = ..., version: _Optional[int] = ..., leaving: _Optional[bool] = ..., session: _Optional[bytes] = ..., bans: _Optional[int] = ...) -> None: ...
 
 class AnnounceReply(_message.Message):
-    __slots__ = ("swarm_addresses", "want_state", "round", "finished", "time", "beginners", "alarm", "twin", "want_chain", "want_loss", "banned", "ledger_head", "expelled")
+    __slots__ = ("swarm_addresses", "want_state", "round", "finished", "time", "beginners", "alarm", "twin", "want_chain", "want_loss", "banned", "ledger_head", "drawn_until", "want_reveals", "expelled")
     SWARM_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     WANT_STATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -151,6 +151,8 @@ class AnnounceReply(_message.Message):
     WANT_LOSS_FIELD_NUMBER: _ClassVar[int]
     BANNED_FIELD_NUMBER: _ClassVar[int]
     LEDGER_HEAD_FIELD_NUMBER: _ClassVar[int]
+    DRAWN_UNTIL_FIELD_NUMBER: _ClassVar[int]
+    WANT_REVEALS_FIELD_NUMBER: _ClassVar[int]
     EXPELLED_FIELD_NUMBER: _ClassVar[int]
     swarm_addresses: _containers.RepeatedScalarFieldContainer[str]
     want_state: str
@@ -164,8 +166,10 @@ class AnnounceReply(_message.Message):
     want_loss: str
     banned: bytes
     ledger_head: str
+    drawn_until: int
+    want_reveals: _containers.RepeatedScalarFieldContainer[str]
     expelled: str
-    def __init__(self, swarm_addresses: _Optional[_Iterable[str]] = ..., want_state: _Optional[str] = ..., round: _Optional[int] = ..., finished: _Optional[bool] = ..., time: _Optional[float] = ..., beginners: _Optional[bytes] = ..., alarm: _Optional[_Union[Alarm, _Mapping]] = ..., twin: _Optional[_Union[Twin, str]] = ..., want_chain: _Optional[bool] = ..., want_loss: _Optional[str] = ..., banned: _Optional[bytes] = ..., ledger_head: _Optional[str] = ..., expelled: _Optional[str] = ...) -> None: ...
+    def __init__(self, swarm_addresses: _Optional[_Iterable[str]] = ..., want_state: _Optional[str] = ..., round: _Optional[int] = ..., finished: _Optional[bool] = ..., time: _Optional[float] = ..., beginners: _Optional[bytes] = ..., alarm: _Optional[_Union[Alarm, _Mapping]] = ..., twin: _Optional[_Union[Twin, str]] = ..., want_chain: _Optional[bool] = ..., want_loss: _Optional[str] = ..., banned: _Optional[bytes] = ..., ledger_head: _Optional[str] = ..., drawn_until: _Optional[int] = ..., want_reveals: _Optional[_Iterable[str]] = ..., expelled: _Optional[str] = ...) -> None: ...
 
 class Alarm(_message.Message):
     __slots__ = ("round", "held_out_loss", "published_round", "published_loss", "held_back")
@@ -226,6 +230,24 @@ class StatePart(_message.Message):
     def __init__(self, certificate: _Optional[str] = ..., state: _Optional[str] = ..., manifest: _Optional[bytes] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class UploadStateReply(_message.Message):
+    __slots__ = ("accepted",)
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    accepted: bool
+    def __init__(self, accepted: _Optional[bool] = ...) -> None: ...
+
+class RevealPart(_message.Message):
+    __slots__ = ("certificate", "claim", "head", "data")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    CLAIM_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    certificate: str
+    claim: str
+    head: bytes
+    data: bytes
+    def __init__(self, certificate: _Optional[str] = ..., claim: _Optional[str] = ..., head: _Optional[bytes] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class RevealReply(_message.Message):
     __slots__ = ("accepted",)
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     accepted: bool

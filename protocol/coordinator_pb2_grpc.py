@@ -74,6 +74,11 @@ class CoordinatorStub:
                 request_serializer=protocol_dot_coordinator__pb2.StatePart.SerializeToString,
                 response_deserializer=protocol_dot_coordinator__pb2.UploadStateReply.FromString,
                 _registered_method=True)
+        self.Reveal = channel.stream_unary(
+                '/potluck.v1.Coordinator/Reveal',
+                request_serializer=protocol_dot_coordinator__pb2.RevealPart.SerializeToString,
+                response_deserializer=protocol_dot_coordinator__pb2.RevealReply.FromString,
+                _registered_method=True)
         self.ReportLoss = channel.unary_unary(
                 '/potluck.v1.Coordinator/ReportLoss',
                 request_serializer=protocol_dot_coordinator__pb2.ReportLossRequest.SerializeToString,
@@ -165,6 +170,13 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reveal(self, request_iterator, context):
+        """members: the work of a claim that Announce asked for
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReportLoss(self, request, context):
         """members that the host named: what Announce asked for
         """
@@ -249,6 +261,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.UploadState,
                     request_deserializer=protocol_dot_coordinator__pb2.StatePart.FromString,
                     response_serializer=protocol_dot_coordinator__pb2.UploadStateReply.SerializeToString,
+            ),
+            'Reveal': grpc.stream_unary_rpc_method_handler(
+                    servicer.Reveal,
+                    request_deserializer=protocol_dot_coordinator__pb2.RevealPart.FromString,
+                    response_serializer=protocol_dot_coordinator__pb2.RevealReply.SerializeToString,
             ),
             'ReportLoss': grpc.unary_unary_rpc_method_handler(
                     servicer.ReportLoss,
@@ -497,6 +514,33 @@ class Coordinator:
             '/potluck.v1.Coordinator/UploadState',
             protocol_dot_coordinator__pb2.StatePart.SerializeToString,
             protocol_dot_coordinator__pb2.UploadStateReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reveal(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/potluck.v1.Coordinator/Reveal',
+            protocol_dot_coordinator__pb2.RevealPart.SerializeToString,
+            protocol_dot_coordinator__pb2.RevealReply.FromString,
             options,
             channel_credentials,
             insecure,

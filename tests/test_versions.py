@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import coordinator.service
-from coordinator.service import CoordinatorService
+from coordinator.service import CoordinatorService, Desks
 from peer.disk.peer_folder import PeerFolder
 from peer.link.client import CoordinatorClient
 from peer.link.newcomer import Newcomer
@@ -154,7 +154,8 @@ def service(enroll: Any = None) -> CoordinatorService:
     admission = SimpleNamespace(enroll=enroll, bans=SimpleNamespace(number=0, data=b"", why=lambda peer: None))
     roster = SimpleNamespace(addresses=lambda besides, now: [])
     nothing: Any = None
-    parts: list[Any] = [offer, admission, roster, nothing, nothing, nothing, board, nothing]
+    desks = Desks(nothing, nothing)
+    parts: list[Any] = [offer, admission, roster, nothing, nothing, desks, board, nothing]
     return CoordinatorService(*parts)
 
 

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from coordinator.store.log import LogTable
 from coordinator.store.people import BanTable, BeginnersTable, InviteTable, MemberTable
 from coordinator.store.published import CheckpointTable, EvaluationTable
-from coordinator.store.rounds import ClaimTable, CreditTable, RoundTable
+from coordinator.store.rounds import AuditTable, ClaimTable, CreditTable, RoundTable
 from coordinator.store.rows import (
     CHECK,
     GET_VERSION,
@@ -47,6 +47,7 @@ class Tables:
     def __init__(self, session: Session) -> None:
         self.log = LogTable(session)
         self.rounds, self.credits, self.claims = RoundTable(session), CreditTable(session), ClaimTable(session)
+        self.audits = AuditTable(session)
         self.waiting, self.forks = WaitingTable(session), ForkTable(session)
         self.members, self.bans, self.beginners = MemberTable(session), BanTable(session), BeginnersTable(session)
         self.invites = InviteTable(session)

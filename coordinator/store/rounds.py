@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from coordinator.store.rows import ClaimRow, CreditRow, RoundRow
+from coordinator.store.rows import AuditRow, ClaimRow, CreditRow, RoundRow
 from protocol.agreement import Agreement, group_digest
-from protocol.ledger_entry import ClaimEntry, CreditEntry
+from protocol.ledger_entry import AuditEntry, ClaimEntry, CreditEntry
 
 
 class RoundTable:
@@ -142,19 +142,61 @@ class ClaimTable:
         self._session.execute(update(ClaimRow).where(ClaimRow.leaf == leaf).values(fate="granted"))
 
     def void(self, peer_id: str) -> int:
-        """Nothing that a peer has pending will be credit; returns how many tokens that are."""
-        own = (ClaimRow.peer_id == peer_id, ClaimRow.fate == PENDING)
+        """Nothing that a peer has on hold will be credit; returns how many tokens that are."""
+        own = (ClaimRow.peer_id == peer_id, ClaimRow.fate.in_(ON_HOLD))
         tokens = self._session.scalar(select(func.sum(ClaimRow.tokens)).where(*own)) or 0
         self._session.execute(update(ClaimRow).where(*own).values(fate="void"))
         return tokens
 
     def pending(self) -> dict[str, int]:
-        """Peer id -> tokens that are pending."""
-        wanted = select(ClaimRow.peer_id, func.sum(ClaimRow.tokens)).where(ClaimRow.fate == PENDING)
+        """Peer id -> tokens that are on hold."""
+        wanted = select(ClaimRow.peer_id, func.sum(ClaimRow.tokens)).where(ClaimRow.fate.in_(ON_HOLD))
         return {row[0]: row[1] for row in self._session.execute(wanted.group_by(ClaimRow.peer_id))}
 
+    def in_lot(self, round: int) -> list[tuple[ClaimRow, int]]:
+        """What is pending from one round, and how many claims its peer had before."""
+        rows = self._session.scalars(
+            select(ClaimRow).where(ClaimRow.fate == PENDING, ClaimRow.round == round).order_by(ClaimRow.leaf)
+        )
+        return [(row, self._count(ClaimRow.peer_id == row.peer_id, ClaimRow.round < round)) for row in rows]
 
-PENDING = "pending"  # of ClaimRow.fate
+    def drawn(self, peer_id: str | None = None) -> Sequence[ClaimRow]:
+        """What is drawn and has no audit yet, of one peer or of all, the oldest first."""
+        wanted = select(ClaimRow).where(ClaimRow.fate == DRAWN).order_by(ClaimRow.leaf)
+        return self._session.scalars(wanted if peer_id is None else wanted.where(ClaimRow.peer_id == peer_id)).all()
+
+    def later(self, row: ClaimRow) -> int:
+        """How many claims its peer has had since."""
+        return self._count(ClaimRow.peer_id == row.peer_id, ClaimRow.round > row.round)
+
+    def rounds_before(self, row: ClaimRow, most: int) -> Sequence[int]:
+        """The last rounds before it in which its peer had claims."""
+        own = (ClaimRow.peer_id == row.peer_id, ClaimRow.round < row.round)
+        return self._session.scalars(
+            select(ClaimRow.round).where(*own).order_by(ClaimRow.round.desc()).limit(most)
+        ).all()
+
+    def _count(self, *which: ColumnElement[bool]) -> int:
+        return self._session.scalar(select(func.count(ClaimRow.leaf)).where(*which)) or 0
+
+
+class AuditTable:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def enter(self, leaf: int, entry: AuditEntry) -> None:
+        """Note the audit that a leaf of the log stands for."""
+        self._session.add(AuditRow(leaf=leaf, round=entry.round, peer_id=entry.peer_id, verdict=entry.verdict))
+        self._session.flush()
+
+    def of(self, peer_id: str) -> dict[str, int]:
+        """Verdict -> how many of a peer's claims."""
+        wanted = select(AuditRow.verdict, func.count(AuditRow.leaf)).where(AuditRow.peer_id == peer_id)
+        return {row[0]: row[1] for row in self._session.execute(wanted.group_by(AuditRow.verdict))}
+
+
+PENDING, DRAWN = "pending", "drawn"  # of ClaimRow.fate
+ON_HOLD = (PENDING, DRAWN)
 _WORK = select(
     CreditRow.peer_id, func.sum(CreditRow.tokens), func.sum(CreditRow.flops), func.count(CreditRow.leaf)
 ).group_by(CreditRow.peer_id)

@@ -72,7 +72,17 @@ class ClaimRow(Base):
     round: Mapped[int] = mapped_column(ForeignKey("rounds.round"))
     peer_id: Mapped[str]
     tokens: Mapped[int]
-    fate: Mapped[str] = mapped_column(index=True)  # pending, granted, void
+    fate: Mapped[str] = mapped_column(index=True)  # pending, drawn, granted, void
+
+
+class AuditRow(Base):
+    """What came of a claim that was drawn."""
+
+    __tablename__ = "audits"
+    leaf: Mapped[int] = mapped_column(ForeignKey("leaves.index"), primary_key=True, autoincrement=False)
+    round: Mapped[int]
+    peer_id: Mapped[str] = mapped_column(index=True)
+    verdict: Mapped[str]
 
 
 class BanRow(Base):

@@ -23,6 +23,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from peer.disk.peer_folder import PeerFolder, seal, unseal
+from peer.disk.shown_work import KEPT
 from peer.sync.averages import Average
 from peer.sync.shelf import Head
 from peer.training.state import SharedState
@@ -35,6 +36,7 @@ from protocol.run_card import RunCard
 logger = logging.getLogger(__name__)
 
 KEPT_STATES = 2  # the newest, and the newest of those that are published
+KEPT_BASES = KEPT + 2  # where work is audited: what the claims that may be replayed started from
 MOST_REPLAYED = 32  # averages after a whole state: an outer step each, at the next start
 WHOLE, AVERAGE, CANDIDATE = ".safetensors", ".average", "candidate"
 _NOTE = re.compile(r"round-(\d{6,10})\.json")
@@ -60,6 +62,7 @@ class KeptStates:
     def __init__(self, folder: PeerFolder, card: RunCard, genesis: Callable[[], SharedState]) -> None:
         self._folder, self._card, self._genesis = folder, card, genesis
         self._path = folder.path / "states"
+        self._kept = KEPT_BASES if card.spec.audit.share else KEPT_STATES  # the newest
         self._candidate = ""  # digest of the state that the candidate's file leads to
         self._newest = ""  # digest of the newest state that is kept; empty: none, or it is not known
         self._replayed, self._replayed_bytes = 0, 0  # averages that lead to it from a whole state
@@ -161,9 +164,11 @@ class KeptStates:
         return found
 
     def load(self, digest: str) -> SharedState:
-        """A state that was offered. Raises: InputError: it is not kept, or not any more."""
-        last = self.offered().get(digest)
+        """A state that is kept, or the genesis. Raises: InputError: it is not kept, or not any more."""
         try:
+            last = next((round for round in reversed(self._rounds()) if self._read(round)["state"] == digest), None)
+            if last is None and (genesis := self._genesis()).digest == digest:
+                return genesis
             if last is None:
                 raise FormatError("it is not kept")
             first = max((round for round in self._rounds() if round <= last and self._is_whole(round)), default=0)
@@ -247,15 +252,15 @@ class KeptStates:
             elif path.name.endswith(".new") or path.stem not in (*noted, CANDIDATE):
                 path.unlink()
 
-    def _needed(self, rounds: list[int]) -> list[int]:
+    def _needed(self, rounds: list[int], most: int = KEPT_STATES) -> list[int]:
         every = self._card.spec.publish.every_rounds
         to_publish = [round for round in rounds if round % every == 0]
-        return sorted({*rounds[-KEPT_STATES:], *to_publish[-KEPT_STATES:]})
+        return sorted({*rounds[-most:], *to_publish[-KEPT_STATES:]})
 
     def _drop_old(self, newest: int) -> None:
         """Keep the newest states, the newest that the coordinator may ask for, and what leads to these."""
         rounds = self._rounds()
-        oldest = min(self._needed([round for round in rounds if round <= newest]))
+        oldest = min(self._needed([round for round in rounds if round <= newest], self._kept))
         first = max((round for round in rounds if round <= oldest and self._is_whole(round)), default=0)
         for round in rounds:
             if not first <= round <= newest:  # later ones are of a branch that is not the run's

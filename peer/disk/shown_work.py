@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from peer.disk.peer_folder import PeerFolder, seal, unseal
 from peer.training.codecs.codec import EncodedUpdate, chunk_sizes, codec
 from peer.training.own_state import OwnState
 from peer.training.replay import Revealed
+from peer.training.reveal import Sent, as_sent
 from peer.training.state import SharedState
 from protocol import canonical
 from protocol.digests import Digest
@@ -64,20 +66,23 @@ class ShownWork:
     def __init__(self, folder: PeerFolder, load_state: Callable[[str], SharedState]) -> None:
         self._folder, self._load_state = folder, load_state
         self._path = folder.path / "audit"
+        self._lock = threading.RLock()  # the swarm writes, the link clears away
 
     def keep(self, claim: Signed[Claim], own: OwnState, update: EncodedUpdate) -> None:
         """Write down what a claim stands for, before it is told. Raises: InputError: the disk is full."""
         name = f"round-{claim.value.round:06d}-{claim.digest[:16]}"
-        own.save(self._own(own.digest))
-        write_file(self._folder.place(f"audit/{name}.update"), b"".join(update.chunks), private=True)
-        self._write(name, claim.data, agreed=False)
-        self._drop(self._notes()[:-KEPT])
+        with self._lock:
+            own.save(self._own(own.digest))
+            write_file(self._folder.place(f"audit/{name}.update"), b"".join(update.chunks), private=True)
+            self._write(name, claim.data, agreed=False)
+            self._drop(self._notes()[:-KEPT])
 
     def agreed(self, claim: Digest) -> None:
         """This claim is part of its round's agreement. Raises: InputError: the disk is full."""
-        for note in self._notes():
-            if note.claim.digest == claim and not note.agreed:
-                self._write(note.name, note.claim.data, agreed=True)
+        with self._lock:
+            for note in self._notes():
+                if note.claim.digest == claim and not note.agreed:
+                    self._write(note.name, note.claim.data, agreed=True)
 
     def standing(self) -> Digest | None:
         """The own state that the newest claim led to which is known to be agreed; None: there is none."""
@@ -93,11 +98,16 @@ class ShownWork:
 
     def drawn(self, until: int, wanted: Collection[Digest]) -> None:
         """The coordinator has drawn up to a round, and wants these: the others need not be shown any more."""
-        notes = self._notes()
-        newest = next((note for note in reversed(notes) if note.agreed), None)  # from which this peer goes on
-        old = [note for note in notes if note.round <= until and note.claim.digest not in wanted and note is not newest]
-        if old:
-            self._drop(old)
+        with self._lock:
+            notes = self._notes()
+            newest = next((note for note in reversed(notes) if note.agreed), None)  # from which this peer goes on
+            past = [note for note in notes if note.round <= until and note is not newest]
+            if old := [note for note in past if note.claim.digest not in wanted]:
+                self._drop(old)
+
+    def to_send(self, claim: Digest) -> Sent:
+        """What is shown of a claim, as it is sent. Raises: as `reveal`."""
+        return as_sent(self.reveal(claim))
 
     def reveal(self, claim: Digest) -> Revealed:
         """All that is shown of a claim. Raises: InputError, FormatError: it is not kept any more, or damaged."""

@@ -25,6 +25,7 @@ from protocol.run_spec import RunSpec
 from protocol.status import Alarm
 
 MAX_KNOWN_ADDRESSES = 1024  # in one answer
+MAX_WANTED = 64  # claims, likewise
 
 
 class RemoteFile(NamedTuple):
@@ -82,6 +83,8 @@ class Announcement(NamedTuple):
     ledger_head: str = ""  # the newest, a signed note
     expelled: str = ""  # the host has banned this peer, and why
     want_loss: str = ""  # digest of the state whose held-out loss is to be measured here; empty: none
+    drawn_until: int = 0  # up to this round it is drawn whose claims are replayed
+    want_reveals: tuple[str, ...] = ()  # digests of claims of this peer whose work is to be shown
 
 
 def parse_twin(reply: coordinator_pb2.AnnounceReply) -> Twin:

@@ -21,6 +21,7 @@ from peer.link.channel import CoordinatorBusy
 from peer.link.client import CoordinatorClient
 from peer.link.clock import ClockWrong
 from peer.link.held_certificate import HeldCertificate
+from peer.link.revealing import Revealing, Reveals
 from peer.training.state import SharedState
 from protocol.agreement import Agreement
 from protocol.backoff import Backoff
@@ -70,6 +71,10 @@ class Peer(Protocol):
 
     @property
     def heads(self) -> ShownHeads: ...
+
+    @property
+    def reveals(self) -> Reveals | None:
+        """The work that may be replayed; None: nobody audits it."""
 
     def renewed(self, token: str) -> None:
         """There is a new certificate, to keep on disk."""
@@ -124,6 +129,7 @@ class CoordinatorLink:
         self._pause = pause or threading.Event()
         self.away_since: float | None = None
         self._is_let_go = False  # of the channel, by `reconnect`
+        self._revealing = Revealing(client, on_failure)
         self._leaving = self.has_told = False  # the latter: the coordinator has heard that this peer leaves
         self.is_giving = False  # a state is on its way to the coordinator
         self._given: set[int] = set()  # rounds whose states the coordinator has
@@ -233,6 +239,7 @@ class CoordinatorLink:
             self._send_chain(token, answer.round)
         if (measured := peer.measured()) is not None:
             self._send_loss(token, measured)
+        is_to_show = self._revealing.ask(token, peer.reveals, answer.drawn_until, answer.want_reveals)
         if self._receipts.fetch(self._client, token):
             peer.credited()
         wanted = answer.want_state in kept
@@ -241,7 +248,7 @@ class CoordinatorLink:
         elif leaving:
             self._given |= {item.round for item in self._client.status().checkpoints if item.published}
         self.finished = answer.finished
-        if len(self._outbox) == 0 and not wanted and not answer.want_loss:
+        if len(self._outbox) == 0 and not wanted and not answer.want_loss and not is_to_show:
             self.settled.set()
 
     def _report(self, token: str) -> None:

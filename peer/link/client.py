@@ -11,7 +11,6 @@ vouch for it. One client may be shared by threads. Close it (or use `with`) befo
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from types import TracebackType
 
 from peer.limits.rates import LineRates
 from peer.link.answers import (
+    MAX_WANTED,
     Announcement,
     Enrollment,
     RemoteFile,
@@ -52,8 +52,6 @@ from protocol.rpc import (
 )
 from protocol.state import StateManifest
 from protocol.status import RunStatus
-
-logger = logging.getLogger(__name__)
 
 
 class CoordinatorClient:
@@ -213,6 +211,8 @@ class CoordinatorClient:
             reply.ledger_head,
             reply.expelled[:MAX_REASON_CHARS],
             reply.want_loss,
+            reply.drawn_until,
+            tuple(reply.want_reveals)[:MAX_WANTED],
         )
 
     def agreement(self, certificate: str, round: int = 0) -> Agreement | None:

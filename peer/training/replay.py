@@ -17,6 +17,7 @@ for none.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,7 @@ from peer.training.own_state import OwnState
 from peer.training.state import SharedState
 from peer.training.update import Update, carries_left
 from peer.training.work import LocalWork
-from protocol.errors import FormatError, RoundAborted
+from protocol.errors import FormatError, InputError, RoundAborted
 from protocol.own_state import LEFT
 from protocol.run_spec import RunSpec
 from protocol.statements import Claim
@@ -59,11 +60,22 @@ class Revealed:
     update: EncodedUpdate
 
 
-def replay(model: TrainableModel, dataset: Dataset, spec: RunSpec, revealed: Revealed) -> dict[str, float]:
+class BrokenOff(InputError):
+    """A replay that is not to be waited for any longer."""
+
+
+def replay(
+    model: TrainableModel,
+    dataset: Dataset,
+    spec: RunSpec,
+    revealed: Revealed,
+    is_over: Callable[[], bool] = lambda: False,
+) -> dict[str, float]:
     """Do the work of a claim and compare.
 
     Args:
         model: of the run; written to.
+        is_over: asked before each pass; True: raise BrokenOff.
 
     Returns:
         relative L2 distances: `update`; `coded`, where something is left of it; `moments` and `squares`, where AdamW
@@ -72,7 +84,7 @@ def replay(model: TrainableModel, dataset: Dataset, spec: RunSpec, revealed: Rev
 
     Raises:
         FormatError: what was revealed is not of this run's kind.
-        InputError: this device's memory is not enough.
+        InputError: this device's memory is not enough; BrokenOff, one of them, as `is_over` says.
     """
     claim = revealed.claim
     assert claim.trajectory is not None, "it was checked: only such claims are revealed"
@@ -81,7 +93,7 @@ def replay(model: TrainableModel, dataset: Dataset, spec: RunSpec, revealed: Rev
     )
     work.go_on_from(revealed.base, revealed.start)
     try:
-        done = _done(work, claim.batches)
+        done = _done(work, claim.batches, is_over)
     except RoundAborted:
         return {"update": math.inf}
     assert done.own is not None, "the run is audited"
@@ -95,9 +107,11 @@ def replay(model: TrainableModel, dataset: Dataset, spec: RunSpec, revealed: Rev
     return found
 
 
-def _done(work: LocalWork, batches: int) -> Update:
+def _done(work: LocalWork, batches: int, is_over: Callable[[], bool]) -> Update:
     idle = 0
     while work.sequences < batches:
+        if is_over():
+            raise BrokenOff(f"a replay was broken off after {work.sequences} of {batches} sequences")
         before = work.sequences
         work.step(batches - before)
         idle = 0 if work.sequences > before else idle + 1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import torch
 
@@ -17,6 +17,19 @@ from protocol import merkle
 from protocol.errors import FormatError, VerificationError
 from protocol.reveal import RevealHead
 from protocol.statements import Claim
+
+
+class Sent(NamedTuple):
+    """What travels."""
+
+    head: bytes
+    size_bytes: int  # of the pieces
+    pieces: Iterable[bytes | memoryview]
+
+
+def as_sent(revealed: Revealed) -> Sent:
+    head = head_of(revealed)
+    return Sent(head.to_bytes(), size_of(head, revealed.claim), pieces_of(revealed))
 
 
 def head_of(revealed: Revealed) -> RevealHead:

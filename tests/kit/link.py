@@ -24,6 +24,8 @@ class Silent:
 
     heads: Any = SimpleNamespace(shown=lambda text: None, to_check=lambda: None)
 
+    reveals = None
+
     def renewed(self, token: str) -> None: ...
 
     def greeting(self) -> Greeting:
