@@ -45,7 +45,10 @@ Signature = Annotated[
 
 
 def verify(
-    path: Annotated[Path, typer.Argument(help="A checkpoint folder (step-…), a receipt, or a folder of receipts.")],
+    path: Annotated[
+        Path,
+        typer.Argument(help="A checkpoint folder (step-…), a receipt or a folder of them, or evidence (round-…)."),
+    ],
     key: Keys = None,
     checkpoints: Checkpoints = None,
     signature_only: Alone = False,
@@ -79,6 +82,13 @@ def verify(
                 "give the PEM file of the key with --key; the other options are for checkpoints",
             )
         report = verify_model(path, signature, keys)
+    elif (path / "claim.json").is_file():
+        if signature_only or checkpoints is not None or newest_by is not None:
+            raise InputError("--checkpoints, --signature-only and --newest-by go with a checkpoint", "leave them out")
+        need("coordinator", "torch")
+        from coordinator.evidence import verify_evidence
+
+        report = verify_evidence(path, trusted)
     else:
         report = verify_path(
             path,

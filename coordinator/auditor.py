@@ -9,20 +9,24 @@ import logging
 import statistics
 import threading
 import time
+from collections.abc import Collection
+from pathlib import Path
 from types import TracebackType
 
+from coordinator import evidence
 from coordinator.audits import BYTES, HEAD, AuditDesk, Drawn
 from coordinator.bans import Bans
 from coordinator.evaluator import Evaluator
-from coordinator.ledger import Ledger, Writing
+from coordinator.ledger import Ledger
 from coordinator.store.database import StoreError
-from peer.training.judge import Judgement, judge
+from peer.training.judge import Judgement, begins_elsewhere, judge
 from peer.training.replay import BrokenOff
 from peer.training.reveal import read_revealed
+from protocol.agreement import Agreement
 from protocol.audit import Verdict, is_to_ban
 from protocol.backoff import Backoff
 from protocol.errors import FormatError, InputError, PotluckError, VerificationError
-from protocol.ledger_entry import AuditEntry
+from protocol.ledger_entry import MAX_REASON_CHARS, AuditEntry
 from protocol.parts import SupervisedThread, Told
 from protocol.reveal import RevealHead
 
@@ -53,7 +57,7 @@ class Auditor:
         told: Told = lambda failure: None,
         replay_s: float = REPLAY_S,
     ) -> None:
-        self._replay_s = replay_s
+        self._replay_s, self._evidence = replay_s, desk.folder.with_name("evidence")
         self._ledger, self._desk, self._bans, self._evaluator = ledger, desk, bans, evaluator
         self._closing = threading.Event()
         self._thread = SupervisedThread(
@@ -107,21 +111,31 @@ class Auditor:
             )
             self._desk.drop(drawn.digest)
             return True
-        earlier = [made.value for agreement in self._desk.earlier(drawn) for made in agreement.claims if made.by == by]
+        before, later = self._desk.before(drawn)
+        named = before.by_peer.get(by) if before is not None else None
         end = time.monotonic() + self._replay_s
         try:
-            found = judge(
+            found = begins_elsewhere(claim, named, len(later)) or judge(
                 lambda shown: self._evaluator.replay(shown, lambda: self._closing.is_set() or time.monotonic() > end),
                 revealed,
-                earlier,
             )
+            if found.verdict == "fail":
+                self._keep(drawn, folder, [*later, *([before] if before is not None else [])])
             self._enter(drawn, found, found.verdict)
         except BrokenOff as error:
             if not self._closing.is_set():
                 self._enter(drawn, Judgement("fail", reason=error.message), "excused" if is_usual(drawn) else "silent")
         return True
 
-    def _enter(self, drawn: Drawn, finding: Judgement, verdict: Verdict) -> None:
+    def _keep(self, drawn: Drawn, reveal: Path, before: Collection[Agreement]) -> None:
+        try:
+            place = evidence.keep(self._evidence, drawn.claim, reveal, self._evaluator, before)
+        except OSError as error:
+            logger.warning("the evidence against %s could not be kept: %s", drawn.row.peer_id, error)
+        else:
+            logger.warning("the evidence against %s: potluck verify %s", drawn.row.peer_id, place)
+
+    def _enter(self, drawn: Drawn, found: Judgement, verdict: Verdict) -> None:
         """Enter a verdict, what it grants, and the ban that follows from it."""
         row = drawn.row
         entry = AuditEntry(
@@ -130,31 +144,31 @@ class Auditor:
             peer_id=row.peer_id,
             claim=drawn.digest,
             verdict=verdict,
-            ppm=dict(finding.ppm),
-            limit=finding.limit,
-            reason=finding.reason,
+            ppm=dict(found.ppm),
+            limit=found.limit,
+            reason=found.reason,
         )
-
-        def write(write: Writing) -> None:
-            write.audit(entry)
-            write.grant_until(self._desk.due(write.tables))
 
         with self._ledger.store.reading() as tables:
             audits = tables.audits.of(row.peer_id)
         audits[verdict] = audits.get(verdict, 0) + 1
-        logger.info("round %d: the audit of %s: %s %s", row.round, row.peer_id, verdict, finding.reason)
-        if is_to_ban(audits):
-            why = finding.reason if verdict == "fail" else "it has not shown the work that it claimed"
-            try:
-                self._bans.ban(row.peer_id, f"round {row.round}: {why}"[:200], first=write)
-            except InputError as error:  # it is banned already, or there are too many
-                logger.warning("%s could not be banned: %s", row.peer_id, error.message)
-                with self._ledger.writing() as writing:
-                    write(writing)
-        else:
-            with self._ledger.writing() as writing:
-                write(writing)
+        logger.info("round %d: the audit of %s: %s %s", row.round, row.peer_id, verdict, found.reason)
+        if not is_to_ban(audits) or not self._ban(entry):
+            with self._ledger.writing() as write:
+                write.audit(entry)
+                write.grant_until(self._desk.due(write.tables))
         self._desk.drop(drawn.digest)
+
+    def _ban(self, entry: AuditEntry) -> bool:
+        """Enter a verdict and the ban that follows, with nothing granted in between; whether it can be banned."""
+        why = entry.reason if entry.verdict == "fail" else "it has not shown the work that it claimed"
+        try:
+            reason = f"round {entry.round}: {why}"[:MAX_REASON_CHARS]
+            self._bans.ban(entry.peer_id, reason, first=lambda write: write.audit(entry))
+        except InputError as error:  # it is banned already, or there are too many
+            logger.warning("%s could not be banned: %s", entry.peer_id, error.message)
+            return False
+        return True
 
 
 def is_usual(drawn: Drawn) -> bool:

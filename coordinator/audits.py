@@ -23,7 +23,7 @@ from coordinator.store.rows import ClaimRow
 from peer.training.reveal import size_of
 from protocol import disk
 from protocol.agreement import Agreement
-from protocol.audit import EARLIER
+from protocol.audit import MOST_LATER
 from protocol.credit_book import due_to_draw, due_until
 from protocol.digests import Digest
 from protocol.errors import FormatError
@@ -70,7 +70,7 @@ class AuditDesk:
     """
 
     def __init__(self, ledger: Ledger, card: RunCard, folder: Path, show_s: float = SHOW_S) -> None:
-        self._ledger, self._card, self._folder, self._show_s = ledger, card, folder, show_s
+        self._ledger, self._card, self.folder, self._show_s = ledger, card, folder, show_s
         self.is_on = card.spec.audit.share > 0
         self._lock = threading.Lock()
         self._coming: set[Digest] = set()  # claims that are being received
@@ -93,7 +93,7 @@ class AuditDesk:
 
     def has(self, claim: Digest) -> bool:
         """Whether this claim's reveal is here."""
-        return (self._folder / claim).is_dir()
+        return (self.folder / claim).is_dir()
 
     def receive(self, peer_id: str, claim: Digest, head: bytes, pieces: Iterable[bytes]) -> bool:
         """Take what a member shows; False: it is not wanted, or there is no room for it now.
@@ -105,17 +105,17 @@ class AuditDesk:
         drawn = self._find(peer_id, claim)
         if drawn is None or not self._begin(claim):
             return False
-        partial = self._folder / (claim + PART)
+        partial = self.folder / (claim + PART)
         try:
             read = RevealHead.from_bytes(head, drawn.claim.value)
             size = size_of(read, drawn.claim.value)
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            with disk.writing(self._folder):
-                disk.check_room(self._folder, size)
+            with disk.writing(self.folder):
+                disk.check_room(self.folder, size)
                 (partial / HEAD).write_bytes(head)
                 _write(partial / BYTES, size, pieces)
-                os.replace(partial, self._folder / claim)
+                os.replace(partial, self.folder / claim)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             with self._lock:
@@ -125,7 +125,7 @@ class AuditDesk:
 
     def next(self) -> tuple[Drawn, Path] | None:
         """A claim whose reveal is here, and its folder; what nobody wants any more is thrown away."""
-        found = sorted(self._folder.glob("*"), key=lambda path: path.stat().st_mtime) if self._folder.is_dir() else []
+        found = sorted(self.folder.glob("*"), key=lambda path: path.stat().st_mtime) if self.folder.is_dir() else []
         with self._ledger.store.reading() as tables:
             drawn = {_digest(tables, row): row for row in tables.claims.drawn()} if found else {}
             for path in found:
@@ -135,10 +135,17 @@ class AuditDesk:
                     shutil.rmtree(path, ignore_errors=True)
         return None
 
-    def earlier(self, drawn: Drawn) -> list[Agreement]:
-        """The last rounds before a claim's in which its author's work was agreed on."""
+    def before(self, drawn: Drawn) -> tuple[Agreement | None, list[Agreement]]:
+        """The round that a claim's work goes on from, and later ones of its author, if they are too many."""
+        trajectory = drawn.claim.value.trajectory
+        start = trajectory.start if trajectory is not None else None
+        if start is None:
+            return None, []
         with self._ledger.store.reading() as tables:
-            return [_agreement(tables, round) for round in tables.claims.rounds_before(drawn.row, EARLIER)]
+            data = tables.rounds.agreement(start.round)
+            later = tables.claims.rounds_between(drawn.row, start.round)
+            many = [_agreement(tables, round) for round in later[:MOST_LATER]] if len(later) >= MOST_LATER else []
+        return Agreement.stored(data) if data is not None else None, many
 
     def unshown(self) -> list[tuple[Drawn, bool]]:
         """Claims that nothing was shown of for too long, and whether that is because there was no room here."""
@@ -147,17 +154,19 @@ class AuditDesk:
             for row in tables.claims.drawn():
                 digest = _digest(tables, row)
                 with self._lock:
-                    since = max(self._asked.get(digest, now), self._turned_away.get(digest, 0.0))
-                    is_coming, no_room = digest in self._coming, digest in self._turned_away
-                if is_coming or self.has(digest) or now - since < self._show_s:
+                    asked, no_room = self._asked.get(digest), self._turned_away.get(digest)
+                    is_coming = digest in self._coming
+                if asked is None or is_coming or self.has(digest):
+                    continue
+                if now - max(asked, no_room or 0.0) < self._show_s:
                     continue
                 if tables.claims.later(row) >= least:
-                    found.append((_drawn(tables, row), no_room))
+                    found.append((_drawn(tables, row), no_room is not None))
         return found
 
     def drop(self, claim: Digest) -> None:
         """This reveal is not needed any more."""
-        shutil.rmtree(self._folder / claim, ignore_errors=True)
+        shutil.rmtree(self.folder / claim, ignore_errors=True)
         with self._lock:
             self._asked.pop(claim, None)
             self._turned_away.pop(claim, None)
@@ -171,7 +180,7 @@ class AuditDesk:
         with self._lock:
             if claim in self._coming or self.has(claim):
                 return False
-            waiting = len(list(self._folder.glob("*"))) if self._folder.is_dir() else 0
+            waiting = len(list(self.folder.glob("*"))) if self.folder.is_dir() else 0
             if waiting >= MOST_WAITING:
                 self._turned_away[claim] = time.monotonic()
                 return False

@@ -90,10 +90,11 @@ class Writing:
                 row.fate = DRAWN
 
     def audit(self, entry: AuditEntry) -> None:
-        """Enter what came of a drawn claim, which must be there."""
-        row = next(row for row in self.tables.claims.drawn(entry.peer_id) if row.round == entry.round)
-        self.tables.audits.enter(self.leaf(entry), entry)
-        row.fate = PENDING if entry.verdict in LEAVES else "void"
+        """Enter what came of a drawn claim; nothing, where a ban has voided it meanwhile."""
+        drawn = (row for row in self.tables.claims.drawn(entry.peer_id) if row.round == entry.round)
+        if (row := next(drawn, None)) is not None:
+            self.tables.audits.enter(self.leaf(entry), entry)
+            row.fate = PENDING if entry.verdict in LEAVES else "void"
 
     def ban(self, entry: BanEntry) -> int:
         """Ban a member; returns how many tokens that it had pending are void."""

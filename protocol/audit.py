@@ -21,7 +21,7 @@ is banned when that happens again and again: a disk may fail, and a host may ask
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from protocol import canonical
@@ -34,7 +34,7 @@ Verdict = Literal["pass", "fail", "silent", "excused"]
 PPM = 1_000_000
 MOST_PPM = 10**9  # whatever is farther, or cannot be compared
 LIMITS_PPM = {"fp32": 20_000, "fp16": 30_000, "bf16": 50_000}  # of a relative L2 distance
-EARLIER = 16  # agreed claims, from one of which work may have gone on
+MOST_LATER = 16  # agreed claims of a member after the one that its work goes on from
 COLD_PPM = 100_000  # where the work began with moments of zero
 MOST_SILENT, OF_PASSES = 2, 32  # drawn claims that a member may not show, or one in so many that it did show
 ALL_LIMITS_PPM = frozenset((*LIMITS_PPM.values(), COLD_PPM))
@@ -104,20 +104,28 @@ def is_to_ban(audits: Mapping[str, int]) -> bool:
     return audits.get("fail", 0) > 0 or (silent > MOST_SILENT and silent * OF_PASSES > audits.get("pass", 0))
 
 
-def check_start(claim: Claim, earlier: Iterable[Claim]) -> None:
+def check_start(claim: Claim, named: Claim | None, later: int) -> None:
     """Check that a claim's work began where agreed work of its author had ended, or with nothing.
 
     Args:
-        earlier: agreed claims of its author, `EARLIER` of them at least, if there were so many. It may not have learned
-            of the newest.
+        named: its author's claim in the agreement of the round that it names; None: there is none.
+        later: in how many rounds after that one, and before the claim's, its author's work was agreed on. It may not
+            have learned of the newest.
 
     Raises:
         VerificationError: it did not.
     """
-    trajectory = claim.trajectory
-    assert trajectory is not None, "a group has no other claims"
-    ends = {made.trajectory.end for made in earlier if made.trajectory is not None}
-    if trajectory.start is not None and trajectory.start not in ends:
+    start = claim.trajectory.start if claim.trajectory is not None else None
+    if start is None:
+        return
+    ended = named.trajectory.end if named is not None and named.trajectory is not None else None
+    if ended != start.own or start.round >= claim.round:
         raise VerificationError(
-            f"the work of round {claim.round} began with an own state that no agreed work of its author had led to"
+            f"the work of round {claim.round} began with an own state to which its author's work of round "
+            f"{start.round} had not led"
+        )
+    if later >= MOST_LATER:
+        raise VerificationError(
+            f"the work of round {claim.round} began where that of round {start.round} had ended, "
+            f"after which {later} more of its author's were agreed on"
         )

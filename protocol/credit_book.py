@@ -4,8 +4,8 @@
     claim     work that was agreed in it: pending, of nobody who is banned
     lot       where work is audited: draws which claims of a round are replayed, when the next one is committed
     audit     what came of one that was drawn: only "pass" and "excused" leave it pending, else it is void
-    credit    what a claim says, once the run's newest round is `credit.hold_rounds` later, or its last, and, if it was
-              drawn, its audit is done
+    credit    what a claim says, once the run's newest round is `credit.hold_rounds` later, or its last, and nothing of
+              its peer's up to it is drawn whose audit is not done: who shows nothing earns nothing meanwhile
     ban       what its member has pending is void, and what it claims from now on is no claim
     unban     its next work counts again; what was void stays void
 
@@ -135,6 +135,7 @@ class CreditBook:
         self._pending: OrderedDict[tuple[int, str], ClaimEntry] = OrderedDict()  # by rounds
         self._earlier: dict[tuple[int, str], int] = {}  # of rounds that are not drawn yet: a peer's claims before
         self._drawn: dict[tuple[int, str], int] = {}  # whose audit is not done -> its peer's claims up to this one
+        self._drawn_of: dict[str, set[int]] = {}  # peer -> the rounds of those
         self._lot: tuple[int, str] = (0, card.audit_chain or "")  # the last round that was drawn, and its link
         self._states = {0: card.genesis}
         self._payloads: set[str] = set()
@@ -217,6 +218,7 @@ class CreditBook:
             earlier = self._earlier.pop(key)
             if key in self._pending and is_drawn(lot, key[1], earlier, audit):
                 self._drawn[key] = earlier + 1
+                self._drawn_of.setdefault(key[1], set()).add(round)
 
     def _audited(self, entry: AuditEntry) -> None:
         key, account = (entry.round, entry.peer_id), self._account(entry.peer_id)
@@ -227,6 +229,7 @@ class CreditBook:
         if entry.ppm and entry.limit not in ALL_LIMITS_PPM:
             raise VerificationError(f"round {entry.round}: the audit of {entry.peer_id} has a limit of its own")
         later = account.claims - self._drawn.pop(key)
+        self._drawn_of[entry.peer_id].discard(entry.round)
         if entry.verdict == "silent" and later < (least := self._audit.reveal_rounds):
             raise VerificationError(
                 f"round {entry.round}: {entry.peer_id} is said to be silent after {later} of {least} rounds"
@@ -254,7 +257,7 @@ class CreditBook:
             claim = self._pending.pop((entry.round, entry.peer_id), None)
             if claim is None or CreditEntry.of(claim) != entry:
                 raise VerificationError(f"round {entry.round}: credit to {entry.peer_id} that no pending claim is for")
-            if (entry.round, entry.peer_id) in self._drawn or (self._audit.share and entry.round > self._lot[0]):
+            if self._waits(entry.round, entry.peer_id):
                 raise VerificationError(f"round {entry.round}: credit to {entry.peer_id} before its audit")
             if not self._due(entry.round):
                 raise VerificationError(f"round {entry.round}: credit to {entry.peer_id} before its hold is over")
@@ -282,7 +285,8 @@ class CreditBook:
             tokens = self._pending.pop(key).tokens
             account.pending -= tokens
             account.void += tokens
-        self._drawn = {key: count for key, count in self._drawn.items() if key[1] != peer}
+        for round in self._drawn_of.pop(peer, set()):
+            del self._drawn[round, peer]
 
     def _checkpoint(self, entry: CheckpointEntry) -> None:
         if self._states.get(entry.round, entry.state) != entry.state or (
@@ -293,11 +297,16 @@ class CreditBook:
             raise VerificationError(f"the checkpoint of round {entry.round} has no parent in this ledger")
         self._payloads.add(entry.payload)
 
+    def _waits(self, round: int, peer: str) -> bool:
+        """Whether a claim waits for a lot, or for an audit of its peer's."""
+        first = min(self._drawn_of.get(peer, ()), default=round + 1)
+        return first <= round or bool(self._audit.share and round > self._lot[0])
+
     def _due(self, round: int) -> bool:
         return round <= due_until(self.newest.round, hold=self._hold, last=self._last)
 
     def _check_none_due(self) -> None:
-        oldest = next((key for key in self._pending if key not in self._drawn), None)
+        oldest = next((key for key in self._pending if not self._waits(*key)), None)
         if oldest is not None and self._due(oldest[0]):
             raise VerificationError(f"round {oldest[0]}: the credit of {oldest[1]} is due and is kept back")
 

@@ -22,6 +22,7 @@ from protocol.errors import PotluckError
 
 KEY_CHECK = "key"
 MODEL_KIND = "model"  # a model that is not of a run
+EVIDENCE_KIND = "evidence"  # that a member claimed what it did not do
 
 
 class Status(StrEnum):
@@ -69,7 +70,7 @@ class Report:
     """All checks of what was asked about."""
 
     subject: str  # folder or file name
-    kind: str  # "checkpoint", "receipt", "receipts" or "model"
+    kind: str  # "checkpoint", "receipt", "receipts", "model" or "evidence"
     checks: list[Check] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # worth knowing, and part of no verdict
     facts: dict[str, Any] = field(default_factory=dict)  # run, round, payload digest, …: as far as they were read
@@ -124,6 +125,8 @@ class Report:
                 )
             case Answer.VERIFIED if self.kind == MODEL_KIND:
                 return f"verified: these are the files that {self.fingerprint} signed; of a run it says nothing"
+            case Answer.VERIFIED if self.kind == EVIDENCE_KIND:
+                return f"confirmed: claimed and not done, in a run of {self.fingerprint}, which you have confirmed"
             case Answer.VERIFIED:
                 return f"verified: signed by {self.fingerprint}, which you have confirmed"
             case Answer.INCOMPLETE:

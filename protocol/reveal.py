@@ -50,7 +50,8 @@ class RevealHead(Fields):
         trajectory = claim.trajectory
         assert trajectory is not None, "only such claims are drawn"
         start = head.start.digest if head.start is not None else None
-        if (head.base.digest, start, head.end.digest) != (claim.base, trajectory.start, trajectory.end):
+        began = trajectory.start.own if trajectory.start is not None else None
+        if (head.base.digest, start, head.end.digest) != (claim.base, began, trajectory.end):
             raise VerificationError("what is revealed is not what the claim names")
         return head
 

@@ -65,11 +65,18 @@ class Late(Fields):
         return self.tokens if self.waited else self.tokens // LATE_DIVISOR
 
 
+class Start(Fields):
+    """Where earlier agreed work of the same author had ended."""
+
+    round: int = Field(ge=1, le=10**9)  # of that work's claim
+    own: Digest  # the own state (`protocol.own_state`) that it led to
+
+
 class Trajectory(Fields):
     """Where a claim's work began and where it led, so that it can be replayed; in runs whose work is audited."""
 
     precision: Literal["fp32", "bf16", "fp16"]  # of the passes, the lowest
-    start: Digest | None = None  # own state (`protocol.own_state`) that it began with; None: with nothing
+    start: Start | None = None  # what it began with; None: with nothing
     end: Digest  # the own state that it led to
 
 

@@ -22,7 +22,7 @@ from protocol.last import Last
 from protocol.ledger_entry import AuditEntry, BanEntry, ClaimEntry, CreditEntry, Entry, LotEntry, RoundEntry, RunEntry
 from protocol.run_spec import Audit
 from protocol.signed import Signed
-from protocol.statements import Claim, Late, Trajectory
+from protocol.statements import Claim, Late, Start, Trajectory
 from protocol.succession import check_claim
 from tests.swarm_kit import World
 
@@ -205,7 +205,7 @@ def test_distances_are_rounded_up_and_bounded() -> None:
 # ---- claims ----------------------------------------------------------------------------------------------------------
 
 
-def claim_of(round: int, start: str | None, end: str, **said: Any) -> Claim:
+def claim_of(round: int, start: Start | None, end: str, **said: Any) -> Claim:
     return Claim(
         run="a" * 64,
         round=round,
@@ -221,12 +221,17 @@ def claim_of(round: int, start: str | None, end: str, **said: Any) -> Claim:
 
 
 def test_work_begins_where_agreed_work_had_ended_or_with_nothing() -> None:
-    first, second = claim_of(1, None, "1" * 64), claim_of(2, "1" * 64, "2" * 64)
-    check_start(first, [])
-    check_start(second, [first])
-    check_start(claim_of(3, "1" * 64, "3" * 64), [second, first])  # it has not learned that round 2 was agreed
-    with pytest.raises(VerificationError, match="no agreed work of its author had led to"):
-        check_start(claim_of(3, "9" * 64, "3" * 64), [second, first])
+    first = claim_of(1, None, "1" * 64)
+    check_start(first, None, 0)
+    third = claim_of(3, Start(round=1, own="1" * 64), "3" * 64)
+    check_start(third, first, 1)  # it has not learned that round 2 was agreed
+    for named in (None, claim_of(1, None, "9" * 64), first.model_copy(update={"trajectory": None})):
+        with pytest.raises(VerificationError, match="to which its author's work of round 1 had not led"):
+            check_start(third, named, 0)
+    with pytest.raises(VerificationError, match="work of round 3 had not led"):
+        check_start(claim_of(3, Start(round=3, own="3" * 64), "3" * 64), claim_of(3, None, "3" * 64), 0)
+    with pytest.raises(VerificationError, match="after which 16 more of its author's were agreed on"):
+        check_start(claim_of(99, Start(round=1, own="1" * 64), "3" * 64), first, 16)
 
 
 def test_in_an_audited_run_a_claim_says_where_its_work_began_and_holds_no_late_work(tmp_path: Path) -> None:
@@ -247,7 +252,8 @@ def test_in_an_audited_run_a_claim_says_where_its_work_began_and_holds_no_late_w
 
 
 def made(identity: PeerIdentity, round: int, start: OwnState | None, end: OwnState) -> Signed[Claim]:
-    return claim_of(round, start.digest if start else None, end.digest).sign(identity)
+    began = Start(round=round - 1, own=start.digest) if start else None
+    return claim_of(round, began, end.digest).sign(identity)
 
 
 def own(number: int) -> OwnState:
@@ -268,7 +274,7 @@ def test_a_peer_can_show_its_newest_work_also_after_a_restart(tmp_path: Path) ->
         if round != KEPT + 3:
             shown.agreed(claims[-1].digest)
     shown = ShownWork(folder, lambda digest: base)
-    assert shown.standing() == own(KEPT + 2).digest, "the last is not known to be agreed"
+    assert shown.standing() == Start(round=KEPT + 2, own=own(KEPT + 2).digest), "the last is not known to be agreed"
     again = shown.reveal(claims[-1].digest)  # but it may be, all the same
     assert again.update.chunks == update.chunks and again.end.digest == own(KEPT + 3).digest
     assert again.start is not None and again.start.digest == own(KEPT + 2).digest
@@ -277,7 +283,7 @@ def test_a_peer_can_show_its_newest_work_also_after_a_restart(tmp_path: Path) ->
     wanted = claims[KEPT].digest
     shown.drawn(KEPT + 3, [wanted])
     assert shown.reveal(wanted).claim.round == KEPT + 1
-    assert shown.standing() == own(KEPT + 2).digest and shown.load_own(own(KEPT + 2).digest) is not None
+    assert shown.standing() is not None and shown.load_own(own(KEPT + 2).digest) is not None
     files = sorted(path.name for path in (folder.path / "audit").iterdir())
     assert len(files) == 2 * 2 + 3, "two claims, and the own states that they began with and led to"
     folder.close()

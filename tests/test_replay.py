@@ -23,6 +23,7 @@ from protocol import audit
 from protocol.errors import FormatError, InputError, VerificationError
 from protocol.keys import PeerIdentity
 from protocol.reveal import RevealHead
+from protocol.statements import Start
 
 INNER = {"lr": 2e-3, "micro_batch": 4, "batch": 4}
 AUDITED: dict[str, Any] = {"audit": {"share": 0.1}, "inner": INNER}
@@ -71,11 +72,11 @@ class Member:
     def _made(self, start: OwnState | None) -> Contribution:
         update, base = self.work.finish(), self.base
         feedback = start.left.clone() if start is not None and start.left is not None else None
-        digest = start.digest if start is not None else None
+        began = Start(round=base.round, own=start.digest) if start is not None else None
         arguments = (self.bench.spec, "ab" * 32, base.round + 1, base.digest, self.identity, (), 0.0)
         if self.bench.spec.sync.method == "diloco":
             feedback = None
-        return Contribution.make(update, *arguments, feedback, digest)
+        return Contribution.make(update, *arguments, feedback, began)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -107,7 +108,8 @@ def test_honest_work_is_near_its_replay_in_each_round_of_a_chain(bench: Bench, o
     for _ in range(3):
         revealed = member.round()
         trajectory = revealed.claim.trajectory
-        assert trajectory is not None and trajectory.start == (before.digest if before is not None else None)
+        began = trajectory.start.own if trajectory is not None and trajectory.start is not None else None
+        assert began == (before.digest if before is not None else None)
         assert judged(bench, revealed)
         before = revealed.end
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, func, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, exists, func, or_, select, update
+from sqlalchemy.orm import Session, aliased
 
 from coordinator.store.rows import AuditRow, ClaimRow, CreditRow, RoundRow
 from protocol.agreement import Agreement, group_digest
@@ -133,9 +133,11 @@ class ClaimTable:
         self._session.flush()
 
     def pending_until(self, round: int) -> Sequence[int]:
-        """The leaves of what is pending from rounds up to this one, in order."""
-        wanted = select(ClaimRow.leaf).where(ClaimRow.fate == PENDING, ClaimRow.round <= round).order_by(ClaimRow.leaf)
-        return self._session.scalars(wanted).all()
+        """The leaves of what is pending from rounds up to this one and waits for no audit, in order."""
+        drawn = aliased(ClaimRow)
+        waits = exists().where(drawn.fate == DRAWN, drawn.peer_id == ClaimRow.peer_id, drawn.round <= ClaimRow.round)
+        wanted = select(ClaimRow.leaf).where(ClaimRow.fate == PENDING, ClaimRow.round <= round, ~waits)
+        return self._session.scalars(wanted.order_by(ClaimRow.leaf)).all()
 
     def grant(self, leaf: int) -> None:
         """It is credit now."""
@@ -169,12 +171,10 @@ class ClaimTable:
         """How many claims its peer has had since."""
         return self._count(ClaimRow.peer_id == row.peer_id, ClaimRow.round > row.round)
 
-    def rounds_before(self, row: ClaimRow, most: int) -> Sequence[int]:
-        """The last rounds before it in which its peer had claims."""
-        own = (ClaimRow.peer_id == row.peer_id, ClaimRow.round < row.round)
-        return self._session.scalars(
-            select(ClaimRow.round).where(*own).order_by(ClaimRow.round.desc()).limit(most)
-        ).all()
+    def rounds_between(self, row: ClaimRow, round: int) -> Sequence[int]:
+        """The rounds after one and before a claim's in which its peer had claims, too."""
+        own = (ClaimRow.peer_id == row.peer_id, ClaimRow.round > round, ClaimRow.round < row.round)
+        return self._session.scalars(select(ClaimRow.round).where(*own).order_by(ClaimRow.round)).all()
 
     def _count(self, *which: ColumnElement[bool]) -> int:
         return self._session.scalar(select(func.count(ClaimRow.leaf)).where(*which)) or 0

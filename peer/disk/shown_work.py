@@ -28,7 +28,7 @@ from protocol.digests import Digest
 from protocol.disk import write_file
 from protocol.errors import FormatError, InputError, PotluckError
 from protocol.signed import Signed, stored_signed
-from protocol.statements import Claim, Trajectory
+from protocol.statements import Claim, Start, Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ _NAME = re.compile(r"round-(\d{6,10})-([0-9a-f]{16})\.json")
 
 
 @dataclass(frozen=True)
-class _Note:
+class KeptClaim:
     """A claim that is kept."""
 
     name: str  # of its files
@@ -75,18 +75,19 @@ class ShownWork:
             own.save(self._own(own.digest))
             write_file(self._folder.place(f"audit/{name}.update"), b"".join(update.chunks), private=True)
             self._write(name, claim.data, agreed=False)
-            self._drop(self._notes()[:-KEPT])
+            self._drop(self.notes()[:-KEPT])
 
     def agreed(self, claim: Digest) -> None:
         """This claim is part of its round's agreement. Raises: InputError: the disk is full."""
         with self._lock:
-            for note in self._notes():
+            for note in self.notes():
                 if note.claim.digest == claim and not note.agreed:
                     self._write(note.name, note.claim.data, agreed=True)
 
-    def standing(self) -> Digest | None:
-        """The own state that the newest claim led to which is known to be agreed; None: there is none."""
-        return next((note.trajectory.end for note in reversed(self._notes()) if note.agreed), None)
+    def standing(self) -> Start | None:
+        """Where the newest claim ended that is known to be agreed; None: there is none."""
+        ends = (Start(round=note.round, own=note.trajectory.end) for note in reversed(self.notes()) if note.agreed)
+        return next(ends, None)
 
     def load_own(self, digest: Digest) -> OwnState | None:
         """An own state that is kept; None: it is not, or is damaged."""
@@ -99,7 +100,7 @@ class ShownWork:
     def drawn(self, until: int, wanted: Collection[Digest]) -> None:
         """The coordinator has drawn up to a round, and wants these: the others need not be shown any more."""
         with self._lock:
-            notes = self._notes()
+            notes = self.notes()
             newest = next((note for note in reversed(notes) if note.agreed), None)  # from which this peer goes on
             past = [note for note in notes if note.round <= until and note is not newest]
             if old := [note for note in past if note.claim.digest not in wanted]:
@@ -111,7 +112,7 @@ class ShownWork:
 
     def reveal(self, claim: Digest) -> Revealed:
         """All that is shown of a claim. Raises: InputError, FormatError: it is not kept any more, or damaged."""
-        note = next((note for note in self._notes() if note.claim.digest == claim), None)
+        note = next((note for note in self.notes() if note.claim.digest == claim), None)
         if note is None:
             raise InputError("what this peer did for a claim that is to be replayed is not kept any more")
         value, named = note.claim.value, note.claim.value.update
@@ -128,10 +129,15 @@ class ShownWork:
             value,
             note.claim.by,
             self._load_state(value.base),
-            OwnState.load(self._own(start), start) if start is not None else None,
+            OwnState.load(self._own(start.own), start.own) if start is not None else None,
             OwnState.load(self._own(end), end),
             EncodedUpdate(named.codec, named.values, named.chunk_values, tuple(chunks)),
         )
+
+    def notes(self) -> list[KeptClaim]:
+        """The oldest first."""
+        names = sorted(path.name for path in self._path.glob("round-*.json") if _NAME.fullmatch(path.name))
+        return sorted(filter(None, map(self._read, names)), key=lambda note: note.round)
 
     # ---- files -------------------------------------------------------------------------------------------------------
 
@@ -142,29 +148,25 @@ class ShownWork:
         value = {"agreed": agreed, "claim": claim.decode()}
         self._folder.write(f"audit/{name}.json", seal(canonical.dumps(value)))
 
-    def _notes(self) -> list[_Note]:
-        """The oldest first."""
-        names = sorted(path.name for path in self._path.glob("round-*.json") if _NAME.fullmatch(path.name))
-        return sorted(filter(None, map(self._read, names)), key=lambda note: note.round)
-
-    def _read(self, name: str) -> _Note | None:
+    def _read(self, name: str) -> KeptClaim | None:
         try:
             data = self._folder.read(f"audit/{name}", _MAX_NOTE_BYTES)
             if data is None:
                 return None
             value = canonical.loads(unseal(data), max_bytes=_MAX_NOTE_BYTES)
             claim = stored_signed(Claim, value["claim"].encode())
-            return _Note(name.removesuffix(".json"), claim, bool(value["agreed"]))
+            return KeptClaim(name.removesuffix(".json"), claim, bool(value["agreed"]))
         except (PotluckError, KeyError, TypeError, AttributeError) as error:
             logger.warning("%s is damaged: %s", name, error)
             return None
 
-    def _drop(self, old: Collection[_Note]) -> None:
+    def _drop(self, old: Collection[KeptClaim]) -> None:
         for note in old:
             (self._path / f"{note.name}.json").unlink(missing_ok=True)
         names = set[str]()
-        for note in self._notes():
-            owns = filter(None, (note.trajectory.start, note.trajectory.end))
+        for note in self.notes():
+            start = note.trajectory.start
+            owns = (note.trajectory.end, *((start.own,) if start is not None else ()))
             names |= {f"{note.name}.json", f"{note.name}.update", *(self._own(digest).name for digest in owns)}
         for path in self._path.iterdir():
             if path.name not in names:

@@ -20,12 +20,11 @@ import torch
 from peer.training.codecs.codec import EncodedUpdate, codec
 from peer.training.own_state import OwnState
 from peer.training.update import Update, keeps_own
-from protocol.digests import Digest
 from protocol.errors import FormatError
 from protocol.keys import PeerIdentity
 from protocol.run_spec import RunSpec
 from protocol.signed import Signed
-from protocol.statements import LATE_DIVISOR, Claim, Late, Trajectory
+from protocol.statements import LATE_DIVISOR, Claim, Late, Start, Trajectory
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class Contribution:
         left: tuple[Leftover, ...],
         since: float,
         feedback: torch.Tensor | None = None,
-        start: Digest | None = None,
+        start: Start | None = None,
     ) -> Contribution:
         """Encode, claim and sign; takes a while for large models.
 
@@ -117,7 +116,7 @@ class Contribution:
             update: its vector is used up: the residual is made in its memory.
             left: work that was in no round yet, the oldest first: added, or only named where the model has it still.
             feedback: the residual of this member's last update, flat fp32 [N]; not needed afterwards.
-            start: where work is audited: digest of the own state that it began with; None: with nothing.
+            start: where work is audited: where it began; None: with nothing.
 
         Raises:
             FormatError: the update stands for no tokens, or for more than a claim can name.

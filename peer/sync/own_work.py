@@ -26,7 +26,7 @@ from protocol.errors import InputError
 from protocol.keys import PeerIdentity
 from protocol.run_card import RunCard
 from protocol.signed import Signed
-from protocol.statements import Claim
+from protocol.statements import Claim, Start
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Shown(Protocol):
 
     def agreed(self, claim: Digest) -> None: ...
 
-    def standing(self) -> Digest | None: ...
+    def standing(self) -> Start | None: ...
 
     def load_own(self, digest: Digest) -> OwnState | None: ...
 
@@ -53,7 +53,7 @@ class OwnWork:
 
     def __init__(self, card: RunCard, identity: PeerIdentity, shelf: Shelf, shown: Shown | None = None) -> None:
         self._card, self._identity, self._shelf, self._shown = card, identity, shelf, shown
-        self._stands = shown.standing() if shown is not None else None  # the own state that work begins with
+        self._stands = shown.standing() if shown is not None else None  # what work begins with
         self.is_carried = False  # what the trainer has finished last is what led to it
         self.close = threading.Event()  # the trainer finishes its micro-batch and hands over
         self.ready: Contribution | None = None  # for the round in hand
@@ -92,7 +92,7 @@ class OwnWork:
         return self.is_carried and not work.is_under_way and (knows_part or not keeps_own(self._card.spec))
 
     def _stands_at(self, shown: Shown) -> OwnState | None:
-        own = shown.load_own(self._stands) if self._stands is not None else None
+        own = shown.load_own(self._stands.own) if self._stands is not None else None
         if own is None:
             self._stands = None
         if self._card.spec.sync.method == "gradient":
@@ -182,7 +182,7 @@ class OwnWork:
         mine = next((made for made in commit.agreement.claims if made.by == self._identity.peer_id), None)
         if mine is None or mine.value.trajectory is None:
             return
-        self._stands = mine.value.trajectory.end
+        self._stands = Start(round=mine.value.round, own=mine.value.trajectory.end)
         self.is_carried = ready is not None and ready.claim.digest == mine.digest
 
         def note() -> None:

@@ -17,15 +17,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from coordinator.host import Host
 from coordinator.ledger import Ledger
+from coordinator.lots import LotChain
 from coordinator.reports import CommittedRound, Reports
 from coordinator.store.database import Store
-from peer.link.answers import RunDescription
 from peer.link.client import CoordinatorClient
 from peer.training.genesis import load_state
 from peer.training.quiet import no_progress_bars
 from peer.training.state import SharedState
 from protocol import certificate, note
-from protocol.agreement import Agreement, group_digest
+from protocol.agreement import Agreement
 from protocol.beginners import Beginners
 from protocol.epoch import stored_word
 from protocol.errors import InputError
@@ -33,12 +33,10 @@ from protocol.keys import PeerIdentity, RootKey
 from protocol.ledger_entry import CreditEntry, RunEntry, parse_entry
 from protocol.rpc import ReportAnswer
 from protocol.run_card import RunCard
-from protocol.run_spec import Credit, RunSpec
-from protocol.signed import Signed
-from protocol.statements import Claim, UpdateDigest, Vote
+from protocol.run_spec import Audit, Credit
 from protocol.status import CheckpointStatus
-from protocol.succession import Last, counted
 from tests.kit.builders import make_spec
+from tests.kit.swarm import Member, Swarm
 
 WORDS = ["the", "fire", "burns", "high", "when", "everyone", "brings", "wood", "and", "night", "is", "long"]
 
@@ -124,93 +122,6 @@ swarm_listen = "127.0.0.1:0"
     return config
 
 
-@dataclass
-class Member:
-    """A peer with its certificate."""
-
-    identity: PeerIdentity
-    certificate: str = ""
-
-    @property
-    def peer_id(self) -> str:
-        return self.identity.peer_id
-
-
-@dataclass
-class Swarm:
-    """Members that agree on one round after another; states are real tensors."""
-
-    spec: RunSpec
-    members: list[Member]
-    state: SharedState
-    beginners: bytes = b""  # the coordinator's word; it goes into round 1
-    last: Last = field(init=False)
-    states: dict[int, SharedState] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.run = self.spec.digest
-        self.last = Last(self.state.round, self.state.digest)
-
-    @classmethod
-    def joined(cls, client: CoordinatorClient, run: RunDescription, state: SharedState, count: int = 3) -> Swarm:
-        """Enroll `count` new identities, which say that they work; the coordinator names who begins."""
-        swarm = cls(run.card.spec, [Member(PeerIdentity.generate()) for _ in range(count)], state)
-        for member in swarm.members:
-            member.certificate = client.enroll(member.identity).certificate
-            swarm.beginners = client.announce(member.certificate, tokens_per_s=1.0).beginners
-        return swarm
-
-    def next_state(self, seed: int, scale: float = 0.01) -> SharedState:
-        torch.manual_seed(seed)
-        noise = scale * torch.randn_like(self.state.parameters)
-        return SharedState(self.state.round + 1, self.state.names_shapes, self.state.parameters + noise)
-
-    def round(self, *, seed: int = 0, tokens: int = 100, scale: float = 0.01) -> Agreement:
-        """Work and agree on the next round."""
-        state = self.next_state(seed, scale)
-        agreement = self.agree(state.digest, self.members, tokens=tokens)
-        self.last, self.state = Last.of(agreement), state
-        self.states[state.round] = state
-        return agreement
-
-    def agree(
-        self,
-        state: str,
-        members: Iterable[Member],
-        *,
-        tokens: int = 100,
-        voters: Iterable[Member] | None = None,
-        round: int | None = None,
-        base: str | None = None,
-    ) -> Agreement:
-        """An agreement of `members` on `state`, from the current base."""
-        members = list(members)
-        number, base = round or self.state.round + 1, base or self.state.digest
-        signed: list[Signed[Claim]] = []
-        claims: dict[str, Claim] = {}
-        for index, member in enumerate(members):
-            claim = Claim(
-                run=self.run,
-                round=number,
-                base=base,
-                tokens=tokens + index,
-                flops=1000,
-                first_batch=0,
-                batches=tokens + index,
-                update=UpdateDigest(root="0" * 64, values=8, chunk_values=8, codec="fp32"),
-            )
-            claims[member.peer_id] = claim
-            signed.append(claim.sign(member.identity))
-        vote = Vote(run=self.run, round=number, attempt=0, group=group_digest(signed), base=base, state=state)
-        return Agreement(
-            counts=counted(claims, self.last, self.spec),
-            word=stored_word(self.beginners) if number == 1 and self.beginners else None,
-            claims=tuple(signed),
-            votes=tuple(vote.sign(member.identity) for member in (voters or members)),
-            certificates={member.peer_id: member.certificate for member in members},
-        )
-
-
 def start_host(config: Path, folder: Path) -> Host:
     """A host in this process, without a rendezvous."""
     host = Host(config, folder, rendezvous=False)
@@ -280,12 +191,15 @@ class Office:
     rules: int = 3
     min_peers: int = 1
     hold: int = 0  # rounds that credit is on hold
+    audit: Audit = field(default_factory=Audit)
 
     def __post_init__(self) -> None:
         base = make_spec("campfire", rules=self.rules)
         run = base.run.model_copy(update={"rounds": self.rounds})
         sync = base.sync.model_copy(update={"min_peers": self.min_peers})
-        self.spec = base.model_copy(update={"run": run, "sync": sync, "credit": Credit(hold_rounds=self.hold)})
+        credit = Credit(hold_rounds=self.hold)
+        self.spec = base.model_copy(update={"run": run, "sync": sync, "credit": credit, "audit": self.audit})
+        self.chain = LotChain(bytes(32), self.rounds or 100) if self.audit.share else None
         self.ledger_key, self.membership_key = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
         self.root = RootKey(ec.generate_private_key(ec.SECP256R1()))
         genesis = SharedState(0, (("w", (8,)),), torch.arange(8.0))
@@ -296,6 +210,7 @@ class Office:
             genesis=genesis.digest,
             ledger_key=note.verifier_key(origin, self.ledger_key.public_key()),
             membership_key=self.membership_key.public_key().public_bytes_raw().hex(),
+            audit_chain=self.chain.link(0) if self.chain is not None else None,
         )
         self.committed: list[CommittedRound] = []
         self.swarm = Swarm(self.spec, [self.member() for _ in range(self.members)], genesis)
@@ -312,7 +227,7 @@ class Office:
         """Open the store, as a start does."""
         self.ledger = open_ledger(self.folder, self.ledger_key, self.card, self.root)
         self.store = self.ledger.store
-        self.reports = Reports(self.ledger, self.card, self.committed.append, lambda: self.named)
+        self.reports = Reports(self.ledger, self.card, self.committed.append, lambda: self.named, self.chain)
 
     def reopen(self) -> None:
         """Close and open it again, as a restart does."""
