@@ -37,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 MOST_ASKED = 16  # claims of one member at a time
 MOST_WAITING = 8  # reveals on this disk, or on their way to it
-SHOW_S = 120.0  # from asking for a claim that nothing is shown of, to its verdict
 HEAD, BYTES, PART = "head.json", "reveal.bin", ".part"
 
 
@@ -66,10 +65,11 @@ class AuditDesk:
 
     Args:
         folder: `reveals` in the run folder.
-        show_s: as `SHOW_S`.
+        show_s: from asking for a claim that nothing is shown of, to its verdict, at least; meanwhile its author has no
+            credit.
     """
 
-    def __init__(self, ledger: Ledger, card: RunCard, folder: Path, show_s: float = SHOW_S) -> None:
+    def __init__(self, ledger: Ledger, card: RunCard, folder: Path, show_s: float) -> None:
         self._ledger, self._card, self.folder, self._show_s = ledger, card, folder, show_s
         self.is_on = card.spec.audit.share > 0
         self._lock = threading.Lock()

@@ -65,6 +65,8 @@ class Limits:
     report_threads_each: int = 2
     upload_threads: int = 8  # all but one of them only learn that nothing is asked of them
     upload_threads_each: int = 1
+    reveal_threads: int = 4  # work that is to be replayed; a network with several members waits for itself
+    reveal_threads_each: int = 2
 
 
 class Workers:
@@ -164,14 +166,17 @@ class Door:
         self._short = Workers("coordinator", limits.threads, limits.threads_each)
         self._reports = Workers("reports", limits.report_threads, limits.report_threads_each)
         self._uploads = Workers("uploads", limits.upload_threads, limits.upload_threads_each)
+        self._reveals = Workers("reveals", limits.reveal_threads, limits.reveal_threads_each)
         report, chain = (
             _Kind(self._unary(name, self._reports), limits.report_request_s, limits.report_answer_s, reports)
             for name in ("Report", "ReportChain")
         )
         self._kinds = {
             "FetchFile": _Kind(self._fetch, limits.request_s, limits.fetch_s, transfers),
-            "UploadState": _Kind(self._upload(service.UploadState), limits.request_s, service.upload_s, transfers),
-            "Reveal": _Kind(self._upload(service.Reveal), limits.request_s, service.reveal_s, transfers),
+            "UploadState": _Kind(
+                self._upload("UploadState", self._uploads), limits.request_s, service.upload_s, transfers
+            ),
+            "Reveal": _Kind(self._upload("Reveal", self._reveals), limits.request_s, service.reveal_s, transfers),
             "Report": report,
             "ReportChain": chain,
         }
@@ -192,7 +197,7 @@ class Door:
         ]
 
     def close(self) -> None:
-        for workers in (self._short, self._reports, self._uploads):
+        for workers in (self._short, self._reports, self._uploads, self._reveals):
             workers.close()
 
     def _short_kind(self, answer: Callable[..., Any]) -> _Kind:
@@ -262,10 +267,12 @@ class Door:
                 async with asyncio.timeout(self._limits.idle_s):
                     await context.write(coordinator_pb2.FilePart(data=piece))
 
-    def _upload(self, handler: Callable[..., Any]) -> Callable[..., Any]:
+    def _upload(self, name: str, workers: Workers) -> Callable[..., Any]:
+        handler = getattr(self._service, name)
+
         async def answer(first: Any, network: str, context: Any, _end: Callable[[], None]) -> None:
             feed = Feed(self._limits.idle_s)
-            taking = asyncio.create_task(self._uploads.run(network, handler, first, network, feed.messages()))
+            taking = asyncio.create_task(workers.run(network, handler, first, network, feed.messages()))
             filling = asyncio.create_task(feed.fill(context))
             try:
                 await asyncio.wait({taking, filling}, return_when=asyncio.FIRST_COMPLETED)

@@ -57,6 +57,7 @@ logger = logging.getLogger(__name__)
 
 FAILURE_SHOWN_S = 600.0  # that the status tells of a part that failed and was started again
 LONGEST_PAUSE_S = 60.0  # before the ticker, when it has failed, is started again
+REVEALED, SLOWEST_BYTES_S = 10, 125_000  # times the trained parameters that are shown of a claim; by such a line
 RENDEZVOUS_WAIT_S = 20.0  # at start; it goes on without
 
 
@@ -243,7 +244,8 @@ class Host:
         ledger, folder = run.ledger, run.folder.path
         copies = LedgerCopies(folder / "public", ledger.store, run.card_bytes, offer.root_public_pem, offer.shelf)
         receipts = ReceiptDesk(ledger, run.card_bytes, offer.root_public_pem, copies)
-        audits = AuditDesk(ledger, run.card, folder / "reveals")
+        show_s = 60 * self._config.host.reveal_minutes + REVEALED * run.genesis.parameter_bytes / SLOWEST_BYTES_S
+        audits = AuditDesk(ledger, run.card, folder / "reveals", show_s)
         if audits.is_on:
             evaluator = run.evaluator.another(self._config.host.auditing_device)
             stack.enter_context(Auditor(ledger, audits, admission.bans, evaluator, self._failed))

@@ -9,7 +9,8 @@
     [[data]]    instead, for data of any size: name, path | url | hub + revision, files, kind, text_field, license,
                 weight, on_bad; with [sequences] as in protocol.run_spec
     [host]      not pinned: listen, swarm_listen, public_address, open, code, approve, reducer_code, max_members,
-                joins_per_minute, certificate_hours, evaluate_on, evaluators, evaluation_minutes, audit_on
+                joins_per_minute, certificate_hours, evaluate_on, evaluators, evaluation_minutes, audit_on,
+                reveal_minutes
 """
 
 from __future__ import annotations
@@ -124,6 +125,7 @@ class HostConfig(Section):
     evaluators: tuple[PeerId, ...] = Field(default=(), max_length=64)  # members that measure instead; none: the host
     evaluation_minutes: float = Field(default=30.0, gt=0, le=24 * 60)  # to wait for one of them
     audit_on: str = Field(default="", max_length=32)  # where claims are replayed; default: as evaluate_on, or cpu
+    reveal_minutes: float = Field(default=10.0, gt=0, le=24 * 60)  # to show drawn work, beside what 1 Mbit/s needs
 
     @property
     def auditing_device(self) -> str:

@@ -17,11 +17,13 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lab import attackers, pacing
-from lab.outcomes import credited_to, divergences
+from lab.attack_rows import Row
+from lab.outcomes import credited_to, divergences, ledger_entries
 from lab.processes import Community, LabProcess
 from lab.small_community import Inputs, run_config
 from lab.warm_start import WarmStart
@@ -33,8 +35,6 @@ MEET_S = 8.0  # to hear each other before anyone works
 TRIES = 3  # a machine that is too busy does not start libp2p in time
 ENOUGH_S = 120.0  # for the host to evaluate what it has, and to leave
 LOOK_S = 0.2
-MOST_SAID = 3  # different things, of each side, that the table shows
-MOST_CHARS = 110
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,20 @@ SCENARIOS = (
 )
 
 
+AUDITED = (
+    *SCENARIOS[:2],
+    *(
+        Scenario(attack.replace("-", " "), attack)
+        for attack in (
+            "negated", "noise", "noise-x10", "zeros", "huge", "nan", "stale", "label-flip", "other-data",
+            "made-up-moments", "tokens-x2", "batches-x100", "shows-nothing",
+        )
+    ),
+    Scenario("two, negated", "negated", count=2),
+    Scenario("two, tokens x2", "tokens-x2", count=2),
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Terms:
     """What all rows have in common."""
@@ -85,48 +99,7 @@ class Terms:
     round_tokens: int = 48_000  # of all members together
     stall_s: float = 120.0  # without a round: then the row ends
     limit_s: float = 600.0  # of the row, from the first micro-batch on
-
-
-@dataclass
-class Row:
-    """What a scenario came to."""
-
-    name: str
-    wire: str
-    ended: str  # "all rounds", "no round for 120 s", or "out of time"
-    rounds: int
-    seconds: float  # from the first micro-batch to the last agreed round
-    loss: float  # held-out, of the newest state that the host has evaluated, nats per token
-    loss_round: int  # whose state that is
-    losses: list[tuple[int, float]]
-    shares: dict[int, float]  # round in which an attacker was -> its share of the weight, of all attackers together
-    credit: int  # tokens in the ledger, of all attackers together
-    credit_honest: float  # of an honest member, mean
-    one_state: bool
-    said: dict[str, int] = field(default_factory=dict)  # by the members' screens and logs -> how often
-    host_said: dict[str, int] = field(default_factory=dict)
-
-    @staticmethod
-    def header() -> str:
-        return (
-            "| attacker | wire | held-out loss | against clean | rounds made | the attacker's weight "
-            "| its credit, tokens | the members say | the host says |\n|---|---|---:|---:|---|---|---|---|---|"
-        )
-
-    def to_markdown(self, clean: Row | None) -> str:
-        """A row of the table; `clean`: the one without attackers, on the same wire."""
-        newest = "" if self.loss_round == self.rounds else f" (round {self.loss_round})"
-        against = f"{self.loss / clean.loss - 1:+.1%}" if clean is not None and clean is not self else "–"
-        end = "" if self.ended == "all rounds" else f", then {self.ended}"
-        share = "none"
-        if self.shares:
-            low, high, count = min(self.shares.values()), max(self.shares.values()), len(self.shares)
-            share = f"{low:.0%} to {high:.0%}, in {count} rounds" if count > 1 else f"{high:.0%}, in one round"
-        return (
-            f"| {self.name} | {self.wire} | {self.loss:.2f}{newest} | {against} "
-            f"| {self.rounds} in {self.seconds:.0f} s{end} | {share} "
-            f"| {self.credit:,} ({self.credit_honest:,.0f} a member) | {_most(self.said)} | {_most(self.host_said)} |"
-        )
+    audit: float = 0.0  # share of the claims that are replayed, after each member's first three; 0: none are
 
 
 def play(scenario: Scenario, folder: Path, inputs: Inputs, starter: WarmStart, terms: Terms) -> Row:
@@ -138,6 +111,8 @@ def play(scenario: Scenario, folder: Path, inputs: Inputs, starter: WarmStart, t
         sync={"round_tokens": terms.round_tokens, "min_peers": 3, "wire": terms.wire},
         inner={"lr": 4e-3, "micro_batch": 16, "batch": 16},
         publish={"every_rounds": 1},
+        **({"credit": {"hold_rounds": 4}, "audit": {"share": terms.audit, "reveal_rounds": 4}} if terms.audit else {}),
+        host={"reveal_minutes": 1.0},
     )
     with Community(folder, config, starter=starter) as run:
         return _Play(scenario, run, terms).whole()
@@ -262,9 +237,34 @@ class _Play:
             credit=sum(credit.get(peer, 0) for peer in mine),
             credit_honest=sum(credit.get(peer, 0) for peer in theirs) / len(theirs),
             one_state=not divergences(self.honest),
+            **self._audits(mine),
             said=said,
             host_said=_counted(_warnings(host), mine, theirs),
         )
+
+    def _audits(self, mine: set[str]) -> dict[str, Any]:
+        """What the ledger says of audits, as the fields of a row."""
+        verdicts: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+        banned, tokens, drawn, farthest = dict[str, int](), dict[str, int](), set[str](), 0
+        for entry in ledger_entries(self.run):
+            kind, is_mine = entry["type"], entry.get("peer_id") in mine
+            if kind == "claim":
+                tokens[entry["claim"]] = entry["tokens"]
+            elif kind == "audit":
+                verdicts[is_mine][entry["verdict"]] += 1
+                drawn |= {entry["claim"]} if entry["ppm"] else set()
+                if not is_mine:
+                    farthest = max(farthest, *(value for value in entry["ppm"].values()), 0)
+            elif kind == "ban":
+                who = "attacker" if is_mine else "honest"
+                banned[f"{who} {entry['peer_id'][-8:]}"] = entry["round"]
+        return {
+            "verdicts": dict(verdicts[True]),
+            "verdicts_honest": dict(verdicts[False]),
+            "banned": banned,
+            "replayed": sum(tokens[claim] for claim in drawn) / max(1, sum(tokens.values())),
+            "farthest_ppm": farthest,
+        }
 
     def _peer_ids(self) -> tuple[set[str], set[str]]:
         """The attackers', and the honest members'."""
@@ -317,13 +317,3 @@ def _counted(said: list[str], mine: set[str], theirs: set[str]) -> dict[str, int
         count[kind] += 1
         first.setdefault(kind, text)
     return {first[kind]: times for kind, times in count.most_common()}
-
-
-def _most(said: dict[str, int]) -> str:
-    """What was said most often, short enough for a table."""
-    told = [f"{_short(text)} ({count}×)" for text, count in list(said.items())[:MOST_SAID]]
-    return "; ".join(told).replace("|", "/") or "nothing"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= MOST_CHARS else text[: MOST_CHARS - 1] + "…"

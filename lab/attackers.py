@@ -1,7 +1,15 @@
 """Hostile members: the real client with one thing changed, for the tests and for `scripts/bench attackers`.
 
+    negated         its update points the other way
     negated-x10     its update points the other way, and is ten times as long
     noise-x10       its update is noise, ten times as long as its work, and the same each round, so that it adds up
+    noise           the same, as long as its work
+    zeros           it hands over nothing
+    huge            its update is 1e30 in each value
+    stale           it hands over the first round's work again and again
+    label-flip      it learns from labels that are not the tokens that follow
+    other-data      it works on draws of its own choice
+    made-up-moments it says that AdamW remembers a million times as much as it does
     tokens-x100     it claims a hundred times the tokens that it has trained on
     batches-x100    the same, in a hundred times the batches, so that they would fit
     nan             its update decodes to values that are not numbers
@@ -105,6 +113,71 @@ def _noise(update: Update) -> Update:
     return update
 
 
+def _noise_x1(update: Update) -> Update:
+    _noise(update)
+    update.vector.div_(LONGER)
+    return update
+
+
+def _filled(value: float) -> Callable[[Update], Update]:
+    def fill(update: Update) -> Update:
+        update.vector.fill_(value)
+        return update
+
+    return fill
+
+
+def _negated_x1(update: Update) -> Update:
+    update.vector.neg_()
+    return update
+
+
+def _stale() -> list[Patch]:
+    kept: list[torch.Tensor] = []
+
+    def again(update: Update) -> Update:
+        if not kept:
+            kept.append(update.vector.clone())
+        if kept[0].shape == update.vector.shape:
+            update.vector.copy_(kept[0])
+        return update
+
+    return _handing_over(again)()
+
+
+def _label_flip() -> list[Patch]:
+    from peer.training.data import Sequences
+
+    batch = Sequences.batch
+
+    def flipped(self: Any, *arguments: Any, **options: Any) -> Any:
+        tokens, labels, *rest = batch(self, *arguments, **options)
+        return (tokens, labels.flip(1), *rest)
+
+    return [(Sequences, "batch", flipped)]
+
+
+def _other_data() -> list[Patch]:
+    from peer.training.data import Sequences
+
+    draw = Sequences.draw
+
+    def own_choice(self: Any, seed: int, round: int, peer_id: str, first: int, count: int) -> Any:
+        return draw(self, seed, 0, "its own choice", first, count)
+
+    return [(Sequences, "draw", own_choice)]
+
+
+def _made_up_moments(update: Update) -> Update:
+    from peer.training.own_state import OwnState
+
+    own = update.own
+    if own is None:
+        return update
+    vectors = {name: vector * (1e6 if name == "exp_avg_sq" else 1.0) for name, vector in own.vectors.items()}
+    return replace(update, own=OwnState(own.numbers, vectors))
+
+
 def _more_tokens(update: Update) -> Update:
     return replace(update, tokens=MORE * update.tokens)
 
@@ -184,7 +257,15 @@ def _claim_and_die() -> list[Patch]:
 
 
 ATTACKS: dict[str, Callable[[], list[Patch]]] = {
+    "negated": _handing_over(_negated_x1),
     "negated-x10": _handing_over(_negated),
+    "noise": _handing_over(_noise_x1),
+    "zeros": _handing_over(_filled(0.0)),
+    "huge": _handing_over(_filled(1e30)),
+    "stale": _stale,
+    "label-flip": _label_flip,
+    "other-data": _other_data,
+    "made-up-moments": _handing_over(_made_up_moments),
     "noise-x10": _handing_over(_noise),
     "tokens-x100": _handing_over(_more_tokens),
     "batches-x100": _handing_over(_more_batches),

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from lab.attack_scenarios import SCENARIOS, Row, Scenario, Terms, play
+from lab.attack_rows import Row
+from lab.attack_scenarios import AUDITED, SCENARIOS, Scenario, Terms, play
 from lab.attackers import ATTACKS, LONGER, MADE_UP_TOKENS, MORE, TOLD_TOKENS, environment, install
 from lab.small_community import real_inputs
 from lab.training_fixtures import Bench
@@ -193,12 +194,12 @@ def test_process_without_an_attack_in_its_environment_is_honest() -> None:
 
 
 def test_attack_that_nobody_has_written_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="negated-x10, noise-x10"):
-        environment("negated")
+    with pytest.raises(ValueError, match="negated, negated-x10, noise"):
+        environment("negated-x3")
 
 
 def test_each_row_of_the_table_has_an_attack_that_exists_and_each_attack_a_row() -> None:
-    assert {scenario.attack for scenario in SCENARIOS} - {""} == set(ATTACKS)
+    assert {scenario.attack for scenario in (*SCENARIOS, *AUDITED)} - {""} == set(ATTACKS)
 
 
 # ---- with real processes ---------------------------------------------------------------------------------------------

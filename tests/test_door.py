@@ -42,7 +42,7 @@ WAIT_S = 30.0
 class Sleepers:
     """A service whose work is waiting."""
 
-    upload_s = 90.0
+    upload_s = reveal_s = 90.0
 
     def __init__(self) -> None:
         self.go_on, self.working, self.most = threading.Event(), 0, 0

@@ -17,7 +17,7 @@ from coordinator.run_config import ModelSource
 from lab.training_fixtures import CHAT_TEMPLATE, make_genesis, make_spec, write_tiny_gpt2, write_tiny_llama
 from peer.training.data import Dataset, Sequences
 from peer.training.genesis import build_genesis
-from peer.training.loading import load_tokenizer
+from peer.training.loading import load_causal_lm, load_tokenizer
 from peer.training.model import load_trainable
 from peer.training.model_check import _check_tokenizer, check_model, check_plan
 from protocol.errors import InputError
@@ -51,6 +51,11 @@ def test_a_sound_model_is_described_in_one_line(base: Path) -> None:
     assert (found.parameters, found.positions, found.embeddings, found.tokens) == (86_176, 64, 1024, 1024)
     assert str(found).startswith("LlamaForCausalLM, 86,176 parameters, all trained") and "\n" not in str(found)
     assert check_model(base, LORA, data()).trainable == 2 * 2 * 2 * (32 + 32)
+
+
+def test_a_model_is_loaded_without_compiled_kernels_from_a_hub(base: Path) -> None:
+    model = load_causal_lm(base)
+    assert not getattr(model, "use_kernels", False)  # of transformers 5.25 and later
 
 
 @pytest.mark.parametrize("tied_twice", [False, True])

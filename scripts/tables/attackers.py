@@ -6,6 +6,7 @@ invite as everybody does. A row in which nobody makes a round for two minutes en
 
     scripts/bench attackers                                         all rows
     scripts/bench attackers --only "clean,negated x10" --json attackers.json
+    scripts/bench attackers --audit 0.05                            other rows: work is replayed, credit on hold
 
 Goal: within 10 % of the clean loss, and all rounds made.
 """
@@ -21,7 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from lab.attack_scenarios import HONEST, SCENARIOS, Row, Scenario, Terms, play
+from lab.attack_rows import Row
+from lab.attack_scenarios import AUDITED, HONEST, SCENARIOS, Scenario, Terms, play
 from lab.small_community import Inputs, real_inputs
 from lab.warm_start import WarmStart
 
@@ -31,7 +33,8 @@ CODECS = ("fp32", "fp16", "int8", "int4", "int2", "topk")
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench attackers", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", type=_scenarios, default=SCENARIOS, help=",".join(item.name for item in SCENARIOS))
+    parser.add_argument("--only", type=_scenarios, help=",".join(item.name for item in (*SCENARIOS, *AUDITED[2:])))
+    parser.add_argument("--audit", type=float, default=0.0, help="share of the claims that are replayed")
     parser.add_argument("--codecs", type=_codecs, default=["int4"], help=",".join(CODECS))
     parser.add_argument("--rounds", type=int, default=Terms.rounds)
     parser.add_argument("--round-tokens", type=int, default=Terms.round_tokens, help="of all members together")
@@ -57,8 +60,8 @@ def play_all(options: argparse.Namespace) -> int:
         folder = (options.out or Path(name)).resolve()
         inputs = real_inputs(folder / "inputs")
         for wire in options.codecs:
-            terms = Terms(wire, options.rounds, options.round_tokens, options.stall_s, options.limit_s)
-            for scenario in options.only:
+            terms = Terms(wire, options.rounds, options.round_tokens, options.stall_s, options.limit_s, options.audit)
+            for scenario in options.only or (AUDITED if options.audit else SCENARIOS):
                 try:
                     rows.append(one(scenario, folder / f"{scenario.name}, {wire}", inputs, starter, terms))
                 except AssertionError as error:  # a process did not do what it should in time: on with the others
@@ -88,17 +91,17 @@ def tell(rows: list[Row], failed: list[str], options: argparse.Namespace) -> Non
         f"\n{HONEST} honest members, the demo's model on the plays, {options.rounds} rounds of "
         f"{options.round_tokens:,} tokens, {time.strftime('%Y-%m-%d')}\n"
     )
-    print(Row.header())
+    print(Row.audited_header() if options.audit else Row.header())
     clean = {row.wire: row for row in rows if row.name == SCENARIOS[0].name}
     for row in rows:
-        print(row.to_markdown(clean.get(row.wire)))
+        print((row.audited_markdown if options.audit else row.to_markdown)(clean.get(row.wire)))
     print(f"\nrows in which a round had two states: {sum(not row.one_state for row in rows)}; goal: none")
     if failed:
         print(f"rows that could not be played: {'; '.join(failed)}")
 
 
 def _scenarios(text: str) -> tuple[Scenario, ...]:
-    found = {scenario.name: scenario for scenario in SCENARIOS}
+    found = {scenario.name: scenario for scenario in (*SCENARIOS, *AUDITED)}
     return tuple(found[name] for name in _some_of(list(found), text))
 
 
