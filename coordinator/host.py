@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 FAILURE_SHOWN_S = 600.0  # that the status tells of a part that failed and was started again
 LONGEST_PAUSE_S = 60.0  # before the ticker, when it has failed, is started again
-REVEALED, SLOWEST_BYTES_S = 10, 125_000  # times the trained parameters that are shown of a claim; by such a line
+REVEALED, SLOWEST_BYTES_S = 12, 125_000  # times the trained parameters that are shown of a claim; by such a line
 RENDEZVOUS_WAIT_S = 20.0  # at start; it goes on without
 
 

@@ -118,11 +118,16 @@ def check_start(claim: Claim, named: Claim | None, later: int) -> None:
     start = claim.trajectory.start if claim.trajectory is not None else None
     if start is None:
         return
-    ended = named.trajectory.end if named is not None and named.trajectory is not None else None
-    if ended != start.own or start.round >= claim.round:
+    led_to = named.trajectory.end if named is not None and named.trajectory is not None else None
+    if named is None or led_to != start.own or start.round >= claim.round:
         raise VerificationError(
             f"the work of round {claim.round} began with an own state to which its author's work of round "
             f"{start.round} had not led"
+        )
+    jump = start.jump
+    if jump is not None and (start.round + 1 != claim.round or (jump.base, jump.update) != (named.base, named.update)):
+        raise VerificationError(
+            f"the work of round {claim.round} began beside a round {start.round} that was not its author's"
         )
     if later >= MOST_LATER:
         raise VerificationError(

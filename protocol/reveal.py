@@ -1,9 +1,10 @@
 """What the author of a claim shows when it is drawn: the head of it, as JSON, before the bytes.
 
-    {"base":<state manifest>,"end":<own manifest>,"start":<own manifest> | null}
+    {"base":<state manifest>,"before":<state manifest> | null,"end":<own manifest>,"start":<own manifest> | null}
 
-The bytes follow in this order: the base's parameters, the vectors of `start` and of `end` by their names, and the
-chunks of the update. Each has a length that the run fixes, so nothing else need be said of them.
+The bytes follow in this order: the base's parameters; those of `before`, the base that the work began on where rounds
+overlap; the vectors of `start` and of `end` by their names; the chunks of the update, and where there is a `before`
+those of the update before. Each has a length that the run fixes, so nothing else need be said of them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from protocol.own_state import OwnManifest
 from protocol.state import MAX_MANIFEST_BYTES, StateManifest
 from protocol.statements import Claim
 
-MAX_REVEAL_HEAD_BYTES = MAX_MANIFEST_BYTES + 65536
+MAX_REVEAL_HEAD_BYTES = 2 * MAX_MANIFEST_BYTES + 65536
 _BYTES_EACH = {  # bytes of a vector for N parameters; all that optimizers here are known to remember
     "left": lambda count: 4 * count,
     "exp_avg": lambda count: 4 * count,
@@ -34,6 +35,7 @@ class RevealHead(Fields):
     """What is revealed of one claim."""
 
     base: StateManifest
+    before: StateManifest | None = None
     start: OwnManifest | None
     end: OwnManifest
 
@@ -49,10 +51,15 @@ class RevealHead(Fields):
             raise FormatError(f"not the head of a reveal: {error.errors()[0]['msg']}") from error
         trajectory = claim.trajectory
         assert trajectory is not None, "only such claims are drawn"
-        start = head.start.digest if head.start is not None else None
-        began = trajectory.start.own if trajectory.start is not None else None
-        if (head.base.digest, start, head.end.digest) != (claim.base, began, trajectory.end):
+        began = trajectory.start
+        jump = began.jump if began is not None else None
+        named = (claim.base, jump and jump.base, began and began.own, trajectory.end)
+        if (head.base.digest, *(part and part.digest for part in (head.before, head.start, head.end))) != named:
             raise VerificationError("what is revealed is not what the claim names")
+        updates = (claim.update, jump.update) if jump is not None else (claim.update,)
+        count = head.base.parameter_count
+        if (head.before or head.base).tensors != head.base.tensors or any(each.values > count for each in updates):
+            raise VerificationError("what is revealed is of different models")
         return head
 
     @property

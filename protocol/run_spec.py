@@ -208,8 +208,6 @@ def check_audit(sync: Sync, credit: Credit, audit: Audit) -> None:
         raise ValueError(
             f"[audit] needs credit on hold until it is done: write hold_rounds = {LEAST_HOLD} or more under [credit]"
         )
-    if sync.overlap:
-        raise ValueError("[audit] and sync.overlap do not go together yet: write overlap = false under [sync]")
 
 
 class PinnedModel(Section):

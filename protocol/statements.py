@@ -65,11 +65,20 @@ class Late(Fields):
         return self.tokens if self.waited else self.tokens // LATE_DIVISOR
 
 
+class Jump(Fields):
+    """Where rounds overlap: the work began before its base was agreed, and came to stand on it on the way."""
+
+    after: int = Field(ge=1, le=2**40)  # sequences, the first of its round's, that were done before
+    base: Digest  # that these were done from: the one of the work before
+    update: UpdateDigest  # of the work before, which the base holds
+
+
 class Start(Fields):
     """Where earlier agreed work of the same author had ended."""
 
     round: int = Field(ge=1, le=10**9)  # of that work's claim
     own: Digest  # the own state (`protocol.own_state`) that it led to
+    jump: Jump | None = None  # None: the work began on the base that the claim names
 
 
 class Trajectory(Fields):

@@ -33,7 +33,7 @@ from protocol.last import Last
 from protocol.majority import acceptors_after
 from protocol.run_spec import RunSpec
 from protocol.signed import Signed
-from protocol.statements import Claim, Late
+from protocol.statements import Claim, Jump, Late
 
 LARGE_RUNS = (
     3  # sync.rules from which on work waits for its turn, acceptors complete a state alone, and there are epochs
@@ -87,10 +87,22 @@ def check_claim(peer_id: str, made: Claim, last: Last, spec: RunSpec) -> None:
         raise VerificationError(f"{peer_id} claims {made.tokens} tokens in {made.batches} sequences: more than fit")
     if (made.trajectory is not None) != (spec.audit.share > 0):
         raise VerificationError(f"{peer_id} claims work {_HOW[made.trajectory is not None]}")
+    start = made.trajectory.start if made.trajectory is not None else None
+    if start is not None and start.jump is not None:
+        _check_jump(peer_id, start.jump, made, spec)
     if made.late is not None:
         if spec.audit.share:
             raise VerificationError(f"{peer_id} claims late work, which cannot be replayed")
         _check_late(peer_id, made.late, last, spec)
+
+
+def _check_jump(peer_id: str, jump: Jump, made: Claim, spec: RunSpec) -> None:
+    before, update = jump.update, made.update
+    if not spec.sync.overlap:
+        raise VerificationError(f"{peer_id} claims work ahead of its base, in a run whose rounds do not overlap")
+    fits = (before.codec, before.chunk_values) == (update.codec, update.chunk_values)
+    if jump.after > made.batches or not fits or before.values > update.values + 1:  # fragments differ by one
+        raise VerificationError(f"{peer_id} claims work ahead of its base that cannot be")
 
 
 def _check_late(peer_id: str, late: Late, last: Last, spec: RunSpec) -> None:

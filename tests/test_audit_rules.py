@@ -22,7 +22,7 @@ from protocol.last import Last
 from protocol.ledger_entry import AuditEntry, BanEntry, ClaimEntry, CreditEntry, Entry, LotEntry, RoundEntry, RunEntry
 from protocol.run_spec import Audit
 from protocol.signed import Signed
-from protocol.statements import Claim, Late, Start, Trajectory
+from protocol.statements import Claim, Jump, Late, Start, Trajectory
 from protocol.succession import check_claim
 from tests.swarm_kit import World
 
@@ -234,6 +234,35 @@ def test_work_begins_where_agreed_work_had_ended_or_with_nothing() -> None:
         check_start(claim_of(99, Start(round=1, own="1" * 64), "3" * 64), first, 16)
 
 
+def test_work_that_began_before_its_base_was_agreed_began_on_its_authors_own_round() -> None:
+    first = claim_of(1, None, "1" * 64)
+    jump = Jump(after=1, base=first.base, update=first.update)
+    check_start(claim_of(2, Start(round=1, own="1" * 64, jump=jump), "2" * 64), first, 0)
+    other = first.update.model_copy(update={"root": "9" * 64})
+    for wrong in (jump.model_copy(update={"base": "9" * 64}), jump.model_copy(update={"update": other})):
+        with pytest.raises(VerificationError, match="beside a round 1 that was not its author's"):
+            check_start(claim_of(2, Start(round=1, own="1" * 64, jump=wrong), "2" * 64), first, 0)
+    with pytest.raises(VerificationError, match="beside a round 1 that was not its author's"):
+        check_start(claim_of(3, Start(round=1, own="1" * 64, jump=jump), "2" * 64), first, 0)
+
+
+def test_only_where_rounds_overlap_work_is_ahead_of_its_base_and_never_more_of_it_than_was_done(tmp_path: Path) -> None:
+    spec, last = audited(World(tmp_path, values=10).card.spec, Audit(share=0.1)), Last(1, "b" * 64)
+    both = spec.model_copy(update={"sync": spec.sync.model_copy(update={"overlap": True})})
+    jump = Jump(after=1, base="b" * 64, update=claim_of(1, None, "1" * 64).update)
+
+    def made(**changes: Any) -> Claim:
+        return claim_of(2, Start(round=1, own="1" * 64, jump=jump.model_copy(update=changes)), "2" * 64)
+
+    check_claim("p", made(), last, both)
+    with pytest.raises(VerificationError, match="whose rounds do not overlap"):
+        check_claim("p", made(), last, spec)
+    wrong = [{name: value} for name, value in (("codec", "int2"), ("chunk_values", 1), ("values", 6))]
+    for changes in ({"after": 2}, *({"update": jump.update.model_copy(update=each)} for each in wrong)):
+        with pytest.raises(VerificationError, match="ahead of its base that cannot be"):
+            check_claim("p", made(**changes), last, both)
+
+
 def test_in_an_audited_run_a_claim_says_where_its_work_began_and_holds_no_late_work(tmp_path: Path) -> None:
     world = World(tmp_path, values=10)
     spec, last = audited(world.card.spec, Audit(share=0.1)), Last(0, "b" * 64)
@@ -285,7 +314,7 @@ def test_a_peer_can_show_its_newest_work_also_after_a_restart(tmp_path: Path) ->
     assert shown.reveal(wanted).claim.round == KEPT + 1
     assert shown.standing() is not None and shown.load_own(own(KEPT + 2).digest) is not None
     files = sorted(path.name for path in (folder.path / "audit").iterdir())
-    assert len(files) == 2 * 2 + 3, "two claims, and the own states that they began with and led to"
+    assert len(files) == 2 + 3 + 1, "two claims, the own states that they began with and led to, and their one update"
     folder.close()
 
 

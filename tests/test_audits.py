@@ -57,6 +57,7 @@ def run(
 ) -> Iterator[Audited]:
     folder = tmp_path_factory.mktemp("audited")
     config: dict[str, Any] = tiny_run(folder, glass_dir, plays, "wood", round_seconds=2.0, wire="int4")
+    config["sync"]["overlap"] = True
     config |= {"credit": {"hold_rounds": HOLD}, "audit": {"share": 0.2}}
     with Community(folder, config, starter=starter, tokens_per_s=CARD_TOKENS_PER_S) as community:
 

@@ -29,8 +29,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "steps by fp32": {"sync": {"wire": "fp32"}},
     "steps by int4": {"sync": {"wire": "int4"}},
     "fragments by int2": {"sync": {"wire": "int2", "fragments": 2}},
+    "overlap by int4": {"sync": {"wire": "int4", "overlap": True}},
+    "overlap of fragments by int2": {"sync": {"wire": "int2", "fragments": 2, "overlap": True}},
     "gradient by int4": {"sync": {"method": "gradient", "wire": "int4"}},
 }
+AHEAD = 6  # sequences that are done before the next base, where rounds overlap
 
 
 class Member:
@@ -67,6 +70,10 @@ class Member:
             self.work.step(10 - self.work.sequences)
         claim = await self.own.hand_over(self.work.finish(), head.digest)
         assert claim is not None and self.own.ready is not None
+        if self.bench.spec.sync.overlap:
+            self.work.carry_on()
+            while self.work.sequences < AHEAD:
+                self.work.step(AHEAD - self.work.sequences)
         after = head.state.parameters.clone()
         step = self.own.ready.encoded.decode() * (0.1 if self.bench.spec.sync.method == "gradient" else 1.0)
         after[self.bench.spec.sync.fragment(head.round + 1, len(after))] -= step if counted else 0.5 * step
@@ -107,6 +114,12 @@ class Member:
         return audit.passes(audit.in_ppm(found), audit.limit(trajectory))
 
 
+def jumps(claim: Signed[Claim]) -> bool:
+    """Whether its work began before its base was agreed."""
+    start = claim.value.trajectory.start if claim.value.trajectory is not None else None
+    return start is not None and start.jump is not None
+
+
 def ends(claim: Signed[Claim]) -> tuple[str | None, str]:
     trajectory = claim.value.trajectory
     assert trajectory is not None
@@ -130,8 +143,11 @@ def test_rounds_hang_together_over_a_missed_one_and_a_restart(
         fourth = await member.round()
         assert ends(fourth)[0] == ends(third)[1]
         assert fourth.value.late is None and third.value.late is None
-        for claim in (first, second, missed, third, fourth):
-            assert member.replays(claim)
+        claims = (first, second, missed, third, fourth)
+        ahead = member.bench.spec.sync.overlap
+        assert list(map(jumps, claims)) == [False, ahead, ahead, False, False]
+        assert all(map(member.replays, claims))
+        audit.check_start(second.value, first.value, 0)
         audit.check_start(fourth.value, third.value, 0)
 
     asyncio.run(main())

@@ -15,7 +15,7 @@ from peer.sync.contribution import Contribution
 from peer.training.codecs.codec import EncodedUpdate
 from peer.training.inner_optimizer import InnerAdamW
 from peer.training.own_state import OwnState
-from peer.training.replay import Revealed, replay
+from peer.training.replay import Before, Revealed, replay
 from peer.training.reveal import head_of, pieces_of, read_revealed, size_of
 from peer.training.state import SharedState
 from peer.training.work import LocalWork
@@ -23,7 +23,7 @@ from protocol import audit
 from protocol.errors import FormatError, InputError, VerificationError
 from protocol.keys import PeerIdentity
 from protocol.reveal import RevealHead
-from protocol.statements import Start
+from protocol.statements import Jump, Start
 
 INNER = {"lr": 2e-3, "micro_batch": 4, "batch": 4}
 AUDITED: dict[str, Any] = {"audit": {"share": 0.1}, "inner": INNER}
@@ -36,9 +36,16 @@ KINDS: dict[str, dict[str, Any]] = {
     "steps by int4": {"sync": {"wire": "int4"}},
     "fragments by int2": {"sync": {"wire": "int2", "fragments": 3}},
     "schedule-free by int4": {"sync": {"wire": "int4"}, "inner": INNER | {"optimizer": "schedule-free-adamw"}},
+    "overlap by int4": {"sync": {"wire": "int4", "overlap": True}},
+    "overlap of fragments by int2": {"sync": {"wire": "int2", "fragments": 3, "overlap": True}},
+    "overlap of schedule-free by int2": {
+        "sync": {"wire": "int2", "overlap": True},
+        "inner": INNER | {"optimizer": "schedule-free-adamw"},
+    },
     "lora by int2": {"sync": {"wire": "int2"}, "method": {"kind": "lora", "rank": 4}},
 }
 STEPS = 5  # and a part of one, in a round
+AHEAD = 10  # sequences, two steps and a half, where rounds overlap
 
 
 class Member:
@@ -49,6 +56,7 @@ class Member:
         self.work = LocalWork(bench.model(), bench.dataset, bench.spec, self.identity.peer_id, **options)
         self.base = bench.genesis
         self.own: OwnState | None = None
+        self.before: Before | None = None  # where the work in hand began, if it was begun before its base was there
         self.work.go_on_from(self.base, None)
 
     def round(self) -> Revealed:
@@ -57,9 +65,16 @@ class Member:
         batches = STEPS * spec.inner.batch + 2
         while work.sequences < batches:
             work.step(batches - work.sequences)
-        made = self._made(start)
+        made, before = self._made(start), self.before
         assert made.own is not None
+        if (trajectory := made.claim.value.trajectory) is None or trajectory.start is None or not trajectory.start.jump:
+            before = None  # it began on the base
         self.own = made.own
+        if spec.sync.overlap:
+            self.before = Before(self.base, made.encoded)
+            work.carry_on()
+            while work.sequences < AHEAD:
+                work.step(AHEAD - work.sequences)
         decoded, base = made.encoded.decode(), self.base
         after = base.parameters.clone()
         after[spec.sync.fragment(base.round + 1, len(after))] -= decoded * (
@@ -67,12 +82,16 @@ class Member:
         )
         self.base = SharedState(base.round + 1, base.names_shapes, after)
         self.work.rebase(self.base, made.encoded)
-        return Revealed(made.claim.value, self.identity.peer_id, base, start, made.own, made.encoded)
+        return Revealed(made.claim.value, self.identity.peer_id, base, start, made.own, made.encoded, before)
 
     def _made(self, start: OwnState | None) -> Contribution:
         update, base = self.work.finish(), self.base
         feedback = start.left.clone() if start is not None and start.left is not None else None
-        began = Start(round=base.round, own=start.digest) if start is not None else None
+        jump = None
+        if update.jump:
+            assert update.jump == AHEAD and self.before is not None
+            jump = Jump(after=AHEAD, base=self.before.base.digest, update=self.before.update.digest)
+        began = Start(round=base.round, own=start.digest, jump=jump) if start is not None else None
         arguments = (self.bench.spec, "ab" * 32, base.round + 1, base.digest, self.identity, (), 0.0)
         if self.bench.spec.sync.method == "diloco":
             feedback = None

@@ -1,7 +1,7 @@
 """What this peer needs to show of its newest work, where claims are drawn and replayed; and what it goes on from.
 
 audit/round-000012-<claim>.json      a claim, and whether it is known to be part of its round's agreement
-audit/round-000012-<claim>.update    its update, as it travelled
+audit/update-<root>.bin              an update, as it travelled, of a claim or of the one before it
 audit/own-<digest>.safetensors       an own state (`protocol.own_state`) that a claim began with or led to
 
 Kept are the newest, until the coordinator has drawn and does not want them; one whose round went on without this peer
@@ -20,7 +20,7 @@ from pathlib import Path
 from peer.disk.peer_folder import PeerFolder, seal, unseal
 from peer.training.codecs.codec import EncodedUpdate, chunk_sizes, codec
 from peer.training.own_state import OwnState
-from peer.training.replay import Revealed
+from peer.training.replay import Before, Revealed
 from peer.training.reveal import Sent, as_sent
 from peer.training.state import SharedState
 from protocol import canonical
@@ -28,13 +28,17 @@ from protocol.digests import Digest
 from protocol.disk import write_file
 from protocol.errors import FormatError, InputError, PotluckError
 from protocol.signed import Signed, stored_signed
-from protocol.statements import Claim, Start, Trajectory
+from protocol.statements import Claim, Start, Trajectory, UpdateDigest
 
 logger = logging.getLogger(__name__)
 
 KEPT = 16  # claims; so many rounds the coordinator may be away
 _MAX_NOTE_BYTES = 1 << 20
 _NAME = re.compile(r"round-(\d{6,10})-([0-9a-f]{16})\.json")
+
+
+def _update_name(update: UpdateDigest) -> str:
+    return f"update-{update.root}.bin"
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ class ShownWork:
         name = f"round-{claim.value.round:06d}-{claim.digest[:16]}"
         with self._lock:
             own.save(self._own(own.digest))
-            write_file(self._folder.place(f"audit/{name}.update"), b"".join(update.chunks), private=True)
+            place = self._folder.place(f"audit/{_update_name(update.digest)}")
+            write_file(place, b"".join(update.chunks), private=True)
             self._write(name, claim.data, agreed=False)
             self._drop(self.notes()[:-KEPT])
 
@@ -115,24 +120,28 @@ class ShownWork:
         note = next((note for note in self.notes() if note.claim.digest == claim), None)
         if note is None:
             raise InputError("what this peer did for a claim that is to be replayed is not kept any more")
-        value, named = note.claim.value, note.claim.value.update
-        try:
-            data = (self._path / f"{note.name}.update").read_bytes()
-        except OSError as error:
-            raise InputError(f"what this peer did in round {note.round} cannot be read: {error.strerror}") from error
-        chunks, coder = list[bytes](), codec(named.codec)
-        for values in chunk_sizes(named.values, named.chunk_values):
-            size = coder.encoded_bytes(values)
-            chunks, data = [*chunks, data[:size]], data[size:]
-        start, end = note.trajectory.start, note.trajectory.end
+        value, start, end = note.claim.value, note.trajectory.start, note.trajectory.end
+        jump = start.jump if start is not None else None
         return Revealed(
             value,
             note.claim.by,
             self._load_state(value.base),
             OwnState.load(self._own(start.own), start.own) if start is not None else None,
             OwnState.load(self._own(end), end),
-            EncodedUpdate(named.codec, named.values, named.chunk_values, tuple(chunks)),
+            self._load_update(value.update),
+            Before(self._load_state(jump.base), self._load_update(jump.update)) if jump is not None else None,
         )
+
+    def _load_update(self, named: UpdateDigest) -> EncodedUpdate:
+        try:
+            data = (self._path / _update_name(named)).read_bytes()
+        except OSError as error:
+            raise InputError(f"an update that this peer has made cannot be read: {error.strerror}") from error
+        chunks, coder = list[bytes](), codec(named.codec)
+        for values in chunk_sizes(named.values, named.chunk_values):
+            size = coder.encoded_bytes(values)
+            chunks, data = [*chunks, data[:size]], data[size:]
+        return EncodedUpdate(named.codec, named.values, named.chunk_values, tuple(chunks))
 
     def notes(self) -> list[KeptClaim]:
         """The oldest first."""
@@ -165,9 +174,9 @@ class ShownWork:
             (self._path / f"{note.name}.json").unlink(missing_ok=True)
         names = set[str]()
         for note in self.notes():
-            start = note.trajectory.start
-            owns = (note.trajectory.end, *((start.own,) if start is not None else ()))
-            names |= {f"{note.name}.json", f"{note.name}.update", *(self._own(digest).name for digest in owns)}
+            names |= {f"{note.name}.json", _update_name(note.claim.value.update), self._own(note.trajectory.end).name}
+            if (start := note.trajectory.start) is not None:
+                names |= {self._own(start.own).name, *([_update_name(start.jump.update)] if start.jump else [])}
         for path in self._path.iterdir():
             if path.name not in names:
                 path.unlink(missing_ok=True)

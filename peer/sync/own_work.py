@@ -26,7 +26,7 @@ from protocol.errors import InputError
 from protocol.keys import PeerIdentity
 from protocol.run_card import RunCard
 from protocol.signed import Signed
-from protocol.statements import Claim, Start
+from protocol.statements import Claim, Jump, Start
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class OwnWork:
         self.is_carried = False  # what the trainer has finished last is what led to it
         self.close = threading.Event()  # the trainer finishes its micro-batch and hands over
         self.ready: Contribution | None = None  # for the round in hand
+        self._is_left = False  # the trainer has begun anew since, and does not stand where that ended
         self._left: tuple[Leftover, ...] = ()  # in no round yet, the oldest first; made one when the next update comes
         self._last: Commit | None = None
         self._feedback: torch.Tensor | None = None  # [N], gradients: what encoding has left out so far
@@ -79,6 +80,7 @@ class OwnWork:
         sent = self.part_of(head)
         follows = head.agreement is not None and head.agreement.base == work.base
         if self._shown is not None and not self._goes_on(work, follows and sent is not None):
+            self._is_left = self.ready is not None
             work.go_on_from(head.state, self._stands_at(self._shown))
             return False
         if not follows or (sent is None and work.peer_id in head.weights):
@@ -89,7 +91,8 @@ class OwnWork:
 
     def _goes_on(self, work: LocalWork, knows_part: bool) -> bool:
         """Whether the work is where the last that was agreed on ended, so that nothing need be loaded."""
-        return self.is_carried and not work.is_under_way and (knows_part or not keeps_own(self._card.spec))
+        stands = work.is_carried_on or not work.is_under_way
+        return self.is_carried and stands and (knows_part or not keeps_own(self._card.spec))
 
     def _stands_at(self, shown: Shown) -> OwnState | None:
         own = shown.load_own(self._stands.own) if self._stands is not None else None
@@ -114,7 +117,8 @@ class OwnWork:
             return None
         round, since = self._shelf.head.round + 1, time.monotonic()
         run, spec, feedback = self._card.run, self._card.spec, self._feedback
-        arguments = (update, spec, run, round, base, self._identity, self._left, since, feedback)
+        began = () if self._shown is None else (self._begun(update),)
+        arguments = (update, spec, run, round, base, self._identity, self._left, since, feedback, *began)
         del feedback  # as large as the model
         made = await asyncio.get_running_loop().run_in_executor(None, self._make, *arguments)
         if made is None:
@@ -124,13 +128,20 @@ class OwnWork:
         if base != self._shelf.head.digest:
             self._keep(made.fresh)  # the round went on meanwhile
             return None
-        self.ready, self._left = made, ()
+        self.ready, self._left, self._is_left = made, (), False
         return made.claim
+
+    def _begun(self, update: Update) -> Start | None:
+        """Where this work began."""
+        if self._stands is None or not update.jump:
+            return self._stands
+        assert self._last is not None and self._part is not None, "work is carried on only where both are known"
+        jump = Jump(after=update.jump, base=self._last.agreement.base, update=self._part[1].digest)
+        return self._stands.model_copy(update={"jump": jump})
 
     def _make(self, *arguments: Any) -> Contribution | None:
         """In a thread; None: what a replay would need cannot be kept, so nothing is claimed."""
-        start = () if self._shown is None else (self._stands,)
-        made = Contribution.make(*arguments, *start)
+        made = Contribution.make(*arguments)
         if self._shown is not None and made.own is not None:
             try:
                 self._shown.keep(made.claim, made.own, made.encoded)
@@ -183,7 +194,7 @@ class OwnWork:
         if mine is None or mine.value.trajectory is None:
             return
         self._stands = Start(round=mine.value.round, own=mine.value.trajectory.end)
-        self.is_carried = ready is not None and ready.claim.digest == mine.digest
+        self.is_carried = ready is not None and ready.claim.digest == mine.digest and not self._is_left
 
         def note() -> None:
             try:

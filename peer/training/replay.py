@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -40,16 +41,24 @@ _NOTHING = 1e-12  # a length below which nothing was done
 _DROWNED = 1e5  # moments so many times as long as what was added: fp32 holds too little of that to tell work by
 
 
+class Before(NamedTuple):
+    """What work stood on before it jumped to its base."""
+
+    base: SharedState  # likewise
+    update: EncodedUpdate  # of the work before; the base holds it
+
+
 @dataclass(frozen=True, eq=False)
 class Revealed:
     """What the author of a claim shows of it; checked against what the claim names.
 
     Args:
         by: peer id.
-        base: the agreed state that the work started from; its outer vectors may be left out.
+        base: the agreed state that the work is counted from; its outer vectors may be left out.
         start: the own state that it began with; None: nothing.
         end: the one that it led to.
         update: as it travelled.
+        before: where it began before its base was agreed (`Jump`).
     """
 
     claim: Claim
@@ -58,6 +67,7 @@ class Revealed:
     start: OwnState | None
     end: OwnState
     update: EncodedUpdate
+    before: Before | None = None
 
 
 class BrokenOff(InputError):
@@ -91,9 +101,10 @@ def replay(
     work = LocalWork(
         model, dataset, spec, revealed.by, wanted=_precision(model, claim.trajectory.precision), moments=_kind(revealed)
     )
-    work.go_on_from(revealed.base, revealed.start)
     try:
-        done = _done(work, claim.batches, is_over)
+        _begin(work, revealed, is_over)
+        _step_to(work, claim.batches, is_over)
+        done = work.finish()
     except RoundAborted:
         return {"update": math.inf}
     assert done.own is not None, "the run is audited"
@@ -107,7 +118,25 @@ def replay(
     return found
 
 
-def _done(work: LocalWork, batches: int, is_over: Callable[[], bool]) -> Update:
+def _begin(work: LocalWork, revealed: Revealed, is_over: Callable[[], bool]) -> None:
+    """Stand where the work began, and where it came to stand on its base on the way, go there."""
+    own, before, claim = revealed.start, revealed.before, revealed.claim
+    if before is None:
+        work.go_on_from(revealed.base, own)
+        return
+    assert claim.trajectory is not None and claim.trajectory.start is not None, "it was checked"
+    jump = claim.trajectory.start.jump
+    if own is None or own.left is None or jump is None:
+        raise FormatError("work that began ahead of its base, with nothing left of the work before")
+    undone = own.left.clone()
+    undone[work.spec.sync.fragment(claim.round - 1, len(undone))] += before.update.decode()
+    work.go_on_from(before.base, own.with_left(undone))
+    work.carry_on()
+    _step_to(work, jump.after, is_over)
+    work.rebase(revealed.base, before.update)
+
+
+def _step_to(work: LocalWork, batches: int, is_over: Callable[[], bool]) -> None:
     idle = 0
     while work.sequences < batches:
         if is_over():
@@ -117,7 +146,6 @@ def _done(work: LocalWork, batches: int, is_over: Callable[[], bool]) -> Update:
         idle = 0 if work.sequences > before else idle + 1
         if idle > NO_PASSES:
             raise RoundAborted("the work cannot be done on this device")
-    return work.finish()
 
 
 def _precision(model: TrainableModel, claimed: str) -> str:

@@ -40,6 +40,7 @@ class Update:
         own: where work is audited: what this peer carries into its next round; what is left of the update, `left`, is
             the whole model's where a round averages a fragment of it, else not in it yet.
         precision: where work is audited: of the passes, the lowest.
+        jump: how many of the sequences were drawn before the round's base was agreed (`LocalWork.carry_on`).
     """
 
     vector: torch.Tensor
@@ -49,6 +50,7 @@ class Update:
     flops: int
     own: OwnState | None = None
     precision: Precision = "fp32"
+    jump: int = 0
 
 
 def carries_left(spec: RunSpec) -> bool:

@@ -135,6 +135,11 @@ class LocalWork:
         """Whether there is work to go on with: what may be replayed ends with its update."""
         return bool(self.tokens) and not (self._is_finished and self.spec.audit.share)
 
+    @property
+    def is_carried_on(self) -> bool:
+        """Whether this is the work for the next round, after what `finish` gave; see `carry_on`."""
+        return self._ahead
+
     # ---- a round -----------------------------------------------------------------------------------------------------
 
     def begin(self, base: SharedState, left: torch.Tensor | None = None) -> None:
@@ -204,7 +209,7 @@ class LocalWork:
         if not self._ahead:
             self.round = base.round + 1
             self._restart()
-        self._ahead = False
+        self._ahead, self._jump = False, self.sequences
 
     def _take_back(self, sent: EncodedUpdate, fragment: slice) -> None:
         """It is in the base now: once is enough."""
@@ -230,6 +235,7 @@ class LocalWork:
             self._follow_passes()
             if passed.spoilt:
                 self._forget_pending()
+                self._jump = min(self._jump, self.sequences)
             if passed.is_interrupted:
                 raise Interrupted
         count = _Count(len(rows), *self.dataset.train.counts(rows))
@@ -266,7 +272,7 @@ class LocalWork:
         self._is_finished = True
         total, own = self._done.plus(self._pending), self._own() if self.spec.audit.share else None
         flops = self.model.flops(total.read)
-        return Update(vector, total.tokens, 0, total.sequences, flops, own, self.passes.precision)
+        return Update(vector, total.tokens, 0, total.sequences, flops, own, self.passes.precision, self._jump)
 
     def _own(self) -> OwnState:
         """What this peer carries into its next round, as far as it is here."""
@@ -285,7 +291,7 @@ class LocalWork:
         return self.spec.sync.method == "diloco"
 
     def _restart(self) -> None:
-        self._is_finished = False
+        self._is_finished, self._jump = False, 0
         self._done = _Count()  # what has been stepped; `_pending` is what stands in the gradient
         self._forget_pending()
 
